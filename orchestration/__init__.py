@@ -1,0 +1,1 @@
+"""The loop, placement, configuration and command line."""

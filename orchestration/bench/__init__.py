@@ -1,0 +1,1 @@
+"""`rlvr bench …`: measurements as ratios, printed as one JSON object."""

@@ -1,0 +1,1 @@
+"""Problems, prompts, and the models the embedded default runs on."""

@@ -1,0 +1,55 @@
+"""What the loop needs of the rooms. The rooms do not know these protocols; they only fit them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
+from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """One task item: what is asked, and what a verifier needs to check an answer."""
+
+    problem_id: str
+    question: str
+    final_answer: str
+    """The reference, as a number in text form."""
+    solution: str = ""
+    """A worked solution ending in the answer line; used as few-shot example and for supervised warm starts."""
+    category: str = ""
+    """Difficulty or kind, for reports."""
+
+
+class Generator(Protocol):
+    """Rollout workers behind one door."""
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]: ...
+
+    async def publish(self, payload: AdapterPayload) -> Sequence[PublishReport]: ...
+
+    async def stats(self) -> Sequence[WorkerStats]: ...
+
+
+class Scorer(Protocol):
+    """The reward service, or a stand-in for a control experiment."""
+
+    @property
+    def reward_names(self) -> Sequence[str]: ...
+
+    async def score(
+        self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
+    ) -> Sequence[ScoredCompletion]: ...
+
+
+class Learner(Protocol):
+    """The DeepSpeed learner behind one door."""
+
+    async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics: ...
+
+    async def export_adapter(self) -> AdapterPayload: ...
+
+    async def save_checkpoint(self, folder: str) -> None: ...

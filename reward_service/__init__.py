@@ -1,0 +1,1 @@
+"""The reward service: a FastAPI application that scores completions by verifiable rewards."""

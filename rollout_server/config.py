@@ -1,0 +1,39 @@
+"""Settings of the rollout workers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RolloutConfig(BaseModel):
+    """vLLM engines and how they sample. TRL's names where it has one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_workers: int = Field(1, ge=1, description="Number of rollout workers, each one vLLM engine.")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs per rollout worker.")
+    num_generations: int = Field(8, ge=1, description="Completions per prompt: the size of a group.")
+    max_completion_length: int = Field(256, ge=1, description="Tokens a completion may have.")
+    temperature: float = Field(1.0, ge=0.0, description="Sampling temperature during training.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all tokens.")
+    top_k: int = Field(0, ge=0, description="Most likely tokens kept; 0 keeps all.")
+    stop: tuple[str, ...] = Field((), description="Strings that end a completion.")
+    max_model_len: int = Field(2048, ge=16, description="Context: prompt and completion tokens together.")
+    max_num_seqs: int = Field(64, ge=1, description="Sequences an engine decodes at once.")
+    max_num_batched_tokens: int | None = Field(None, ge=16, description="Tokens of one engine step; vLLM's choice if unset.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the served base; auto: float32 on CPUs, bfloat16 on GPUs."
+    )
+    gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0, description="Share of a GPU's memory vLLM may take.")
+    kv_cache_gib: float = Field(1.0, gt=0.0, description="Key-value cache of a CPU engine, GiB.")
+    enforce_eager: bool = Field(False, description="No CUDA graphs and no compilation in the engine.")
+    max_adapter_versions: int = Field(
+        3, ge=2, description="Adapter versions a worker serves at once; publishing waits for the oldest to fall idle."
+    )
+    max_lora_rank: int = Field(16, ge=1, description="Largest adapter rank the engine takes.")
+    start_timeout_s: float = Field(600.0, gt=0, description="Limit on an engine's start, seconds.")
+    generate_timeout_s: float = Field(600.0, gt=0, description="Limit on one group's generation, seconds.")
+    publish_timeout_s: float = Field(120.0, gt=0, description="Limit on one adapter publish, seconds.")
+    adapter_dir: str = Field("/dev/shm", description="Folder, on tmpfs, where published adapters lie.")
