@@ -1,0 +1,318 @@
+"""One run's settings: the rooms' configurations together, from a recipe and dotted overrides.
+
+Loads no heavy library: `rlvr --help`, `rlvr doctor` and every submit backend start here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from learner.config import LearnerConfig
+from orchestration.errors import ConfigError
+from rollout_server.config import RolloutConfig
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Section):
+    """The base model, the same for sampler and learner."""
+
+    name: str = Field(
+        "smollm2-135m-instruct",
+        description="An embedded model (smollm2-135m-instruct, tiny), a local folder, or a hub id.",
+    )
+    revision: str | None = Field(None, description="Hub revision.")
+
+
+class ArithmeticData(Section):
+    """Word problems of graded difficulty, made by a seeded generator; train and held-out sets are disjoint."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    num_train: int = Field(2000, ge=1, description="Training problems.")
+    num_eval: int = Field(200, ge=1, description="Held-out problems.")
+    difficulty: tuple[int, ...] = Field((1,), description="Grades used, 1 (one step, small numbers) to 5.")
+    num_shots: int = Field(2, ge=0, le=8, description="Worked examples in front of the question.")
+    seed: int = Field(0, ge=0, description="Seed of the generator; the same for every training seed.")
+
+
+class Gsm8kData(Section):
+    """GSM8K files (JSON lines with `question` and `answer`), in the AWS article's answer format."""
+
+    kind: Literal["gsm8k"] = "gsm8k"
+    train_file: str = Field("gsm8k/train.jsonl", description="Training problems.")
+    eval_file: str = Field("gsm8k/test.jsonl", description="Held-out problems.")
+    num_train: int | None = Field(None, ge=1, description="Use only the first so many after shuffling; all if unset.")
+    num_eval: int = Field(100, ge=1, description="Held-out problems used.")
+    num_shots: int = Field(8, ge=0, le=8, description="Worked examples in front of the question.")
+    seed: int = Field(0, ge=0, description="Seed of the shuffle.")
+
+
+class CopyData(Section):
+    """A toy task for tests of the machinery: repeat the number that the prompt names."""
+
+    kind: Literal["copy"] = "copy"
+    num_train: int = Field(200, ge=1, description="Training problems.")
+    num_eval: int = Field(50, ge=1, description="Held-out problems.")
+    max_number: int = Field(99, ge=9, description="Largest number.")
+    num_shots: int = Field(0, ge=0, le=8, description="Worked examples in front of the question.")
+    seed: int = Field(0, ge=0, description="Seed of the generator.")
+
+
+DataConfig = Annotated[ArithmeticData | Gsm8kData | CopyData, Field(discriminator="kind")]
+
+
+class RewardSpec(Section):
+    """One named reward of the service."""
+
+    name: str = Field(description="Its name at the service.")
+    weight: float = Field(1.0, description="Its weight in the total.")
+    params: dict[str, Any] = Field(default_factory=dict, description="Its parameters.")
+
+
+class RewardConfig(Section):
+    """Where completions are scored, and by what."""
+
+    url: str | None = Field(None, description="A running reward service; unset: one is started on loopback.")
+    api_key: str | None = Field(None, description="Key of that service.", repr=False, exclude=True)
+    rewards: tuple[RewardSpec, ...] = Field(
+        (RewardSpec(name="gsm8k_format"), RewardSpec(name="gsm8k_correctness")),
+        min_length=1,
+        description="Rewards whose weighted sum is learned from.",
+    )
+    control: Literal["none", "random"] = Field(
+        "none",
+        description="random: train on random draws instead of the rewards (which are still measured): a control "
+        "that shows whether a gain comes from the rewards.",
+    )
+    timeout_s: float = Field(30.0, gt=0, description="Limit on one HTTP call, seconds.")
+    deadline_s: float = Field(120.0, gt=0, description="Retries go on so long, seconds; then the run stops.")
+    max_concurrency: int = Field(32, ge=1, description="Calls under way at once.")
+    start_timeout_s: float = Field(60.0, gt=0, description="Limit on the loopback service's start, seconds.")
+
+
+class RunConfig(Section):
+    """Everything a run is made of."""
+
+    recipe: str = Field("arithmetic", description="Name of the recipe the settings came from.")
+    run_dir: str | None = Field(None, description="Run folder; unset: runs/RECIPE-TIME.")
+    seed: int = Field(0, ge=0, description="Seed of sampling, adapter initialisation and data order.")
+    max_steps: int = Field(100, ge=0, description="Optimizer steps.")
+    prompts_per_step: int = Field(8, ge=1, description="Groups in a step's batch.")
+    max_staleness: int = Field(
+        0, ge=0, description="How many updates old a completion may be when it is learned from; 0 is strictly on-policy."
+    )
+    drop_flat_groups: bool = Field(
+        False, description="Throw away groups whose rewards are all equal and refill the batch (DAPO's dynamic sampling)."
+    )
+    max_refills: int = Field(3, ge=0, description="With drop_flat_groups: batches' worth of extra groups a step may draw.")
+    flat_steps_alarm: int = Field(5, ge=1, description="Say so after so many steps in a row in which all groups are flat.")
+    eval_every: int = Field(0, ge=0, description="Held-out accuracy every so many steps; 0: before and after only.")
+    eval_at_ends: bool = Field(True, description="Held-out accuracy before the first and after the last step.")
+    save_every: int = Field(0, ge=0, description="Learner checkpoint every so many steps; 0: at the end only.")
+    example_every: int = Field(5, ge=0, description="Show an example completion every so many steps; 0: never.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run; auto: CUDA when there is a GPU.")
+    placement: Literal["auto", "colocated", "split"] = Field(
+        "auto",
+        description="split: rollout workers and learner ranks on GPUs of their own; colocated: they share; "
+        "auto: split when there are enough GPUs.",
+    )
+    dashboard: bool = Field(True, description="Start Ray's dashboard and node metrics.")
+    ray_address: str | None = Field(None, description="A running Ray cluster; unset: one is started here for the run.")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=ArithmeticData)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    learner: LearnerConfig = Field(default_factory=LearnerConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+
+    @model_validator(mode="after")
+    def _rooms_agree(self) -> RunConfig:
+        if self.rollout.num_generations < 2 and self.max_steps:
+            raise ValueError("rollout.num_generations must be at least 2: an advantage needs a group to compare with")
+        if self.rollout.temperature == 0 and self.max_steps:
+            raise ValueError("rollout.temperature must be above 0 for training: greedy groups are all alike")
+        if self.learner.lora.r > self.rollout.max_lora_rank:
+            raise ValueError(
+                f"learner.lora.r={self.learner.lora.r} is over rollout.max_lora_rank={self.rollout.max_lora_rank}: "
+                f"raise the latter"
+            )
+        if self.rollout.max_completion_length >= self.rollout.max_model_len:
+            raise ValueError(
+                f"rollout.max_completion_length={self.rollout.max_completion_length} leaves no room for a prompt in "
+                f"rollout.max_model_len={self.rollout.max_model_len}"
+            )
+        if self.rollout.max_adapter_versions < self.max_staleness + 2:
+            raise ValueError(
+                f"max_staleness={self.max_staleness} needs rollout.max_adapter_versions of at least "
+                f"{self.max_staleness + 2}, got {self.rollout.max_adapter_versions}"
+            )
+        if self.data.kind == "gsm8k" and self.data.train_file == self.data.eval_file:
+            raise ValueError(f"data.train_file and data.eval_file are the same file: {self.data.train_file}")
+        return self
+
+
+RENAMED_KEYS: Mapping[str, str] = {
+    "lr": "learner.learning_rate",
+    "learning_rate": "learner.learning_rate",
+    "beta": "learner.loss.beta",
+    "loss_type": "learner.loss.loss_type",
+    "num_generations": "rollout.num_generations",
+    "temperature": "rollout.temperature",
+    "max_completion_length": "rollout.max_completion_length",
+    "learner.beta": "learner.loss.beta",
+    "learner.loss_type": "learner.loss.loss_type",
+    "learner.loss.max_completion_length": "rollout.max_completion_length",
+    "rollout.n": "rollout.num_generations",
+    "reward_url": "reward.url",
+    "output_dir": "run_dir",
+}
+"""Keys people know from elsewhere, and where they live here."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = resources.files("orchestration") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> RunConfig:
+    """Resolve a recipe (a shipped name or a YAML file) and `dotted.key=value` overrides, the later winning.
+
+    Raises:
+        ConfigError: one line, naming the offending key or value and what to do.
+    """
+    tree = _read_recipe(recipe)
+    for override in overrides:
+        key, value = _parse_override(override)
+        _assign(tree, key, value, override)
+    # dr_grpo's constant length is the rollout's own; it is written once, in the rollout section.
+    return _validate(tree)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back; secrets are left out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flat_keys() -> list[str]:
+    """All dotted keys of a configuration, over all variants of its unions."""
+    return sorted(set(_walk_keys(RunConfig, "")))
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    name = recipe
+    if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
+        path = Path(recipe)
+        if not path.is_file():
+            raise ConfigError(f"recipe file {recipe!r} does not exist; shipped recipes are: {', '.join(recipe_names())}")
+        text, name = path.read_text(encoding="utf-8"), path.stem
+    elif recipe in recipe_names():
+        text = (resources.files("orchestration") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(
+            f"unknown recipe {recipe!r}{_nearest(recipe, recipe_names())}; recipes are: {', '.join(recipe_names())}, "
+            f"or the path of a YAML file"
+        )
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {recipe!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {recipe!r} must be a mapping of settings, got {type(tree).__name__}")
+    tree.setdefault("recipe", name)
+    return tree
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"{override!r} is not an override; write key=value, for example max_steps=20")
+    try:
+        return key, yaml.safe_load(_scientific(text)) if text else None
+    except yaml.YAMLError:
+        return key, text
+
+
+def _scientific(text: str) -> str:
+    """YAML reads `1e-4` as text; people mean the number."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return repr(number) if "e" in text.lower() else text
+
+
+def _assign(tree: dict[str, Any], dotted: str, value: Any, override: str) -> None:
+    *parents, leaf = dotted.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{override!r}: {parent!r} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def _validate(tree: dict[str, Any]) -> RunConfig:
+    if isinstance(tree.get("data"), dict):
+        tree["data"].setdefault("kind", "arithmetic")
+    rollout, learner = tree.get("rollout"), tree.setdefault("learner", {})
+    if isinstance(rollout, dict) and isinstance(learner, dict) and "max_completion_length" in rollout:
+        loss = learner.setdefault("loss", {})
+        if isinstance(loss, dict):
+            loss["max_completion_length"] = rollout["max_completion_length"]
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem as one sentence."""
+    problem = error.errors()[0]
+    kinds = {"arithmetic", "gsm8k", "copy"}  # pydantic puts the union's tag into the path
+    dotted = ".".join(str(part) for part in problem["loc"] if part not in kinds)
+    if problem["type"] == "extra_forbidden":
+        known = flat_keys()
+        if dotted in RENAMED_KEYS:
+            return f"unknown setting {dotted!r}; here it is {RENAMED_KEYS[dotted]!r}"
+        return f"unknown setting {dotted!r}{_nearest(dotted, known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not dotted:
+        return message
+    return f"{dotted}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not close:  # the right leaf in the wrong section
+        leaf = word.rpartition(".")[2]
+        close = [key for key in known if key.rpartition(".")[2] == leaf][:1]
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _walk_keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        dotted = f"{prefix}{name}"
+        nested = [kind for kind in _variants(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if nested and not str(field.annotation).startswith("tuple"):
+            for kind in nested:
+                yield from _walk_keys(kind, f"{dotted}.")
+        else:
+            yield dotted
+
+
+def _variants(annotation: Any) -> tuple[Any, ...]:
+    return getattr(annotation, "__args__", None) or (annotation,)
