@@ -110,18 +110,27 @@ class RunConfig(Section):
     max_steps: int = Field(100, ge=0, description="Optimizer steps.")
     prompts_per_step: int = Field(8, ge=1, description="Groups in a step's batch.")
     max_staleness: int = Field(
-        0, ge=0, description="How many updates old a completion may be when it is learned from; 0 is strictly on-policy."
+        0,
+        ge=0,
+        description="How many updates old a completion may be when it is learned from; 0 is strictly on-policy.",
     )
     drop_flat_groups: bool = Field(
-        False, description="Throw away groups whose rewards are all equal and refill the batch (DAPO's dynamic sampling)."
+        False,
+        description="Throw away groups whose rewards are all equal and refill the batch (DAPO's dynamic sampling).",
     )
-    max_refills: int = Field(3, ge=0, description="With drop_flat_groups: batches' worth of extra groups a step may draw.")
-    flat_steps_alarm: int = Field(5, ge=1, description="Say so after so many steps in a row in which all groups are flat.")
+    max_refills: int = Field(
+        3, ge=0, description="With drop_flat_groups: batches' worth of extra groups a step may draw."
+    )
+    flat_steps_alarm: int = Field(
+        5, ge=1, description="Say so after so many steps in a row in which all groups are flat."
+    )
     eval_every: int = Field(0, ge=0, description="Held-out accuracy every so many steps; 0: before and after only.")
     eval_at_ends: bool = Field(True, description="Held-out accuracy before the first and after the last step.")
     save_every: int = Field(0, ge=0, description="Learner checkpoint every so many steps; 0: at the end only.")
     example_every: int = Field(5, ge=0, description="Show an example completion every so many steps; 0: never.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where models run; auto: CUDA when there is a GPU.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models run; auto: CUDA when there is a GPU."
+    )
     placement: Literal["auto", "colocated", "split"] = Field(
         "auto",
         description="split: rollout workers and learner ranks on GPUs of their own; colocated: they share; "
@@ -214,7 +223,9 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
     if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
         path = Path(recipe)
         if not path.is_file():
-            raise ConfigError(f"recipe file {recipe!r} does not exist; shipped recipes are: {', '.join(recipe_names())}")
+            raise ConfigError(
+                f"recipe file {recipe!r} does not exist; shipped recipes are: {', '.join(recipe_names())}"
+            )
         text, name = path.read_text(encoding="utf-8"), path.stem
     elif recipe in recipe_names():
         text = (resources.files("orchestration") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
@@ -306,7 +317,9 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 def _walk_keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         dotted = f"{prefix}{name}"
-        nested = [kind for kind in _variants(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        nested = [
+            kind for kind in _variants(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
         if nested and not str(field.annotation).startswith("tuple"):
             for kind in nested:
                 yield from _walk_keys(kind, f"{dotted}.")

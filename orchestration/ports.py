@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
-from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
+from rollout_server.types import (
+    AdapterPayload,
+    Completion,
+    Prompt,
+    PublishReport,
+    SamplingParams,
+    WorkerStats,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,12 +31,31 @@ class Problem:
     """Difficulty or kind, for reports."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltProblem:
+    """A problem with its prompt, ready to be sampled from."""
+
+    problem: Problem
+    prompt: Prompt
+    text: str
+    """The prompt as text, few-shot examples and chat template included."""
+
+
+class AdapterHandle(Protocol):
+    """A trained adapter wherever it lies, so that its bytes go to the workers without passing the loop."""
+
+    @property
+    def version(self) -> int: ...
+
+    async def fetch(self) -> AdapterPayload: ...
+
+
 class Generator(Protocol):
     """Rollout workers behind one door."""
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]: ...
 
-    async def publish(self, payload: AdapterPayload) -> Sequence[PublishReport]: ...
+    async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]: ...
 
     async def stats(self) -> Sequence[WorkerStats]: ...
 
@@ -48,8 +74,14 @@ class Scorer(Protocol):
 class Learner(Protocol):
     """The DeepSpeed learner behind one door."""
 
-    async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics: ...
+    async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
+        """One optimizer step; the learner's version goes up by one."""
+        ...
 
-    async def export_adapter(self) -> AdapterPayload: ...
+    async def export_adapter(self) -> AdapterHandle: ...
 
     async def save_checkpoint(self, folder: str) -> None: ...
+
+    async def load_checkpoint(self, folder: str) -> int:
+        """Returns the step it was saved at."""
+        ...

@@ -1,0 +1,418 @@
+"""Ray: starts it, hosts the rooms' plain classes as actors, and turns their answers into the loop's ports.
+
+The only file that imports ray. Actors have readable names in the dashboard (`rollout-0`, `learner-0`) and publish
+their gauges as node metrics with the prefix `rlvr_`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.metrics import Gauge
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from learner.types import ScoredGroup, UpdateMetrics
+from orchestration.config import RunConfig
+from orchestration.errors import MachineError, RemoteTimeoutError, WorkerDiedError
+from orchestration.placement import Placement, Slot, effective_rollout, place
+from rollout_server.balancing import Balancer
+from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
+
+if TYPE_CHECKING:
+    from learner.worker import LearnerRank
+
+Result = TypeVar("Result")
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Ray's shared memory on a machine of our own: adapters and groups pass through it, never weights."""
+
+
+class RayGauges:
+    """Numbers as Ray node metrics, `rlvr_<name>{worker=…}`."""
+
+    def __init__(self, worker: str) -> None:
+        self._worker = worker
+        self._gauges: dict[str, Gauge] = {}
+
+    def __call__(self, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"rlvr_{name}", description=name.replace("_", " "), tag_keys=("worker",))
+            self._gauges[name].set(value, tags={"worker": self._worker})
+
+
+class RolloutActor:
+    """Hosts a rollout worker; an async actor, so requests overlap."""
+
+    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
+        from rollout_server.worker import RolloutWorker  # loads torch and vllm: only in this process
+
+        self._name = name
+        self._worker = RolloutWorker(name=name, metrics_sink=RayGauges(name), **settings)
+
+    def __repr__(self) -> str:  # Ray puts it in front of log lines
+        return self._name
+
+    async def start(self) -> str:
+        await self._worker.start()
+        return whereabouts()
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
+        return await self._worker.generate(prompt, sampling)
+
+    async def publish(self, payload: AdapterPayload) -> PublishReport:
+        return await self._worker.publish(payload)
+
+    async def stats(self) -> WorkerStats:
+        return self._worker.stats()
+
+    async def shutdown(self) -> None:
+        await self._worker.shutdown()
+
+
+class LearnerActor:
+    """Hosts one learner rank; calls run one after the other."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._gauges = RayGauges(name)
+        self._rank: LearnerRank | None = None
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def endpoint(self) -> tuple[str, int]:
+        """An address of this host and a port that is free on it, for the ranks' rendezvous."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
+
+    def start(self, settings: Mapping[str, Any]) -> str:
+        from learner.worker import LearnerRank  # loads torch and deepspeed: only in this process
+
+        self._rank = LearnerRank(**settings)
+        self._rank.start()
+        return whereabouts()
+
+    def update(self, groups: Sequence[ScoredGroup], policy_version: int, max_staleness: int) -> UpdateMetrics:
+        assert self._rank is not None
+        metrics = self._rank.update(groups, policy_version=policy_version, max_staleness=max_staleness)
+        self._gauges(
+            {"learner_step": metrics.step, "learner_tokens_per_s": metrics.num_tokens / max(metrics.seconds, 1e-9)}
+        )
+        return metrics
+
+    def export_adapter(self, version: int) -> AdapterPayload:
+        assert self._rank is not None
+        return self._rank.export_adapter(version)
+
+    def save_checkpoint(self, folder: str) -> None:
+        assert self._rank is not None
+        self._rank.save_checkpoint(folder)
+
+    def load_checkpoint(self, folder: str) -> int:
+        assert self._rank is not None
+        return self._rank.load_checkpoint(folder)
+
+    def shutdown(self) -> None:
+        if self._rank is not None:
+            self._rank.shutdown()
+
+
+def whereabouts() -> str:
+    """Host and process of the caller, for messages."""
+    return f"host {socket.gethostname()}, pid {os.getpid()}"
+
+
+@dataclass(slots=True)
+class RemoteActor:
+    """An actor's handle with what error messages need to say about it."""
+
+    name: str
+    handle: Any
+    where: str = "not started yet"
+
+    async def call(self, method: str, *args: Any, timeout_s: float) -> Any:
+        """Call a method and wait for its answer, at most `timeout_s` seconds.
+
+        Raises the method's own exception as it was raised there; RemoteTimeoutError and WorkerDiedError say who.
+        """
+        return await self.wait(getattr(self.handle, method).remote(*args), method, timeout_s=timeout_s)
+
+    async def wait(self, reference: Any, method: str, *, timeout_s: float) -> Any:
+        return await self._translated(reference, method, timeout_s)
+
+    async def settled(self, reference: Any, method: str, *, timeout_s: float) -> None:
+        """Wait until an answer is there, without bringing it here; raises as `call` does."""
+
+        async def ready() -> None:
+            loop = asyncio.get_running_loop()
+            done, _ = await loop.run_in_executor(
+                None, lambda: ray.wait([reference], timeout=timeout_s, fetch_local=False)
+            )
+            if not done:
+                raise TimeoutError
+
+        await self._translated(ready(), method, timeout_s)
+
+    async def _translated(self, answer: Awaitable[Result], method: str, timeout_s: float) -> Result:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError as error:
+            raise RemoteTimeoutError(
+                f"{self.name} ({self.where}) did not answer {method} within {timeout_s:g} s; "
+                f"its log is in {log_folder()}"
+            ) from error
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayActorError as error:
+            reason = " ".join(str(error).split())
+            raise WorkerDiedError(
+                f"{self.name} ({self.where}) died during {method}: {reason[:400]} Its log is in {log_folder()}; "
+                f"a process killed by the system usually means too little memory"
+            ) from error
+
+
+def log_folder() -> str:
+    """Where Ray keeps the actors' logs."""
+    node = ray._private.worker.global_worker.node
+    return str(node.get_logs_dir_path()) if node is not None else "Ray's session folder"
+
+
+class RayAdapter:
+    """An exported adapter in Ray's object store."""
+
+    def __init__(self, version: int, reference: Any, actor: RemoteActor, timeout_s: float) -> None:
+        self._version, self.reference, self._actor, self._timeout_s = version, reference, actor, timeout_s
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    async def fetch(self) -> AdapterPayload:
+        payload: AdapterPayload = await self._actor.wait(self.reference, "export_adapter", timeout_s=self._timeout_s)
+        return payload
+
+
+class RayGenerator:
+    """The rollout workers. A group goes to the worker with the least to do; an adapter goes to all of them."""
+
+    def __init__(self, workers: Sequence[RemoteActor], config: RunConfig) -> None:
+        self._workers, self._rollout = tuple(workers), config.rollout
+        self._balancer = Balancer(len(workers))
+
+    @property
+    def workers(self) -> tuple[RemoteActor, ...]:
+        return self._workers
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
+        with self._balancer.assign(prompt, sampling.num_generations) as index:
+            completions: Sequence[Completion] = await self._workers[index].call(
+                "generate", prompt, sampling, timeout_s=self._rollout.generate_timeout_s
+            )
+            return completions
+
+    async def publish(self, adapter: RayAdapter) -> Sequence[PublishReport]:
+        timeout_s = self._rollout.publish_timeout_s
+        return await asyncio.gather(
+            *(worker.call("publish", adapter.reference, timeout_s=timeout_s) for worker in self._workers)
+        )
+
+    async def stats(self) -> Sequence[WorkerStats]:
+        return await asyncio.gather(*(worker.call("stats", timeout_s=30.0) for worker in self._workers))
+
+
+class RayLearner:
+    """All learner ranks, called together."""
+
+    def __init__(self, ranks: Sequence[RemoteActor], config: RunConfig) -> None:
+        self._ranks, self._config = tuple(ranks), config
+        self._version = 0
+
+    async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
+        groups = ray.put(tuple(groups_P))
+        timeout_s = self._config.learner.update_timeout_s
+        answers = await self._all("update", groups, self._version, self._config.max_staleness, timeout_s=timeout_s)
+        self._version += 1
+        metrics: UpdateMetrics = answers[0]
+        return metrics
+
+    async def export_adapter(self) -> RayAdapter:
+        """All ranks take part (ZeRO-3 gathers); the bytes stay in the object store of rank 0's node."""
+        timeout_s = self._config.rollout.publish_timeout_s
+        references = [rank.handle.export_adapter.remote(self._version) for rank in self._ranks]
+        await asyncio.gather(
+            *(
+                rank.settled(reference, "export_adapter", timeout_s=timeout_s)
+                for rank, reference in zip(self._ranks, references, strict=True)
+            )
+        )
+        return RayAdapter(self._version, references[0], self._ranks[0], timeout_s)
+
+    async def save_checkpoint(self, folder: str) -> None:
+        await self._all("save_checkpoint", folder, timeout_s=self._config.learner.update_timeout_s)
+
+    async def load_checkpoint(self, folder: str) -> int:
+        steps = await self._all("load_checkpoint", folder, timeout_s=self._config.learner.start_timeout_s)
+        self._version = int(steps[0])
+        return self._version
+
+    async def _all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        """The same call on all ranks. The first failure is raised at once: the others may wait in a collective."""
+        calls = [asyncio.create_task(rank.call(method, *args, timeout_s=timeout_s)) for rank in self._ranks]
+        try:
+            return await asyncio.gather(*calls)
+        finally:
+            for call in calls:
+                call.cancel()
+
+
+class Cluster:
+    """A Ray cluster, joined or started here, with this run's actors in it."""
+
+    def __init__(self, config: RunConfig, *, run_id: str, model_path: str) -> None:
+        self._config, self._run_id, self._model_path = config, run_id, model_path
+        self._owns_ray = False
+        self._group: PlacementGroup | None = None
+        self._actors: list[RemoteActor] = []
+        self.placement: Placement | None = None
+        self.dashboard_url: str | None = None
+
+    def connect(self) -> Placement:
+        """Join `ray_address` or start Ray here, and reserve the GPUs.
+
+        Raises:
+            MachineError: Ray does not start or join, or there are too few GPUs.
+        """
+        config = self._config
+        # A stray ~/.ray/auth_token would switch token authentication on for a cluster started here.
+        if config.ray_address is None:
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        common = {"logging_level": "ERROR", "log_to_driver": False, "namespace": f"rlvr-{self._run_id}"}
+        try:
+            if config.ray_address is not None:
+                context = ray.init(address=config.ray_address, **common)
+            else:
+                context = ray.init(include_dashboard=config.dashboard, object_store_memory=OBJECT_STORE_BYTES, **common)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            where = config.ray_address or "this machine"
+            raise MachineError(f"Ray did not start on {where}: {' '.join(str(error).split())[:300]}") from error
+        self._owns_ray = config.ray_address is None
+        self.dashboard_url = context.dashboard_url or None
+        num_gpus = int(ray.cluster_resources().get("GPU", 0))
+        self.placement = place(config, num_gpus=num_gpus)
+        self._reserve(self.placement)
+        return self.placement
+
+    def _reserve(self, placement: Placement) -> None:
+        if placement.num_gpus == 0:
+            return
+        bundles = [
+            {"GPU": gpus, "CPU": cpus} for gpus, cpus in zip(placement.bundle_gpus, placement.bundle_cpus, strict=True)
+        ]
+        self._group = placement_group(bundles, strategy="PACK", name=f"rlvr-{self._run_id}")
+        if not self._group.wait(timeout_seconds=120):
+            free = ray.available_resources()
+            raise MachineError(
+                f"Ray could not reserve {placement.num_gpus:g} GPUs within 120 s: {free.get('GPU', 0):g} are free; "
+                f"another job may hold them (see the dashboard at {self.dashboard_url})"
+            )
+
+    def _create(self, actor_class: type, slot: Slot, *args: Any, max_concurrency: int | None = None) -> RemoteActor:
+        assert self.placement is not None
+        options: dict[str, Any] = {
+            "name": slot.name,
+            "num_gpus": slot.num_gpus,
+            "num_cpus": slot.num_cpus,
+            "runtime_env": {"env_vars": actor_environment(self.placement)},
+        }
+        if max_concurrency is not None:
+            options["max_concurrency"] = max_concurrency
+        if self._group is not None:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                placement_group=self._group, placement_group_bundle_index=slot.bundle
+            )
+        actor = RemoteActor(slot.name, ray.remote(actor_class).options(**options).remote(slot.name, *args))
+        self._actors.append(actor)
+        return actor
+
+    async def start_rollout(self) -> RayGenerator:
+        """Start all engines; returns when each can generate."""
+        assert self.placement is not None, "connect() comes first"
+        settings = {
+            "model_path": self._model_path,
+            "config": effective_rollout(self._config.rollout, self.placement),
+            "device": self.placement.device,
+            "run_id": self._run_id,
+        }
+        workers = [
+            self._create(
+                RolloutActor, slot, {**settings, "seed": self._config.seed * 1000 + index}, max_concurrency=10_000
+            )
+            for index, slot in enumerate(self.placement.rollout)
+        ]
+        await self._start_all(workers, self._config.rollout.start_timeout_s)
+        return RayGenerator(workers, self._config)
+
+    async def start_learner(self) -> RayLearner:
+        """Start all ranks; returns when they have met and hold the model."""
+        assert self.placement is not None, "connect() comes first"
+        ranks = [self._create(LearnerActor, slot) for slot in self.placement.learner]
+        timeout_s = self._config.learner.start_timeout_s
+        address, port = await ranks[0].call("endpoint", timeout_s=timeout_s)
+        settings = {
+            "world_size": len(ranks),
+            "master_addr": address,
+            "master_port": port,
+            "model_path": self._model_path,
+            "config": self._config.learner,
+            "temperature": self._config.rollout.temperature,
+            "seed": self._config.seed,
+            "device": self.placement.device,
+        }
+        await self._start_all(ranks, timeout_s, lambda index: ({**settings, "rank": index},))
+        return RayLearner(ranks, self._config)
+
+    @staticmethod
+    async def _start_all(
+        actors: Sequence[RemoteActor],
+        timeout_s: float,
+        arguments: Callable[[int], tuple[Any, ...]] = lambda index: (),
+    ) -> None:
+        async def start(index: int, actor: RemoteActor) -> None:
+            actor.where = await actor.call("start", *arguments(index), timeout_s=timeout_s)
+
+        await asyncio.gather(*(start(index, actor) for index, actor in enumerate(actors)))
+
+    async def shutdown(self, *, timeout_s: float = 20.0) -> None:
+        """End the actors, then Ray if it was started here. Never raises: what does not end in time is killed."""
+        goodbyes = [actor.call("shutdown", timeout_s=timeout_s) for actor in self._actors]
+        await asyncio.gather(*goodbyes, return_exceptions=True)
+        for actor in self._actors:
+            ray.kill(actor.handle)
+        self._actors.clear()
+        if self._group is not None:
+            ray.util.remove_placement_group(self._group)
+        ray.shutdown()
+
+
+def actor_environment(placement: Placement) -> dict[str, str]:
+    """Environment variables of an actor's process.
+
+    Ray sets OMP_NUM_THREADS to the CPUs an actor reserves; on a machine without GPU each actor uses all cores in turn.
+    """
+    environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    if placement.device == "cpu":
+        environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
