@@ -1,0 +1,79 @@
+# `make train` and `make test` work on a bare machine: what they need goes into .venv first, and is not looked at
+# again until the interpreter, the lock or pyproject.toml changes.
+#
+#   make train ARGS="gsm8k rollout.num_generations=4"     make test ARGS="tests/learner -k loss"
+#   PYTHON=python3.11  another interpreter                FLAVOUR=cpu  the CPU set on a machine with a GPU
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help train test check setup lock
+MAKEFLAGS += --no-builtin-rules
+
+# The only place that names it; asked only where pip does not find torch's CPU build by its own configuration.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+# A name on the PATH is not enough: version managers put up shims that fail, and Debian's python3 may lack venv.
+usable = import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+find_python = for p in python3.12 python3.11 python3; do $$p -c '$(usable)' 2>/dev/null && echo $$p && break; done
+PYTHON := $(or $(PYTHON),$(shell $(find_python)))
+FLAVOUR := $(or $(FLAVOUR),$(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU ' && echo cuda || echo cpu))
+
+LOCK := requirements-$(FLAVOUR).lock
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(MAKE_TERMOUT),,--quiet)
+digest = $(shell { $(1); } 2>&1 | sha256sum | cut -c1-16)
+# A virtual environment cannot be moved, hence the folder in the first stamp.
+MADE := .venv/.made-$(call digest,$(PYTHON) --version; echo $(FLAVOUR) $(CURDIR))
+LOCKED := .venv/.locked-$(call digest,cat $(LOCK))
+READY := .venv/.ready-$(call digest,cat $(LOCK) pyproject.toml)
+
+help: ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+
+train: setup ## the main job: `rlvr train`, with ARGS
+	$(BIN)/rlvr train $(ARGS)
+
+test: check ## lint, types and every test; ARGS go to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## lint and types alone
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY) ## .venv, with exactly what the lock says
+
+$(MADE):
+	$(if $(PYTHON),,$(error Python 3.11 or 3.12 with venv is needed (Debian: apt-get install python3-venv); name one with PYTHON=…))
+	@echo "Setting up .venv with $$($(PYTHON) --version) and the $(FLAVOUR) set: some minutes, once."
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+# torch goes first and by itself, so that PyTorch's index is never asked for anything else.
+$(LOCKED): | $(MADE)
+	torch=$$(grep '^torch==' $(LOCK)); \
+	if ! $(PIP) install --no-deps $$torch 2>.venv/torch.log; then \
+	  if [[ $$torch != *+cpu ]]; then cat .venv/torch.log; exit 1; fi; \
+	  echo "$$torch is not in pip's default index: taking it from $(TORCH_CPU_INDEX)"; \
+	  $(PIP) install --no-deps --index-url $(TORCH_CPU_INDEX) $$torch; \
+	fi
+	$(PIP) install --no-deps --requirement $(LOCK)
+	@rm -f .venv/.locked-* .venv/torch.log && touch $@
+
+$(READY): | $(LOCKED)
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@rm -f .venv/.ready-* && touch $@
+
+# One lock serves both Pythons. Pins stay as they are unless ARGS=--upgrade. Where PyTorch's index is out of reach:
+# TORCH_SOURCE="--find-links FOLDER", with the CPU wheel in it.
+TORCH_SOURCE ?= --torch-backend cpu
+lock: ## remake the locks from pyproject.toml; ARGS=--upgrade for newer pins
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet uv==0.13.8
+	for flavour in cpu cuda; do \
+	  [[ $$flavour = cpu ]] && torch="$(TORCH_SOURCE)" || torch=; \
+	  build/lock/bin/uv pip compile --quiet --no-annotate --custom-compile-command "make lock" \
+	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 $$torch $(ARGS) \
+	    --extra $$flavour --extra dev pyproject.toml --output-file requirements-$$flavour.lock; \
+	done
