@@ -23,6 +23,7 @@ from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.config import RunConfig
 from orchestration.errors import MachineError, RemoteTimeoutError, WorkerDiedError
 from orchestration.placement import Placement, Slot, effective_rollout, place
+from orchestration.tasks import gather_or_cancel
 from rollout_server.balancing import Balancer
 from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
 
@@ -223,12 +224,12 @@ class RayGenerator:
 
     async def publish(self, adapter: RayAdapter) -> Sequence[PublishReport]:
         timeout_s = self._rollout.publish_timeout_s
-        return await asyncio.gather(
-            *(worker.call("publish", adapter.reference, timeout_s=timeout_s) for worker in self._workers)
+        return await gather_or_cancel(
+            worker.call("publish", adapter.reference, timeout_s=timeout_s) for worker in self._workers
         )
 
     async def stats(self) -> Sequence[WorkerStats]:
-        return await asyncio.gather(*(worker.call("stats", timeout_s=30.0) for worker in self._workers))
+        return await gather_or_cancel(worker.call("stats", timeout_s=30.0) for worker in self._workers)
 
 
 class RayLearner:
@@ -250,11 +251,9 @@ class RayLearner:
         """All ranks take part (ZeRO-3 gathers); the bytes stay in the object store of rank 0's node."""
         timeout_s = self._config.rollout.publish_timeout_s
         references = [rank.handle.export_adapter.remote(self._version) for rank in self._ranks]
-        await asyncio.gather(
-            *(
-                rank.settled(reference, "export_adapter", timeout_s=timeout_s)
-                for rank, reference in zip(self._ranks, references, strict=True)
-            )
+        await gather_or_cancel(
+            rank.settled(reference, "export_adapter", timeout_s=timeout_s)
+            for rank, reference in zip(self._ranks, references, strict=True)
         )
         return RayAdapter(self._version, references[0], self._ranks[0], timeout_s)
 
@@ -268,12 +267,7 @@ class RayLearner:
 
     async def _all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
         """The same call on all ranks. The first failure is raised at once: the others may wait in a collective."""
-        calls = [asyncio.create_task(rank.call(method, *args, timeout_s=timeout_s)) for rank in self._ranks]
-        try:
-            return await asyncio.gather(*calls)
-        finally:
-            for call in calls:
-                call.cancel()
+        return await gather_or_cancel(rank.call(method, *args, timeout_s=timeout_s) for rank in self._ranks)
 
 
 class Cluster:
@@ -392,7 +386,7 @@ class Cluster:
         async def start(index: int, actor: RemoteActor) -> None:
             actor.where = await actor.call("start", *arguments(index), timeout_s=timeout_s)
 
-        await asyncio.gather(*(start(index, actor) for index, actor in enumerate(actors)))
+        await gather_or_cancel(start(index, actor) for index, actor in enumerate(actors))
 
     async def shutdown(self, *, timeout_s: float = 20.0) -> None:
         """End the actors, then Ray if it was started here. Never raises: what does not end in time is killed."""

@@ -38,6 +38,8 @@ class FlowSettings:
     drop_flat_groups: bool
     max_refills: int
     sampling: SamplingParams
+    max_batches: int
+    """Batches that will be asked for; nothing is generated beyond them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +107,7 @@ class RolloutFlow:
     def published(self, version: int) -> None:
         """A new adapter version is served; `version` counts updates since the start of this flow."""
         self._version = version
-        self._changed.set()
+        self._admit()
 
     async def next_batch(self) -> Batch:
         """The next `prompts_per_step` groups, oldest first.
@@ -135,8 +137,9 @@ class RolloutFlow:
 
     def _admit(self) -> None:
         settings = self._settings
-        limit = (settings.max_staleness + self._version + 1) * settings.prompts_per_step
-        while self._num_taken + len(self._admitted) < limit:
+        num_batches = min(settings.max_staleness + self._version + 1, settings.max_batches)
+        limit = num_batches * settings.prompts_per_step
+        while self._failure is None and self._num_taken + len(self._admitted) < limit:
             item = _Admitted(built=self._source.next(), start_version=self._version)
             order = self._num_admitted
             self._num_admitted += 1
@@ -152,6 +155,7 @@ class RolloutFlow:
             if self._throw_away(item.scored):
                 self._dropped_flat += 1
                 del self._admitted[order]
+                self._admit()
         self._report_progress()
         self._changed.set()
 

@@ -1,0 +1,199 @@
+"""The command line: `rlvr train | eval | reward serve | model fetch | doctor | bench`.
+
+Only the standard library and the configuration are loaded here; each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from orchestration.config import load_config, recipe_names
+from orchestration.errors import ConfigError, RlvrError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0 done, 1 failed with a reason, 2 wrong usage, 130 interrupted."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except ConfigError as error:
+        _complain(error)
+        return EXIT_USAGE
+    except RlvrError as error:
+        _complain(error)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("rlvr: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as in `rlvr … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="rlvr",
+        description="Reinforcement learning with verifiable rewards: vLLM rollouts, a DeepSpeed GRPO learner, "
+        "rewards over HTTP.",
+    )
+    parser.add_argument("--version", action="version", version=f"rlvr {metadata.version('rlvr')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_eval(commands)
+    _add_reward(commands)
+    _add_model(commands)
+    _add_doctor(commands)
+    _add_bench(commands)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    train = commands.add_parser(
+        "train",
+        help="the main job: sample, score, learn, publish",
+        description="Train a LoRA adapter by GRPO. Writes a run folder; Ctrl-C stops cleanly and leaves an adapter.",
+        epilog=f"recipes: {', '.join(recipe_names())}. Example: rlvr train arithmetic max_steps=20 seed=1",
+    )
+    _add_words(train)
+    train.set_defaults(run=_train)
+
+
+def _add_eval(commands: Any) -> None:
+    evaluate = commands.add_parser("eval", help="greedy accuracy on held-out problems, strict and lenient")
+    evaluate.add_argument("--model", required=True, help="an embedded model's name, a local folder or a hub id")
+    evaluate.add_argument("--adapter", help="a peft folder, such as RUN/adapter")
+    evaluate.add_argument(
+        "--data", required=True, help="a recipe's name (its held-out problems) or a GSM8K-format JSON lines file"
+    )
+    evaluate.add_argument("--limit", type=_positive, help="use only the first N problems")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
+    evaluate.set_defaults(run=_eval)
+
+
+def _add_reward(commands: Any) -> None:
+    reward = commands.add_parser("reward", help="the reward service").add_subparsers(required=True, metavar="COMMAND")
+    serve = reward.add_parser("serve", help="serve rewards over HTTP")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
+    serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
+    serve.set_defaults(run=_reward_serve)
+
+
+def _add_model(commands: Any) -> None:
+    model = commands.add_parser("model", help="models").add_subparsers(required=True, metavar="COMMAND")
+    fetch = model.add_parser("fetch", help="prepare an embedded model, or fetch one from the hub, and print its folder")
+    fetch.add_argument("name", help="smollm2-135m-instruct, tiny, a hub id or a local folder")
+    fetch.add_argument("--revision", help="hub revision")
+    fetch.set_defaults(run=_model_fetch)
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="what this machine has, what a recipe needs, what to do about the rest")
+    _add_words(doctor)
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(run=_doctor)
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser("bench", help="measurements, as ratios within one run")
+    bench.add_argument("name", choices=["rollout", "sync"], help="what to measure")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+    bench.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
+    bench.set_defaults(run=_bench)
+
+
+def _add_words(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "words", nargs="*", metavar="RECIPE | key=value", help="a recipe's name or YAML file, then settings to change"
+    )
+
+
+def _recipe_and_overrides(words: Sequence[str]) -> tuple[str, list[str]]:
+    if words and "=" not in words[0]:
+        return words[0], list(words[1:])
+    return "arithmetic", list(words)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = load_config(*_recipe_and_overrides(arguments.words))
+    from orchestration.train import run_training
+
+    return run_training(config)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from orchestration.evaluate_command import run_evaluation
+
+    result = run_evaluation(
+        model=arguments.model,
+        adapter=arguments.adapter,
+        data=arguments.data,
+        limit=arguments.limit,
+        overrides=arguments.overrides,
+    )
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        strict, lenient = result["strict_accuracy"], result["lenient_accuracy"]
+        print(f"strict accuracy {strict:.1%}, lenient {lenient:.1%}, on {result['num_problems']} problems")
+    return 0
+
+
+def _reward_serve(arguments: argparse.Namespace) -> int:
+    from reward_service.errors import RewardServiceStartError
+    from reward_service.serve import serve
+    from reward_service.settings import Settings
+
+    try:
+        serve(Settings(host=arguments.host, port=arguments.port))
+    except RewardServiceStartError as error:
+        raise RlvrError(str(error)) from error
+    return 0
+
+
+def _model_fetch(arguments: argparse.Namespace) -> int:
+    from orchestration.data.models import resolve_model
+    from orchestration.report import progress_printer
+
+    with progress_printer(sys.stderr) as progress:
+        print(resolve_model(arguments.name, revision=arguments.revision, progress=progress))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from orchestration import doctor
+
+    return doctor.run(load_config(*_recipe_and_overrides(arguments.words)), as_json=arguments.json)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from orchestration.bench import run_bench
+
+    return run_bench(arguments.name, arguments.overrides, as_json=arguments.json)
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def _complain(error: Exception) -> None:
+    print(f"rlvr: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,389 @@
+"""The main job: sample, score, learn, publish; again and again, until done, stopped or broken.
+
+The loop consumes batches from the flow, waits for the learner and for every worker's publish report, and is unblocked by
+them or by `stop`. While the learner works, generation goes on as far as `max_staleness` allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from learner.types import UpdateMetrics
+from orchestration.config import RunConfig
+from orchestration.errors import RewardsUnavailableError, RlvrError
+from orchestration.evaluation import Evaluation, evaluate
+from orchestration.flow import Batch, FlowSettings, RolloutFlow, Source
+from orchestration.metrics import PhaseClock, step_row
+from orchestration.ports import AdapterHandle, BuiltProblem, Generator, Learner, Scorer
+from orchestration.report import Reporter
+from orchestration.resume import CHECKPOINT_FOLDER, RunState, read_state, write_state
+from orchestration.run_folder import RunFolder
+from orchestration.statistics import bootstrap_difference
+from rollout_server.types import PublishReport, SamplingParams
+
+Result = TypeVar("Result")
+
+
+class ResumableSource(Source, Protocol):
+    """A source that can say where it is and go back there."""
+
+    @property
+    def position(self) -> int: ...
+
+    def restore(self, position: int, pending: Sequence[str]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rooms:
+    """What the loop works with, already started."""
+
+    generator: Generator
+    learner: Learner
+    scorer: Scorer
+    judge: Scorer
+    """Scores held-out answers: strict and lenient, whatever the run learns from."""
+    source: ResumableSource
+    held_out: Sequence[BuiltProblem]
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Totals of the run."""
+
+    step: int = 0
+    generated_tokens: int = 0
+    learned_tokens: int = 0
+    distinct_tokens: int = 0
+    dropped_flat_groups: int = 0
+    flat_steps: int = 0
+    publish_ms: list[float] = field(default_factory=list)
+
+
+class TrainingLoop:
+    """One run from start to end. `run()` may be called once."""
+
+    def __init__(
+        self, config: RunConfig, rooms: Rooms, folder: RunFolder, reporter: Reporter, stop: asyncio.Event
+    ) -> None:
+        self._config, self._rooms, self._folder = config, rooms, folder
+        self._reporter, self._stop = reporter, stop
+        self._clock = PhaseClock()
+        self._tally = _Tally()
+        self._before: Evaluation | None = None
+        self._before_saved: dict[str, Any] | None = None
+        self._adapter: AdapterHandle | None = None
+        self._bookkeeping: asyncio.Task[None] | None = None
+        self._first_step = 0
+        self._seconds_before: dict[str, float] = {}
+
+    async def run(self) -> dict[str, Any]:
+        """Train, and return the summary, which lies in the run folder too.
+
+        Raises what broke the run, after the adapter, a checkpoint and the problems under way have been written, as
+        far as the rooms still answer.
+        """
+        await self._resume()
+        if self._config.eval_at_ends and self._before_saved is None:
+            self._before = await self._until_stop(self._evaluate("before"))
+        flow = self._new_flow()
+        try:
+            await self._steps(flow)
+            after = await self._evaluate_at_end()
+        except BaseException as error:
+            await flow.close()
+            await self._save_after_failure(flow, error)
+            raise
+        await flow.close()
+        await self._save(flow, final=True)
+        summary = self._summary(after)
+        self._folder.write_summary(summary)
+        self._reporter.finish(summary)
+        return summary
+
+    async def _resume(self) -> None:
+        state = read_state(self._folder.path)
+        if state is None:
+            return
+        step = await self._rooms.learner.load_checkpoint(str(self._folder.path / CHECKPOINT_FOLDER))
+        if step != state.step:
+            raise RlvrError(
+                f"the checkpoint in {self._folder.path} is of step {step} but state.json of step {state.step}; "
+                f"choose another run_dir to start anew"
+            )
+        self._rooms.source.restore(state.cursor, state.pending)
+        self._tally.step = self._first_step = state.step
+        self._before_saved = dict(state.before) if state.before is not None else None
+        self._tally.generated_tokens = state.tokens.get("generated", 0)
+        self._tally.learned_tokens = state.tokens.get("learned", 0)
+        self._tally.distinct_tokens = state.tokens.get("distinct", 0)
+        self._seconds_before = dict(state.seconds)
+        self._reporter.note("info", f"going on after step {state.step} in {self._folder.path}")
+        if state.step:
+            self._adapter = await self._rooms.learner.export_adapter()
+            await self._rooms.generator.publish(self._adapter)
+
+    def _new_flow(self) -> RolloutFlow:
+        config = self._config
+        settings = FlowSettings(
+            prompts_per_step=config.prompts_per_step,
+            max_staleness=config.max_staleness,
+            drop_flat_groups=config.drop_flat_groups,
+            max_refills=config.max_refills,
+            max_batches=config.max_steps - self._first_step,
+            sampling=SamplingParams(
+                num_generations=config.rollout.num_generations,
+                max_completion_length=config.rollout.max_completion_length,
+                temperature=config.rollout.temperature,
+                top_p=config.rollout.top_p,
+                top_k=config.rollout.top_k,
+                stop=config.rollout.stop,
+            ),
+        )
+        return RolloutFlow(
+            generator=self._rooms.generator,
+            scorer=self._rooms.scorer,
+            source=self._rooms.source,
+            settings=settings,
+            clock=self._clock,
+            on_progress=self._reporter.progress,
+        )
+
+    async def _steps(self, flow: RolloutFlow) -> None:
+        while self._tally.step < self._config.max_steps:
+            started = time.perf_counter()
+            spent = dict(self._clock.seconds())
+            self._reporter.phase("generation", f"step {self._tally.step + 1}", self._config.prompts_per_step)
+            batch = await self._until_stop(flow.next_batch())
+            if batch is None:
+                return
+            self._refuse_unscored(batch)
+            update, reports = await self._learn_and_publish(flow, batch)
+            await self._after_step(flow, batch, update, reports, started, spent)
+
+    async def _learn_and_publish(
+        self, flow: RolloutFlow, batch: Batch
+    ) -> tuple[UpdateMetrics, Sequence[PublishReport]]:
+        rooms = self._rooms
+        self._reporter.phase("learning", f"step {self._tally.step + 1}", None)
+        with self._clock.phase("learning"):
+            update = await rooms.learner.update(batch.scored_P)
+        self._reporter.phase("publishing", f"version {self._tally.step + 1}", None)
+        with self._clock.phase("publishing"):
+            began = time.perf_counter()
+            self._adapter = await rooms.learner.export_adapter()
+            reports = await rooms.generator.publish(self._adapter)
+            self._tally.publish_ms.append(1e3 * (time.perf_counter() - began))
+        self._tally.step += 1
+        flow.published(self._tally.step - self._first_step)
+        return update, reports
+
+    async def _after_step(
+        self,
+        flow: RolloutFlow,
+        batch: Batch,
+        update: UpdateMetrics,
+        reports: Sequence[PublishReport],
+        started: float,
+        spent: dict[str, float],
+    ) -> None:
+        """Metrics, files, alarms, evaluation. Files are written while the next batch is generated."""
+        tally, step = self._tally, self._tally.step
+        tally.generated_tokens += batch.num_generated_tokens
+        tally.learned_tokens += update.num_tokens
+        tally.distinct_tokens += update.num_distinct_tokens
+        tally.dropped_flat_groups += batch.num_dropped_flat
+        phase_seconds = {name: total - spent.get(name, 0.0) for name, total in self._clock.seconds().items()}
+        row = step_row(
+            step=step,
+            groups=batch.scored_P,
+            update=update,
+            reward_names=self._rooms.scorer.reward_names,
+            phase_seconds=phase_seconds,
+            policy_version=step - 1,
+            generated_tokens=batch.num_generated_tokens,
+            dropped_flat_groups=batch.num_dropped_flat,
+            publish_ms=tally.publish_ms[-1],
+            probe_difference=max((r.probe_difference for r in reports if r.probe_difference is not None), default=None),
+            step_seconds=time.perf_counter() - started,
+        )
+        self._reporter.step(row)
+        self._say_if_flat(batch)
+        if self._config.example_every and (step - 1) % self._config.example_every == 0:
+            self._show_example(batch)
+        await self._finish_bookkeeping()
+        self._bookkeeping = asyncio.create_task(self._write_step(step, batch, update, row))
+        if self._config.save_every and step % self._config.save_every == 0:
+            await self._save(flow, final=False)
+        if self._config.eval_every and step % self._config.eval_every == 0 and step < self._config.max_steps:
+            await self._until_stop(self._evaluate(f"step {step}"))
+
+    async def _write_step(self, step: int, batch: Batch, update: UpdateMetrics, row: dict[str, Any]) -> None:
+        adapter = self._adapter
+        assert adapter is not None
+        payload = await adapter.fetch()
+
+        def write() -> None:
+            self._folder.append_metrics(row)
+            self._folder.write_completions(
+                step,
+                batch.scored_P,
+                {group.built.prompt.prompt_id: group.built.text for group in batch.groups_P},
+                self._rooms.scorer.reward_names,
+                update.advantages,
+            )
+            self._folder.write_adapter(payload.files)
+
+        await asyncio.to_thread(write)
+
+    async def _finish_bookkeeping(self) -> None:
+        if self._bookkeeping is not None:
+            await self._bookkeeping
+            self._bookkeeping = None
+
+    def _refuse_unscored(self, batch: Batch) -> None:
+        if all(member.total is None for group in batch.scored_P for member in group.members):
+            raise RewardsUnavailableError(
+                f"the reward service could not score any of the {len(batch.groups_P)} groups of step "
+                f"{self._tally.step + 1}; the audit of one request shows the reasons (POST /v1/score)"
+            )
+
+    def _say_if_flat(self, batch: Batch) -> None:
+        self._tally.flat_steps = self._tally.flat_steps + 1 if all(g.flat for g in batch.scored_P) else 0
+        if self._tally.flat_steps and self._tally.flat_steps % self._config.flat_steps_alarm == 0:
+            self._reporter.note(
+                "warning",
+                f"for {self._tally.flat_steps} steps all completions of each group earned the same: nothing is learned. "
+                f"Try easier or more varied problems, a higher rollout.temperature, more rollout.num_generations, or "
+                f"drop_flat_groups=true",
+            )
+
+    def _show_example(self, batch: Batch) -> None:
+        group = batch.groups_P[0]
+        best = max(group.scored.members, key=lambda member: float("-inf") if member.total is None else member.total)
+        rewards = dict(zip(self._rooms.scorer.reward_names, best.rewards, strict=True))
+        self._reporter.example(group.built.text, best.completion.text, rewards)
+
+    async def _evaluate(self, when: str) -> Evaluation:
+        self._reporter.phase("evaluation", when, len(self._rooms.held_out))
+        with self._clock.phase("evaluation"):
+            result = await evaluate(
+                generator=self._rooms.generator,
+                scorer=self._rooms.judge,
+                problems=self._rooms.held_out,
+                max_completion_length=self._config.rollout.max_completion_length,
+                stop=self._config.rollout.stop,
+                on_progress=self._reporter.progress,
+            )
+        self._reporter.evaluation(when, result.strict_accuracy, result.lenient_accuracy, len(result.strict_N))
+        return result
+
+    async def _evaluate_at_end(self) -> Evaluation | None:
+        if not self._config.eval_at_ends or self._stop.is_set():
+            return None
+        return await self._until_stop(self._evaluate("after"))
+
+    async def _until_stop(self, work: Coroutine[Any, Any, Result]) -> Result | None:
+        """The result of `work`, or None when `stop` was set first; then the work is cancelled."""
+        task, stopped = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            for each in (task, stopped):
+                each.cancel()
+            await asyncio.gather(task, stopped, return_exceptions=True)
+
+    async def _save(self, flow: RolloutFlow, *, final: bool) -> None:
+        """Checkpoint and state; a finished run needs neither to go on, but its optimizer may be wanted."""
+        await self._finish_bookkeeping()
+        if self._adapter is None:  # no step was made: the untrained adapter is still a usable one
+            self._adapter = await self._rooms.learner.export_adapter()
+            payload = await self._adapter.fetch()
+            await asyncio.to_thread(self._folder.write_adapter, payload.files)
+        if final and not self._stop.is_set() and not self._config.save_every:
+            return
+        await self._rooms.learner.save_checkpoint(str(self._folder.path / CHECKPOINT_FOLDER))
+        write_state(
+            self._folder.path,
+            RunState(
+                step=self._tally.step,
+                cursor=self._rooms.source.position,
+                pending=tuple(built.problem.problem_id for built in flow.pending()),
+                before=self._before_as_saved(),
+                tokens={
+                    "generated": self._tally.generated_tokens,
+                    "learned": self._tally.learned_tokens,
+                    "distinct": self._tally.distinct_tokens,
+                },
+                seconds=self._all_seconds(),
+            ),
+        )
+
+    async def _save_after_failure(self, flow: RolloutFlow, failure: BaseException) -> None:
+        """Keep what can be kept; a second failure is said, and does not hide the first."""
+        try:
+            await self._save(flow, final=False)
+            self._folder.write_summary({**self._summary(None), "status": "failed", "reason": str(failure)})
+            self._reporter.note("info", f"kept in {self._folder.path}: start again with run_dir set to it to go on")
+        except Exception as error:
+            self._reporter.note("warning", f"the run's state could not be saved: {' '.join(str(error).split())}")
+
+    def _before_as_saved(self) -> dict[str, Any] | None:
+        if self._before_saved is not None or self._before is None:
+            return self._before_saved
+        return {"strict": list(self._before.strict_N), "lenient": list(self._before.lenient_N)}
+
+    def _all_seconds(self) -> dict[str, float]:
+        now = self._clock.seconds()
+        return {
+            name: now.get(name, 0.0) + self._seconds_before.get(name, 0.0) for name in {*now, *self._seconds_before}
+        }
+
+    def _summary(self, after: Evaluation | None) -> dict[str, Any]:
+        config, tally = self._config, self._tally
+        seconds = self._all_seconds()
+        summary: dict[str, Any] = {
+            "status": "stopped" if self._stop.is_set() else "finished",
+            "recipe": config.recipe,
+            "run_dir": str(self._folder.path),
+            "seed": config.seed,
+            "control": config.reward.control,
+            "steps": tally.step,
+            "tokens": {
+                "generated": tally.generated_tokens,
+                "learned": tally.learned_tokens,
+                "distinct": tally.distinct_tokens,
+            },
+            "seconds": seconds,
+            "other_share": seconds.get("other", 0.0) / max(sum(seconds.values()), 1e-9),
+            "dropped_flat_groups": tally.dropped_flat_groups,
+            "publish_ms_median": sorted(tally.publish_ms)[len(tally.publish_ms) // 2] if tally.publish_ms else None,
+            "accuracy": {},
+        }
+        before = self._before_as_saved()
+        for name in ("strict", "lenient"):
+            scores = {
+                "before": before[name] if before is not None else None,
+                "after": list(getattr(after, f"{name}_N")) if after is not None else None,
+            }
+            summary["accuracy"][name] = _compare(scores, seed=config.seed)
+        return summary
+
+
+def _compare(scores: dict[str, list[float | None] | None], *, seed: int) -> dict[str, Any]:
+    """Accuracies and, with both, the paired difference with its 95 % bootstrap interval."""
+    result: dict[str, Any] = {}
+    for when, values in scores.items():
+        scored = [value for value in values or [] if value is not None]
+        result[when] = sum(scored) / len(scored) if scored else None
+    before, after = scores["before"], scores["after"]
+    if before is not None and after is not None:
+        pairs = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+        interval = bootstrap_difference([b for b, _ in pairs], [a for _, a in pairs], seed=seed)
+        result["difference"] = asdict(interval)
+        result["num_problems"] = len(pairs)
+    return result
