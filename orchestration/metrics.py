@@ -1,0 +1,213 @@
+"""What a step and a run say of themselves: the row of `metrics.jsonl`, and where the wall time went."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
+
+Number = float | int | None
+
+PHASES = ("learning", "publishing", "evaluation", "generation", "scoring")
+"""In order of precedence: see `PhaseClock`."""
+OTHER = "other"
+CORRECTNESS_REWARD = "gsm8k_correctness"
+
+METRICS: Mapping[str, str] = {
+    "step": "Number of the optimizer step, from 1.",
+    "policy_version": "Adapter version that the step's update started from.",
+    "reward_mean": "Mean of the totals (weighted sums of the rewards) over the scored completions.",
+    "reward_std": "Standard deviation of those totals over the whole batch (divided by n).",
+    "reward_group_std": "Mean over groups of the standard deviation of their totals: what there is to learn from.",
+    "accuracy": f"Share of completions whose {CORRECTNESS_REWARD} is above 0; null when that reward is not in use.",
+    "reward_{name}_mean": "Mean of one reward, unweighted, over the completions it scored.",
+    "reward_{name}_std": "Standard deviation of one reward over the completions it scored (divided by n).",
+    "num_groups": "Groups (prompts) in the batch.",
+    "num_completions": "Completions in the batch.",
+    "num_unscored": "Completions without a total: left out of their groups, not counted as 0.",
+    "flat_group_fraction": "Share of groups whose scored totals are all equal: they teach nothing.",
+    "dropped_flat_groups": "Flat groups thrown away and replaced before this batch was full.",
+    "response_tokens_mean": "Mean completion length, tokens.",
+    "response_tokens_max": "Longest completion, tokens.",
+    "truncated_fraction": "Share of completions that were cut off by the length limit.",
+    "kl_to_sampler": "Distance of the learner's log-probabilities of the sampled tokens from the sampler's, nats.",
+    "clip_fraction": "Share of tokens whose ratio was clipped.",
+    "policy_age_mean": "Mean of policy_version minus the version a completion was sampled from; 0 is on-policy.",
+    "policy_age_max": "The oldest completion's age, versions.",
+    "generated_tokens": "Completion tokens sampled since the previous step, thrown-away groups included.",
+    "rollout_tokens_per_s": "generated_tokens per second in which anything was being generated.",
+    "learner_tokens_per_s": "num_tokens per second of the learner's update.",
+    "num_tokens": "Prompt and completion tokens of the batch, each sequence counted whole.",
+    "num_distinct_tokens": "Tokens that really went through the model: shared prefixes once.",
+    "publish_ms": "From the end of the update to the new adapter being served by every worker, milliseconds.",
+    "probe_difference": "Largest difference between served and trained log-probabilities after publishing, nats.",
+    "step_s": "Wall time of the step, seconds.",
+    "{phase}_s": "Wall time of the step that the phase is answerable for (see PhaseClock), seconds; the phases are "
+    f"{', '.join((*PHASES, OTHER))}.",
+    "{phase}_busy_s": "Time in which the phase was under way, seconds; these overlap when phases do.",
+}
+"""Every name of a row and its meaning; `{name}` is a reward's name, `{phase}` a phase's. The learner's own figures
+(loss, grad_norm, learning_rate, entropy …) follow under the learner's names."""
+
+
+def step_row(
+    step: int,
+    groups: Sequence[ScoredGroup],
+    update: UpdateMetrics,
+    reward_names: Sequence[str],
+    phase_seconds: Mapping[str, float],
+    policy_version: int,
+    *,
+    generated_tokens: int,
+    step_seconds: float,
+    dropped_flat_groups: int = 0,
+    publish_ms: float | None = None,
+    probe_difference: float | None = None,
+    busy_seconds: Mapping[str, float] | None = None,
+) -> dict[str, Number]:
+    """The row of one step; `METRICS` says what each name means.
+
+    Args:
+        groups: what the step learned from, at least one group.
+        reward_names: the run's rewards, in the order of each completion's `rewards`.
+        phase_seconds: what `PhaseClock.seconds` grew by.
+        policy_version: the version that the update started from, the one a strictly on-policy completion has.
+        busy_seconds: what `PhaseClock.busy_seconds` grew by. Without it the rate of generation is taken over its
+            share of `phase_seconds`, which is right only when generation never runs beside learning.
+    """
+    members = [member for group in groups for member in group.members]
+    lengths = [len(member.completion.token_ids) for member in members]
+    ages = [policy_version - member.completion.adapter_version for member in members]
+    generation_s = (phase_seconds if busy_seconds is None else busy_seconds).get("generation", 0.0)
+    row: dict[str, Number] = {
+        "step": step,
+        "policy_version": policy_version,
+        **_reward_figures(groups, members, reward_names),
+        "num_groups": len(groups),
+        "num_completions": len(members),
+        "num_unscored": sum(member.total is None for member in members),
+        "flat_group_fraction": _mean([group.flat for group in groups]),
+        "dropped_flat_groups": dropped_flat_groups,
+        "response_tokens_mean": _mean(lengths),
+        "response_tokens_max": max(lengths),
+        "truncated_fraction": _mean([member.truncated for member in members]),
+        "kl_to_sampler": update.values.get("kl_to_sampler"),
+        "clip_fraction": update.values.get("clip_fraction"),
+        "policy_age_mean": _mean(ages),
+        "policy_age_max": max(ages),
+        "generated_tokens": generated_tokens,
+        "rollout_tokens_per_s": _rate(generated_tokens, generation_s),
+        "learner_tokens_per_s": _rate(update.num_tokens, update.seconds),
+        "num_tokens": update.num_tokens,
+        "num_distinct_tokens": update.num_distinct_tokens,
+        "publish_ms": publish_ms,
+        "probe_difference": probe_difference,
+        "step_s": step_seconds,
+        **{f"{phase}_s": seconds for phase, seconds in phase_seconds.items()},
+        **{f"{phase}_busy_s": seconds for phase, seconds in (busy_seconds or {}).items()},
+    }
+    return {**row, **{name: value for name, value in update.values.items() if name not in row}}
+
+
+def _reward_figures(
+    groups: Sequence[ScoredGroup], members: Sequence[ScoredCompletion], reward_names: Sequence[str]
+) -> dict[str, Number]:
+    totals = [member.total for member in members if member.total is not None]
+    group_stds = [
+        std
+        for group in groups
+        if (std := _std([member.total for member in group.members if member.total is not None])) is not None
+    ]
+    figures: dict[str, Number] = {
+        "reward_mean": _mean(totals),
+        "reward_std": _std(totals),
+        "reward_group_std": _mean(group_stds),
+        "accuracy": None,
+    }
+    rewards_by_name = zip(*(member.rewards for member in members), strict=True)  # one column a reward
+    for name, column in zip(reward_names, rewards_by_name, strict=True):
+        scored = [reward for reward in column if reward is not None]
+        figures[f"reward_{name}_mean"] = _mean(scored)
+        figures[f"reward_{name}_std"] = _std(scored)
+        if name == CORRECTNESS_REWARD:
+            figures["accuracy"] = _mean([reward > 0 for reward in scored])
+    return figures
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _std(values: Sequence[float]) -> float | None:
+    if not values:
+        return None
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+
+
+def _rate(count: int, seconds: float) -> float | None:
+    return count / seconds if seconds > 0 else None
+
+
+class PhaseClock:
+    """Splits wall time into phases, also when many tasks are in several phases at once.
+
+    A run overlaps its phases on purpose: sixty groups generate while ten are scored and the learner works on the
+    batch before. Adding up what each task took would count a second sixty times. So every moment is charged to
+    exactly one phase: of those under way, the first in the order
+
+        learning > publishing > evaluation > generation > scoring,
+
+    and to `other` when none is; `seconds` adds up to the wall time. The order runs from what the loop waits for to
+    what hides behind it: `scoring` is then the time that instant scoring would save, and generation behind learning
+    is free. Evaluation stands before generation because it generates. `busy_seconds` gives each phase for itself.
+
+    For one event loop: tasks may interleave as they like, threads may not share a clock.
+
+        clock = PhaseClock()
+        with clock.phase("generation"):
+            completions_G = await generator.generate(prompt, sampling)
+        clock.seconds()["generation"]
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
+        self._last = now()
+        self._active = dict.fromkeys(PHASES, 0)
+        self._seconds: dict[str, float] = dict.fromkeys((*PHASES, OTHER), 0.0)
+        self._busy: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Be in a phase for the length of the block; any number of blocks may be open at once."""
+        if name not in self._active:
+            raise ValueError(f"unknown phase {name!r}; phases are: {', '.join(PHASES)}")
+        self._advance()
+        self._active[name] += 1
+        try:
+            yield
+        finally:
+            self._advance()
+            self._active[name] -= 1
+
+    def seconds(self) -> dict[str, float]:
+        """Wall time since the clock was made, by phase and `other`, up to now."""
+        self._advance()
+        return dict(self._seconds)
+
+    def busy_seconds(self) -> dict[str, float]:
+        """By phase: time in which at least one block of it was open, up to now. Overlapping time counts in each."""
+        self._advance()
+        return dict(self._busy)
+
+    def _advance(self) -> None:
+        """Charge the time since the last change to those who were active during it."""
+        now = self._now()
+        elapsed, self._last = now - self._last, now
+        active = [phase for phase in PHASES if self._active[phase]]
+        for phase in active:
+            self._busy[phase] += elapsed
+        self._seconds[active[0] if active else OTHER] += elapsed
