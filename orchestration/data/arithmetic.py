@@ -1,0 +1,168 @@
+"""Word problems of graded difficulty from a seeded generator. Pure: the same settings give the same problems."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from orchestration.config import ArithmeticData
+from orchestration.data.arithmetic_templates import MAX_GRADE, PEOPLE, TEMPLATES, THINGS, Template
+from orchestration.data.problems import Problems, answer_line, question_key
+from orchestration.errors import ConfigError, DataError
+from orchestration.ports import Problem
+
+MAX_SHOTS = 8
+_FRUITLESS_DRAWS = 2000
+"""So many draws in a row without a new problem mean that there is none left."""
+
+ProblemKey = tuple[str, tuple[int, ...]]
+"""Template name and its numbers: two problems with one key ask the same thing with other names."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Equation:
+    """One step of a worked solution."""
+
+    left: int
+    operator: str
+    right: int
+    result: int
+
+    def __str__(self) -> str:
+        return f"{self.left} {self.operator} {self.right} = {self.result}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Draft:
+    key: ProblemKey
+    question: str
+    equations: tuple[Equation, ...]
+    grade: int
+
+    def problem(self, problem_id: str) -> Problem:
+        answer = str(self.equations[-1].result)
+        return Problem(
+            problem_id=problem_id,
+            question=self.question,
+            final_answer=answer,
+            solution="\n".join((*map(str, self.equations), answer_line(answer))),
+            category=str(self.grade),
+        )
+
+
+def make_arithmetic(config: ArithmeticData) -> Problems:
+    """Make the train, held-out and example sets, disjoint by question and by (template, numbers).
+
+    The examples depend on the seed and the grades alone, the held-out set on nothing of the training set.
+
+    Raises:
+        ConfigError: a grade outside 1..5.
+        DataError: the grades hold too few different problems.
+    """
+    grades = config.difficulty
+    if not grades or not all(1 <= grade <= MAX_GRADE for grade in grades):
+        raise ConfigError(
+            f"data.difficulty={list(grades)}: grades go from 1 to {MAX_GRADE}, and at least one is needed"
+        )
+    shots = _draw_shots(config)
+    evals = _draw(config, "eval", config.num_eval, taken={draft.key for draft in shots})
+    train = _draw(config, "train", config.num_train, taken={draft.key for draft in (*shots, *evals)})
+    _check_keys(train, evals)
+    return Problems(
+        train=_named(train, "train"), eval=_named(evals, "eval"), shots=_named(shots[: config.num_shots], "shot")
+    )
+
+
+def work_out(template: Template, numbers: Mapping[str, int]) -> tuple[Equation, ...] | None:
+    """The template's steps with these numbers; None unless all results are positive integers."""
+    values = dict(numbers)
+    equations = []
+    for step in template.steps:
+        name, _, left_word, operator, right_word = step.split()
+        left, right = (values[word] if word in values else int(word) for word in (left_word, right_word))
+        result = _apply(left, operator, right)
+        if result is None or result < 1:
+            return None
+        values[name] = result
+        equations.append(Equation(left=left, operator=operator, right=right, result=result))
+    return tuple(equations)
+
+
+def _apply(left: int, operator: str, right: int) -> int | None:
+    if operator == "+":
+        return left + right
+    if operator == "-":
+        return left - right
+    if operator == "*":
+        return left * right
+    return left // right if operator == "/" and left % right == 0 else None
+
+
+def _draw(config: ArithmeticData, split: str, count: int, *, taken: Collection[ProblemKey]) -> list[_Draft]:
+    """`count` drafts with distinct questions and no key in `taken`, the grades in turn."""
+    rng = random.Random(f"arithmetic/{config.seed}/{split}")
+    drafts: list[_Draft] = []
+    questions: set[str] = set()
+    while len(drafts) < count:
+        grade = config.difficulty[len(drafts) % len(config.difficulty)]
+        templates = [template for template in TEMPLATES if template.grade == grade]
+        for _ in range(_FRUITLESS_DRAWS):
+            draft = _tell(rng.choice(templates), rng)
+            if draft.key not in taken and question_key(draft.question) not in questions:
+                break
+        else:
+            raise DataError(
+                f"grade {grade} has too few different problems for data.num_{split}={count}; lower it or widen "
+                f"data.difficulty"
+            )
+        drafts.append(draft)
+        questions.add(question_key(draft.question))
+    return drafts
+
+
+def _draw_shots(config: ArithmeticData) -> list[_Draft]:
+    """Examples that show as many different templates and last operations as there are."""
+    rng = random.Random(f"arithmetic/{config.seed}/shots")
+    templates_in_turn = {grade: _varied(grade, rng) for grade in set(config.difficulty)}
+    return [
+        _tell(next(templates_in_turn[config.difficulty[index % len(config.difficulty)]]), rng)
+        for index in range(MAX_SHOTS)
+    ]
+
+
+def _varied(grade: int, rng: random.Random) -> Iterator[Template]:
+    """A grade's templates for ever, neighbours with different last operations where possible."""
+    by_operation: dict[str, list[Template]] = {}
+    for template in TEMPLATES:
+        if template.grade == grade:
+            by_operation.setdefault(template.steps[-1].split()[3], []).append(template)
+    for templates in by_operation.values():
+        rng.shuffle(templates)
+    rounds = [template for row in zip_longest(*by_operation.values()) for template in row if template is not None]
+    while True:
+        yield from rounds
+
+
+def _tell(template: Template, rng: random.Random) -> _Draft:
+    """The template as a story with numbers that work out."""
+    equations = None
+    while equations is None:
+        numbers = {name: rng.randint(low, high) for name, (low, high) in template.ranges.items()}
+        equations = work_out(template, numbers)
+    name, other = rng.sample(PEOPLE, 2)
+    question = template.text.format(name=name, other=other, things=rng.choice(THINGS), **numbers)
+    return _Draft(
+        key=(template.name, tuple(numbers.values())), question=question, equations=equations, grade=template.grade
+    )
+
+
+def _named(drafts: list[_Draft], split: str) -> tuple[Problem, ...]:
+    return tuple(draft.problem(f"arithmetic/{split}/{index}") for index, draft in enumerate(drafts))
+
+
+def _check_keys(train: list[_Draft], evals: list[_Draft]) -> None:
+    shared = {draft.key for draft in train} & {draft.key for draft in evals}
+    if shared:
+        raise DataError(f"training and held-out problems share {len(shared)} stories with the same numbers")

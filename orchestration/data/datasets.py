@@ -1,0 +1,19 @@
+"""From the data settings to problems."""
+
+from __future__ import annotations
+
+from orchestration.config import ArithmeticData, DataConfig
+from orchestration.data.arithmetic import make_arithmetic
+from orchestration.data.problems import Problems
+
+
+def load_problems(config: DataConfig) -> Problems:
+    """Make or read the problems that the settings name; the same settings give the same problems.
+
+    Raises:
+        DataError: a file is missing or broken, or there are too few problems.
+        ConfigError: a setting is out of range.
+    """
+    if isinstance(config, ArithmeticData):
+        return make_arithmetic(config)
+    raise NotImplementedError(config.kind)
