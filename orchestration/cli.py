@@ -84,7 +84,7 @@ def _add_reward(commands: Any) -> None:
     reward = commands.add_parser("reward", help="the reward service").add_subparsers(required=True, metavar="COMMAND")
     serve = reward.add_parser("serve", help="serve rewards over HTTP")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
-    serve.add_argument("--port", type=int, default=8000, help="port; 0 takes a free one (default: 8000)")
+    serve.add_argument("--port", type=_port, default=8300, help="port; 0 takes a free one (default: 8300)")
     serve.set_defaults(run=_reward_serve)
 
 
@@ -149,13 +149,13 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _reward_serve(arguments: argparse.Namespace) -> int:
-    from reward_service.errors import RewardServiceStartError
+    from reward_service.errors import ServiceStartError
     from reward_service.serve import serve
-    from reward_service.settings import Settings
+    from reward_service.settings import ServiceSettings
 
     try:
-        serve(Settings(host=arguments.host, port=arguments.port))
-    except RewardServiceStartError as error:
+        serve(ServiceSettings(host=arguments.host, port=arguments.port))
+    except ServiceStartError as error:
         raise RlvrError(str(error)) from error
     return 0
 
@@ -189,6 +189,12 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return number
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 0 to 65535")
+    return int(text)
 
 
 def _complain(error: Exception) -> None:

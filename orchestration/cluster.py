@@ -18,13 +18,13 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.metrics import Gauge
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from rollout_server.balancing import Balancer
 
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.config import RunConfig
 from orchestration.errors import MachineError, RemoteTimeoutError, WorkerDiedError
 from orchestration.placement import Placement, Slot, effective_rollout, place
 from orchestration.tasks import gather_or_cancel
-from rollout_server.balancing import Balancer
 from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
 
 if TYPE_CHECKING:
@@ -307,6 +307,14 @@ class Cluster:
         self.placement = place(config, num_gpus=num_gpus)
         self._reserve(self.placement)
         return self.placement
+
+    def describe(self) -> str:
+        """The cluster in one line, for the head of a report."""
+        resources = ray.cluster_resources()
+        parts = [f"{resources.get('CPU', 0):g} cores", f"{resources.get('GPU', 0):g} GPUs"]
+        if self.dashboard_url:
+            parts.append(f"dashboard http://{self.dashboard_url}")
+        return ", ".join(parts)
 
     def _reserve(self, placement: Placement) -> None:
         if placement.num_gpus == 0:

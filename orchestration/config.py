@@ -296,7 +296,7 @@ def _explain(error: ValidationError) -> str:
     kinds = {"arithmetic", "gsm8k", "copy"}  # pydantic puts the union's tag into the path
     dotted = ".".join(str(part) for part in problem["loc"] if part not in kinds)
     if problem["type"] == "extra_forbidden":
-        known = flat_keys()
+        known = [*flat_keys(), *(name for name, value in RunConfig.model_fields.items() if value.default_factory)]
         if dotted in RENAMED_KEYS:
             return f"unknown setting {dotted!r}; here it is {RENAMED_KEYS[dotted]!r}"
         return f"unknown setting {dotted!r}{_nearest(dotted, known)}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestration.errors import RewardsUnavailableError
-from orchestration.ports import BuiltProblem, Generator, Scorer
+from orchestration.ports import BuiltPrompt, Generator, Scorer
 from orchestration.tasks import gather_or_cancel
 from rollout_server.types import Completion, SamplingParams
 
@@ -23,6 +23,10 @@ class Evaluation:
     num_tokens: int
     mean_completion_length: float
     completions_N: tuple[Completion, ...] = field(repr=False)
+
+    def scores(self) -> dict[str, list[float | None]]:
+        """Scores by name, as the summary and a saved state hold them."""
+        return {"strict": list(self.strict_N), "lenient": list(self.lenient_N)}
 
     @property
     def strict_accuracy(self) -> float:
@@ -48,24 +52,21 @@ async def evaluate(
     *,
     generator: Generator,
     scorer: Scorer,
-    problems: Sequence[BuiltProblem],
-    max_completion_length: int,
-    stop: Sequence[str] = (),
+    problems: Sequence[BuiltPrompt],
+    sampling: SamplingParams,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Answer every problem greedily with what is served now, and score the answers.
 
-    `scorer` must offer the rewards STRICT and LENIENT.
+    Of `sampling` only lengths and stops are used. `scorer` must offer the rewards STRICT and LENIENT.
     """
-    sampling = SamplingParams(
-        num_generations=1, max_completion_length=max_completion_length, temperature=0.0, stop=tuple(stop)
-    )
+    greedy = replace(sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0)
     order = (list(scorer.reward_names).index(STRICT), list(scorer.reward_names).index(LENIENT))
     done = 0
 
-    async def one(built: BuiltProblem) -> tuple[float | None, float | None, Completion]:
+    async def one(built: BuiltPrompt) -> tuple[float | None, float | None, Completion]:
         nonlocal done
-        (completion,) = await generator.generate(built.prompt, sampling)
+        (completion,) = await generator.generate(built.prompt, greedy)
         (scored,) = await scorer.score(built.problem, built.text, [completion])
         done += 1
         on_progress(done, len(problems))

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from learner.types import ScoredGroup
-from orchestration.ports import BuiltProblem, Generator, Scorer
+from orchestration.ports import BuiltPrompt, Generator, Scorer
 from rollout_server.types import SamplingParams
 
 
 class Source(Protocol):
     """Problems in the order of training."""
 
-    def next(self) -> BuiltProblem: ...
+    def next(self) -> BuiltPrompt: ...
 
 
 class Clock(Protocol):
@@ -46,7 +46,7 @@ class FlowSettings:
 class FinishedGroup:
     """A scored group with the problem it answers."""
 
-    built: BuiltProblem
+    built: BuiltPrompt
     scored: ScoredGroup
 
 
@@ -67,7 +67,7 @@ class Batch:
 
 @dataclass(slots=True)
 class _Admitted:
-    built: BuiltProblem
+    built: BuiltPrompt
     start_version: int
     """Newest version when it was admitted; its completions are on this version or a newer one."""
     task: asyncio.Task[None] | None = None
@@ -124,7 +124,7 @@ class RolloutFlow:
             self._changed.clear()
             await self._changed.wait()
 
-    def pending(self) -> tuple[BuiltProblem, ...]:
+    def pending(self) -> tuple[BuiltPrompt, ...]:
         """Problems that were admitted but not handed out, in order; what a resumed run has to do first."""
         return tuple(self._admitted[order].built for order in sorted(self._admitted))
 
@@ -159,7 +159,7 @@ class RolloutFlow:
         self._report_progress()
         self._changed.set()
 
-    async def _generate_and_score(self, built: BuiltProblem) -> ScoredGroup:
+    async def _generate_and_score(self, built: BuiltPrompt) -> ScoredGroup:
         with self._clock.phase("generation"):
             completions_G = await self._generator.generate(built.prompt, self._settings.sampling)
         self._generated_tokens += sum(len(completion.token_ids) for completion in completions_G)

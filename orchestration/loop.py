@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from learner.types import UpdateMetrics
 from orchestration.config import RunConfig
@@ -18,14 +18,13 @@ from orchestration.errors import RewardsUnavailableError, RlvrError
 from orchestration.evaluation import Evaluation, evaluate
 from orchestration.flow import Batch, FlowSettings, RolloutFlow, Source
 from orchestration.metrics import PhaseClock, step_row
-from orchestration.ports import AdapterHandle, BuiltProblem, Generator, Learner, Scorer
+from orchestration.ports import AdapterHandle, BuiltPrompt, Generator, Learner, Scorer
 from orchestration.report import Reporter
 from orchestration.resume import CHECKPOINT_FOLDER, RunState, read_state, write_state
 from orchestration.run_folder import RunFolder
-from orchestration.statistics import bootstrap_difference
+from orchestration.summary import Scores, Spent, Summary, Tally, add_seconds, grown, summarise
+from orchestration.tasks import unless_set
 from rollout_server.types import PublishReport, SamplingParams
-
-Result = TypeVar("Result")
 
 
 class ResumableSource(Source, Protocol):
@@ -47,20 +46,9 @@ class Rooms:
     judge: Scorer
     """Scores held-out answers: strict and lenient, whatever the run learns from."""
     source: ResumableSource
-    held_out: Sequence[BuiltProblem]
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Totals of the run."""
-
-    step: int = 0
-    generated_tokens: int = 0
-    learned_tokens: int = 0
-    distinct_tokens: int = 0
-    dropped_flat_groups: int = 0
-    flat_steps: int = 0
-    publish_ms: list[float] = field(default_factory=list)
+    held_out: Sequence[BuiltPrompt]
+    sampling: SamplingParams
+    """Of training; held-out answers are greedy."""
 
 
 class TrainingLoop:
@@ -72,23 +60,23 @@ class TrainingLoop:
         self._config, self._rooms, self._folder = config, rooms, folder
         self._reporter, self._stop = reporter, stop
         self._clock = PhaseClock()
-        self._tally = _Tally()
-        self._before: Evaluation | None = None
-        self._before_saved: dict[str, Any] | None = None
+        self._tally = Tally()
+        self._before: Scores | None = None
         self._adapter: AdapterHandle | None = None
         self._bookkeeping: asyncio.Task[None] | None = None
         self._first_step = 0
         self._seconds_before: dict[str, float] = {}
 
-    async def run(self) -> dict[str, Any]:
+    async def run(self) -> Summary:
         """Train, and return the summary, which lies in the run folder too.
 
         Raises what broke the run, after the adapter, a checkpoint and the problems under way have been written, as
         far as the rooms still answer.
         """
         await self._resume()
-        if self._config.eval_at_ends and self._before_saved is None:
-            self._before = await self._until_stop(self._evaluate("before"))
+        if self._config.eval_at_ends and self._before is None:
+            before = await unless_set(self._stop, self._evaluate("before"))
+            self._before = None if before is None else before.scores()
         flow = self._new_flow()
         try:
             await self._steps(flow)
@@ -115,11 +103,9 @@ class TrainingLoop:
                 f"choose another run_dir to start anew"
             )
         self._rooms.source.restore(state.cursor, state.pending)
-        self._tally.step = self._first_step = state.step
-        self._before_saved = dict(state.before) if state.before is not None else None
-        self._tally.generated_tokens = state.tokens.get("generated", 0)
-        self._tally.learned_tokens = state.tokens.get("learned", 0)
-        self._tally.distinct_tokens = state.tokens.get("distinct", 0)
+        self._first_step = state.step
+        self._before = state.before
+        self._tally = Tally.restored(state.step, state.tokens)
         self._seconds_before = dict(state.seconds)
         self._reporter.note("info", f"going on after step {state.step} in {self._folder.path}")
         if state.step:
@@ -134,14 +120,7 @@ class TrainingLoop:
             drop_flat_groups=config.drop_flat_groups,
             max_refills=config.max_refills,
             max_batches=config.max_steps - self._first_step,
-            sampling=SamplingParams(
-                num_generations=config.rollout.num_generations,
-                max_completion_length=config.rollout.max_completion_length,
-                temperature=config.rollout.temperature,
-                top_p=config.rollout.top_p,
-                top_k=config.rollout.top_k,
-                stop=config.rollout.stop,
-            ),
+            sampling=self._rooms.sampling,
         )
         return RolloutFlow(
             generator=self._rooms.generator,
@@ -154,15 +133,14 @@ class TrainingLoop:
 
     async def _steps(self, flow: RolloutFlow) -> None:
         while self._tally.step < self._config.max_steps:
-            started = time.perf_counter()
-            spent = dict(self._clock.seconds())
+            spent = Spent.now(self._clock)
             self._reporter.phase("generation", f"step {self._tally.step + 1}", self._config.prompts_per_step)
-            batch = await self._until_stop(flow.next_batch())
+            batch = await unless_set(self._stop, flow.next_batch())
             if batch is None:
                 return
             self._refuse_unscored(batch)
             update, reports = await self._learn_and_publish(flow, batch)
-            await self._after_step(flow, batch, update, reports, started, spent)
+            await self._after_step(flow, batch, update, reports, spent)
 
     async def _learn_and_publish(
         self, flow: RolloutFlow, batch: Batch
@@ -187,28 +165,24 @@ class TrainingLoop:
         batch: Batch,
         update: UpdateMetrics,
         reports: Sequence[PublishReport],
-        started: float,
-        spent: dict[str, float],
+        spent: Spent,
     ) -> None:
         """Metrics, files, alarms, evaluation. Files are written while the next batch is generated."""
         tally, step = self._tally, self._tally.step
-        tally.generated_tokens += batch.num_generated_tokens
-        tally.learned_tokens += update.num_tokens
-        tally.distinct_tokens += update.num_distinct_tokens
-        tally.dropped_flat_groups += batch.num_dropped_flat
-        phase_seconds = {name: total - spent.get(name, 0.0) for name, total in self._clock.seconds().items()}
+        tally.add(batch, update)
         row = step_row(
             step=step,
             groups=batch.scored_P,
             update=update,
             reward_names=self._rooms.scorer.reward_names,
-            phase_seconds=phase_seconds,
+            phase_seconds=grown(self._clock.seconds(), spent.seconds),
+            busy_seconds=grown(self._clock.busy_seconds(), spent.busy),
             policy_version=step - 1,
             generated_tokens=batch.num_generated_tokens,
             dropped_flat_groups=batch.num_dropped_flat,
             publish_ms=tally.publish_ms[-1],
             probe_difference=max((r.probe_difference for r in reports if r.probe_difference is not None), default=None),
-            step_seconds=time.perf_counter() - started,
+            step_seconds=time.perf_counter() - spent.at,
         )
         self._reporter.step(row)
         self._say_if_flat(batch)
@@ -219,7 +193,7 @@ class TrainingLoop:
         if self._config.save_every and step % self._config.save_every == 0:
             await self._save(flow, final=False)
         if self._config.eval_every and step % self._config.eval_every == 0 and step < self._config.max_steps:
-            await self._until_stop(self._evaluate(f"step {step}"))
+            await unless_set(self._stop, self._evaluate(f"step {step}"))
 
     async def _write_step(self, step: int, batch: Batch, update: UpdateMetrics, row: dict[str, Any]) -> None:
         adapter = self._adapter
@@ -274,8 +248,7 @@ class TrainingLoop:
                 generator=self._rooms.generator,
                 scorer=self._rooms.judge,
                 problems=self._rooms.held_out,
-                max_completion_length=self._config.rollout.max_completion_length,
-                stop=self._config.rollout.stop,
+                sampling=self._rooms.sampling,
                 on_progress=self._reporter.progress,
             )
         self._reporter.evaluation(when, result.strict_accuracy, result.lenient_accuracy, len(result.strict_N))
@@ -284,18 +257,7 @@ class TrainingLoop:
     async def _evaluate_at_end(self) -> Evaluation | None:
         if not self._config.eval_at_ends or self._stop.is_set():
             return None
-        return await self._until_stop(self._evaluate("after"))
-
-    async def _until_stop(self, work: Coroutine[Any, Any, Result]) -> Result | None:
-        """The result of `work`, or None when `stop` was set first; then the work is cancelled."""
-        task, stopped = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
-        try:
-            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            return task.result() if task.done() else None
-        finally:
-            for each in (task, stopped):
-                each.cancel()
-            await asyncio.gather(task, stopped, return_exceptions=True)
+        return await unless_set(self._stop, self._evaluate("after"))
 
     async def _save(self, flow: RolloutFlow, *, final: bool) -> None:
         """Checkpoint and state; a finished run needs neither to go on, but its optimizer may be wanted."""
@@ -313,12 +275,8 @@ class TrainingLoop:
                 step=self._tally.step,
                 cursor=self._rooms.source.position,
                 pending=tuple(built.problem.problem_id for built in flow.pending()),
-                before=self._before_as_saved(),
-                tokens={
-                    "generated": self._tally.generated_tokens,
-                    "learned": self._tally.learned_tokens,
-                    "distinct": self._tally.distinct_tokens,
-                },
+                before=self._before,
+                tokens=self._tally.tokens(),
                 seconds=self._all_seconds(),
             ),
         )
@@ -327,63 +285,22 @@ class TrainingLoop:
         """Keep what can be kept; a second failure is said, and does not hide the first."""
         try:
             await self._save(flow, final=False)
-            self._folder.write_summary({**self._summary(None), "status": "failed", "reason": str(failure)})
+            self._folder.write_summary(self._summary(None, status="failed", reason=str(failure)))
             self._reporter.note("info", f"kept in {self._folder.path}: start again with run_dir set to it to go on")
         except Exception as error:
             self._reporter.note("warning", f"the run's state could not be saved: {' '.join(str(error).split())}")
 
-    def _before_as_saved(self) -> dict[str, Any] | None:
-        if self._before_saved is not None or self._before is None:
-            return self._before_saved
-        return {"strict": list(self._before.strict_N), "lenient": list(self._before.lenient_N)}
+    def _summary(self, after: Evaluation | None, *, status: str | None = None, reason: str | None = None) -> Summary:
+        return summarise(
+            config=self._config,
+            run_dir=str(self._folder.path),
+            status=status or ("stopped" if self._stop.is_set() else "finished"),
+            reason=reason,
+            tally=self._tally,
+            seconds=self._all_seconds(),
+            before=self._before,
+            after=None if after is None else after.scores(),
+        )
 
     def _all_seconds(self) -> dict[str, float]:
-        now = self._clock.seconds()
-        return {
-            name: now.get(name, 0.0) + self._seconds_before.get(name, 0.0) for name in {*now, *self._seconds_before}
-        }
-
-    def _summary(self, after: Evaluation | None) -> dict[str, Any]:
-        config, tally = self._config, self._tally
-        seconds = self._all_seconds()
-        summary: dict[str, Any] = {
-            "status": "stopped" if self._stop.is_set() else "finished",
-            "recipe": config.recipe,
-            "run_dir": str(self._folder.path),
-            "seed": config.seed,
-            "control": config.reward.control,
-            "steps": tally.step,
-            "tokens": {
-                "generated": tally.generated_tokens,
-                "learned": tally.learned_tokens,
-                "distinct": tally.distinct_tokens,
-            },
-            "seconds": seconds,
-            "other_share": seconds.get("other", 0.0) / max(sum(seconds.values()), 1e-9),
-            "dropped_flat_groups": tally.dropped_flat_groups,
-            "publish_ms_median": sorted(tally.publish_ms)[len(tally.publish_ms) // 2] if tally.publish_ms else None,
-            "accuracy": {},
-        }
-        before = self._before_as_saved()
-        for name in ("strict", "lenient"):
-            scores = {
-                "before": before[name] if before is not None else None,
-                "after": list(getattr(after, f"{name}_N")) if after is not None else None,
-            }
-            summary["accuracy"][name] = _compare(scores, seed=config.seed)
-        return summary
-
-
-def _compare(scores: dict[str, list[float | None] | None], *, seed: int) -> dict[str, Any]:
-    """Accuracies and, with both, the paired difference with its 95 % bootstrap interval."""
-    result: dict[str, Any] = {}
-    for when, values in scores.items():
-        scored = [value for value in values or [] if value is not None]
-        result[when] = sum(scored) / len(scored) if scored else None
-    before, after = scores["before"], scores["after"]
-    if before is not None and after is not None:
-        pairs = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
-        interval = bootstrap_difference([b for b, _ in pairs], [a for _, a in pairs], seed=seed)
-        result["difference"] = asdict(interval)
-        result["num_problems"] = len(pairs)
-    return result
+        return add_seconds(self._seconds_before, self._clock.seconds())

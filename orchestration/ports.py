@@ -32,13 +32,13 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BuiltProblem:
+class BuiltPrompt:
     """A problem with its prompt, ready to be sampled from."""
 
     problem: Problem
     prompt: Prompt
     text: str
-    """The prompt as text, few-shot examples and chat template included."""
+    """The prompt as text, few-shot examples and chat template included; the reward service is shown it."""
 
 
 class AdapterHandle(Protocol):

@@ -10,8 +10,10 @@ from learner.types import ScoredCompletion
 from orchestration.config import RewardSpec
 from orchestration.errors import RewardsUnavailableError
 from orchestration.ports import Problem, Scorer
-from reward_service.clients.http import RewardClient, RewardServiceError
-from reward_service.schemas import RewardRequest, ScoreItem
+from reward_service.clients.errors import RewardServiceError
+from reward_service.clients.http import RewardClient
+from reward_service.types import RewardItem
+from reward_service.types import RewardSpec as ServiceReward
 from rollout_server.types import Completion
 
 
@@ -20,7 +22,7 @@ class HttpScorer:
 
     def __init__(self, client: RewardClient, rewards: Sequence[RewardSpec], *, run_id: str) -> None:
         self._client, self._run_id = client, run_id
-        self._rewards = [RewardRequest(name=r.name, weight=r.weight, params=r.params) for r in rewards]
+        self._rewards = [ServiceReward(name=r.name, weight=r.weight, params=r.params) for r in rewards]
 
     @property
     def reward_names(self) -> Sequence[str]:
@@ -34,7 +36,7 @@ class HttpScorer:
         Raises RewardsUnavailableError when the service does not answer sensibly until the client's deadline.
         """
         items = [
-            ScoreItem(
+            RewardItem(
                 id=str(index),
                 prompt=prompt_text,
                 completion=completion.text,

@@ -1,0 +1,196 @@
+"""`rlvr train`: checks first, then starts the rooms, runs the loop, and puts everything away again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from learner.errors import LearnerError
+from orchestration import doctor
+from orchestration.config import RewardConfig, RewardSpec, RunConfig
+from orchestration.data.datasets import load_problems
+from orchestration.data.models import resolve_model
+from orchestration.data.problems import Problems
+from orchestration.data.prompts import PromptBuilder
+from orchestration.data.tokenizer import load_tokenizer
+from orchestration.errors import ConfigError, RlvrError
+from orchestration.evaluation import LENIENT, STRICT
+from orchestration.loop import Rooms, TrainingLoop
+from orchestration.ports import BuiltPrompt, Scorer
+from orchestration.report import Reporter, make_reporter
+from orchestration.run_folder import RunFolder
+from orchestration.scoring import HttpScorer, RandomControlScorer
+from orchestration.source import PromptSource
+from orchestration.tasks import unless_set
+from reward_service.child import start_in_subprocess
+from reward_service.clients.errors import RewardServiceError
+from reward_service.clients.http import RewardClient
+from reward_service.errors import ServiceStartError
+from rollout_server.errors import RolloutError
+from rollout_server.types import SamplingParams
+
+Result = TypeVar("Result")
+
+JUDGES = (RewardSpec(name=STRICT), RewardSpec(name=LENIENT))
+
+
+class Interrupted(Exception):  # noqa: N818  # not an error: the user asked for it
+    """The user stopped the run before its first step."""
+
+
+def run_training(config: RunConfig) -> int:
+    """Train as the configuration says; returns the exit status.
+
+    Raises RlvrError with one sentence for the user; the rooms' own errors arrive as that.
+    """
+    try:
+        return asyncio.run(_train(config))
+    except (LearnerError, RolloutError, RewardServiceError, ServiceStartError) as error:
+        raise RlvrError(str(error)) from error
+    except Interrupted:
+        raise KeyboardInterrupt from None
+
+
+async def _train(config: RunConfig) -> int:
+    stop = asyncio.Event()
+    with signals_set(stop), make_reporter(sys.stdout) as reporter:
+        # Everything that can be wrong cheaply comes before the first folder is made and the first process started.
+        doctor.require_machine(config)
+        problems = load_problems(config.data)
+        reporter.phase("preparing", f"model {config.model.name}")
+        model_path = await _unless_stopped(
+            stop, asyncio.to_thread(resolve_model, config.model.name, config.model.revision)
+        )
+        builder = make_prompt_builder(config, problems, model_path)
+        held_out = builder.build_all(problems.eval)
+        source = PromptSource(problems.train, builder.build, config.seed)
+        source.check()
+        folder = RunFolder.create(config)
+        try:
+            async with AsyncExitStack() as stack:
+                rooms = await _unless_stopped(
+                    stop, _start_rooms(stack, config, folder, reporter, model_path, builder, source, held_out.prompts)
+                )
+                if held_out.skipped:
+                    reporter.note(
+                        "warning",
+                        f"{len(held_out.skipped)} held-out prompts are longer than the context and were skipped",
+                    )
+                summary = await TrainingLoop(config, rooms, folder, reporter, stop).run()
+        finally:
+            folder.close()
+    return 0 if summary["status"] == "finished" else 130
+
+
+async def _start_rooms(
+    stack: AsyncExitStack,
+    config: RunConfig,
+    folder: RunFolder,
+    reporter: Reporter,
+    model_path: Path,
+    builder: PromptBuilder,
+    source: PromptSource,
+    held_out: tuple[BuiltPrompt, ...],
+) -> Rooms:
+    from orchestration.cluster import Cluster  # loads ray, a second or two: not before the cheap checks
+
+    client = await stack.enter_async_context(reward_client(config.reward, folder.path / "logs"))
+    scorer: Scorer = HttpScorer(client, config.reward.rewards, run_id=folder.path.name)
+    if config.reward.control == "random":
+        scorer = RandomControlScorer(scorer, seed=config.seed)
+    judge = HttpScorer(client, JUDGES, run_id=folder.path.name)
+
+    cluster = Cluster(config, run_id=f"{folder.path.name}-{os.getpid()}", model_path=str(model_path))
+    stack.push_async_callback(cluster.shutdown)
+    placement = cluster.connect()
+    reporter.start(config, f"{placement.mode}: {cluster.describe()}")
+    reporter.phase("starting", "vLLM engines and learner ranks")
+    generator, learner = await asyncio.gather(cluster.start_rollout(), cluster.start_learner())
+    stop_strings = (*config.rollout.stop, *builder.stop)
+    sampling = SamplingParams(
+        num_generations=config.rollout.num_generations,
+        max_completion_length=config.rollout.max_completion_length,
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+        stop=stop_strings,
+        stop_token_ids=builder.stop_token_ids,
+    )
+    return Rooms(
+        generator=generator,
+        learner=learner,
+        scorer=scorer,
+        judge=judge,
+        source=source,
+        held_out=held_out,
+        sampling=sampling,
+    )
+
+
+def make_prompt_builder(config: RunConfig, problems: Problems, model_path: Path) -> PromptBuilder:
+    """The run's prompts; they leave room for a whole completion in the context."""
+    room = config.rollout.max_model_len - config.rollout.max_completion_length
+    return PromptBuilder(load_tokenizer(model_path), problems.shots, room)
+
+
+@asynccontextmanager
+async def reward_client(config: RewardConfig, log_folder: Path) -> AsyncIterator[RewardClient]:
+    """A client of the configured service, or of one started on loopback for as long as the block lasts.
+
+    Raises ConfigError for a malformed URL; RewardServiceError or ServiceStartError when nothing healthy answers.
+    """
+    service = None
+    if config.url is None:
+        service = await asyncio.to_thread(
+            start_in_subprocess, log_path=log_folder / "reward_service.log", timeout_s=config.start_timeout_s
+        )
+    try:
+        client = RewardClient(
+            service.url if service is not None else str(config.url),
+            timeout_s=config.timeout_s,
+            deadline_s=config.deadline_s,
+            max_concurrency=config.max_concurrency,
+            api_key=config.api_key,
+        )
+    except ValueError as error:
+        raise ConfigError(f"reward.url={config.url!r}: {error}") from error
+    try:
+        async with client:
+            await client.health(timeout_s=config.timeout_s)
+            yield client
+    finally:
+        if service is not None:
+            await asyncio.to_thread(service.stop)
+
+
+@contextmanager
+def signals_set(stop: asyncio.Event) -> Any:
+    """Ctrl-C and SIGTERM set `stop`; a second one ends the process at once, as a person who presses twice expects."""
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`; raises Interrupted when `stop` is set first."""
+    result = await unless_set(stop, work)
+    if result is None:
+        raise Interrupted
+    return result
