@@ -52,7 +52,7 @@ def imported(source: str, *, package: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
         elif isinstance(node, ast.Call):
             match ast.unparse(node.func).split(".")[-1], node.args:
-                case ("import_module" | "__import__"), [ast.Constant(value=str(name)), *_]:
+                case (("import_module" | "__import__"), [ast.Constant(value=str(name)), *_]):
                     yield node.lineno, name
 
 
