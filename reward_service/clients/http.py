@@ -1,0 +1,193 @@
+"""Our client: asynchronous, bounded in time, in tries and in concurrency, and distrustful of answers."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from reward_service.clients.errors import BadAnswerError, RewardServiceError, RewardServiceUnavailable
+from reward_service.clients.wire import decode_response, encode_request, error_detail
+from reward_service.types import ItemResult, RewardItem, RewardSpec
+
+_FIRST_BACKOFF_S = 0.1
+_MAX_BACKOFF_S = 10.0
+_MAX_RESPONSE_BYTES = 256 * 2**20
+_RETRIED_STATUSES = frozenset({408, 425, 429})
+_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class _RetryLater(Exception):  # noqa: N818  # a signal between two functions here
+    """An attempt failed in a way that another may not. `wait_s`: the time the server asks for, if it does."""
+
+    def __init__(self, message: str, *, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+class RewardClient:
+    """Scores completions through a reward service.
+
+    A call waits for one of `max_concurrency` places, then tries until it has a valid answer or `deadline_s` is over;
+    each try is given `timeout_s`. What is tried again, after an exponential back-off with full jitter or the time that
+    Retry-After asks for: connections that fail, time-outs, 408, 425, 429, 5xx, and answers that make no sense.
+
+        async with RewardClient(url) as client:
+            results = await client.score(items, [RewardSpec(name="gsm8k_correctness")])
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 30.0,
+        deadline_s: float = 300.0,
+        max_concurrency: int = 16,
+        api_key: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """`transport` replaces the network, for tests. Raises ValueError for arguments that cannot work."""
+        parsed = _parse_url(url)
+        if not (timeout_s > 0 and deadline_s > 0 and max_concurrency >= 1):
+            raise ValueError(
+                f"timeout_s={timeout_s}, deadline_s={deadline_s} and max_concurrency={max_concurrency} must be positive"
+            )
+        self._url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._deadline_s = deadline_s
+        self._places = asyncio.Semaphore(max_concurrency)
+        headers = {"accept-encoding": "identity", "content-type": "application/json"}
+        if api_key is not None:
+            headers["authorization"] = f"Bearer {api_key}"
+        self._http = httpx.AsyncClient(
+            headers=headers,
+            timeout=timeout_s,
+            limits=httpx.Limits(max_connections=max_concurrency + 1, max_keepalive_connections=max_concurrency + 1),
+            transport=transport,
+            trust_env=parsed.host not in _LOOPBACK_HOSTS,  # a proxy for the outside is none for this machine
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def score(
+        self,
+        items: Sequence[RewardItem],
+        rewards: Sequence[RewardSpec],
+        run_id: str | None = None,
+        policy_version: int | None = None,
+    ) -> list[ItemResult]:
+        """One result an item, in the items' order; a score that is None was not given, and its reason says why.
+
+        Raises RewardServiceUnavailable (no answer) or BadAnswerError (only nonsense) when the deadline is over, and
+        RewardServiceError at once when the service refuses the request. Each names the URL and what was wrong.
+        """
+        if not items:
+            return []
+        body = encode_request(items, rewards, run_id, policy_version)
+        deadline = asyncio.get_running_loop().time() + self._deadline_s
+        num_tries = 0
+        last: Exception | None = None
+        try:
+            async with asyncio.timeout_at(deadline), self._places:
+                while True:
+                    num_tries += 1
+                    try:
+                        return decode_response(await self._post(body), items, rewards)
+                    except (_RetryLater, BadAnswerError) as error:
+                        last = error
+                    backoff_s = random.uniform(0.0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(num_tries, 30)))
+                    if isinstance(last, _RetryLater):
+                        backoff_s = max(backoff_s, last.wait_s)
+                    if asyncio.get_running_loop().time() + backoff_s >= deadline:
+                        break  # nothing to be gained by sleeping into the deadline
+                    await asyncio.sleep(backoff_s)
+        except TimeoutError:
+            last = last or TimeoutError("still waiting for an answer, or for a free place among the concurrent calls")
+        kind = BadAnswerError if isinstance(last, BadAnswerError) else RewardServiceUnavailable
+        tried = f"{num_tries} {'try' if num_tries == 1 else 'tries'} within {self._deadline_s:g} s"
+        raise kind(f"reward service {self._url}: no usable answer in {tried}; the last: {last}")
+
+    async def health(self, timeout_s: float) -> None:
+        """Waits until the service says it is ready; RewardServiceUnavailable if it does not within `timeout_s`."""
+        last = "no answer"
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    try:
+                        response = await self._http.get(f"{self._url}/readyz", timeout=timeout_s)
+                    except httpx.TransportError as error:
+                        last = _named(error)
+                    else:
+                        if response.status_code == httpx.codes.OK:
+                            return
+                        last = f"status {response.status_code}, {error_detail(response.content)}"
+                    await asyncio.sleep(min(_FIRST_BACKOFF_S, timeout_s / 10))
+        except TimeoutError:
+            message = f"reward service {self._url} was not ready within {timeout_s:g} s: {last}; is it running there?"
+            raise RewardServiceUnavailable(message) from None
+
+    async def _post(self, body: bytes) -> bytes:
+        """One try. The body of a 200; _RetryLater if another try may help; RewardServiceError if not."""
+        try:
+            async with (
+                asyncio.timeout(self._timeout_s),  # httpx's own limits are for each read, which a drip would renew
+                self._http.stream("POST", f"{self._url}/v1/score", content=body) as response,
+            ):
+                answer = bytearray()
+                async for part in response.aiter_raw():
+                    answer += part
+                    if len(answer) > _MAX_RESPONSE_BYTES:
+                        raise BadAnswerError(f"an answer of more than {_MAX_RESPONSE_BYTES} bytes")
+        except TimeoutError:
+            raise _RetryLater(f"no answer within {self._timeout_s:g} s") from None
+        except httpx.TransportError as error:
+            raise _RetryLater(_named(error)) from None
+        status = response.status_code
+        if status == httpx.codes.OK:
+            return bytes(answer)
+        message = f"status {status}, {error_detail(bytes(answer))}"
+        if status in _RETRIED_STATUSES or status >= 500:
+            raise _RetryLater(message, wait_s=_retry_after_s(response.headers.get("retry-after")))
+        raise RewardServiceError(f"reward service {self._url} refused the request: {message}")
+
+
+def _parse_url(url: str) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"reward service url {url!r}: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"reward service url {url!r} is not of the form http://HOST:PORT")
+    return parsed
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _retry_after_s(value: str | None) -> float:
+    """Seconds that a Retry-After header asks to wait (it may be a number or a date); 0 if it does not say."""
+    if value is None:
+        return 0.0
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0

@@ -1,0 +1,111 @@
+"""What a reward is: a pure function with a name, a parameter model, a range and a version.
+
+To write one: a file beside this one with a docstring that says what earns what, a `score` function and a `REWARD`;
+then list it in `reward_service.rewards`.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from reward_service.numbers import in_range, parse_number
+from reward_service.types import Reason, RewardScore
+
+Reference = Mapping[str, Any] | None
+
+
+class RewardParams(BaseModel):
+    """Parameters of a reward; a reward without any uses this class itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NotScorableError(Exception):
+    """Raised by a reward that cannot tell: the item gets null, the class's reason, and the message in its details."""
+
+    reason: ClassVar[Reason] = Reason.VERIFIER_ERROR
+
+
+class InvalidReferenceError(NotScorableError):
+    """The reference is missing, or not of the kind the reward compares with."""
+
+    reason = Reason.INVALID_REFERENCE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reward:
+    """A named reward.
+
+    `score(completion, reference, params)` is pure: the same arguments give the same score. It raises `NotScorableError`
+    where there is nothing to say, and anything else it raises counts as its own failure.
+    """
+
+    name: str
+    description: str
+    low: float
+    high: float
+    params: type[RewardParams]
+    score: Callable[[str, Reference, Any], RewardScore]
+
+    @cached_property
+    def version(self) -> str:
+        """Sha-256 of the definition: the source of the function's module and of this package's modules it imports."""
+        return definition_hash(self.score.__module__)
+
+
+def definition_hash(module: str) -> str:
+    """Sha-256 over the sources of `module` and of all modules of this package that it reaches through its imports."""
+    package = __name__.partition(".")[0]
+    sources: dict[str, str] = {}
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        if name in sources or (spec := importlib.util.find_spec(name)) is None or spec.origin is None:
+            continue
+        with open(spec.origin, encoding="utf-8") as file:
+            sources[name] = file.read()
+        for node in ast.walk(ast.parse(sources[name])):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                imported = [node.module]
+            elif isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names]
+            else:
+                continue
+            pending += [other for other in imported if other.partition(".")[0] == package]
+    digest = hashlib.sha256()
+    for name in sorted(sources):
+        digest.update(f"{name}\0{sources[name]}\0".encode())
+    return digest.hexdigest()
+
+
+def first_paragraph(docstring: str | None) -> str:
+    """A module's docstring up to its first blank line, on one line."""
+    return " ".join(inspect.cleandoc(docstring or "").partition("\n\n")[0].split())
+
+
+def final_answer(reference: Reference) -> Decimal:
+    """The number under `final_answer`, given as a number or as text; InvalidReferenceError if there is none."""
+    if reference is None or "final_answer" not in reference:
+        raise InvalidReferenceError('the reference has no "final_answer"')
+    answer = reference["final_answer"]
+    value: Decimal | None = None
+    if isinstance(answer, str):
+        value = parse_number(answer)
+    elif isinstance(answer, int) and not isinstance(answer, bool):
+        value = Decimal(answer)
+    elif isinstance(answer, float) and math.isfinite(answer):
+        value = Decimal(repr(answer))
+    if value is None or not in_range(value):
+        raise InvalidReferenceError(f"final_answer {answer!r:.100} is not a finite number")
+    return value
