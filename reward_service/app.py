@@ -18,7 +18,7 @@ from reward_service.endpoints import Context, router
 from reward_service.errors import ServiceError
 from reward_service.rewards import BUILTIN_REWARDS
 from reward_service.rewards.base import Reward
-from reward_service.schemas import ScoreRequest
+from reward_service.schemas import SCORE_RESPONSE_EXAMPLE, ScoreRequest
 from reward_service.scoring import ThreadRunner
 from reward_service.settings import ServiceSettings
 
@@ -68,7 +68,9 @@ def _document_request(app: FastAPI) -> None:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
             schema = ScoreRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-            document["components"]["schemas"] |= {**schema.pop("$defs"), "ScoreRequest": schema}
+            schemas = document["components"]["schemas"]
+            schemas |= {**schema.pop("$defs"), "ScoreRequest": schema}
+            schemas["ScoreResponse"]["examples"] = [SCORE_RESPONSE_EXAMPLE]  # FastAPI drops nulls, which mean something
             app.openapi_schema = document
         return app.openapi_schema
 

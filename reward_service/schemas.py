@@ -103,8 +103,6 @@ class ServiceInfo(_Response):
 class ScoreResponse(_Response):
     """Answer of POST /v1/score: as many results as items, in their order."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [SCORE_RESPONSE_EXAMPLE]})
-
     results: list[ScoreResult]
     service: ServiceInfo
 

@@ -131,7 +131,7 @@ class RewardClient:
                 while True:
                     try:
                         response = await self._http.get(f"{self._url}/readyz", timeout=timeout_s)
-                    except httpx.TransportError as error:
+                    except httpx.RequestError as error:
                         last = _named(error)
                     else:
                         if response.status_code == httpx.codes.OK:
@@ -150,13 +150,13 @@ class RewardClient:
                 self._http.stream("POST", f"{self._url}/v1/score", content=body) as response,
             ):
                 answer = bytearray()
-                async for part in response.aiter_raw():
+                async for part in response.aiter_bytes():
                     answer += part
                     if len(answer) > _MAX_RESPONSE_BYTES:
                         raise BadAnswerError(f"an answer of more than {_MAX_RESPONSE_BYTES} bytes")
         except TimeoutError:
             raise _RetryLater(f"no answer within {self._timeout_s:g} s") from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _RetryLater(_named(error)) from None
         status = response.status_code
         if status == httpx.codes.OK:
