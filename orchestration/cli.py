@@ -72,7 +72,9 @@ def _add_eval(commands: Any) -> None:
     evaluate.add_argument("--model", required=True, help="an embedded model's name, a local folder or a hub id")
     evaluate.add_argument("--adapter", help="a peft folder, such as RUN/adapter")
     evaluate.add_argument(
-        "--data", required=True, help="a recipe's name (its held-out problems) or a GSM8K-format JSON lines file"
+        "--data",
+        required=True,
+        help="a recipe's name or YAML file (its held-out problems), or a JSON lines file in GSM8K's format",
     )
     evaluate.add_argument("--limit", type=_positive, help="use only the first N problems")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")

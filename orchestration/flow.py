@@ -98,6 +98,7 @@ class RolloutFlow:
         self._admitted: dict[int, _Admitted] = {}
         self._num_admitted = 0  # counts names for groups; never goes down
         self._num_taken = 0
+        self._last_batch: tuple[BuiltPrompt, ...] = ()
         self._version = 0
         self._dropped_flat = 0
         self._generated_tokens = 0
@@ -107,6 +108,7 @@ class RolloutFlow:
     def published(self, version: int) -> None:
         """A new adapter version is served; `version` counts updates since the start of this flow."""
         self._version = version
+        self._last_batch = ()
         self._admit()
 
     async def next_batch(self) -> Batch:
@@ -125,8 +127,11 @@ class RolloutFlow:
             await self._changed.wait()
 
     def pending(self) -> tuple[BuiltPrompt, ...]:
-        """Problems that were admitted but not handed out, in order; what a resumed run has to do first."""
-        return tuple(self._admitted[order].built for order in sorted(self._admitted))
+        """Problems drawn but not learned from, in order; what a resumed run has to do first.
+
+        The last batch is among them until `published` says that it was learned from.
+        """
+        return (*self._last_batch, *(self._admitted[order].built for order in sorted(self._admitted)))
 
     async def close(self) -> None:
         """Cancel what is under way."""
@@ -188,6 +193,7 @@ class RolloutFlow:
             return None
         groups_P = tuple(self._finished(self._admitted.pop(order)) for order in chosen)
         self._num_taken += len(groups_P)
+        self._last_batch = tuple(group.built for group in groups_P)
         batch = Batch(
             groups_P=groups_P, num_dropped_flat=self._dropped_flat, num_generated_tokens=self._generated_tokens
         )

@@ -132,7 +132,7 @@ class TrainingLoop:
         )
 
     async def _steps(self, flow: RolloutFlow) -> None:
-        while self._tally.step < self._config.max_steps:
+        while self._tally.step < self._config.max_steps and not self._stop.is_set():
             spent = Spent.now(self._clock)
             self._reporter.phase("generation", f"step {self._tally.step + 1}", self._config.prompts_per_step)
             batch = await unless_set(self._stop, flow.next_batch())

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,7 +59,7 @@ def run_training(config: RunConfig) -> int:
 
 async def _train(config: RunConfig) -> int:
     stop = asyncio.Event()
-    with signals_set(stop), make_reporter(sys.stdout) as reporter:
+    with signals_set(stop), closing(make_reporter(sys.stdout)) as reporter:
         # Everything that can be wrong cheaply comes before the first folder is made and the first process started.
         doctor.require_machine(config)
         problems = load_problems(config.data)

@@ -1,1 +1,37 @@
-"""`rlvr bench …`: measurements as ratios, printed as one JSON object."""
+"""`rlvr bench …`: measurements as ratios within one run, printed as one JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from orchestration.errors import RlvrError
+
+
+def run_bench(name: str, overrides: Sequence[str], *, as_json: bool) -> int:
+    """Run a benchmark and print `machine`, `settings` and `figures` (flat: name → number).
+
+    Raises RlvrError with one sentence when it cannot be measured.
+    """
+    from learner.errors import LearnerError
+    from rollout_server.errors import RolloutError
+
+    try:
+        result = {**_benches()[name](overrides)}
+    except (LearnerError, RolloutError) as error:
+        raise RlvrError(str(error)) from error
+    print(json.dumps(result) if as_json else _readable(result))
+    return 0
+
+
+def _benches() -> Mapping[str, Callable[[Sequence[str]], dict[str, Any]]]:
+    from orchestration.bench import rollout, sync
+
+    return {"rollout": rollout.run, "sync": sync.run}
+
+
+def _readable(result: Mapping[str, Any]) -> str:
+    lines = [f"{result['machine']}", ""]
+    lines += [f"{name:<32} {value:.4g}" for name, value in result["figures"].items()]
+    return "\n".join(lines)

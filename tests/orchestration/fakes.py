@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
 
-from learner.types import ScoredCompletion
+from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
+from orchestration.config import RunConfig
 from orchestration.ports import BuiltPrompt, Problem
-from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
+from rollout_server.types import (
+    AdapterPayload,
+    Completion,
+    FinishReason,
+    Prompt,
+    PublishReport,
+    SamplingParams,
+    WorkerStats,
+)
 
 
 class FakeSource:
@@ -16,10 +27,17 @@ class FakeSource:
 
     def __init__(self) -> None:
         self.position = 0
+        self._first: list[str] = []
+
+    def restore(self, position: int, pending: Sequence[str]) -> None:
+        self.position, self._first = position, list(pending)
 
     def next(self) -> BuiltPrompt:
         name = f"p{self.position}"
-        self.position += 1
+        if self._first:
+            name = self._first.pop(0)
+        else:
+            self.position += 1
         problem = Problem(problem_id=name, question=name, final_answer="1")
         return BuiltPrompt(problem=problem, prompt=Prompt(prompt_id=name, token_ids=(1,)), text=name)
 
@@ -83,3 +101,88 @@ class FakeClock:
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+class FakeAdapter:
+    """An adapter of one file that names its version."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+
+    async def fetch(self) -> AdapterPayload:
+        return AdapterPayload(version=self.version, files=(("adapter_model.safetensors", b"%d" % self.version),))
+
+
+class PublishingGenerator(FakeGenerator):
+    """Serves what is published."""
+
+    async def publish(self, adapter: FakeAdapter) -> Sequence[PublishReport]:
+        self.version = adapter.version
+        return []
+
+    async def stats(self) -> Sequence[WorkerStats]:
+        return []
+
+
+class FakeLearner:
+    """Counts updates; `fail_at` makes one fail."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.version = 0
+        self.fail_at = fail_at
+        self.seen: list[list[str]] = []
+
+    async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
+        if self.version + 1 == self.fail_at:
+            raise RuntimeError("the loss is not finite")
+        self.seen.append([group.prompt_id for group in groups_P])
+        self.version += 1
+        advantages = tuple(tuple(0.0 for _ in group.members) for group in groups_P)
+        return UpdateMetrics(
+            step=self.version, values={"loss": 0.5}, advantages=advantages, num_tokens=10, num_distinct_tokens=5
+        )
+
+    async def export_adapter(self) -> FakeAdapter:
+        return FakeAdapter(self.version)
+
+    async def save_checkpoint(self, folder: str) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / "version").write_text(str(self.version))
+
+    async def load_checkpoint(self, folder: str) -> int:
+        self.version = int((Path(folder) / "version").read_text())
+        return self.version
+
+
+class RecordingReporter:
+    """Keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.rows: list[Mapping[str, Any]] = []
+        self.evaluations: list[tuple[str, float, float, int]] = []
+        self.summary: Mapping[str, Any] | None = None
+        self.on_step: Callable[[], None] = lambda: None
+
+    def start(self, config: RunConfig, machine_line: str) -> None: ...
+
+    def phase(self, name: str, detail: str = "", total: int | None = None) -> None: ...
+
+    def progress(self, done: int, total: int) -> None: ...
+
+    def example(self, prompt_text: str, completion_text: str, rewards: Mapping[str, float | None]) -> None: ...
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+        self.on_step()
+
+    def note(self, level: str, message: str) -> None:
+        self.notes.append(message)
+
+    def evaluation(self, when: str, strict: float, lenient: float, n: int) -> None:
+        self.evaluations.append((when, strict, lenient, n))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self.summary = summary
+
+    def close(self) -> None: ...

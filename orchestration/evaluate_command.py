@@ -1,0 +1,122 @@
+"""`rlvr eval`: greedy accuracy of a model, with or without an adapter."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from learner.errors import LearnerError
+from orchestration import doctor
+from orchestration.config import RunConfig, load_config, recipe_names
+from orchestration.data.datasets import load_problems
+from orchestration.data.models import resolve_model
+from orchestration.errors import ConfigError, DataError, RlvrError
+from orchestration.evaluation import evaluate
+from orchestration.scoring import HttpScorer
+from orchestration.statistics import bootstrap_mean
+from orchestration.train import JUDGES, make_prompt_builder, reward_client
+from reward_service.clients.errors import RewardServiceError
+from reward_service.errors import ServiceStartError
+from rollout_server.errors import RolloutError
+from rollout_server.types import SamplingParams
+
+
+def run_evaluation(
+    *, model: str, adapter: str | None, data: str, limit: int | None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Answer held-out problems greedily through vLLM.
+
+    Args:
+        model: embedded name, local folder or hub id.
+        adapter: a peft folder, or None for the base model.
+        data: a recipe's name or YAML file, whose held-out problems are used, or a file of GSM8K's format.
+        limit: use only the first so many problems.
+        overrides: settings, as for `rlvr train`.
+
+    Returns strict and lenient accuracy with 95 % bootstrap intervals, and counts. Raises RlvrError for the user.
+    """
+    config = evaluation_config(model=model, adapter=adapter, data=data, limit=limit, overrides=overrides)
+    try:
+        return asyncio.run(_evaluate(config, adapter))
+    except (LearnerError, RolloutError, RewardServiceError, ServiceStartError) as error:
+        raise RlvrError(str(error)) from error
+
+
+def evaluation_config(
+    *, model: str, adapter: str | None, data: str, limit: int | None, overrides: Sequence[str]
+) -> RunConfig:
+    """The settings that an evaluation shares with a run. Raises ConfigError or DataError."""
+    settings = [f"model.name={json.dumps(model)}", "max_steps=0"]
+    recipe = data
+    if data not in recipe_names() and not data.endswith((".yaml", ".yml")):
+        if not Path(data).is_file():
+            raise ConfigError(
+                f"--data {data!r} is neither a file nor a recipe; recipes are: {', '.join(recipe_names())}"
+            )
+        recipe = "gsm8k"
+        settings += [f"data.eval_file={json.dumps(data)}"]
+    if limit is not None:
+        settings += [f"data.num_eval={limit}"]
+    if adapter is not None:
+        settings += [f"rollout.max_lora_rank={adapter_rank(Path(adapter))}"]
+    return load_config(recipe, [*settings, *overrides])
+
+
+def adapter_rank(folder: Path) -> int:
+    """The rank in a peft folder's configuration. Raises DataError when it cannot be read."""
+    path = folder / "adapter_config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a LoRA adapter's configuration ({error}); give a peft folder") from error
+
+
+async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
+    from orchestration.local import local_generator, read_adapter  # loads torch and vllm
+
+    device = doctor.require_machine(config)
+    problems = load_problems(config.data)
+    model_path = await asyncio.to_thread(resolve_model, config.model.name, config.model.revision)
+    builder = make_prompt_builder(config, problems, model_path)
+    held_out = builder.build_all(problems.eval)
+    trained = None if adapter is None else read_adapter(Path(adapter))
+    async with AsyncExitStack() as stack:
+        logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-eval-"))
+        client = await stack.enter_async_context(reward_client(config.reward, Path(logs)))
+        generator = await stack.enter_async_context(
+            local_generator(model_path=model_path, config=config.rollout, device=device, seed=config.seed)
+        )
+        if trained is not None:
+            await generator.publish(trained)
+        result = await evaluate(
+            generator=generator,
+            scorer=HttpScorer(client, JUDGES, run_id="eval"),
+            problems=held_out.prompts,
+            sampling=SamplingParams(
+                max_completion_length=config.rollout.max_completion_length,
+                stop=(*config.rollout.stop, *builder.stop),
+                stop_token_ids=builder.stop_token_ids,
+            ),
+        )
+    figures: dict[str, Any] = {
+        "model": config.model.name,
+        "adapter": adapter,
+        "num_problems": len(result.strict_N),
+        "num_skipped": len(held_out.skipped),
+        "num_tokens": result.num_tokens,
+        "mean_completion_length": result.mean_completion_length,
+    }
+    for name, scores in result.scores().items():
+        scored = [score for score in scores if score is not None]
+        interval = bootstrap_mean(scored, seed=config.seed)
+        figures |= {
+            f"{name}_accuracy": interval.estimate,
+            f"{name}_interval_95": [interval.low, interval.high],
+            f"{name}_unscored": len(scores) - len(scored),
+        }
+    return figures
