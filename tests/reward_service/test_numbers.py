@@ -6,7 +6,7 @@ import time
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_service.numbers import MAX_NUMBER_CHARS, close, last_number, parse_number
@@ -173,6 +173,7 @@ def test_tolerance_is_one_thousandth_inclusive() -> None:
     assert not close(Decimal("72.0011"), Decimal(72))
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_never_raises(text: str) -> None:
     value = parse_number(text)
@@ -181,12 +182,14 @@ def test_never_raises(text: str) -> None:
     assert value is None or value.is_finite()
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789.,-+$%eE/x^10 {}kmilonperµ", max_size=120))
 def test_never_raises_on_nearly_numbers(text: str) -> None:
     for value in (parse_number(text), last_number(text)[0]):
         assert value is None or abs(float(value)) < float("inf")
 
 
+@settings(deadline=None)
 @given(
     st.decimals(min_value=-(10**12), max_value=10**12, places=3),
     st.sampled_from(["{}", "{:,}", " {:,}. ", "{} apples", "{:,}%", "{:E}"]),
@@ -195,6 +198,7 @@ def test_formatted_numbers_read_back(value: Decimal, form: str) -> None:
     assert parse_number(form.format(value)) == value
 
 
+@settings(deadline=None)
 @given(st.integers(-(10**15), 10**15), st.text(alphabet=st.characters(exclude_categories=["N"])).map(" {}".format))
 def test_last_number_is_found_behind_anything(value: int, text: str) -> None:
     found, _ = last_number(f"{text}: {value}")
@@ -204,7 +208,7 @@ def test_last_number_is_found_behind_anything(value: int, text: str) -> None:
 @pytest.mark.parametrize("unit", ["9", "1,", "1.", "-", "1/", "1 1/2 ", "1e", "$", "1 x 10^", "1٢"])
 def test_time_is_linear_on_a_megabyte(unit: str) -> None:
     text = unit * (2**20 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     parse_number(text)
     last_number(text)
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5

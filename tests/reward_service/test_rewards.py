@@ -184,9 +184,9 @@ def test_details_say_what_was_read() -> None:
     ids=["hashes", "one line", "many lines", "blanks and prefixes", "line feeds", "digits", "blanks", "blanks before"],
 )
 def test_a_megabyte_is_no_trouble(name: str, completion: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     result = run(name, completion, {"final_answer": "72"})
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
     assert len(str(result.details)) < 1000
 
 
