@@ -1,0 +1,35 @@
+"""What can go wrong in a rollout worker. Constructors take one message, so that every error survives pickling."""
+
+from __future__ import annotations
+
+
+class RolloutError(RuntimeError):
+    """Base of the errors below."""
+
+
+class EngineStartError(RolloutError):
+    """The vLLM engine did not come up."""
+
+
+class EngineDeadError(RolloutError):
+    """The vLLM engine died; the message says which process, and how."""
+
+
+class GenerationError(RolloutError):
+    """The engine answered, but not with finished completions."""
+
+
+class RolloutTimeoutError(RolloutError):
+    """Generation or publishing did not end within its limit."""
+
+
+class AdapterCorruptError(RolloutError):
+    """The files of an adapter version are not the ones its checksum promises."""
+
+
+class AdapterMismatchError(RolloutError):
+    """A probe showed that what is served is not what the learner trained."""
+
+
+class StaleAdapterError(AdapterMismatchError):
+    """A probe showed that the version before (or no adapter at all) is still served."""
