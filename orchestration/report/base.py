@@ -23,7 +23,7 @@ class Reporter(Protocol):
         ...
 
     def progress(self, done: int, total: int) -> None:
-        """How far the last phase with a total is."""
+        """How far the last phase with a total is; reports with another total are passed over."""
         ...
 
     def step(self, row: Mapping[str, Number]) -> None:

@@ -55,9 +55,12 @@ class LiveReporter:
         state.phase, state.phase_detail, state.phase_started = one_line(name), one_line(detail), self._now()
         if total is not None:
             state.bar_phase, state.bar_done, state.bar_total = state.phase, 0, total
+        if self._live is None:  # preparations, before there is a view
+            self._print(Text(f"{state.phase} {state.phase_detail}".strip(), style="dim"))
 
     def progress(self, done: int, total: int) -> None:
-        self._state.bar_done, self._state.bar_total = done, total
+        if total == self._state.bar_total:  # else it is of something that goes on behind this phase
+            self._state.bar_done = done
 
     def step(self, row: Mapping[str, Number]) -> None:
         state = self._state

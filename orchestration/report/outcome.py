@@ -54,10 +54,16 @@ def read_outcome(summary: Mapping[str, Any], config: RunConfig | None) -> Outcom
     accuracy = summary.get("accuracy") or {}
     run_dir = str(summary.get("run_dir", ""))
     status = str(summary.get("status", "finished"))
+    reason = f": {summary['reason']}" if summary.get("reason") else ""
+    figures = {name: accuracy.get(name) or {} for name in ("strict", "lenient")}
     return Outcome(
-        headline=f"{summary.get('recipe', 'run')} {status} after {summary.get('steps', 0)} steps",
-        comparisons=tuple(_comparison(name, accuracy[name]) for name in ("strict", "lenient") if accuracy.get(name)),
-        num_problems=(accuracy.get("strict") or {}).get("num_problems"),
+        headline=f"{summary.get('recipe', 'run')} {status} after {summary.get('steps', 0)} steps{reason}",
+        comparisons=tuple(
+            _comparison(name, values)
+            for name, values in figures.items()
+            if values.get("before") is not None or values.get("after") is not None
+        ),
+        num_problems=figures["strict"].get("num_problems"),
         tokens=_tokens(summary.get("tokens") or {}),
         seconds=dict(summary.get("seconds") or {}),
         run_dir=run_dir,

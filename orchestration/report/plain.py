@@ -59,7 +59,7 @@ class PlainReporter:
     ) -> None:
         self._stream, self._now, self._time_of_day = stream, now, time_of_day
         self._config: RunConfig | None = None
-        self._doing = ""
+        self._counted, self._total = "", 0
         self._last_said = now()
 
     def start(self, config: RunConfig, machine_line: str) -> None:
@@ -71,13 +71,15 @@ class PlainReporter:
         self._say(f"machine {machine_line}")
 
     def phase(self, name: str, detail: str = "", total: int | None = None) -> None:
-        self._doing = f"{name} {detail}".strip()
+        doing = f"{name} {detail}".strip()
+        if total is not None:
+            self._counted, self._total = doing, total
         if name not in _STEP_PHASES:  # those are in the line of the step
-            self._say(self._doing + (f", 0 of {total}" if total else ""))
+            self._say(doing + (f", 0 of {total}" if total else ""))
 
     def progress(self, done: int, total: int) -> None:
-        if self._now() - self._last_said >= HEARTBEAT_S:
-            self._say(f"{self._doing}, {done} of {total}")
+        if total == self._total and self._now() - self._last_said >= HEARTBEAT_S:
+            self._say(f"{self._counted}, {done} of {total}")
 
     def step(self, row: Mapping[str, Number]) -> None:
         of = f"/{self._config.max_steps}" if self._config is not None else ""

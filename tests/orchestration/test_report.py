@@ -176,12 +176,15 @@ def test_a_long_phase_gives_signs_of_life_but_not_many() -> None:
     reporter.phase("generation", "step 1", 8)
     for done in range(1, 9):
         reporter.progress(done, 8)
+        reporter.progress(done, 200)  # something else, behind it
     assert stream.getvalue().splitlines() == ["t generation step 1, 3 of 8", "t generation step 1, 6 of 8"]
 
 
 def test_a_stopped_run_without_measurements_still_gets_a_report() -> None:
-    outcome = read_outcome({"status": "stopped", "recipe": "copy", "run_dir": "runs/x", "steps": 2}, RunConfig())
-    assert outcome.headline == "copy stopped after 2 steps"
+    accuracy = {"strict": {"before": None, "after": None}}
+    summary = {"status": "failed", "reason": "why", "recipe": "copy", "run_dir": "runs/x", "steps": 2}
+    outcome = read_outcome({**summary, "accuracy": accuracy}, RunConfig())
+    assert outcome.headline == "copy failed after 2 steps: why"
     assert outcome.comparisons == ()
     assert outcome.next_commands[0] == ("go on from here", "rlvr train runs/x/config.yaml run_dir=runs/x")
 
