@@ -33,6 +33,9 @@ _SMALL_MACHINE_CPUS = 4
 """vLLM keeps one core free for its scheduler process. Up to this many cores that costs more than it gives: on two
 cores it halves the speed."""
 
+_SHUTDOWN_TIMEOUT_S = 15.0
+"""What vLLM's processes get to end by themselves before they are killed."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineLoad:
@@ -90,6 +93,7 @@ class VllmEngine:
             async with asyncio.timeout(self.config.start_timeout_s):
                 self._llm = await asyncio.to_thread(self._build)
         except TimeoutError:
+            _kill(_new_children(before))
             raise EngineStartError(
                 f"vLLM did not start on {self.model_path!r} ({self.device}) within {self.config.start_timeout_s:g} s; "
                 "raise rollout.start_timeout_s if the model is large"
@@ -98,8 +102,7 @@ class VllmEngine:
             raise EngineStartError(
                 f"vLLM did not start on {self.model_path!r} ({self.device}): {type(error).__name__}: {error}"
             ) from error
-        finally:
-            self._processes = [child for child in multiprocessing.active_children() if child not in before]
+        self._processes = _new_children(before)
 
     def _build(self) -> Any:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -108,9 +111,7 @@ class VllmEngine:
         arguments = AsyncEngineArgs(**engine_arguments(self.model_path, self.config, self.device, self.seed))
         return AsyncLLM.from_engine_args(arguments, stat_loggers=[_stat_logger_factory(self._counters)])
 
-    async def generate(
-        self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None
-    ) -> list[Completion]:
+    async def generate(self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None) -> list[Completion]:
         """Draw a group of `sampling.num_generations` completions of one prompt under one adapter (None: the base).
 
         The token that ended a completion is its last one. With `temperature=0` the log-probabilities are those at
@@ -174,7 +175,7 @@ class VllmEngine:
         """Stop vLLM's processes; harmless when there are none."""
         llm, self._llm = self._llm, None
         if llm is not None:
-            await asyncio.to_thread(llm.shutdown)
+            await asyncio.to_thread(llm.shutdown, _SHUTDOWN_TIMEOUT_S)
 
     def _running(self) -> Any:
         if self._llm is None:
@@ -182,20 +183,22 @@ class VllmEngine:
         return self._llm
 
     async def _finish_request(self, token_ids: tuple[int, ...], parameters: Any, lora: AdapterVersion | None) -> Any:
+        from vllm.inputs import tokens_input
+
         request_id = f"{os.getpid()}-{next(self._request_numbers)}"
-        output = None
+        last = None
         with self._naming_death():
             stream: AsyncIterator[Any] = self._running().generate(
-                {"prompt_token_ids": list(token_ids)},
+                tokens_input(list(token_ids)),
                 parameters,
                 request_id,
                 lora_request=None if lora is None else _lora_request(lora),
             )
             async for output in stream:
-                pass
-        if output is None or not output.finished:
+                last = output
+        if last is None or not last.finished:
             raise GenerationError(f"vLLM ended request {request_id} without finishing it")
-        return output
+        return last
 
     @contextlib.contextmanager
     def _naming_death(self) -> Any:
@@ -257,7 +260,7 @@ def _allocated_rank(rank: int) -> int:
 def _prepare_environment(config: RolloutConfig, device: Device) -> None:
     """Set what vLLM takes from the environment, unless the user has; its child processes inherit it."""
     defaults = {
-        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENGINE_READY_TIMEOUT_S": str(max(1, int(config.start_timeout_s))),
     }
@@ -281,8 +284,8 @@ def _vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_mode
     room = max_model_len - len(prompt.token_ids)
     if room < 1:
         raise ValueError(
-            f"prompt {prompt.prompt_id!r} has {len(prompt.token_ids)} tokens and leaves no room for a completion in the "
-            f"context of {max_model_len} (rollout.max_model_len)"
+            f"prompt {prompt.prompt_id!r} has {len(prompt.token_ids)} tokens and leaves no room for a completion in "
+            f"the context of {max_model_len} (rollout.max_model_len)"
         )
     return VllmSamplingParams(
         n=sampling.num_generations,
@@ -331,6 +334,15 @@ def _stat_logger_factory(counters: _Counters) -> Any:
             """Nothing to say."""
 
     return CountingStatLogger
+
+
+def _new_children(before: set[Any]) -> list[Any]:
+    return [child for child in multiprocessing.active_children() if child not in before]
+
+
+def _kill(processes: Sequence[Any]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _describe_ends(processes: Sequence[Any], wait_s: float = 2.0) -> str:

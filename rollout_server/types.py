@@ -61,7 +61,8 @@ class Completion:
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.sampling_logprobs):
             raise ValueError(
-                f"completion of {self.prompt_id!r}: {len(self.token_ids)} tokens but {len(self.sampling_logprobs)} log-probs"
+                f"completion of {self.prompt_id!r}: {len(self.token_ids)} tokens but "
+                f"{len(self.sampling_logprobs)} log-probs"
             )
 
 

@@ -1,0 +1,69 @@
+"""Which worker gets the next prompt. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+_REMEMBERED_PREFIXES = 4096
+
+
+@dataclass(slots=True)
+class Balancer:
+    """Fewest outstanding sequences first; among equals the worker that had this prompt's prefix last, then in turn.
+
+    Requests that share a prefix (few-shot examples, a system message) find it in that worker's cache. Affinity only
+    breaks ties: a worker with less to do is always the better choice, since a prefix is cheap beside a completion.
+
+    >>> balancer = Balancer(2)
+    >>> balancer.begin(prefix=7, num_sequences=8), balancer.begin(prefix=7, num_sequences=8)
+    (0, 1)
+    """
+
+    num_workers: int
+    _outstanding: list[int] = field(init=False)
+    _last_turn: list[int] = field(init=False)
+    _turn: int = 0
+    _worker_of_prefix: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, not {self.num_workers}")
+        self._outstanding = [0] * self.num_workers
+        self._last_turn = [0] * self.num_workers
+
+    @property
+    def outstanding(self) -> tuple[int, ...]:
+        """Sequences begun and not ended, for each worker."""
+        return tuple(self._outstanding)
+
+    def begin(self, *, prefix: int, num_sequences: int) -> int:
+        """Choose a worker for a group and count its sequences as outstanding; returns the worker's index.
+
+        Args:
+            prefix: What identifies the prompt's shared beginning (see `prefix_key`).
+            num_sequences: Completions asked for.
+        """
+        favourite = self._worker_of_prefix.get(prefix)
+        chosen = min(
+            range(self.num_workers),
+            key=lambda w: (self._outstanding[w], w != favourite, self._last_turn[w]),
+        )
+        self._turn += 1
+        self._last_turn[chosen] = self._turn
+        self._outstanding[chosen] += num_sequences
+        self._worker_of_prefix.pop(prefix, None)
+        self._worker_of_prefix[prefix] = chosen
+        if len(self._worker_of_prefix) > _REMEMBERED_PREFIXES:
+            del self._worker_of_prefix[next(iter(self._worker_of_prefix))]  # the one not seen for longest
+        return chosen
+
+    def end(self, worker: int, *, num_sequences: int) -> None:
+        """Count a group as ended, however it ended."""
+        assert self._outstanding[worker] >= num_sequences
+        self._outstanding[worker] -= num_sequences
+
+
+def prefix_key(token_ids: Sequence[int], *, num_tokens: int = 128) -> int:
+    """A number for the first tokens of a prompt; `num_tokens` is vLLM's cache block on CPUs, the largest there is."""
+    return hash(tuple(token_ids[:num_tokens]))
