@@ -164,7 +164,7 @@ def _reward_serve(arguments: argparse.Namespace) -> int:
 
 def _model_fetch(arguments: argparse.Namespace) -> int:
     from orchestration.data.models import resolve_model
-    from orchestration.report import progress_printer
+    from orchestration.report.progress import progress_printer
 
     with progress_printer(sys.stderr) as progress:
         print(resolve_model(arguments.name, revision=arguments.revision, progress=progress))

@@ -18,12 +18,13 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.metrics import Gauge
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from rollout_server.balancing import Balancer
+from rollout_server.balancing import Balancer, prefix_key
 
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.config import RunConfig
 from orchestration.errors import MachineError, RemoteTimeoutError, WorkerDiedError
 from orchestration.placement import Placement, Slot, effective_rollout, place
+from orchestration.ports import AdapterHandle
 from orchestration.tasks import gather_or_cancel
 from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
 
@@ -73,7 +74,7 @@ class RolloutActor:
         return await self._worker.publish(payload)
 
     async def stats(self) -> WorkerStats:
-        return self._worker.stats()
+        return await self._worker.stats()
 
     async def shutdown(self) -> None:
         await self._worker.shutdown()
@@ -113,7 +114,8 @@ class LearnerActor:
 
     def export_adapter(self, version: int) -> AdapterPayload:
         assert self._rank is not None
-        return self._rank.export_adapter(version)
+        payload: AdapterPayload = self._rank.export_adapter(version)
+        return payload
 
     def save_checkpoint(self, folder: str) -> None:
         assert self._rank is not None
@@ -121,7 +123,8 @@ class LearnerActor:
 
     def load_checkpoint(self, folder: str) -> int:
         assert self._rank is not None
-        return self._rank.load_checkpoint(folder)
+        step: int = self._rank.load_checkpoint(folder)
+        return step
 
     def shutdown(self) -> None:
         if self._rank is not None:
@@ -209,20 +212,25 @@ class RayGenerator:
 
     def __init__(self, workers: Sequence[RemoteActor], config: RunConfig) -> None:
         self._workers, self._rollout = tuple(workers), config.rollout
-        self._balancer = Balancer(len(workers))
+        self._balancer = Balancer(num_workers=len(workers))
 
     @property
     def workers(self) -> tuple[RemoteActor, ...]:
         return self._workers
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
-        with self._balancer.assign(prompt, sampling.num_generations) as index:
+        num_sequences = sampling.num_generations
+        index = self._balancer.begin(prefix=prefix_key(prompt.token_ids), num_sequences=num_sequences)
+        try:
             completions: Sequence[Completion] = await self._workers[index].call(
                 "generate", prompt, sampling, timeout_s=self._rollout.generate_timeout_s
             )
-            return completions
+        finally:
+            self._balancer.end(index, num_sequences=num_sequences)
+        return completions
 
-    async def publish(self, adapter: RayAdapter) -> Sequence[PublishReport]:
+    async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
+        assert isinstance(adapter, RayAdapter), "its bytes must be in the object store the workers read"
         timeout_s = self._rollout.publish_timeout_s
         return await gather_or_cancel(
             worker.call("publish", adapter.reference, timeout_s=timeout_s) for worker in self._workers

@@ -17,6 +17,8 @@ from orchestration.data.datasets import load_problems
 from orchestration.data.models import resolve_model
 from orchestration.errors import ConfigError, DataError, RlvrError
 from orchestration.evaluation import evaluate
+from orchestration.machine_facts import collect
+from orchestration.placement import place
 from orchestration.scoring import HttpScorer
 from orchestration.statistics import bootstrap_mean
 from orchestration.train import JUDGES, make_prompt_builder, reward_client
@@ -79,7 +81,8 @@ def adapter_rank(folder: Path) -> int:
 async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
     from orchestration.local import local_generator, read_adapter  # loads torch and vllm
 
-    device = doctor.require_machine(config)
+    doctor.require_machine(config)
+    device = place(config, num_gpus=len(collect().gpus)).device
     problems = load_problems(config.data)
     model_path = await asyncio.to_thread(resolve_model, config.model.name, config.model.revision)
     builder = make_prompt_builder(config, problems, model_path)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestration.errors import DataError
+from orchestration.ports import AdapterHandle
 from rollout_server.config import RolloutConfig
+from rollout_server.engine import Device
 from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
 from rollout_server.worker import RolloutWorker
 
@@ -23,11 +25,11 @@ class LocalGenerator:
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
         return await self._worker.generate(prompt, sampling)
 
-    async def publish(self, adapter: LocalAdapter) -> Sequence[PublishReport]:
+    async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
         return [await self._worker.publish(await adapter.fetch())]
 
     async def stats(self) -> Sequence[WorkerStats]:
-        return [self._worker.stats()]
+        return [await self._worker.stats()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +62,7 @@ def read_adapter(folder: Path, *, version: int = 1) -> LocalAdapter:
 
 @asynccontextmanager
 async def local_generator(
-    *, model_path: Path, config: RolloutConfig, device: str, seed: int = 0
+    *, model_path: Path, config: RolloutConfig, device: Device, seed: int = 0
 ) -> AsyncIterator[LocalGenerator]:
     """Start a worker here and end it with the block."""
     worker = RolloutWorker(

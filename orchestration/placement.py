@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from orchestration.config import RunConfig
 from orchestration.errors import MachineError
@@ -48,7 +49,7 @@ class Placement:
     bundle_cpus: tuple[float, ...]
 
     @property
-    def device(self) -> str:
+    def device(self) -> Literal["cpu", "cuda"]:
         """`cpu` or `cuda`: where models run."""
         return "cpu" if self.mode is PlacementMode.CPU else "cuda"
 

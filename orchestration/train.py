@@ -63,10 +63,7 @@ async def _train(config: RunConfig) -> int:
         # Everything that can be wrong cheaply comes before the first folder is made and the first process started.
         doctor.require_machine(config)
         problems = load_problems(config.data)
-        reporter.phase("preparing", f"model {config.model.name}")
-        model_path = await _unless_stopped(
-            stop, asyncio.to_thread(resolve_model, config.model.name, config.model.revision)
-        )
+        model_path = await _unless_stopped(stop, _resolve_model(config, reporter))
         builder = make_prompt_builder(config, problems, model_path)
         held_out = builder.build_all(problems.eval)
         source = PromptSource(problems.train, builder.build, config.seed)
@@ -86,6 +83,16 @@ async def _train(config: RunConfig) -> int:
         finally:
             folder.close()
     return 0 if summary["status"] == "finished" else 130
+
+
+async def _resolve_model(config: RunConfig, reporter: Reporter) -> Path:
+    loop = asyncio.get_running_loop()
+    reporter.phase("preparing", f"model {config.model.name}")
+
+    def progress(message: str, share: float) -> None:  # called in the thread that prepares
+        loop.call_soon_threadsafe(reporter.phase, "preparing", f"{message}, {share:.0%}")
+
+    return await asyncio.to_thread(resolve_model, config.model.name, config.model.revision, progress=progress)
 
 
 async def _start_rooms(
