@@ -45,14 +45,15 @@ check: setup ## lint and types alone
 setup: $(READY) ## .venv, with exactly what the lock says
 
 $(MADE):
-	$(if $(PYTHON),,$(error Python 3.11 or 3.12 with venv is needed (Debian: apt-get install python3-venv); name one with PYTHON=…))
+	@'$(PYTHON)' -c '$(usable)' 2>/dev/null || { echo "Python 3.11 or 3.12 with venv is needed" \
+	  "(Debian: apt-get install python3-venv); name one with PYTHON=…, '$(PYTHON)' is none" >&2; exit 1; }
 	@echo "Setting up .venv with $$($(PYTHON) --version) and the $(FLAVOUR) set: some minutes, once."
 	$(PYTHON) -m venv --clear .venv
 	@touch $@
 
 # torch goes first and by itself, so that PyTorch's index is never asked for anything else.
 $(LOCKED): | $(MADE)
-	torch=$$(grep '^torch==' $(LOCK)); \
+	@torch=$$(grep '^torch==' $(LOCK)); \
 	if ! $(PIP) install --no-deps $$torch 2>.venv/torch.log; then \
 	  if [[ $$torch != *+cpu ]]; then cat .venv/torch.log; exit 1; fi; \
 	  echo "$$torch is not in pip's default index: taking it from $(TORCH_CPU_INDEX)"; \
