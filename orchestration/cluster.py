@@ -18,7 +18,6 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.util.metrics import Gauge
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from rollout_server.balancing import Balancer, prefix_key
 
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.config import RunConfig
@@ -26,7 +25,16 @@ from orchestration.errors import MachineError, RemoteTimeoutError, WorkerDiedErr
 from orchestration.placement import Placement, Slot, effective_rollout, place
 from orchestration.ports import AdapterHandle
 from orchestration.tasks import gather_or_cancel
-from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
+from rollout_server.balancing import Balancer, prefix_key
+from rollout_server.types import (
+    AdapterPayload,
+    Completion,
+    EngineStep,
+    Prompt,
+    PublishReport,
+    SamplingParams,
+    WorkerStats,
+)
 
 if TYPE_CHECKING:
     from learner.worker import LearnerRank
@@ -75,6 +83,9 @@ class RolloutActor:
 
     async def stats(self) -> WorkerStats:
         return await self._worker.stats()
+
+    async def recent_steps(self) -> Sequence[EngineStep]:
+        return await self._worker.recent_steps()
 
     async def shutdown(self) -> None:
         await self._worker.shutdown()
@@ -385,7 +396,7 @@ class Cluster:
             "master_addr": address,
             "master_port": port,
             "model_path": self._model_path,
-            "config": self._config.learner,
+            "config": self._config.learner.model_copy(update={"max_steps": self._config.max_steps or None}),
             "temperature": self._config.rollout.temperature,
             "seed": self._config.seed,
             "device": self.placement.device,

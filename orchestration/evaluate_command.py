@@ -18,14 +18,14 @@ from orchestration.data.models import resolve_model
 from orchestration.errors import ConfigError, DataError, RlvrError
 from orchestration.evaluation import evaluate
 from orchestration.machine_facts import collect
+from orchestration.noise import noise_to_file
 from orchestration.placement import place
 from orchestration.scoring import HttpScorer
 from orchestration.statistics import bootstrap_mean
-from orchestration.train import JUDGES, make_prompt_builder, reward_client
+from orchestration.train import JUDGES, make_prompt_builder, reward_client, training_sampling
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
 from rollout_server.errors import RolloutError
-from rollout_server.types import SamplingParams
 
 
 def run_evaluation(
@@ -44,7 +44,8 @@ def run_evaluation(
     """
     config = evaluation_config(model=model, adapter=adapter, data=data, limit=limit, overrides=overrides)
     try:
-        return asyncio.run(_evaluate(config, adapter))
+        with noise_to_file("rlvr-eval-"):
+            return asyncio.run(_evaluate(config, adapter))
     except (LearnerError, RolloutError, RewardServiceError, ServiceStartError) as error:
         raise RlvrError(str(error)) from error
 
@@ -100,11 +101,7 @@ async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
             generator=generator,
             scorer=HttpScorer(client, JUDGES, run_id="eval"),
             problems=held_out.prompts,
-            sampling=SamplingParams(
-                max_completion_length=config.rollout.max_completion_length,
-                stop=(*config.rollout.stop, *builder.stop),
-                stop_token_ids=builder.stop_token_ids,
-            ),
+            sampling=training_sampling(config, builder),
         )
     figures: dict[str, Any] = {
         "model": config.model.name,

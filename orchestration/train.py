@@ -119,16 +119,6 @@ async def _start_rooms(
     reporter.start(config, f"{placement.mode}: {cluster.describe()}")
     reporter.phase("starting", "vLLM engines and learner ranks")
     generator, learner = await asyncio.gather(cluster.start_rollout(), cluster.start_learner())
-    stop_strings = (*config.rollout.stop, *builder.stop)
-    sampling = SamplingParams(
-        num_generations=config.rollout.num_generations,
-        max_completion_length=config.rollout.max_completion_length,
-        temperature=config.rollout.temperature,
-        top_p=config.rollout.top_p,
-        top_k=config.rollout.top_k,
-        stop=stop_strings,
-        stop_token_ids=builder.stop_token_ids,
-    )
     return Rooms(
         generator=generator,
         learner=learner,
@@ -136,7 +126,21 @@ async def _start_rooms(
         judge=judge,
         source=source,
         held_out=held_out,
-        sampling=sampling,
+        sampling=training_sampling(config, builder),
+    )
+
+
+def training_sampling(config: RunConfig, builder: PromptBuilder) -> SamplingParams:
+    """How the run's groups are drawn; a completion ends where the settings or the prompt's layout say."""
+    rollout = config.rollout
+    return SamplingParams(
+        num_generations=rollout.num_generations,
+        max_completion_length=rollout.max_completion_length,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        stop=(*rollout.stop, *builder.stop),
+        stop_token_ids=builder.stop_token_ids,
     )
 
 

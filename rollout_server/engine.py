@@ -14,13 +14,14 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rollout_server.config import RolloutConfig
 from rollout_server.errors import EngineDeadError, EngineStartError, GenerationError
-from rollout_server.types import AdapterVersion, Completion, FinishReason, Prompt, SamplingParams
+from rollout_server.types import AdapterVersion, Completion, EngineStep, FinishReason, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ Device = Literal["cpu", "cuda"]
 
 _SUPPORTED_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks vLLM allocates for (`vllm.config.lora.MaxLoRARanks`)."""
+
+_REMEMBERED_STEPS = 2000
 
 _SMALL_MACHINE_CPUS = 4
 """vLLM keeps one core free for its scheduler process. Up to this many cores that costs more than it gives: on two
@@ -54,6 +57,7 @@ class _Counters:
     running: int = 0
     waiting: int = 0
     generated_tokens: int = 0
+    steps: deque[EngineStep] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_STEPS))
 
     def record(self, scheduler_stats: Any, iteration_stats: Any) -> None:
         """Take over what vLLM reports once per engine step; either part may be None."""
@@ -62,6 +66,8 @@ class _Counters:
             self.waiting = scheduler_stats.num_waiting_reqs
         if iteration_stats is not None:
             self.generated_tokens += iteration_stats.num_generation_tokens
+            gaps_s = tuple(iteration_stats.inter_token_latencies_iter)
+            self.steps.append(EngineStep(at=time.monotonic(), token_gaps_s=gaps_s))
 
 
 @dataclass(slots=True)
@@ -171,11 +177,20 @@ class VllmEngine:
             generated_tokens=self._counters.generated_tokens,
         )
 
+    def recent_steps(self) -> tuple[EngineStep, ...]:
+        """The engine's last steps, oldest first; a bounded number of them."""
+        return tuple(self._counters.steps)
+
     async def shutdown(self) -> None:
         """Stop vLLM's processes; harmless when there are none."""
         llm, self._llm = self._llm, None
-        if llm is not None:
-            await asyncio.to_thread(llm.shutdown, _SHUTDOWN_TIMEOUT_S)
+        if llm is None:
+            return
+        if llm.output_handler is not None:
+            # First the task that listens to the engine, or it reports the end we are bringing about as a crash.
+            llm.output_handler.cancel()
+            await asyncio.gather(llm.output_handler, return_exceptions=True)
+        await asyncio.to_thread(llm.shutdown, _SHUTDOWN_TIMEOUT_S)
 
     def _running(self) -> Any:
         if self._llm is None:

@@ -142,3 +142,13 @@ class WorkerStats:
     generated_tokens: int
     generate_busy_s: float
     """Seconds in which at least one request was under way."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineStep:
+    """One step of an engine: what it gave, and how long those who got a token had waited for it."""
+
+    at: float
+    """When its tokens arrived, seconds on the host's monotonic clock."""
+    token_gaps_s: tuple[float, ...]
+    """For each sequence that got a token which is not its first: seconds since the token before."""

@@ -27,6 +27,7 @@ from rollout_server.types import (
     AdapterPayload,
     AdapterVersion,
     Completion,
+    EngineStep,
     Prompt,
     PublishReport,
     SamplingParams,
@@ -57,6 +58,8 @@ class Engine(Protocol):
     async def remove_lora(self, version: AdapterVersion) -> None: ...
 
     def load(self) -> EngineLoad: ...
+
+    def recent_steps(self) -> Sequence[EngineStep]: ...
 
     async def shutdown(self) -> None: ...
 
@@ -170,6 +173,10 @@ class RolloutWorker:
             generated_tokens=load.generated_tokens,
             generate_busy_s=self._busy.total_s(),
         )
+
+    async def recent_steps(self) -> Sequence[EngineStep]:
+        """The engine's last steps, oldest first: what a publish costs the requests under way can be read off them."""
+        return self._engine.recent_steps()
 
     async def shutdown(self) -> None:
         """Stop the engine and remove what this worker has on the node."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestration.errors import RlvrError
+from orchestration.noise import noise_to_file
 
 
 def run_bench(name: str, overrides: Sequence[str], *, as_json: bool) -> int:
@@ -18,7 +19,8 @@ def run_bench(name: str, overrides: Sequence[str], *, as_json: bool) -> int:
     from rollout_server.errors import RolloutError
 
     try:
-        result = {**_benches()[name](overrides)}
+        with noise_to_file(f"rlvr-bench-{name}-"):
+            result = _benches()[name](overrides)
     except (LearnerError, RolloutError) as error:
         raise RlvrError(str(error)) from error
     print(json.dumps(result) if as_json else _readable(result))

@@ -1,0 +1,46 @@
+"""Keeps what libraries print out of what we print.
+
+vLLM, torch and their child processes write to file descriptors 1 and 2 whatever Python's logging says; a program that reads
+`rlvr eval --json` must find one JSON object on standard output and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def noise_to_file(prefix: str) -> Iterator[Path]:
+    """Send descriptors 1 and 2 to a new log file for the length of the block; yields the file's path.
+
+    The file is removed when the block ends well, and kept, its path said on standard error, when it does not.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".log")
+    path = Path(name)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    try:
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+        yield path
+    except BaseException:
+        _restore(saved)
+        print(f"rlvr: what the libraries said is in {path}", file=sys.stderr)
+        raise
+    _restore(saved)
+    path.unlink(missing_ok=True)
+
+
+def _restore(saved: tuple[int, int]) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for target, original in enumerate(saved, start=1):
+        os.dup2(original, target)
+        os.close(original)
