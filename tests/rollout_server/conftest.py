@@ -1,0 +1,153 @@
+"""A tiny random model, adapters for it, a reference for its log-probabilities, and one worker on the real vLLM."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from rollout_server.config import RolloutConfig
+from rollout_server.types import AdapterPayload, AdapterProbe
+from rollout_server.worker import RolloutWorker
+
+VOCABULARY_SIZE = 320
+PROBE_TOKENS = tuple(5 + (7 * i) % 300 for i in range(24))
+TOLERANCE = 2e-4  # float32 on both sides
+
+
+def _save_tiny_model(folder: Path) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    words = ["<unk>", "<eos>", "<pad>", *(f"w{i}" for i in range(VOCABULARY_SIZE - 3))]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>"
+    ).save_pretrained(folder)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY_SIZE,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        initializer_range=0.15,  # large: a distribution that is far from uniform
+        eos_token_id=1,
+        pad_token_id=2,
+        tie_word_embeddings=False,
+    )
+    Qwen2ForCausalLM(config).float().save_pretrained(folder)
+
+
+@dataclass
+class Reference:
+    """The tiny model in transformers and peft, and the adapters made for it."""
+
+    model_path: Path
+    folder: Path
+    _model: Any = None
+    _folders: dict[int, Path] = field(default_factory=dict)
+
+    def payload(self, version: int, *, strength: float = 0.3, previous: int | None = None) -> AdapterPayload:
+        """A random adapter as `version`, with its probe; `previous` adds the log-probabilities of the version before."""
+        folder = self._make_adapter(version, strength)
+        names = ("adapter_config.json", "adapter_model.safetensors")
+        probe = AdapterProbe(
+            token_ids=PROBE_TOKENS,
+            training_logprobs=tuple(self.logprobs(PROBE_TOKENS, version)),
+            tolerance=TOLERANCE,
+            previous_training_logprobs=None if previous is None else tuple(self.logprobs(PROBE_TOKENS, previous)),
+        )
+        files = tuple((name, (folder / name).read_bytes()) for name in names)
+        return AdapterPayload(version=version, files=files, probe=probe)
+
+    def logprobs(self, token_ids: Sequence[int], version: int, temperature: float = 1.0) -> list[float]:
+        """log p(token_ids[i+1] | token_ids[:i+1]) under an adapter version (0: the base)."""
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(self.model_path, dtype=torch.float32)
+        if version:
+            model = PeftModel.from_pretrained(model, self._folders[version])
+        tokens_T = torch.tensor(token_ids)
+        with torch.no_grad():
+            logits_TV = model(tokens_T[None]).logits[0] / temperature
+        return logits_TV[:-1].log_softmax(-1).gather(-1, tokens_T[1:, None])[:, 0].tolist()
+
+    def _make_adapter(self, version: int, strength: float) -> Path:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(1000 + version)
+        model = AutoModelForCausalLM.from_pretrained(self.model_path, dtype=torch.float32)
+        adapter = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+        for name, parameter in adapter.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=strength * 0.1)
+        folder = self._folders[version] = self.folder / f"v{version}"
+        adapter.save_pretrained(folder)
+        # peft writes the base model's folder into the configuration, and vLLM would look for it
+        path = folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
+        return folder
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    model_path = tmp_path_factory.mktemp("tiny-qwen2")
+    _save_tiny_model(model_path)
+    return Reference(model_path=model_path, folder=tmp_path_factory.mktemp("adapters"))
+
+
+@dataclass
+class Served:
+    """A worker on the real vLLM, and what its metrics sink was given."""
+
+    worker: RolloutWorker
+    config: RolloutConfig
+    run_folder: Path
+    metrics: list[dict[str, float]]
+    next_version: Callable[[], int]
+
+
+def rollout_config(adapter_dir: Path, **changes: Any) -> RolloutConfig:
+    settings: dict[str, Any] = {
+        "max_model_len": 256,
+        "max_num_seqs": 16,
+        "kv_cache_gib": 0.05,
+        "max_lora_rank": 8,
+        "max_adapter_versions": 2,
+        "publish_timeout_s": 60,
+        "adapter_dir": str(adapter_dir),
+    }
+    return RolloutConfig(**settings | changes)
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def served(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    adapter_dir = tmp_path_factory.mktemp("shm")
+    config = rollout_config(adapter_dir)
+    metrics: list[dict[str, float]] = []
+    worker = RolloutWorker("rollout-0", str(reference.model_path), config, "cpu", 0, "test", metrics.append)
+    await worker.start()
+    yield Served(worker, config, adapter_dir / "rlvr-test", metrics, itertools.count(1).__next__)
+    await worker.shutdown()
+    assert list(adapter_dir.iterdir()) == []
+
+
+@pytest.fixture
+def run_root(tmp_path: Path) -> Iterator[Path]:
+    root = tmp_path / "shm"
+    root.mkdir()
+    yield root

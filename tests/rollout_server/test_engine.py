@@ -1,0 +1,183 @@
+"""The real vLLM behind a worker: what it samples, what it publishes, what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+
+import pytest
+from rollout_server.errors import AdapterMismatchError, RolloutTimeoutError, StaleAdapterError
+from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
+
+PROMPT = Prompt(prompt_id="p", token_ids=tuple(range(10, 50)))
+LONG = SamplingParams(num_generations=4, max_completion_length=200)
+
+
+def assert_sampled_from(reference, completion: Completion, prompt: Prompt, temperature: float) -> None:
+    """The completion's log-probabilities are those of transformers with the version it names."""
+    expected = reference.logprobs(prompt.token_ids + completion.token_ids, completion.adapter_version, temperature)
+    expected = expected[len(prompt.token_ids) - 1 :]
+    assert completion.sampling_logprobs == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+async def test_logprobs_are_those_of_the_sampling_distribution(served, reference, temperature):
+    sampling = SamplingParams(num_generations=3, max_completion_length=24, temperature=temperature, seed=1)
+    group = await served.worker.generate(PROMPT, sampling)
+    assert len(group) == 3
+    assert len({completion.token_ids for completion in group}) == 3
+    for completion in group:
+        assert_sampled_from(reference, completion, PROMPT, temperature)
+    assert await served.worker.generate(PROMPT, sampling) == group  # a seed repeats
+
+
+async def test_top_k_renormalises_the_logprobs(served):
+    sampling = SamplingParams(num_generations=2, max_completion_length=16, top_k=1)
+    for completion in await served.worker.generate(PROMPT, sampling):
+        assert completion.sampling_logprobs == pytest.approx([0.0] * len(completion.token_ids), abs=1e-6)
+
+
+async def test_greedy_logprobs_are_at_temperature_one(served, reference):
+    (completion,) = await served.worker.generate(
+        PROMPT, SamplingParams(num_generations=1, max_completion_length=8, temperature=0)
+    )
+    assert_sampled_from(reference, completion, PROMPT, 1.0)
+
+
+async def test_the_token_that_ends_a_completion_is_its_last(served):
+    free = SamplingParams(num_generations=1, max_completion_length=12, temperature=0)
+    (completion,) = await served.worker.generate(PROMPT, free)
+    assert completion.finish_reason is FinishReason.LENGTH
+    end = completion.token_ids[4]
+    first = completion.token_ids.index(end)
+    (ended,) = await served.worker.generate(PROMPT, dataclasses.replace(free, stop_token_ids=(end,)))
+    assert ended.token_ids == completion.token_ids[: first + 1]
+    assert ended.finish_reason is FinishReason.STOP
+    word = f"w{completion.token_ids[2] - 3}"  # token 3 is the word w0
+    assert word in completion.text
+    (stopped,) = await served.worker.generate(PROMPT, dataclasses.replace(free, stop=(word,)))
+    assert stopped.text.endswith(word)
+    assert stopped.finish_reason is FinishReason.STOP
+
+
+async def test_a_completion_ends_with_the_context(served):
+    prompt = Prompt(prompt_id="p", token_ids=tuple(range(10, 260)))
+    (completion,) = await served.worker.generate(prompt, SamplingParams(num_generations=1, max_completion_length=100))
+    assert len(completion.token_ids) <= 6
+
+
+async def test_a_prompt_longer_than_the_context_is_refused_with_numbers(served):
+    prompt = Prompt(prompt_id="long one", token_ids=(5,) * 256)
+    with pytest.raises(ValueError, match=r"'long one' has 256 tokens .* context of 256"):
+        await served.worker.generate(prompt, SamplingParams())
+
+
+async def test_a_published_version_serves_what_follows_and_the_old_one_is_dropped(served, reference):
+    first, second = served.next_version(), served.next_version()
+    await served.worker.publish(reference.payload(first))
+    report = await served.worker.publish(reference.payload(second, previous=first))
+    assert report.version.number == second
+    assert report.version.num_bytes > 0
+    assert report.probe_difference < 2e-4
+    for completion in await served.worker.generate(PROMPT, SamplingParams(num_generations=2, max_completion_length=8)):
+        assert completion.adapter_version == second
+        assert_sampled_from(reference, completion, PROMPT, 1.0)
+    assert [path.name for path in served.run_folder.iterdir() if path.is_dir()] == [f"v{second}"]
+
+
+async def test_publishing_in_the_middle_of_generation(served, reference):
+    """Old groups end on the old version, new ones begin on the new, both in one batch, nothing is aborted."""
+    old, new = served.next_version(), served.next_version()
+    await served.worker.publish(reference.payload(old))
+    payload = reference.payload(new, previous=old)
+    old_groups = [asyncio.create_task(served.worker.generate(PROMPT, LONG)) for _ in range(2)]
+    while (await served.worker.stats()).running_requests < 8:
+        await asyncio.sleep(0.01)
+    await served.worker.publish(payload)
+    assert not any(group.done() for group in old_groups)
+    new_groups = [asyncio.create_task(served.worker.generate(PROMPT, LONG)) for _ in range(2)]
+    while (await served.worker.stats()).running_requests <= 8:
+        assert not all(group.done() for group in old_groups)
+        await asyncio.sleep(0.01)
+    for groups, version in ((old_groups, old), (new_groups, new)):
+        for group in await asyncio.gather(*groups):
+            assert len(group) == 4
+            assert {completion.adapter_version for completion in group} == {version}
+            assert_sampled_from(reference, group[0], PROMPT, 1.0)
+
+
+async def test_a_tampered_adapter_is_refused_and_the_current_version_stays(served, reference):
+    good, bad = served.next_version(), served.next_version()
+    await served.worker.publish(reference.payload(good))
+    other = reference.payload(bad, strength=0.6)
+    tampered = dataclasses.replace(other, files=reference.payload(bad, strength=0.2).files)
+    with pytest.raises(AdapterMismatchError, match=rf"worker rollout-0 .* version {bad} .* differ by .* nats"):
+        await served.worker.publish(tampered)
+    assert (await served.worker.stats()).adapter_version == good
+    (completion,) = await served.worker.generate(PROMPT, SamplingParams(num_generations=1, max_completion_length=8))
+    assert completion.adapter_version == good
+    assert_sampled_from(reference, completion, PROMPT, 1.0)
+
+
+async def test_an_update_that_changes_nothing_is_refused(served, reference):
+    """The learner moved a little (within the tolerance), the files are the old ones: only the second test sees it."""
+    before, after = served.next_version(), served.next_version()
+    payload = reference.payload(before)
+    await served.worker.publish(payload)
+    trained = tuple(value + 5e-5 * (-1) ** i for i, value in enumerate(payload.probe.training_logprobs))
+    stale = dataclasses.replace(
+        payload,
+        version=after,
+        probe=dataclasses.replace(
+            payload.probe, training_logprobs=trained, previous_training_logprobs=payload.probe.training_logprobs
+        ),
+    )
+    with pytest.raises(StaleAdapterError, match=f"still serves adapter version {before} in place of {after}"):
+        await served.worker.publish(stale)
+    assert (await served.worker.stats()).adapter_version == before
+
+
+async def test_the_base_is_served_unchanged_beside_adapters(served, reference):
+    """Without the plugin, vLLM's CPU operations give tokens without an adapter that of the last slot."""
+    engine = served.worker._engine
+    await served.worker.publish(reference.payload(served.next_version()))
+    (completion,) = await engine.generate(PROMPT, SamplingParams(num_generations=1, max_completion_length=16), None)
+    assert_sampled_from(reference, completion, PROMPT, 1.0)
+
+
+async def test_publishing_waits_for_a_place_and_says_who_holds_it(served, reference, monkeypatch):
+    versions = [served.next_version() for _ in range(3)]
+    await served.worker.publish(reference.payload(versions[0]))
+    first = asyncio.create_task(served.worker.generate(PROMPT, LONG))
+    await asyncio.sleep(0)
+    await served.worker.publish(reference.payload(versions[1]))
+    second = asyncio.create_task(served.worker.generate(PROMPT, LONG))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(served.worker, "_config", served.config.model_copy(update={"publish_timeout_s": 0.05}))
+    payload = reference.payload(versions[2])
+    with pytest.raises(RolloutTimeoutError, match=rf"v{versions[0]}: 1, v{versions[1]}: 1"):
+        await served.worker.publish(payload)
+    monkeypatch.setattr(served.worker, "_config", served.config)
+    report = await served.worker.publish(payload)
+    assert first.done()
+    assert report.version.number == versions[2]
+    await second
+
+
+async def test_metrics_are_pushed(served):
+    served.metrics.clear()
+    groups = [served.worker.generate(PROMPT, LONG) for _ in range(4)]
+    await asyncio.gather(*groups)
+    await asyncio.sleep(1.5)
+    names = {"rollout_tokens_per_s", "running_requests", "waiting_requests", "adapter_version"}
+    assert served.metrics
+    assert all(values.keys() == names for values in served.metrics)
+    assert max(values["rollout_tokens_per_s"] for values in served.metrics) > 0
+    stats = await served.worker.stats()
+    assert served.metrics[-1]["adapter_version"] == stats.adapter_version
+    assert stats.generated_tokens > 0
+    assert math.isfinite(stats.generate_busy_s)
+    assert stats.generate_busy_s > 0
