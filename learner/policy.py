@@ -1,0 +1,165 @@
+"""The policy: a frozen base model with a LoRA adapter, and its log-probabilities over a prefix tree.
+
+Shapes: N packed tokens of a tree, R predictions, B sequences, T completion tokens of the longest one, E hidden size.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learner.config import LearnerConfig
+from learner.errors import LearnerError
+from learner.logprob_head import token_logprobs
+from learner.prefix_tree import PrefixTree
+from learner.tree_attention import ATTENTION_NAME, Block, make_blocks, tree_attention
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TreeInputs:
+    """A tree on the device: what the policy's forward takes."""
+
+    token_ids_N: Tensor
+    position_ids_N: Tensor
+    predictor_R: Tensor
+    target_R: Tensor
+    row_BT: Tensor
+    """Which prediction is completion token t of sequence b; 0 on padding."""
+    mask_BT: Tensor
+    """1 on completion tokens, 0 on padding; float32."""
+    blocks: tuple[Block, ...]
+
+
+def tree_inputs(tree: PrefixTree, device: torch.device) -> TreeInputs:
+    """Moves a tree to the device and plans its attention."""
+    width = max(1, max(len(row) for row in tree.rows))
+    row_BT = torch.zeros(len(tree.rows), width, dtype=torch.long)
+    mask_BT = torch.zeros(len(tree.rows), width)
+    for b, row in enumerate(tree.rows):
+        row_BT[b, : len(row)] = torch.from_numpy(row)
+        mask_BT[b, : len(row)] = 1.0
+    return TreeInputs(
+        token_ids_N=torch.from_numpy(tree.token_ids_N).to(device),
+        position_ids_N=torch.from_numpy(tree.position_ids_N).to(device),
+        predictor_R=torch.from_numpy(tree.predictor_R).to(device),
+        target_R=torch.from_numpy(tree.target_R).to(device),
+        row_BT=row_BT.to(device),
+        mask_BT=mask_BT.to(device),
+        blocks=make_blocks(tree, device),
+    )
+
+
+class Policy(nn.Module):
+    """Base model and adapter. Only the adapter has gradients; it is float32 whatever the base's precision."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        base = model.get_base_model()
+        _check_supported(base)
+        # Found by a method, not registered twice: parameters keep one name.
+        self._base = (base,)
+
+    def forward(self, inputs: TreeInputs, temperature: float, use_adapter: bool = True) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (R,) of the tree's predictions at `temperature`, and entropies (R,) without gradient.
+
+        With `use_adapter=False` the adapter is switched off: the base model's, the reference of the KL term.
+        """
+        if temperature <= 0:
+            raise ValueError(f"log-probabilities need a temperature above 0, got {temperature}")
+        (base,) = self._base
+        with nullcontext() if use_adapter else self.model.disable_adapter():
+            backbone = getattr(base, base.base_model_prefix)
+            hidden_NE = backbone(
+                input_ids=inputs.token_ids_N.unsqueeze(0),
+                position_ids=inputs.position_ids_N.unsqueeze(0),
+                use_cache=False,
+                tree_blocks=inputs.blocks,
+            ).last_hidden_state.squeeze(0)
+        head = base.get_output_embeddings()
+        hidden_RE = hidden_NE.index_select(0, inputs.predictor_R)
+        return token_logprobs(hidden_RE, head.weight, head.bias, inputs.target_R, temperature=temperature)
+
+    def adapter_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters of the adapter, in the model's order."""
+        return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+
+def tree_logprobs(
+    policy: Any, inputs: TreeInputs, *, temperature: float, use_adapter: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of every completion token, both (B, T); what stands on padding means nothing.
+
+    `policy` is a `Policy` or an engine that calls one.
+    """
+    logprobs_R, entropy_R = policy(inputs, temperature, use_adapter)
+    return logprobs_R[inputs.row_BT], entropy_R[inputs.row_BT]
+
+
+def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device, seed: int) -> Policy:
+    """Loads the base from a local folder, freezes it and puts a fresh adapter on (its B is 0: the base's behaviour).
+
+    The same seed gives the same adapter. Raises LearnerError for a folder that holds no such model.
+    """
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    if not (Path(model_path) / "config.json").is_file():
+        raise LearnerError(f"{model_path!r} is no model folder: it has no config.json")
+    transformers.AttentionInterface.register(ATTENTION_NAME, tree_attention)
+    dtype = base_dtype(config, device)
+    arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": ATTENTION_NAME, "local_files_only": True}
+    if config.quantization == "nf4":
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+        arguments["device_map"] = {"": str(device)}
+    try:
+        base = transformers.AutoModelForCausalLM.from_pretrained(model_path, **arguments)
+    except (OSError, ValueError) as error:
+        raise LearnerError(f"cannot load a model from {model_path!r}: {error}") from error
+    base.requires_grad_(False)
+    base.config.use_cache = False
+    torch.manual_seed(seed)
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora.r,
+        lora_alpha=config.lora.lora_alpha,
+        lora_dropout=config.lora.lora_dropout,
+        target_modules=list(config.lora.target_modules),
+        bias="none",
+    )
+    model = get_peft_model(base, adapter, autocast_adapter_dtype=False)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if config.gradient_checkpointing:
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()  # without it gradient checkpointing is off
+    policy = Policy(model)
+    return policy if config.quantization == "nf4" else policy.to(device)
+
+
+def base_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
+    """`auto` is float32 on CPUs (bfloat16 is several times slower there) and bfloat16 elsewhere."""
+    if config.dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+
+
+def _check_supported(base: Any) -> None:
+    """Refuses what the tree attention and the chunked head would compute wrongly."""
+    text = base.config.get_text_config()
+    head = base.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise LearnerError(f"the output projection is a {type(head).__name__}; the learner needs a plain nn.Linear")
+    for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(text, name, None) not in (None, 0, 1, 1.0):
+            raise LearnerError(f"the model's {name}={getattr(text, name)} is not supported by the learner")
+    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
+        raise LearnerError("the model has sliding-window layers, which the prefix tree's attention does not support")
