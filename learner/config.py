@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 LossType = Literal["grpo", "dapo", "dr_grpo"]
 ScaleRewards = Literal["group", "batch", "none"]
@@ -77,6 +77,9 @@ class LearnerConfig(BaseModel):
     adam_beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW.")
     max_grad_norm: float = Field(1.0, ge=0.0, description="Gradient clipping; 0: none.")
     mask_truncated_completions: bool = Field(False, description="Leave truncated completions out of the loss.")
+    num_threads: int | None = Field(
+        None, ge=1, description="CPU threads of a rank; unset: on CPUs the cores divided by the ranks."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
     share_prefixes: bool = Field(
         True, description="Pack a batch as a prefix tree: each distinct token goes through once."
@@ -91,3 +94,13 @@ class LearnerConfig(BaseModel):
     )
     start_timeout_s: float = Field(600.0, gt=0, description="Limit on the learner's start, seconds.")
     update_timeout_s: float = Field(1800.0, gt=0, description="Limit on one update, seconds.")
+
+    @model_validator(mode="after")
+    def _check(self) -> LearnerConfig:
+        if self.zero_stage == 3 and self.quantization != "none":
+            raise ValueError(
+                f"zero_stage=3 cannot partition a {self.quantization} base: use zero_stage=2, the base is small in 4 bits"
+            )
+        if self.lr_scheduler_type != "constant" and self.max_steps is not None and self.max_steps <= self.warmup_steps:
+            raise ValueError(f"max_steps={self.max_steps} leaves nothing after warmup_steps={self.warmup_steps}")
+        return self

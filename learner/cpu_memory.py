@@ -29,4 +29,5 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False  # another C library, for example musl
     settings = ((_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1))
-    return all([mallopt(parameter, value) == 1 for parameter, value in settings])
+    results = [mallopt(parameter, value) for parameter, value in settings]  # all of them, also after one is refused
+    return all(result == 1 for result in results)

@@ -1,14 +1,15 @@
 """The training engine: everything that depends on DeepSpeed and its version. The only file that imports it.
 
 Read in DeepSpeed 0.19.8's source, and relied upon here:
-- With neither bf16 nor fp16 enabled it casts nothing (`_configure_distributed_model`), so a bfloat16 or 4-bit base keeps
-  its precision and the optimizer works on the float32 adapter it is given.
-- Gradients are averaged over ranks. `gradient_accumulation_steps` is 1, so nothing else is divided; which backward is the
-  last of a step is said by `set_gradient_accumulation_boundary`. The caller multiplies its loss by the number of ranks.
-- ZeRO 0 and 1 reduce gradients once, at the boundary; ZeRO 2 and 3 at every backward, and 3 gathers parameters at every
-  forward: there every rank needs the same number of micro-batches.
-- ZeRO 1 to 3 refuse a step by themselves when the gradient norm is not finite (the optimizer's `overflow`); at ZeRO 0 in
-  float32 DeepSpeed looks at nothing, so it is looked at here.
+- With neither bf16 nor fp16 enabled it casts nothing (`_configure_distributed_model`), so a bfloat16 or 4-bit base
+  keeps its precision and the optimizer works on the float32 adapter it is given.
+- Gradients are averaged over ranks. `gradient_accumulation_steps` is 1, so nothing else is divided; which backward is
+  the last of a step is said by `set_gradient_accumulation_boundary`. The caller multiplies its loss by the number of
+  ranks.
+- ZeRO 0 and 1 reduce gradients once, at the boundary; ZeRO 2 and 3 at every backward, and 3 gathers parameters at
+  every forward: there every rank needs the same number of micro-batches.
+- ZeRO 1 to 3 refuse a step by themselves when the gradient norm is not finite (the optimizer's `overflow`); at ZeRO 0
+  in float32 DeepSpeed looks at nothing, so it is looked at here.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class StepOutcome:
 
 
 def lr_factor(config: LearnerConfig) -> Callable[[int], float]:
-    """Step (from 0) → factor on the learning rate: linear warm-up, then constant, linear to 0, or half a cosine to 0."""
+    """Step (from 0) → factor on the learning rate: linear warm-up, then constant, linear or half a cosine to 0."""
     kind, warmup, total = config.lr_scheduler_type, config.warmup_steps, config.max_steps
     if kind != "constant" and total is None:
         raise LearnerError(f"lr_scheduler_type={kind!r} needs max_steps: the step at which the rate reaches its end")
@@ -149,6 +150,19 @@ class TrainingEngine:
         reduce_op = {"sum": torch.distributed.ReduceOp.SUM, "max": torch.distributed.ReduceOp.MAX}.get(op)
         torch.distributed.all_reduce(tensor, op=reduce_op or torch.distributed.ReduceOp.MIN)
         return [float(value) for value in tensor.tolist()]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        if self._world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self._world_size
+        torch.distributed.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self._world_size > 1:
+            torch.distributed.barrier()
 
     @contextmanager
     def full_parameters(self) -> Iterator[dict[str, Tensor]]:

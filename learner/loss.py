@@ -31,8 +31,8 @@ def policy_loss(
     """The GRPO loss of B sequences and what there is to say of it.
 
     Token loss: ℓ = w·(−min(c1·A, c2·A)) + beta·KL, with c1 = exp(lp − old), c2 = clamp(c1, 1 − epsilon,
-    1 + epsilon_high), KL = exp(ref − lp) − (ref − lp) − 1 (k3; times c1 unless `use_bias_correction_kl` is off), and w the
-    sampler correction (`sampler_weights`).
+    1 + epsilon_high), KL = exp(ref − lp) − (ref − lp) − 1 (k3; times c1 unless `use_bias_correction_kl` is off), and w
+    the sampler correction (`sampler_weights`).
     Summed as `config.loss_type` says (m the mask):
 
     | grpo    | mean over sequences of Σ ℓ·m / max(Σ m, 1) |

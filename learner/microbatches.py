@@ -1,4 +1,4 @@
-"""Who computes what: groups → ranks → micro-batches. Pure and deterministic, so that every rank plans all ranks alike."""
+"""Who computes what: groups → ranks → micro-batches. Pure and deterministic: every rank plans all ranks alike."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class TreeInputs:
 
 def tree_inputs(tree: PrefixTree, device: torch.device) -> TreeInputs:
     """Moves a tree to the device and plans its attention."""
-    width = max(1, max(len(row) for row in tree.rows))
+    width = max((len(row) for row in tree.rows), default=0) or 1
     row_BT = torch.zeros(len(tree.rows), width, dtype=torch.long)
     mask_BT = torch.zeros(len(tree.rows), width)
     for b, row in enumerate(tree.rows):

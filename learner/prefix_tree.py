@@ -1,8 +1,8 @@
 """Sequences → one packed tree in which every shared beginning stands once. Pure: numpy only, no model.
 
 N tokens of the tree, in preorder: a token stands behind all its ancestors, and a subtree is a contiguous range. So the
-packed index of a token is also the time it is entered, and `exit_N` is where its subtree ends; k is an ancestor of q (or
-q itself) exactly when k ≤ q < exit_N[k]. R predictions: distinct pairs (position, token predicted there).
+packed index of a token is also the time it is entered, and `exit_N` is where its subtree ends; k is an ancestor of q
+(or q itself) exactly when k ≤ q < exit_N[k]. R predictions: distinct pairs (position, token predicted there).
 
 Example: prompt (1, 2) with completions (3, 4) and (3, 5), and prompt (1, 9) with completion (3,):
 
@@ -13,7 +13,7 @@ Example: prompt (1, 2) with completions (3, 4) and (3, 5), and prompt (1, 9) wit
     exit      7  5  5  4  5  7  7
 
 A forward and backward over the tree, in which a token attends to its ancestors, gives the same log-probabilities and
-gradients as one over each sequence alone (Prefix Grouper, arXiv 2506.05433): what stands behind a token never reaches it.
+gradients as one over each sequence alone (Prefix Grouper, arXiv 2506.05433): what is not an ancestor never reaches it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,163 @@
+"""Tiny models, hand-made groups, and learner ranks as processes."""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+
+from learner.config import LearnerConfig
+from learner.types import ScoredCompletion, ScoredGroup
+from learner.worker import LearnerRank
+from rollout_server.types import Completion, FinishReason
+
+VOCABULARY = 96
+
+
+def make_tiny_model(folder: Path, family: str) -> str:
+    """A randomly initialised two-layer model of `llama` or `qwen2` architecture, saved to `folder`."""
+    import transformers
+
+    kind = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[family]
+    config = kind(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=family == "qwen2",
+    )
+    torch.manual_seed(7)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3) if parameter.ndim > 1 else None  # spread out, so that log-probs differ
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def make_group(
+    prompt: Sequence[int],
+    completions: Sequence[Sequence[int]],
+    rewards: Sequence[float | None],
+    *,
+    prompt_id: str = "p",
+    adapter_version: int = 0,
+    sampling_logprob: float = -4.0,
+    finish_reason: FinishReason = FinishReason.STOP,
+) -> ScoredGroup:
+    """A group whose sampler reported the same log-prob for every token."""
+    members = tuple(
+        ScoredCompletion(
+            completion=Completion(
+                prompt_id=prompt_id,
+                token_ids=tuple(tokens),
+                sampling_logprobs=(sampling_logprob,) * len(tokens),
+                text="",
+                finish_reason=finish_reason,
+                adapter_version=adapter_version,
+            ),
+            rewards=(reward,),
+            total=reward,
+        )
+        for tokens, reward in zip(completions, rewards, strict=True)
+    )
+    return ScoredGroup(prompt_id=prompt_id, prompt_token_ids=tuple(prompt), members=members)
+
+
+def random_groups(seed: int, *, num_groups: int = 3, num_generations: int = 4) -> tuple[ScoredGroup, ...]:
+    """Groups behind one header, questions and completions of uneven lengths."""
+    random = np.random.default_rng(seed)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [int(token) for token in random.integers(1, VOCABULARY, random.integers(low, high))]
+
+    header = tokens(20, 21)
+    return tuple(
+        make_group(
+            header + tokens(3, 9),
+            [tokens(1, 15) for _ in range(num_generations)],
+            [float(reward) for reward in random.integers(0, 4, num_generations)],
+            prompt_id=f"p{index}",
+        )
+        for index in range(num_groups)
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_rank(
+    model_path: str, config: LearnerConfig, *, rank: int = 0, world_size: int = 1, port: int = 0, temperature: float = 1.0
+) -> LearnerRank:
+    """A rank, not yet started."""
+    return LearnerRank(
+        rank=rank,
+        world_size=world_size,
+        master_addr="127.0.0.1",
+        master_port=port or free_port(),
+        model_path=model_path,
+        config=config,
+        temperature=temperature,
+        seed=3,
+        device="cpu",
+    )
+
+
+Job = Callable[..., Any]
+"""job(rank: LearnerRank, *arguments) → something that pickles; a function of a module."""
+
+
+def run_ranks(world_size: int, model_path: str, config: LearnerConfig, job: Job, *arguments: Any) -> list[Any]:
+    """Runs `job` on `world_size` started ranks, each a process; their answers in order. Fails with a rank's traceback."""
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    port = free_port()
+    processes = [
+        context.Process(target=_run_rank, args=(queue, rank, world_size, port, model_path, config, job, arguments))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    answers: dict[int, Any] = {}
+    try:
+        for _ in processes:
+            rank, answer, failure = queue.get(timeout=240)
+            assert failure is None, f"rank {rank}: {failure}"
+            answers[rank] = answer
+    finally:
+        for process in processes:
+            process.join(timeout=30)
+            if process.is_alive():
+                process.kill()
+    return [answers[rank] for rank in range(world_size)]
+
+
+def _run_rank(
+    queue: Any,
+    rank: int,
+    world_size: int,
+    port: int,
+    model_path: str,
+    config: LearnerConfig,
+    job: Job,
+    arguments: tuple[Any, ...],
+) -> None:
+    learner = make_rank(model_path, config, rank=rank, world_size=world_size, port=port)
+    try:
+        learner.start()
+        queue.put((rank, job(learner, *arguments), None))
+    except Exception:
+        queue.put((rank, None, traceback.format_exc()))
+    finally:
+        learner.shutdown()
