@@ -335,6 +335,15 @@ class Cluster:
             parts.append(f"dashboard http://{self.dashboard_url}")
         return ", ".join(parts)
 
+    def metrics_url(self) -> str:
+        """Where this node's metrics can be read, in Prometheus' text format."""
+        node = ray.nodes()[0]
+        return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def actor_names(self) -> list[str]:
+        """Names of this run's actors, as the dashboard shows them."""
+        return sorted(ray.util.list_named_actors())
+
     def _reserve(self, placement: Placement) -> None:
         if placement.num_gpus == 0:
             return

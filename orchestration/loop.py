@@ -1,7 +1,7 @@
 """The main job: sample, score, learn, publish; again and again, until done, stopped or broken.
 
-The loop consumes batches from the flow, waits for the learner and for every worker's publish report, and is unblocked by
-them or by `stop`. While the learner works, generation goes on as far as `max_staleness` allows.
+The loop consumes batches from the flow, waits for the learner and for every worker's publish report, and is unblocked
+by them or by `stop`. While the learner works, generation goes on as far as `max_staleness` allows.
 """
 
 from __future__ import annotations
@@ -230,8 +230,8 @@ class TrainingLoop:
         if self._tally.flat_steps and self._tally.flat_steps % self._config.flat_steps_alarm == 0:
             self._reporter.note(
                 "warning",
-                f"for {self._tally.flat_steps} steps all completions of each group earned the same: nothing is learned. "
-                f"Try easier or more varied problems, a higher rollout.temperature, more rollout.num_generations, or "
+                f"for {self._tally.flat_steps} steps all completions of each group earned the same: nothing is "
+                f"learned. Try easier or more varied problems, a higher rollout.temperature, more rollout.num_generations, or "
                 f"drop_flat_groups=true",
             )
 

@@ -1,7 +1,7 @@
 """Keeps what libraries print out of what we print.
 
-vLLM, torch and their child processes write to file descriptors 1 and 2 whatever Python's logging says; a program that reads
-`rlvr eval --json` must find one JSON object on standard output and nothing else.
+vLLM, torch and their child processes write to file descriptors 1 and 2 whatever Python's logging says; a program that
+reads `rlvr eval --json` must find one JSON object on standard output and nothing else.
 """
 
 from __future__ import annotations

@@ -76,19 +76,19 @@ def place(config: RunConfig, *, num_gpus: int) -> Placement:
     if config.placement == "split" or (config.placement == "auto" and num_gpus >= needs_split):
         if num_gpus < needs_split:
             raise MachineError(
-                f"placement=split needs {needs_split} GPUs ({workers} rollout workers of {width}, {ranks} learner ranks) "
-                f"but there are {num_gpus}; use placement=colocated or fewer rollout.num_workers / learner.num_ranks"
+                f"placement=split needs {needs_split} GPUs ({workers} rollout workers of {width}, {ranks} learner "
+                f"ranks) but there are {num_gpus}; use placement=colocated or fewer rollout.num_workers / learner.num_ranks"
             )
         return _split(workers, ranks, width)
     if width > 1:
         raise MachineError(
-            f"rollout.tensor_parallel_size={width} needs GPUs of its own ({needs_split} in all), but there are {num_gpus}; "
-            f"a GPU can be shared with the learner only when tensor_parallel_size is 1"
+            f"rollout.tensor_parallel_size={width} needs GPUs of its own ({needs_split} in all), but there are "
+            f"{num_gpus}; a GPU can be shared with the learner only when tensor_parallel_size is 1"
         )
     if num_gpus < max(workers, ranks):
         raise MachineError(
-            f"{workers} rollout workers and {ranks} learner ranks need at least {max(workers, ranks)} GPUs but there are "
-            f"{num_gpus}; lower rollout.num_workers or learner.num_ranks"
+            f"{workers} rollout workers and {ranks} learner ranks need at least {max(workers, ranks)} GPUs but there "
+            f"are {num_gpus}; lower rollout.num_workers or learner.num_ranks"
         )
     return _colocated(workers, ranks)
 

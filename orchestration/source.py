@@ -54,7 +54,8 @@ class PromptSource:
         unknown = [name for name in pending if name not in self._problems]
         if unknown:
             raise DataError(
-                f"problem {unknown[0]!r} of the stopped run is not in the training data any more; choose another run_dir"
+                f"problem {unknown[0]!r} of the stopped run is not in the training data any more; "
+                f"choose another run_dir"
             )
         self._cursor = DataCursor(tuple(self._problems.values()), self._seed, position)
         self._first = deque(pending)

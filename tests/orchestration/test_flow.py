@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.orchestration.fakes import FakeClock, FakeGenerator, FakeScorer, FakeSource
 
 from orchestration.flow import Batch, FlowSettings, RolloutFlow
 from rollout_server.types import SamplingParams
+from tests.orchestration.fakes import FakeClock, FakeGenerator, FakeScorer, FakeSource
 
 
 def make_flow(generator: FakeGenerator, scorer: FakeScorer | None = None, **changes: Any) -> RolloutFlow:

@@ -8,13 +8,6 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from tests.orchestration.fakes import (
-    FakeLearner,
-    FakeScorer,
-    FakeSource,
-    PublishingGenerator,
-    RecordingReporter,
-)
 
 from orchestration.config import RunConfig
 from orchestration.loop import Rooms, TrainingLoop
@@ -22,6 +15,13 @@ from orchestration.ports import BuiltPrompt
 from orchestration.run_folder import RunFolder
 from orchestration.summary import Summary
 from rollout_server.types import SamplingParams
+from tests.orchestration.fakes import (
+    FakeLearner,
+    FakeScorer,
+    FakeSource,
+    PublishingGenerator,
+    RecordingReporter,
+)
 
 
 class Judge(FakeScorer):
