@@ -231,8 +231,8 @@ class TrainingLoop:
             self._reporter.note(
                 "warning",
                 f"for {self._tally.flat_steps} steps all completions of each group earned the same: nothing is "
-                f"learned. Try easier or more varied problems, a higher rollout.temperature, more rollout.num_generations, or "
-                f"drop_flat_groups=true",
+                f"learned. Try easier or more varied problems, a higher rollout.temperature, more "
+                f"rollout.num_generations, or drop_flat_groups=true",
             )
 
     def _show_example(self, batch: Batch) -> None:

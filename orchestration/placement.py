@@ -77,7 +77,8 @@ def place(config: RunConfig, *, num_gpus: int) -> Placement:
         if num_gpus < needs_split:
             raise MachineError(
                 f"placement=split needs {needs_split} GPUs ({workers} rollout workers of {width}, {ranks} learner "
-                f"ranks) but there are {num_gpus}; use placement=colocated or fewer rollout.num_workers / learner.num_ranks"
+                f"ranks) but there are {num_gpus}; use placement=colocated or fewer rollout.num_workers / "
+                f"learner.num_ranks"
             )
         return _split(workers, ranks, width)
     if width > 1:
