@@ -47,7 +47,7 @@ def _one_step(name: str, grade: int, text: str, step: str, a: tuple[int, int], b
     return Template(name=name, grade=grade, text=text, ranges={"a": a, "b": b}, steps=(f"r = {step}",))
 
 
-_SMALL, _MINUEND, _SUBTRAHEND = (2, 20), (6, 30), (2, 20)
+_SMALL, _MINUEND, _SUBTRAHEND = (2, 9), (4, 15), (2, 9)
 
 _GRADE_1 = (
     _one_step(
