@@ -20,14 +20,15 @@ from orchestration.placement import PlacementMode, effective_rollout, place
 
 GIB = 2**30
 
-RAY_BYTES = int(0.8 * GIB)
-"""Ray's own processes (control store, node manager, dashboard and its agents), seen with 2.60."""
-DRIVER_BYTES = int(0.5 * GIB)
+# Seen on a CPU with vLLM 0.32, Ray 2.60 and torch 2.13, as proportional set sizes of the whole process tree.
+RAY_BYTES = int(0.6 * GIB)
+"""Ray's own processes: control store, node manager, dashboard and its agents."""
+DRIVER_BYTES = int(0.6 * GIB)
 """`rlvr train` itself and the reward service."""
-ENGINE_BYTES = int(2.0 * GIB)
-"""A rollout worker's processes without weights and cache, seen with vLLM 0.32 on a CPU."""
-RANK_BYTES = int(1.0 * GIB)
-"""A learner rank's process without weights."""
+ENGINE_BYTES = int(1.75 * GIB)
+"""A rollout worker's three processes, without weights and cache."""
+RANK_BYTES = int(0.5 * GIB)
+"""A learner rank's process, without weights."""
 CUDA_CONTEXT_BYTES = GIB
 """What CUDA, its libraries and a fragmented allocator take of a GPU beside the tensors of one process."""
 OBJECT_STORE_BYTES = GIB // 2
@@ -108,14 +109,14 @@ def needs_of(config: RunConfig, *, num_gpus: int) -> Needs:
     memory = RAY_BYTES + DRIVER_BYTES + num_engines * ENGINE_BYTES + num_ranks * RANK_BYTES
     if not cuda:
         memory += num_engines * (served_weights + kv_cache) + num_ranks * rank
-    shm = (rollout.max_adapter_versions + 1) * adapter + (0 if config.ray_address else OBJECT_STORE_BYTES)
+    adapters = (rollout.max_adapter_versions + 1) * adapter
     return Needs(
         device="cuda" if cuda else "cpu",
         num_gpus=int(placement.num_gpus),
         model_known=known is not None,
-        least_memory_bytes=memory + shm,
-        likely_memory_bytes=memory + shm + (0 if cuda else num_ranks * activations),
-        shm_bytes=shm,
+        least_memory_bytes=memory + adapters,
+        likely_memory_bytes=memory + adapters + (0 if cuda else num_ranks * activations),
+        shm_bytes=adapters + (0 if config.ray_address else OBJECT_STORE_BYTES),
         disk_bytes=GIB + 2 * size.num_parameters,
         gpu_memory_share=rollout.gpu_memory_utilization if cuda else 0.0,
         rollout_gpu_bytes=served_weights + CUDA_CONTEXT_BYTES if cuda else 0,
@@ -158,15 +159,16 @@ def rank_bytes(size: ModelSize, learner: LearnerConfig, dtype: str) -> int:
 
 
 def activation_bytes(size: ModelSize, config: RunConfig, dtype: str) -> int:
-    """What one microbatch keeps for the backward pass, roughly.
+    """What one microbatch keeps for the backward pass, roughly, when texts are half as long as they may be.
 
-    A layer keeps about ten tensors of the hidden width and five of the intermediate one for each token; with gradient
-    checkpointing only its input, and one layer at a time the rest.
+    For each token a layer keeps tensors of about 16 hidden and 9 intermediate widths (seen on SmolLM2-135M with LoRA on
+    all its projections); with gradient checkpointing only its input, and one layer at a time the rest.
     """
-    longest = config.rollout.max_model_len + config.rollout.num_generations * config.rollout.max_completion_length
-    groups = -(-config.prompts_per_step // config.learner.num_ranks)
-    num_tokens = min(config.learner.max_tokens_per_microbatch, groups * longest)
-    layer = 10 * size.hidden_size + 5 * size.intermediate_size
+    rollout = config.rollout
+    usual_group = (rollout.max_model_len + rollout.num_generations * rollout.max_completion_length) // 2
+    num_groups = -(-config.prompts_per_step // config.learner.num_ranks)
+    num_tokens = min(config.learner.max_tokens_per_microbatch, num_groups * usual_group)
+    layer = 16 * size.hidden_size + 9 * size.intermediate_size
     if config.learner.gradient_checkpointing:
         kept = size.num_layers * size.hidden_size + layer
     else:

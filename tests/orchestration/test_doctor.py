@@ -178,12 +178,14 @@ def test_the_estimates_add_up() -> None:
 
 def test_activations_are_bounded_by_the_microbatch() -> None:
     few = load_config("tiny", ["learner.max_tokens_per_microbatch=100"])
-    per_token = 2 * (10 * 8 + 5 * 32) * 4
+    per_token = 2 * (16 * 8 + 9 * 32) * 4
     assert activation_bytes(SMALL, few, "float32") == 100 * per_token
-    # 8 prompts of 128 tokens with 8 completions of 16: 8 * (128 + 128) = 2048 tokens
-    assert activation_bytes(SMALL, load_config("tiny"), "float32") == 2048 * per_token
+    # 8 prompts of at most 128 tokens with 8 completions of at most 16: 8 * (128 + 128) / 2 = 1024 tokens
+    lengths = ["rollout.max_model_len=128", "rollout.num_generations=8", "rollout.max_completion_length=16"]
+    whole = load_config("tiny", [*lengths, "prompts_per_step=8"])
+    assert activation_bytes(SMALL, whole, "float32") == 1024 * per_token
     saved = load_config("tiny", ["learner.max_tokens_per_microbatch=100", "learner.gradient_checkpointing=true"])
-    assert activation_bytes(SMALL, saved, "float32") == 100 * (2 * 8 + 240) * 4
+    assert activation_bytes(SMALL, saved, "float32") == 100 * (2 * 8 + 416) * 4
 
 
 def test_a_second_worker_needs_a_second_engine() -> None:
