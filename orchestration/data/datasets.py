@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from orchestration.config import ArithmeticData, DataConfig
+from orchestration.config import ArithmeticData, DataConfig, Gsm8kData
 from orchestration.data.arithmetic import make_arithmetic
+from orchestration.data.copy_task import make_copy_task
+from orchestration.data.gsm8k import read_gsm8k
 from orchestration.data.problems import Problems
 
 
@@ -16,4 +18,6 @@ def load_problems(config: DataConfig) -> Problems:
     """
     if isinstance(config, ArithmeticData):
         return make_arithmetic(config)
-    raise NotImplementedError(config.kind)
+    if isinstance(config, Gsm8kData):
+        return read_gsm8k(config)
+    return make_copy_task(config)

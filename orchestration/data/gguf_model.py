@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
-from transformers.utils import logging as transformers_logging
 
 from orchestration.data.cache import Progress
+from orchestration.data.quiet import no_progress_bars
 
 
 def convert_gguf(gguf_file: Path, folder: Path, progress: Progress) -> None:
@@ -23,7 +20,7 @@ def convert_gguf(gguf_file: Path, folder: Path, progress: Progress) -> None:
     Sampler and learner read the same file, so they agree on the rounding.
     """
     progress(f"reading {gguf_file.name}", 0.1)
-    with _no_bars():
+    with no_progress_bars():
         model = AutoModelForCausalLM.from_pretrained(
             gguf_file.parent,
             gguf_file=gguf_file.name,
@@ -44,23 +41,7 @@ def convert_gguf(gguf_file: Path, folder: Path, progress: Progress) -> None:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     progress("writing the weights", 0.8)
-    with _no_bars():
+    with no_progress_bars():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     progress("computing checksums", 0.95)
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep transformers' own progress bars off the terminal: the caller shows progress.
-
-    The bar of the GGUF reader obeys no setting, so standard error is held back; what goes wrong is raised as ever.
-    """
-    bars_were_shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        if bars_were_shown:
-            transformers_logging.enable_progress_bar()
