@@ -237,13 +237,17 @@ class TrainingEngine:
 
     def _create_moments(self) -> None:
         """AdamW makes its moments at its first step, and DeepSpeed links them to the parameters only then."""
-        for group in self._inner_optimizer().param_groups:
-            for parameter in group["params"]:
-                self._inner_optimizer().state[parameter] = {
-                    "step": torch.zeros((), dtype=torch.float32),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+        inner, masters = self._inner_optimizer(), [parameter for _, parameter in self._named]
+        if self._stage in (1, 2):
+            masters = self._optimizer.single_partition_of_fp32_groups
+        elif self._stage == 3:
+            masters = self._optimizer.fp32_partitioned_groups_flat
+        for master in masters:
+            if "exp_avg" not in inner.state[master]:
+                zeros = {key: torch.zeros_like(master) for key in ("exp_avg", "exp_avg_sq")}
+                inner.state[master] = {"step": torch.zeros((), dtype=torch.float32), **zeros}
+        if self._stage in (1, 2):
+            self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def shutdown(self) -> None:
         """Leaves the process group, if this engine made it."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from learner.adapter_files import adapter_files
 from learner.checkpoint import read_checkpoint, write_checkpoint
@@ -244,13 +244,19 @@ class LearnerRank:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """No gradient, no dropout."""
-        self._policy.eval()
+        """No gradient, no dropout.
+
+        Not `policy.eval()`: bitsandbytes then repacks a 4-bit base on CPUs, with its scales rounded to bfloat16.
+        """
+        dropouts = [module for module in self._policy.modules() if isinstance(module, nn.Dropout)]
         try:
+            for module in dropouts:
+                module.eval()
             with torch.no_grad():
                 yield
         finally:
-            self._policy.train()
+            for module in dropouts:
+                module.train()
 
 
 _DEFAULT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}

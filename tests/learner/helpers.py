@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import socket
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as mp
 
 from learner.config import LearnerConfig
 from learner.types import ScoredCompletion, ScoredGroup
@@ -98,7 +98,13 @@ def free_port() -> int:
 
 
 def make_rank(
-    model_path: str, config: LearnerConfig, *, rank: int = 0, world_size: int = 1, port: int = 0, temperature: float = 1.0
+    model_path: str,
+    config: LearnerConfig,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    port: int = 0,
+    temperature: float = 1.0,
 ) -> LearnerRank:
     """A rank, not yet started."""
     return LearnerRank(
@@ -115,12 +121,12 @@ def make_rank(
 
 
 Job = Callable[..., Any]
-"""job(rank: LearnerRank, *arguments) → something that pickles; a function of a module."""
+"""job(rank: LearnerRank, *arguments) → something that pickles, no tensors; a function of a module."""
 
 
 def run_ranks(world_size: int, model_path: str, config: LearnerConfig, job: Job, *arguments: Any) -> list[Any]:
-    """Runs `job` on `world_size` started ranks, each a process; their answers in order. Fails with a rank's traceback."""
-    context = mp.get_context("spawn")
+    """Runs `job` on `world_size` started ranks, each a process; answers in order. Fails with a rank's traceback."""
+    context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     port = free_port()
     processes = [
@@ -157,7 +163,7 @@ def _run_rank(
     try:
         learner.start()
         queue.put((rank, job(learner, *arguments), None))
-    except Exception:
+    except BaseException:  # pytest's failures too
         queue.put((rank, None, traceback.format_exc()))
     finally:
         learner.shutdown()

@@ -33,9 +33,7 @@ def make_policy(model_path: str, **settings: object) -> Policy:
 
 def sequences() -> list[TokenSequence]:
     return [
-        TokenSequence(
-            prompt_token_ids=group.prompt_token_ids, completion_token_ids=tuple(member.completion.token_ids)
-        )
+        TokenSequence(prompt_token_ids=group.prompt_token_ids, completion_token_ids=tuple(member.completion.token_ids))
         for group in random_groups(0)
         for member in group.members
     ]

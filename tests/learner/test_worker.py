@@ -1,0 +1,305 @@
+"""Whole updates by real ranks on tiny models: the same step however it is divided, exports, refusals, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+from torch import Tensor
+from torch.testing import assert_close
+
+from learner.config import LearnerConfig, LossConfig
+from learner.errors import LearnerError, NonFiniteLossError, NothingToLearnError, StaleSampleError
+from learner.types import ScoredGroup, UpdateMetrics
+from learner.worker import LearnerRank
+from rollout_server.types import AdapterPayload, FinishReason
+from tests.learner.helpers import make_group, make_rank, random_groups, run_ranks
+
+BASE = {"learning_rate": 1e-2, "num_threads": 1}
+
+
+@contextmanager
+def started(model_path: str, **settings: Any) -> Iterator[LearnerRank]:
+    rank = make_rank(model_path, LearnerConfig(**(BASE | settings)))
+    try:
+        rank.start()
+        yield rank
+    finally:
+        rank.shutdown()
+
+
+def update(rank: LearnerRank, groups: tuple[ScoredGroup, ...], **bounds: int) -> UpdateMetrics:
+    return rank.update(groups, **({"policy_version": 0, "max_staleness": 0} | bounds))
+
+
+def weights(payload: AdapterPayload) -> dict[str, Tensor]:
+    """Empty on other ranks than the first."""
+    return load(dict(payload.files)["adapter_model.safetensors"]) if payload.files else {}
+
+
+def adapter(rank: LearnerRank) -> dict[str, Tensor]:
+    return weights(rank.export_adapter(1))
+
+
+def three_steps(rank: LearnerRank) -> tuple[AdapterPayload, list[UpdateMetrics]]:
+    """A job for ranks of any number: three groups of uneven lengths a step."""
+    metrics = [update(rank, random_groups(seed)) for seed in range(3)]
+    return rank.export_adapter(3), metrics
+
+
+def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Relative, of all parameters together."""
+    assert set(found) == set(expected)
+    apart = sum(float((found[name] - expected[name]).double().square().sum()) for name in expected)
+    return math.sqrt(apart / sum(float(tensor.double().square().sum()) for tensor in expected.values()))
+
+
+def test_an_update_moves_the_adapter_and_says_so(tiny_model: str) -> None:
+    with started(tiny_model) as rank:
+        before = adapter(rank)
+        metrics = update(rank, random_groups(0))
+        assert difference(adapter(rank), before) > 0
+    assert metrics.step == 1
+    assert [len(row) for row in metrics.advantages] == [4, 4, 4]
+    assert 0 < metrics.num_distinct_tokens < metrics.num_tokens
+    names = {"loss", "grad_norm", "learning_rate", "clip_fraction", "kl_to_sampler", "entropy", "reward_mean"}
+    assert names <= set(metrics.values)
+    assert all(math.isfinite(value) for value in metrics.values.values())
+    assert metrics.values["learning_rate"] == 1e-2
+    assert 0 < metrics.values["entropy"] < math.log(96)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_budget_and_sharing_change_nothing(llama: str, loss_type: str) -> None:
+    found = []
+    for settings in ({}, {"max_tokens_per_microbatch": 30}, {"share_prefixes": False}):
+        loss = LossConfig(loss_type=loss_type, beta=0.1)  # type: ignore[arg-type]
+        # Without clipping and with one step: Adam's first step is the gradient's sign, so compare what has magnitude.
+        with started(llama, loss=loss, **settings) as rank:
+            update(rank, random_groups(0))
+            state = rank._engine.training_state()
+            found.append({name: moments["exp_avg"] for name, moments in state["moments"].items()})
+    for other in found[1:]:
+        assert difference(other, found[0]) < 1e-5
+
+
+def test_the_gradient_rises_with_the_better_completion(llama: str) -> None:
+    good, bad = (5, 6, 7), (8, 9, 10)
+    group = make_group((1, 2, 3), [good, bad], [1.0, 0.0], prompt_id="p")
+    with started(llama, loss=LossConfig(vllm_importance_sampling_correction=False)) as rank:
+        kl = [update(rank, (group,)).values["kl_to_sampler"] for _ in range(6)]
+        probe = rank.export_adapter(1).probe
+    assert len(set(kl)) == 6
+    assert probe is not None
+    assert probe.token_ids == (1, 2, 3, 5, 6, 7)
+    assert sum(probe.training_logprobs[2:]) > 0.3 * -4.6 * 3  # far likelier than chance, ln 96 = 4.6 a token
+
+
+def test_flat_groups_are_not_computed_and_count_in_the_denominators(llama: str) -> None:
+    # Two completions of 2 tokens with advantages, and two of 3 tokens without: dapo divides by 4 + 6 tokens.
+    live = make_group((1, 2), [(3, 4), (5, 6)], [1.0, 0.0])
+    flat = make_group((1, 7), [(8, 9, 10), (11, 12, 13)], [1.0, 1.0])
+    off = {"vllm_importance_sampling_correction": False}
+    found = {}
+    for name, groups in (("alone", (live,)), ("both", (live, flat))):
+        with started(llama, loss=LossConfig(**off), max_grad_norm=0.0) as rank:  # type: ignore[arg-type]
+            found[name] = update(rank, groups)
+    assert found["both"].num_distinct_tokens == found["alone"].num_distinct_tokens
+    assert found["both"].values["grad_norm"] == pytest.approx(found["alone"].values["grad_norm"] * 4 / 10, rel=1e-5)
+    assert found["both"].advantages[1] == (0.0, 0.0)
+
+
+def test_unscored_and_truncated_completions(llama: str) -> None:
+    group = make_group((1, 2), [(3, 4), (5, 6), (7, 8)], [1.0, None, 0.0])
+    cut = make_group((1, 9), [(3, 4), (5, 6)], [1.0, 0.0], finish_reason=FinishReason.LENGTH)
+    with started(llama, mask_truncated_completions=True) as rank:
+        metrics = update(rank, (group, cut))
+    assert metrics.advantages[0][1] is None
+    # Prompts and completions of the four scored; through the model: (1, 2, 3) and (7) alone.
+    assert metrics.num_tokens == 16
+    assert metrics.num_distinct_tokens == 4
+    assert metrics.values["truncated_fraction"] == pytest.approx(2 / 5)
+
+
+def test_nothing_scored_and_all_flat(llama: str) -> None:
+    with started(llama) as rank:
+        with pytest.raises(NothingToLearnError, match="none of the 2"):
+            update(rank, (make_group((1, 2), [(3,), (4,)], [None, None]),))
+        before = adapter(rank)
+        assert update(rank, (make_group((1, 2), [(3,), (4,)], [1.0, 1.0]),)).values["grad_norm"] == 0.0
+        assert difference(adapter(rank), before) == 0.0
+
+
+def test_stale_samples_are_refused(llama: str) -> None:
+    groups = (make_group((1, 2), [(3,), (4,)], [1.0, 0.0], adapter_version=3),)
+    with started(llama) as rank:
+        before = adapter(rank)
+        with pytest.raises(StaleSampleError, match="version 3, 2 behind version 5; the bound is 1"):
+            update(rank, groups, policy_version=5, max_staleness=1)
+        assert difference(adapter(rank), before) == 0.0
+        update(rank, groups, policy_version=4, max_staleness=1)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_a_non_finite_loss_moves_nothing(llama: str, zero_stage: int) -> None:
+    poisoned = make_group((1, 2), [(3,), (4,)], [1.0, 0.0], sampling_logprob=math.nan)
+    with started(llama, zero_stage=zero_stage) as rank, started(llama) as fresh:
+        before = adapter(rank)
+        with pytest.raises(NonFiniteLossError, match="step 1"):
+            update(rank, (*random_groups(0), poisoned))
+        assert difference(adapter(rank), before) == 0.0
+        # Nothing of it is left: the next step is that of a rank that never saw it.
+        update(rank, random_groups(1))
+        update(fresh, random_groups(1))
+        assert difference(adapter(rank), adapter(fresh)) < 1e-5
+
+
+def test_an_exported_adapter_loads_with_plain_peft(tiny_model: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    with started(tiny_model) as rank:
+        update(rank, random_groups(0))
+        payload = rank.export_adapter(7)
+    assert payload.version == 7
+    for name, content in payload.files:
+        (tmp_path / name).write_bytes(content)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == tiny_model
+    assert config["r"] == 16
+    assert "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight" in weights(payload)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), tmp_path)
+    assert payload.probe is not None
+    ids = torch.tensor([payload.probe.token_ids])
+    with torch.no_grad():
+        logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+    assert_close(logprobs, torch.tensor(payload.probe.training_logprobs), atol=1e-4, rtol=0)
+    # And the version before is told, because it differs.
+    assert payload.probe.tolerance == 1e-3
+    assert payload.probe.previous_training_logprobs is not None
+    assert max(map(abs, (logprobs - torch.tensor(payload.probe.previous_training_logprobs)).tolist())) > 5e-4
+
+
+def test_a_probe_of_an_unmoved_adapter_names_no_previous_version(llama: str) -> None:
+    with started(llama) as rank:
+        first, second = rank.export_adapter(0).probe, rank.export_adapter(1).probe
+    assert first is not None
+    assert second is not None
+    assert first.previous_training_logprobs is None
+    assert second.previous_training_logprobs is None
+    assert first.training_logprobs == second.training_logprobs
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_going_on_from_a_checkpoint_is_bit_for_bit(llama: str, tmp_path: Path, zero_stage: int) -> None:
+    folder = str(tmp_path / "checkpoint")
+    schedule = {"lr_scheduler_type": "linear", "max_steps": 10, "warmup_steps": 2, "zero_stage": zero_stage}
+    with started(llama, **schedule) as rank:
+        update(rank, random_groups(0))
+        update(rank, random_groups(1))
+        rank.save_checkpoint(folder)
+        rank.save_checkpoint(folder)  # replaces what is there
+        straight, expected = update(rank, random_groups(2)), adapter(rank)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    assert (tmp_path / "checkpoint" / "adapter_model.safetensors").is_file()
+    with started(llama, **schedule) as rank:
+        assert rank.load_checkpoint(folder) == 2
+        resumed, found = update(rank, random_groups(2)), adapter(rank)
+    assert resumed.step == straight.step == 3
+    assert resumed.values == straight.values
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_checkpoint_that_is_none(llama: str, tmp_path: Path) -> None:
+    with started(llama) as rank, pytest.raises(LearnerError, match="no learner checkpoint"):
+        rank.load_checkpoint(str(tmp_path))
+
+
+def test_dropout_and_bfloat16_and_checkpointing_run(llama: str) -> None:
+    with started(llama, dtype="bfloat16", gradient_checkpointing=True) as rank:
+        update(rank, random_groups(0))
+        payload = rank.export_adapter(1)
+        base = {name: parameter.dtype for name, parameter in rank._policy.named_parameters()}
+    assert payload.probe is not None
+    assert payload.probe.tolerance == 0.1
+    assert {dtype for name, dtype in base.items() if "lora_" not in name} == {torch.bfloat16}
+    assert {tensor.dtype for tensor in weights(payload).values()} == {torch.float32}
+
+
+def test_settings_that_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="use zero_stage=2"):
+        LearnerConfig(zero_stage=3, quantization="nf4")
+    with pytest.raises(ValueError, match="temperature above 0"):
+        make_rank("nowhere", LearnerConfig(), temperature=0.0)
+
+
+def test_a_schedule_without_an_end(llama: str) -> None:
+    with pytest.raises(LearnerError, match="needs max_steps"), started(llama, lr_scheduler_type="cosine"):
+        pass
+
+
+@pytest.mark.slow
+def test_qlora_updates(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    from tests.learner.helpers import make_tiny_model
+
+    model_path = make_tiny_model(tmp_path / "model", "llama")
+    with started(model_path, quantization="nf4") as rank:
+        before = adapter(rank)
+        quantised = [name for name, parameter in rank._policy.named_parameters() if parameter.dtype == torch.uint8]
+        metrics = update(rank, random_groups(0))
+        assert difference(adapter(rank), before) > 0
+    assert len(quantised) == 14  # seven projections of two layers
+    assert metrics.values["grad_norm"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_two_ranks_are_one(llama: str, zero_stage: int) -> None:
+    settings = BASE | {"loss": LossConfig(beta=0.05)}
+    with started(llama, **settings) as rank:
+        expected, expected_metrics = three_steps(rank)
+    config = LearnerConfig(**(settings | {"zero_stage": zero_stage, "num_ranks": 2, "max_tokens_per_microbatch": 60}))
+    (found, metrics), (nothing, others) = run_ranks(2, llama, config, three_steps)
+    assert difference(weights(found), weights(expected)) < 1e-3
+    assert not nothing.files  # only rank 0 exports
+    for a, b, c in zip(metrics, others, expected_metrics, strict=True):
+        assert a.values == b.values
+        assert a.advantages == c.advantages
+        for name in ("loss", "grad_norm", "kl_to_sampler", "entropy", "ratio_max", "kl_to_ref"):
+            assert a.values[name] == pytest.approx(c.values[name], rel=1e-3, abs=1e-6)
+
+
+def bad_step_and_less_work_than_ranks(rank: LearnerRank) -> tuple[str, AdapterPayload, float]:
+    groups = random_groups(1)
+    first = groups[0].members[0]
+    unknown = (math.nan,) * len(first.completion.token_ids)
+    bad = replace(first, completion=replace(first.completion, sampling_logprobs=unknown))
+    groups = (replace(groups[0], members=(bad, *groups[0].members[1:])), *groups[1:])
+    with pytest.raises(NonFiniteLossError) as caught:
+        update(rank, groups)
+    payload = rank.export_adapter(1)
+    flat = make_group((1, 2), [(3, 4), (3, 4), (5, 6)], [0.0, 0.0, 0.0])
+    single = make_group((1, 7), [(8,), (9,)], [1.0, 0.0], sampling_logprob=-40.0)
+    unscored = replace(single, members=(single.members[0], replace(single.members[1], total=None)))
+    return str(caught.value), payload, update(rank, (flat, unscored)).values["grad_norm"]
+
+
+@pytest.mark.slow
+def test_ranks_refuse_a_non_finite_loss_together_and_idle_together(llama: str) -> None:
+    with started(llama) as rank:
+        untouched = adapter(rank)
+    config = LearnerConfig(**(BASE | {"zero_stage": 2, "num_ranks": 2}))
+    (message, found, norm), (other, _, other_norm) = run_ranks(2, llama, config, bad_step_and_less_work_than_ranks)
+    assert "step 1" in message
+    assert "step 1" in other
+    assert difference(weights(found), untouched) == 0.0
+    assert norm == other_norm == 0.0
