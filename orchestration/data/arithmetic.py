@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
 
 from orchestration.config import ArithmeticData
 from orchestration.data.arithmetic_templates import MAX_GRADE, PEOPLE, TEMPLATES, THINGS, Template
@@ -125,11 +125,19 @@ def _draw(config: ArithmeticData, split: str, count: int, *, taken: Collection[P
 def _draw_shots(config: ArithmeticData) -> list[_Draft]:
     """Examples that show as many different templates and last operations as there are."""
     rng = random.Random(f"arithmetic/{config.seed}/shots")
-    templates_in_turn = {grade: _varied(grade, rng) for grade in set(config.difficulty)}
-    return [
-        _tell(next(templates_in_turn[config.difficulty[index % len(config.difficulty)]]), rng)
-        for index in range(MAX_SHOTS)
-    ]
+    templates_in_turn = {grade: _varied(grade, rng) for grade in sorted(set(config.difficulty))}
+    grades = itertools.islice(itertools.cycle(config.difficulty), MAX_SHOTS)
+    return [_telling_example(next(templates_in_turn[grade]), rng) for grade in grades]
+
+
+def _telling_example(template: Template, rng: random.Random) -> _Draft:
+    """A draft in which no two numbers are alike, so that each one's part in the working is plain."""
+    for _ in range(_FRUITLESS_DRAWS):
+        draft = _tell(template, rng)
+        numbers = [*draft.key[1], *(equation.result for equation in draft.equations)]
+        if len(set(numbers)) == len(numbers):
+            break
+    return draft
 
 
 def _varied(grade: int, rng: random.Random) -> Iterator[Template]:
@@ -140,7 +148,9 @@ def _varied(grade: int, rng: random.Random) -> Iterator[Template]:
             by_operation.setdefault(template.steps[-1].split()[3], []).append(template)
     for templates in by_operation.values():
         rng.shuffle(templates)
-    rounds = [template for row in zip_longest(*by_operation.values()) for template in row if template is not None]
+    rounds = [
+        template for row in itertools.zip_longest(*by_operation.values()) for template in row if template is not None
+    ]
     while True:
         yield from rounds
 

@@ -43,130 +43,63 @@ class Template:
     """`result = left operator right`, each word a number's name, an earlier result or a literal."""
 
 
-def _one_step(name: str, grade: int, text: str, step: str, a: tuple[int, int], b: tuple[int, int]) -> Template:
-    return Template(name=name, grade=grade, text=text, ranges={"a": a, "b": b}, steps=(f"r = {step}",))
+_Range = tuple[int, int]
 
 
-_SMALL, _MINUEND, _SUBTRAHEND = (2, 9), (4, 15), (2, 9)
+def _one_step(name: str, grade: int, text: str, calculation: str, a: _Range, b: _Range) -> Template:
+    return Template(name=name, grade=grade, text=text, ranges={"a": a, "b": b}, steps=(f"r = {calculation}",))
 
-_GRADE_1 = (
-    _one_step(
-        "more",
-        1,
-        "{name} has {a} {things} and gets {b} more. How many {things} does {name} have now?",
-        "a + b",
-        _SMALL,
-        _SMALL,
-    ),
-    _one_step(
-        "gives",
-        1,
-        "{name} has {a} {things} and gives away {b}. How many {things} are left?",
-        "a - b",
-        _MINUEND,
-        _SUBTRAHEND,
-    ),
-    _one_step(
-        "together",
-        1,
-        "{name} finds {a} {things} and {other} finds {b}. How many {things} do they find together?",
-        "a + b",
-        _SMALL,
-        _SMALL,
-    ),
-    _one_step(
-        "bus",
-        1,
-        "There are {a} people on a bus. {b} get off. How many are still on it?",
-        "a - b",
-        _MINUEND,
-        _SUBTRAHEND,
-    ),
-    _one_step(
-        "pages",
-        1,
-        "{name} reads {a} pages on Monday and {b} on Tuesday. How many pages is that?",
-        "a + b",
-        _SMALL,
-        _SMALL,
-    ),
-    _one_step(
-        "compare",
-        1,
-        "{name} has {a} {things}. {other} has {b}. How many more {things} does {name} have?",
-        "a - b",
-        _MINUEND,
-        _SUBTRAHEND,
-    ),
-    _one_step("age", 1, "{name} is {a} years old. How old will {name} be in {b} years?", "a + b", _SMALL, _SMALL),
-    _one_step(
-        "missing",
-        1,
-        "{name} needs {a} dollars and has {b}. How many dollars are missing?",
-        "a - b",
-        _MINUEND,
-        _SUBTRAHEND,
-    ),
-    _one_step(
-        "box",
-        1,
-        "A box holds {a} {things}. {name} puts in {b} more. How many {things} are in the box?",
-        "a + b",
-        _SMALL,
-        _SMALL,
-    ),
-    _one_step(
-        "lost", 1, "{name} had {a} {things} but lost {b}. How many {things} remain?", "a - b", _MINUEND, _SUBTRAHEND
-    ),
+
+_SMALL_SUMS = (
+    ("more", "{name} has {a} {things} and gets {b} more. How many {things} does {name} have now?"),
+    ("together", "{name} finds {a} {things} and {other} finds {b}. How many {things} do they find together?"),
+    ("pages", "{name} reads {a} pages on Monday and {b} on Tuesday. How many pages is that?"),
+    ("age", "{name} is {a} years old. How old will {name} be in {b} years?"),
+    ("box", "A box holds {a} {things}. {name} puts in {b} more. How many {things} are in the box?"),
+    ("hat", "{name} pays {a} dollars for a hat and {b} dollars for a cup. How many dollars does {name} pay?"),
+)
+_SMALL_DIFFERENCES = (
+    ("gives", "{name} has {a} {things} and gives away {b}. How many {things} are left?"),
+    ("bus", "There are {a} people on a bus. {b} get off. How many are still on it?"),
+    ("compare", "{name} has {a} {things}. {other} has {b}. How many more {things} does {name} have?"),
+    ("missing", "{name} needs {a} dollars and has {b}. How many dollars are missing?"),
+    ("lost", "{name} had {a} {things} but lost {b}. How many {things} remain?"),
+    ("rope", "A rope is {a} m long. {name} cuts off {b} m. How many m are left?"),
 )
 
-_TWO_DIGITS, _FACTOR = (21, 99), (2, 12)
+_GRADE_1 = (
+    *(_one_step(name, 1, text, "a + b", (2, 9), (2, 9)) for name, text in _SMALL_SUMS),
+    *(_one_step(name, 1, text, "a - b", (4, 15), (2, 9)) for name, text in _SMALL_DIFFERENCES),
+)
 
-_GRADE_2 = (
-    _one_step(
-        "shelves",
-        2,
+_STORIES_2: tuple[tuple[str, str, str, _Range, _Range], ...] = (
+    (
+        "shop",
         "A shop has {a} {things} in front and {b} in the back. How many {things} is that?",
         "a + b",
-        _TWO_DIGITS,
-        _TWO_DIGITS,
+        (21, 99),
+        (21, 99),
     ),
-    _one_step(
+    ("tree", "A wall is {a} cm high. A tree is {b} cm higher. How high is the tree?", "a + b", (21, 99), (21, 99)),
+    (
         "sold",
-        2,
         "{name} had {a} {things} to sell and sold {b}. How many {things} are unsold?",
         "a - b",
         (40, 99),
         (11, 80),
     ),
-    _one_step(
-        "bags",
-        2,
-        "{name} has {a} bags with {b} {things} in each. How many {things} does {name} have?",
-        "a * b",
-        _FACTOR,
-        _FACTOR,
-    ),
-    _one_step(
-        "taller",
-        2,
-        "A wall is {a} cm high. A tree is {b} cm higher. How high is the tree?",
-        "a + b",
-        _TWO_DIGITS,
-        (21, 99),
-    ),
-    _one_step(
-        "rows", 2, "A hall has {a} rows of {b} chairs. How many chairs are in the hall?", "a * b", _FACTOR, _FACTOR
-    ),
-    _one_step(
+    ("bags", "{name} has {a} bags with {b} {things} in each. How many {things} is that?", "a * b", (2, 12), (2, 12)),
+    ("rows", "A hall has {a} rows of {b} chairs. How many chairs are in the hall?", "a * b", (2, 12), (2, 12)),
+    (
         "share",
-        2,
         "{name} shares {a} {things} among {b} friends. How many {things} does each get?",
         "a / b",
         (12, 96),
         (2, 9),
     ),
 )
+
+_GRADE_2 = tuple(_one_step(name, 2, text, step, a, b) for name, text, step, a, b in _STORIES_2)
 
 _GRADE_3 = (
     Template(
