@@ -81,7 +81,7 @@ class TrainingLoop:
         try:
             await self._steps(flow)
             after = await self._evaluate_at_end()
-        except BaseException as error:
+        except Exception as error:
             await flow.close()
             await self._save_after_failure(flow, error)
             raise

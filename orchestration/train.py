@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,7 +53,7 @@ def run_training(config: RunConfig) -> int:
         return asyncio.run(_train(config))
     except (LearnerError, RolloutError, RewardServiceError, ServiceStartError) as error:
         raise RlvrError(str(error)) from error
-    except Interrupted:
+    except (Interrupted, asyncio.CancelledError):
         raise KeyboardInterrupt from None
 
 
@@ -181,14 +181,24 @@ async def reward_client(config: RewardConfig, log_folder: Path) -> AsyncIterator
 
 
 @contextmanager
-def signals_set(stop: asyncio.Event) -> Any:
-    """Ctrl-C and SIGTERM set `stop`; a second one ends the process at once, as a person who presses twice expects."""
+def signals_set(stop: asyncio.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `stop`, which ends the run in order: the update under way is finished, state is saved.
+
+    A second one cancels what the run is doing, so that only processes are ended; a third ends this process at once.
+    """
     loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    num_signals = 0
 
     def on_signal() -> None:
-        if stop.is_set():
+        nonlocal num_signals
+        num_signals += 1
+        if num_signals == 1:
+            stop.set()
+        elif num_signals == 2 and task is not None:
+            task.cancel()
+        else:
             os._exit(130)
-        stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal)
