@@ -127,17 +127,7 @@ def _draw_shots(config: ArithmeticData) -> list[_Draft]:
     rng = random.Random(f"arithmetic/{config.seed}/shots")
     templates_in_turn = {grade: _varied(grade, rng) for grade in sorted(set(config.difficulty))}
     grades = itertools.islice(itertools.cycle(config.difficulty), MAX_SHOTS)
-    return [_telling_example(next(templates_in_turn[grade]), rng) for grade in grades]
-
-
-def _telling_example(template: Template, rng: random.Random) -> _Draft:
-    """A draft in which no two numbers are alike, so that each one's part in the working is plain."""
-    for _ in range(_FRUITLESS_DRAWS):
-        draft = _tell(template, rng)
-        numbers = [*draft.key[1], *(equation.result for equation in draft.equations)]
-        if len(set(numbers)) == len(numbers):
-            break
-    return draft
+    return [_tell(next(templates_in_turn[grade]), rng) for grade in grades]
 
 
 def _varied(grade: int, rng: random.Random) -> Iterator[Template]:

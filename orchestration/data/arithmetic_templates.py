@@ -50,27 +50,22 @@ def _one_step(name: str, grade: int, text: str, calculation: str, a: _Range, b: 
     return Template(name=name, grade=grade, text=text, ranges={"a": a, "b": b}, steps=(f"r = {calculation}",))
 
 
-_SMALL_SUMS = (
-    ("more", "{name} has {a} {things} and gets {b} more. How many {things} does {name} have now?"),
-    ("together", "{name} finds {a} {things} and {other} finds {b}. How many {things} do they find together?"),
-    ("pages", "{name} reads {a} pages on Monday and {b} on Tuesday. How many pages is that?"),
-    ("age", "{name} is {a} years old. How old will {name} be in {b} years?"),
-    ("box", "A box holds {a} {things}. {name} puts in {b} more. How many {things} are in the box?"),
-    ("hat", "{name} pays {a} dollars for a hat and {b} dollars for a cup. How many dollars does {name} pay?"),
+_STORIES_1 = (
+    ("more", "{name} has {a} {things} and gets {b} more. How many {things} does {name} have now?", "a + b"),
+    ("gives", "{name} has {a} {things} and gives away {b}. How many {things} are left?", "a - b"),
+    ("together", "{name} finds {a} {things} and {other} finds {b}. How many {things} do they find together?", "a + b"),
+    ("bus", "There are {a} people on a bus. {b} get off. How many are still on it?", "a - b"),
+    ("pages", "{name} reads {a} pages on Monday and {b} on Tuesday. How many pages is that?", "a + b"),
+    ("compare", "{name} has {a} {things}. {other} has {b}. How many more {things} does {name} have?", "a - b"),
+    ("age", "{name} is {a} years old. How old will {name} be in {b} years?", "a + b"),
+    ("missing", "{name} needs {a} dollars and has {b}. How many dollars are missing?", "a - b"),
+    ("box", "A box holds {a} {things}. {name} puts in {b} more. How many {things} are in the box?", "a + b"),
+    ("lost", "{name} had {a} {things} but lost {b}. How many {things} remain?", "a - b"),
 )
-_SMALL_DIFFERENCES = (
-    ("gives", "{name} has {a} {things} and gives away {b}. How many {things} are left?"),
-    ("bus", "There are {a} people on a bus. {b} get off. How many are still on it?"),
-    ("compare", "{name} has {a} {things}. {other} has {b}. How many more {things} does {name} have?"),
-    ("missing", "{name} needs {a} dollars and has {b}. How many dollars are missing?"),
-    ("lost", "{name} had {a} {things} but lost {b}. How many {things} remain?"),
-    ("rope", "A rope is {a} m long. {name} cuts off {b} m. How many m are left?"),
-)
+_SMALL: dict[str, tuple[_Range, _Range]] = {"a + b": ((2, 9), (2, 9)), "a - b": ((4, 15), (2, 9))}
+# With larger numbers a 135M model fails at the sums themselves and finds too few right answers to learn from.
 
-_GRADE_1 = (
-    *(_one_step(name, 1, text, "a + b", (2, 9), (2, 9)) for name, text in _SMALL_SUMS),
-    *(_one_step(name, 1, text, "a - b", (4, 15), (2, 9)) for name, text in _SMALL_DIFFERENCES),
-)
+_GRADE_1 = tuple(_one_step(name, 1, text, step, *_SMALL[step]) for name, text, step in _STORIES_1)
 
 _STORIES_2: tuple[tuple[str, str, str, _Range, _Range], ...] = (
     (

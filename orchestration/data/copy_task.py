@@ -30,8 +30,8 @@ def make_copy_task(config: CopyData) -> Problems:
     needed = config.num_train + config.num_eval + MAX_SHOTS
     if needed > len(pairs):
         raise DataError(
-            f"the copy task has {len(pairs)} different problems with data.max_number={config.max_number}, and {needed} are "
-            f"needed; raise it or lower data.num_train"
+            f"the copy task has {len(pairs)} different problems with data.max_number={config.max_number}, and "
+            f"{needed} are needed; raise it or lower data.num_train"
         )
     random.Random(f"copy/{config.seed}").shuffle(pairs)
     shots, rest = pairs[:MAX_SHOTS], pairs[MAX_SHOTS:]

@@ -48,7 +48,7 @@ def read_gsm8k_file(path: Path, setting: str, split: str) -> list[Problem]:
         DataError: the file is missing or empty, or names the first broken line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 inside a text
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot read {path} ({error.__class__.__name__}); get GSM8K's train.jsonl and test.jsonl from the openai "

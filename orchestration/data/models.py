@@ -85,7 +85,7 @@ def check_model_folder(folder: Path) -> None:
         raise DataError(f"model folder {folder} has no weights (*.safetensors or pytorch_model*.bin); copy them there")
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise DataError(
-            f"model folder {folder} has no tokenizer ({' or '.join(_TOKENIZERS[:2])}); copy the base model's tokenizer there"
+            f"model folder {folder} has no tokenizer ({' or '.join(_TOKENIZERS[:2])}); copy the base model's there"
         )
 
 
@@ -140,8 +140,8 @@ def _from_hub(name: str, revision: str | None, progress: Progress) -> Path:
     except Exception as error:  # the hub client raises its own, httpx's and OS errors; all mean "not got"
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(
-            f"cannot get model {name!r} from the hub ({type(error).__name__}: {reason}); check the name and the network, "
-            f"download it elsewhere and give the folder, or use one of {_embedded_names()}"
+            f"cannot get model {name!r} from the hub ({type(error).__name__}: {reason}); check the name and "
+            f"the network, download it elsewhere and give the folder, or use one of {_embedded_names()}"
         ) from error
     check_model_folder(folder)
     progress(f"{name} is ready in {folder}", 1.0)

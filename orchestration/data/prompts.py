@@ -15,9 +15,9 @@ from orchestration.errors import DataError
 from orchestration.ports import BuiltPrompt, Problem
 from rollout_server.types import Prompt
 
-PromptStyle = Literal["auto", "chat", "one_message", "plain"]
-"""chat: examples are turns of the conversation; one_message: all in one user message; plain: no template; auto: chat if
-the tokenizer has a template, else plain."""
+PromptStyle = Literal["auto", "chat", "plain"]
+"""chat: examples are turns of the conversation (small models follow these far better than examples within one message);
+plain: no template; auto: chat if the tokenizer has a template, else plain."""
 
 INSTRUCTION = f"Solve the problem. End with {ANSWER_PREFIX}N."
 PLAIN_STOP = "\n\n"
@@ -97,7 +97,7 @@ class PromptBuilder:
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The token that ends an assistant's turn in the chat template; base models often do not list it as their own."""
+        """The token that ends an assistant's turn in the chat template; base models often do not stop at it unasked."""
         if self._style == "plain":
             return ()
         turn = [{"role": "user", "content": _MARKER}, {"role": "assistant", "content": _ANSWER_MARKER}]
@@ -138,15 +138,11 @@ class PromptBuilder:
         """Text before and after the question."""
         if self._style == "plain":
             return _plain_header(shots, instruction), "\nAnswer:\n"
-        if self._style == "one_message":
-            content = _plain_header(shots, instruction) + "\n" + _MARKER
-            messages = [{"role": "user", "content": content}]
-        else:
-            messages = [{"role": "system", "content": instruction}] if instruction else []
-            for shot in shots:
-                messages.append({"role": "user", "content": shot.question.strip()})
-                messages.append({"role": "assistant", "content": shot.solution})
-            messages.append({"role": "user", "content": _MARKER})
+        messages = [{"role": "system", "content": instruction}] if instruction else []
+        for shot in shots:
+            messages.append({"role": "user", "content": shot.question.strip()})
+            messages.append({"role": "assistant", "content": shot.solution})
+        messages.append({"role": "user", "content": _MARKER})
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         header, marker, trailer = text.partition(_MARKER)
         if not marker:

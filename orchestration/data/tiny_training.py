@@ -160,9 +160,9 @@ def _example(rng: random.Random, tokenizer: Any, builder: PromptBuilder) -> tupl
 
 
 def _answer(rng: random.Random, wording: int, number: int) -> str:
-    """The right answer line, or a fault that rewards must find: a wrong number, or a form that is not the one asked for.
+    """The right answer line, or a fault that rewards must find: a wrong number, or another form.
 
-    One form is taught for each third of the wordings as the likeliest, so greedy answers are right for a third.
+    The form asked for is the likeliest for a third of the wordings, so greedy answers are right for about a third.
     """
     if rng.random() < _WRONG_NUMBER:
         number = rng.randrange(100)
