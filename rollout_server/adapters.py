@@ -4,8 +4,9 @@ The files of version N of a run lie in `<root>/rlvr-<run>/v<N>/`, written once f
 agree through file locks (`flock`), which the kernel drops with the process however it ends:
 
 - `<root>/rlvr-<run>.lock` is held, shared, while a worker of the run lives: a folder whose lock is free is left over;
-- `<root>/rlvr-<run>/v<N>.lock` is held, exclusive, while the version is written, and then, shared, by each worker that
-  serves it: the last one to let go deletes the files.
+- `<root>/rlvr-<run>/v<N>.lock` is held, shared, by each worker that serves the version: the last one to let go deletes
+  the files;
+- `<root>/rlvr-<run>/guard.lock` is held, exclusive, by whoever writes or deletes a version.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,39 +54,33 @@ class AdapterStore:
         self._run_lock = _FileLock(root / f"{_PREFIX}{run_id}.lock")
         self._run_lock.acquire_shared()
         self.folder.mkdir(exist_ok=True)
+        self._guard = _FileLock(self.folder / "guard.lock")
         self._version_locks: dict[int, _FileLock] = {}
 
     def place(self, payload: AdapterPayload) -> PlacedAdapter:
         """Make sure that the payload's files lie on this node, whole, and hold them there until `drop`.
 
-        Blocks while another worker writes the same version.
+        Blocks while another worker writes or deletes a version.
 
         Raises:
             AdapterCorruptError: What lies there is not what the payload says.
         """
-        checksum = payload.checksum()
         target = self.folder / f"v{payload.version}"
-        lock = self._version_locks.get(payload.version)
-        if lock is None:
-            lock = self._version_locks[payload.version] = _FileLock(self.folder / f"v{payload.version}.lock")
-        lock.acquire_exclusive()
-        try:
+        with self._guard.held():
             write_ms = 0.0
             if not target.exists():
                 started = time.perf_counter()
                 _write_folder(target, payload.files)
                 write_ms = (time.perf_counter() - started) * 1e3
-            found = _read_folder(target, payload.version).checksum()
+            checksum, found = payload.checksum(), _read_folder(target, payload.version).checksum()
             if found != checksum:
                 raise AdapterCorruptError(
                     f"adapter version {payload.version} in {target} has checksum {found[:16]}, but the learner sent "
                     f"{checksum[:16]}: remove the folder, or give the run another id"
                 )
-        except BaseException:
-            del self._version_locks[payload.version]
-            lock.release()
-            raise
-        lock.acquire_shared()
+            if payload.version not in self._version_locks:
+                lock = self._version_locks[payload.version] = _FileLock(self._lock_path(payload.version))
+                lock.acquire_shared()
         version = AdapterVersion(
             number=payload.version, path=str(target), checksum=checksum, num_bytes=payload.num_bytes
         )
@@ -92,11 +88,12 @@ class AdapterStore:
 
     def drop(self, number: int) -> None:
         """Let go of a version; its files are deleted if no other worker of the node holds them."""
-        lock = self._version_locks.pop(number)
-        if lock.try_exclusive():
-            shutil.rmtree(self.folder / f"v{number}", ignore_errors=True)
-            lock.unlink()
-        lock.release()
+        with self._guard.held():
+            lock = self._version_locks.pop(number)
+            if lock.try_exclusive():
+                shutil.rmtree(self.folder / f"v{number}", ignore_errors=True)
+                lock.unlink()
+            lock.release()
 
     def close(self) -> None:
         """Let go of everything; the last worker of the node removes the run's folder."""
@@ -106,6 +103,9 @@ class AdapterStore:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._run_lock.unlink()
         self._run_lock.release()
+
+    def _lock_path(self, number: int) -> Path:
+        return self.folder / f"v{number}.lock"
 
 
 def remove_leftovers(root: Path) -> list[str]:
@@ -237,6 +237,15 @@ class _FileLock:
         except BlockingIOError:
             return False
         return True
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock exclusively for a block."""
+        self.acquire_exclusive()
+        try:
+            yield
+        finally:
+            self.release()
 
     def unlink(self) -> None:
         """Remove the file; only while holding the lock exclusively."""

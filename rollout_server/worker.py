@@ -300,7 +300,7 @@ class RolloutWorker:
 
     async def _drop(self, version: AdapterVersion) -> None:
         self._table.discard(version.number)
-        self._running_store().drop(version.number)
+        await asyncio.to_thread(self._running_store().drop, version.number)
         await self._engine.remove_lora(version)
 
     def _running_store(self) -> AdapterStore:

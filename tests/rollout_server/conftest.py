@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
+
 from rollout_server.config import RolloutConfig
 from rollout_server.types import AdapterPayload, AdapterProbe
 from rollout_server.worker import RolloutWorker
@@ -58,7 +60,7 @@ class Reference:
     _folders: dict[int, Path] = field(default_factory=dict)
 
     def payload(self, version: int, *, strength: float = 0.3, previous: int | None = None) -> AdapterPayload:
-        """A random adapter as `version`, with its probe; `previous` adds the log-probabilities of the version before."""
+        """A random adapter as `version`, with its probe; `previous` is the version before."""
         folder = self._make_adapter(version, strength)
         names = ("adapter_config.json", "adapter_model.safetensors")
         probe = AdapterProbe(
@@ -121,7 +123,7 @@ class Served:
     next_version: Callable[[], int]
 
 
-def rollout_config(adapter_dir: Path, **changes: Any) -> RolloutConfig:
+def make_config(adapter_dir: Path, **changes: Any) -> RolloutConfig:
     settings: dict[str, Any] = {
         "max_model_len": 256,
         "max_num_seqs": 16,
@@ -137,7 +139,7 @@ def rollout_config(adapter_dir: Path, **changes: Any) -> RolloutConfig:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def served(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
     adapter_dir = tmp_path_factory.mktemp("shm")
-    config = rollout_config(adapter_dir)
+    config = make_config(adapter_dir)
     metrics: list[dict[str, float]] = []
     worker = RolloutWorker("rollout-0", str(reference.model_path), config, "cpu", 0, "test", metrics.append)
     await worker.start()
@@ -147,7 +149,13 @@ async def served(reference: Reference, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture
-def run_root(tmp_path: Path) -> Iterator[Path]:
+def run_root(tmp_path: Path) -> Path:
     root = tmp_path / "shm"
     root.mkdir()
-    yield root
+    return root
+
+
+@pytest.fixture
+def rollout_config(run_root: Path) -> Callable[..., RolloutConfig]:
+    """Settings for the tiny model, with changes."""
+    return functools.partial(make_config, run_root)

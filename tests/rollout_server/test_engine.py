@@ -7,6 +7,7 @@ import dataclasses
 import math
 
 import pytest
+
 from rollout_server.errors import AdapterMismatchError, RolloutTimeoutError, StaleAdapterError
 from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
 

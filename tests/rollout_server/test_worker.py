@@ -1,0 +1,201 @@
+"""A worker's bookkeeping on a scripted engine: versions, limits, failures. The real engine is in test_engine.py."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from rollout_server.engine import EngineLoad
+from rollout_server.errors import AdapterMismatchError, EngineDeadError, RolloutTimeoutError
+from rollout_server.types import (
+    AdapterPayload,
+    AdapterProbe,
+    AdapterVersion,
+    Completion,
+    FinishReason,
+    Prompt,
+    SamplingParams,
+)
+from rollout_server.worker import RolloutWorker
+
+PROMPT = Prompt(prompt_id="p", token_ids=(1, 2))
+
+
+class ScriptedEngine:
+    """Completes a group when `let_go` is set; serves log-probabilities of minus the version's number."""
+
+    def __init__(self) -> None:
+        self.let_go = asyncio.Event()
+        self.loaded: list[int] = []
+        self.fails_to_load = False
+
+    async def start(self) -> None: ...
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None) -> list[Completion]:
+        number = 0 if lora is None else lora.number
+        assert number == 0 or number in self.loaded
+        await self.let_go.wait()
+        assert number == 0 or number in self.loaded
+        return [
+            Completion(
+                prompt_id=prompt.prompt_id,
+                token_ids=(7,),
+                sampling_logprobs=(-1.0,),
+                text="",
+                finish_reason=FinishReason.STOP,
+                adapter_version=number,
+            )
+        ]
+
+    async def prompt_logprobs(self, token_ids: Sequence[int], lora: AdapterVersion | None) -> list[float]:
+        return [-float(0 if lora is None else lora.number)] * (len(token_ids) - 1)
+
+    async def add_lora(self, version: AdapterVersion) -> None:
+        if self.fails_to_load:
+            raise EngineDeadError("gone")
+        assert {path.name for path in Path(version.path).iterdir()} == {"adapter_model.safetensors"}
+        self.loaded.append(version.number)
+
+    async def remove_lora(self, version: AdapterVersion) -> None:
+        if version.number in self.loaded:
+            self.loaded.remove(version.number)
+
+    def load(self) -> EngineLoad:
+        return EngineLoad(running=0, waiting=0, generated_tokens=0)
+
+    async def shutdown(self) -> None: ...
+
+
+def payload(version: int, served: float | None = None, content: bytes = b"w") -> AdapterPayload:
+    probe = None
+    if served is not None:
+        probe = AdapterProbe(token_ids=(1, 2, 3), training_logprobs=(served,) * 2, tolerance=0.1)
+    return AdapterPayload(version=version, files=(("adapter_model.safetensors", content),), probe=probe)
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+async def worker(engine, run_root, rollout_config):
+    worker = RolloutWorker("rollout-3", "model", rollout_config(), "cpu", 0, "r", lambda values: None, engine=engine)
+    await worker.start()
+    yield worker
+    engine.let_go.set()
+    await worker.shutdown()
+    assert list(run_root.iterdir()) == []
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def begin(worker: RolloutWorker) -> asyncio.Task[list[Completion]]:
+    """A request that has taken its version."""
+    request = asyncio.create_task(worker.generate(PROMPT, SamplingParams()))
+    await asyncio.sleep(0)
+    return request
+
+
+async def test_a_request_keeps_its_version_and_the_version_lives_until_then(worker, engine):
+    await worker.publish(payload(1))
+    request = await begin(worker)
+    await worker.publish(payload(2))
+    assert engine.loaded == [1, 2]
+    engine.let_go.set()
+    assert (await request)[0].adapter_version == 1
+    await eventually(lambda: engine.loaded == [2])
+    assert (await worker.generate(PROMPT, SamplingParams()))[0].adapter_version == 2
+
+
+async def test_an_idle_version_goes_as_soon_as_it_is_replaced(worker, engine):
+    await worker.publish(payload(1))
+    await worker.publish(payload(2))
+    await eventually(lambda: engine.loaded == [2])
+
+
+async def test_the_probe_is_measured_and_a_failed_one_leaves_no_trace(worker, engine, run_root):
+    report = await worker.publish(payload(1, served=-1.05))
+    assert report.worker == "rollout-3"
+    assert report.probe_difference == pytest.approx(0.05)
+    with pytest.raises(AdapterMismatchError, match=r"rollout-3 .* version 2"):
+        await worker.publish(payload(2, served=-1.0))
+    assert engine.loaded == [1]
+    assert (await worker.stats()).adapter_version == 1
+    assert sorted(path.name for path in (run_root / "rlvr-r").iterdir()) == ["guard.lock", "v1", "v1.lock"]
+    assert (await worker.publish(payload(2, served=-2.0))).probe_difference == 0
+
+
+async def test_a_version_that_does_not_load_leaves_no_trace(worker, engine, run_root):
+    engine.fails_to_load = True
+    with pytest.raises(EngineDeadError):
+        await worker.publish(payload(1))
+    assert [path.name for path in (run_root / "rlvr-r").iterdir()] == ["guard.lock"]
+
+
+async def test_publishing_the_current_version_again_probes_it_again(worker, engine):
+    await worker.publish(payload(1, served=-1.0))
+    assert (await worker.publish(payload(1, served=-1.0))).load_ms == 0
+    assert engine.loaded == [1]
+    with pytest.raises(ValueError, match="another adapter as version 1"):
+        await worker.publish(payload(1, content=b"other"))
+
+
+async def test_versions_only_grow(worker):
+    await worker.publish(payload(5))
+    with pytest.raises(ValueError, match="serves adapter version 5 and cannot go to 4"):
+        await worker.publish(payload(4))
+
+
+async def test_publishing_waits_for_the_first_version_to_fall_idle(worker, engine):
+    await worker.publish(payload(1))
+    request = await begin(worker)
+    await worker.publish(payload(2))
+    other = await begin(worker)
+    publishing = asyncio.create_task(worker.publish(payload(3)))  # max_adapter_versions is 2
+    await asyncio.sleep(0.05)
+    assert engine.loaded == [1, 2]
+    engine.let_go.set()
+    assert (await publishing).version.number == 3
+    assert [(await request)[0].adapter_version, (await other)[0].adapter_version] == [1, 2]
+
+
+async def test_a_full_worker_does_not_make_publishing_wait_for_ever(worker, rollout_config, monkeypatch):
+    requests = []
+    for version in (1, 2):
+        await worker.publish(payload(version))
+        requests.append(await begin(worker))
+    monkeypatch.setattr(worker, "_config", rollout_config(publish_timeout_s=0.05))
+    with pytest.raises(RolloutTimeoutError, match=r"version 3 within 0\.05 s; .* v1: 1, v2: 1"):
+        await worker.publish(payload(3))
+
+
+async def test_a_group_that_takes_too_long_is_given_up(worker, rollout_config, monkeypatch):
+    monkeypatch.setattr(worker, "_config", rollout_config(generate_timeout_s=0.05))
+    with pytest.raises(RolloutTimeoutError, match=r"rollout-3 .* prompt 'p' within 0\.05 s"):
+        await worker.generate(PROMPT, SamplingParams())
+    assert (await worker.stats()).generate_busy_s > 0.01
+
+
+async def test_a_broken_metrics_sink_does_not_stop_the_worker(engine, rollout_config, monkeypatch, caplog):
+    monkeypatch.setattr("rollout_server.worker.METRICS_PERIOD_S", 0.01)
+    calls = []
+
+    def sink(values: dict[str, float]) -> None:
+        calls.append(values)
+        raise OSError("no dashboard")
+
+    config = rollout_config()
+    worker = RolloutWorker("rollout-3", "model", config, "cpu", 0, "r", sink, engine=engine)
+    await worker.start()
+    await eventually(lambda: "the metrics sink failed" in caplog.text)
+    await asyncio.sleep(0.05)
+    await worker.shutdown()
+    assert len(calls) == 1
