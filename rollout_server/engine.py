@@ -228,6 +228,38 @@ class VllmEngine:
             ) from error
 
 
+class PlainVllm:
+    """`vllm.LLM` with the settings of a worker's engine and nothing of ours around it: the baseline of benchmarks."""
+
+    def __init__(self, model_path: str, config: RolloutConfig, device: Device, seed: int) -> None:
+        _prepare_environment(config, device)
+        from vllm import LLM
+
+        self._max_model_len = config.max_model_len
+        self._llm = LLM(**engine_arguments(model_path, config, device, seed))
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams, lora: AdapterVersion | None
+    ) -> list[list[Completion]]:
+        """One group for each prompt, through `LLM.generate`."""
+        parameters = [_vllm_sampling_parameters(prompt, sampling, self._max_model_len) for prompt in prompts]
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
+            parameters,
+            use_tqdm=False,
+            lora_request=None if lora is None else _lora_request(lora),
+        )
+        version = 0 if lora is None else lora.number
+        return [
+            [_completion_from(prompt.prompt_id, piece, version) for piece in output.outputs]
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ]
+
+    def shutdown(self) -> None:
+        """Stop vLLM's processes."""
+        self._llm.llm_engine.engine_core.shutdown(_SHUTDOWN_TIMEOUT_S)
+
+
 def engine_arguments(model_path: str, config: RolloutConfig, device: Device, seed: int) -> dict[str, Any]:
     """Keyword arguments of vLLM's `EngineArgs`: the same for our worker and for the baseline it is measured against."""
     lora_slots = config.max_adapter_versions
@@ -312,6 +344,7 @@ def _vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_mode
         include_stop_str_in_output=True,
         stop_token_ids=list(sampling.stop_token_ids),
         seed=sampling.seed,
+        ignore_eos=sampling.ignore_end_token,
         logprobs=0,  # of the sampled token only
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,

@@ -34,6 +34,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they stay in its text and tokens."""
     seed: int | None = None
+    ignore_end_token: bool = False
+    """Go on past the model's own end token: measurements need completions of equal length."""
 
 
 class FinishReason(StrEnum):
