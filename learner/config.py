@@ -99,7 +99,7 @@ class LearnerConfig(BaseModel):
     def _check(self) -> LearnerConfig:
         if self.zero_stage == 3 and self.quantization != "none":
             raise ValueError(
-                f"zero_stage=3 cannot partition a base in {self.quantization}: use zero_stage=2, 4 bits are small anyway"
+                f"zero_stage=3 cannot partition a base in {self.quantization}: use zero_stage=2, it is small anyway"
             )
         if self.lr_scheduler_type != "constant" and self.max_steps is not None and self.max_steps <= self.warmup_steps:
             raise ValueError(f"max_steps={self.max_steps} leaves nothing after warmup_steps={self.warmup_steps}")

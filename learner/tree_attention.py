@@ -154,6 +154,10 @@ def _scatter_add(total_KND: Tensor, part: Tensor, block: Block) -> None:
 
 
 def _attend(query_HqD: Tensor, key_KkD: Tensor, value_KkD: Tensor, scale: float, block: Block) -> Tensor:
+    if query_HqD.device.type != "cpu" and block.mask_qk is not None:
+        # No fused GPU kernel takes a mask and fewer key-value heads; the fallback would hold all the scores.
+        repeats = query_HqD.shape[0] // key_KkD.shape[0]
+        key_KkD, value_KkD = (tensor.repeat_interleave(repeats, dim=0) for tensor in (key_KkD, value_KkD))
     return scaled_dot_product_attention(
         query_HqD.unsqueeze(0),
         key_KkD.unsqueeze(0),
