@@ -114,8 +114,8 @@ def _draw(config: ArithmeticData, split: str, count: int, *, taken: Collection[P
                 break
         else:
             raise DataError(
-                f"grade {grade} has too few different problems for data.num_{split}={count}; lower it or widen "
-                f"data.difficulty"
+                f"grade {grade} has too few different problems for data.num_train={config.num_train} and "
+                f"data.num_eval={config.num_eval}; lower them or widen data.difficulty"
             )
         drafts.append(draft)
         questions.add(question_key(draft.question))

@@ -57,12 +57,12 @@ def resolve_model(
 
         return tiny_model(TinySettings(), root, report, verify=verify)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         check_model_folder(folder)
         return folder.resolve()
     if _HUB_ID.fullmatch(name) and not folder.exists():
         return _from_hub(name, revision, report)
-    if "/" in name or folder.exists():
+    if "/" in name or (name and folder.exists()):
         raise DataError(f"model folder {name!r} is not there; give an existing folder, or one of {_embedded_names()}")
     close = difflib.get_close_matches(name, EMBEDDED_MODELS, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""

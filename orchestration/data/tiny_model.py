@@ -10,10 +10,13 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestration.data.arithmetic_templates import TEMPLATES
 from orchestration.data.cache import Progress, cached_folder, settings_hash
+from orchestration.data.copy_task import WORDINGS
+from orchestration.data.prompts import INSTRUCTION
 
 _VERSION = 1
-"""Raise it when the same settings give another model: folders made before are then made again."""
+"""Raise it when the training code changes: folders made before are then made again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +43,7 @@ def tiny_model(settings: TinySettings, root: Path, progress: Progress, *, verify
     Raises:
         DataError: the cache cannot be written.
     """
-    key = settings_hash(_VERSION, dataclasses.astuple(settings))
+    key = settings_hash(_VERSION, dataclasses.astuple(settings), INSTRUCTION, WORDINGS, TEMPLATES)
 
     def build(folder: Path) -> None:
         from orchestration.data.tiny_training import make_tiny_model  # loads torch and transformers

@@ -1,0 +1,121 @@
+"""Prompts: one shared header of tokens, the chat template, skipping what is too long."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from orchestration.config import ArithmeticData
+from orchestration.data.arithmetic import make_arithmetic
+from orchestration.data.prompts import INSTRUCTION, PromptBuilder
+from orchestration.errors import DataError
+from orchestration.ports import Problem
+
+TEMPLATE = (
+    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer(chat_template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """A token a byte, and two special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*alphabet, "<s>", "</s>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=chat_template
+    )
+
+
+TOKENIZER = byte_tokenizer()
+PROBLEMS = make_arithmetic(ArithmeticData(num_train=20, num_eval=5, num_shots=2))
+
+
+def question(text: str) -> Problem:
+    return Problem(problem_id="q", question=text, final_answer="1")
+
+
+def test_a_chat_prompt_holds_instruction_examples_and_question_in_turns() -> None:
+    built = PromptBuilder(TOKENIZER, PROBLEMS.shots).build(question("How many?"))
+    assert built is not None
+    first, second = PROBLEMS.shots
+    assert built.text == (
+        f"<s>system\n{INSTRUCTION}</s>\n"
+        f"<s>user\n{first.question}</s>\n<s>assistant\n{first.solution}</s>\n"
+        f"<s>user\n{second.question}</s>\n<s>assistant\n{second.solution}</s>\n"
+        f"<s>user\nHow many?</s>\n<s>assistant\n"
+    )
+    assert built.prompt.prompt_id == "q"
+    assert TOKENIZER.decode(built.prompt.token_ids) == built.text
+
+
+def test_without_a_template_the_prompt_is_plain_text_that_stops_at_a_blank_line() -> None:
+    builder = PromptBuilder(byte_tokenizer(None), PROBLEMS.shots[:1])
+    built = builder.build(question("How many?"))
+    assert built is not None
+    (shot,) = PROBLEMS.shots[:1]
+    assert built.text == (
+        f"{INSTRUCTION}\n\nQuestion: {shot.question}\nAnswer:\n{shot.solution}\n\nQuestion: How many?\nAnswer:\n"
+    )
+    assert builder.stop == ("\n\n",)
+    assert builder.stop_token_ids == ()
+
+
+def test_the_turns_end_token_stops_a_chat_completion() -> None:
+    builder = PromptBuilder(TOKENIZER)
+    assert builder.stop_token_ids == (TOKENIZER.convert_tokens_to_ids("</s>"),)
+    assert builder.stop == ()
+
+
+@given(st.lists(st.text(min_size=1, max_size=30).filter(lambda text: text.strip()), min_size=1, max_size=5))
+def test_every_prompt_begins_with_the_same_tokens(questions: list[str]) -> None:
+    for style in ("chat", "plain"):
+        builder = PromptBuilder(TOKENIZER, PROBLEMS.shots, style=style)
+        header = builder.header_token_ids
+        for text in questions:
+            built = builder.build(question(text))
+            assert built is not None
+            assert built.prompt.token_ids[: len(header)] == header
+            assert len(built.prompt.token_ids) > len(header)
+
+
+def test_the_pieces_are_what_the_whole_text_would_be() -> None:
+    for style in ("chat", "plain"):
+        builder = PromptBuilder(TOKENIZER, PROBLEMS.shots, style=style)
+        for problem in PROBLEMS.train:
+            built = builder.build(problem)
+            assert built is not None
+            assert list(built.prompt.token_ids) == TOKENIZER.encode(built.text, add_special_tokens=False)
+
+
+def test_long_prompts_are_skipped_and_named() -> None:
+    header = len(PromptBuilder(TOKENIZER).header_token_ids)
+    builder = PromptBuilder(TOKENIZER, max_prompt_tokens=header + 40)
+    short, long = question("How many?"), Problem(problem_id="long", question="How many? " * 20, final_answer="1")
+    built = builder.build_all([short, long])
+    assert [prompt.problem for prompt in built.prompts] == [short]
+    assert built.skipped == ("long",)
+    assert builder.build(long) is None
+
+
+def test_when_no_prompt_fits_it_is_an_error() -> None:
+    header = len(PromptBuilder(TOKENIZER).header_token_ids)
+    builder = PromptBuilder(TOKENIZER, max_prompt_tokens=header + 5)
+    with pytest.raises(DataError, match=f"all 20 prompts are longer than {header + 5} tokens; lower data.num_shots"):
+        builder.build_all(PROBLEMS.train)
+
+
+def test_a_header_that_leaves_no_room_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"instruction and 2 examples take .* raise rollout\.max_model_len"):
+        PromptBuilder(TOKENIZER, PROBLEMS.shots, max_prompt_tokens=50)
+
+
+def test_a_template_that_drops_the_question_is_an_error() -> None:
+    with pytest.raises(DataError, match="chat template drops the user's message"):
+        PromptBuilder(byte_tokenizer("{{ messages[0]['role'] }}"))
