@@ -311,6 +311,8 @@ class Cluster:
         if config.ray_address is None:
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray's default of 15 lets anything else on the machine starve engines and learner: they are the main job.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         common = {"logging_level": "ERROR", "log_to_driver": False, "namespace": f"rlvr-{self._run_id}"}
         try:
             if config.ray_address is not None:
