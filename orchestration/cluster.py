@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -20,6 +19,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from learner.types import ScoredGroup, UpdateMetrics
+from orchestration.actors import LearnerActor, RolloutActor
 from orchestration.config import RunConfig
 from orchestration.errors import MachineError, RemoteTimeoutError, WorkerDiedError
 from orchestration.placement import Placement, Slot, effective_rollout, place
@@ -29,15 +29,11 @@ from rollout_server.balancing import Balancer, prefix_key
 from rollout_server.types import (
     AdapterPayload,
     Completion,
-    EngineStep,
     Prompt,
     PublishReport,
     SamplingParams,
     WorkerStats,
 )
-
-if TYPE_CHECKING:
-    from learner.worker import LearnerRank
 
 Result = TypeVar("Result")
 
@@ -57,94 +53,6 @@ class RayGauges:
             if name not in self._gauges:
                 self._gauges[name] = Gauge(f"rlvr_{name}", description=name.replace("_", " "), tag_keys=("worker",))
             self._gauges[name].set(value, tags={"worker": self._worker})
-
-
-class RolloutActor:
-    """Hosts a rollout worker; an async actor, so requests overlap."""
-
-    def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
-        from rollout_server.worker import RolloutWorker  # loads torch and vllm: only in this process
-
-        self._name = name
-        self._worker = RolloutWorker(name=name, metrics_sink=RayGauges(name), **settings)
-
-    def __repr__(self) -> str:  # Ray puts it in front of log lines
-        return self._name
-
-    async def start(self) -> str:
-        await self._worker.start()
-        return whereabouts()
-
-    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
-        return await self._worker.generate(prompt, sampling)
-
-    async def publish(self, payload: AdapterPayload) -> PublishReport:
-        return await self._worker.publish(payload)
-
-    async def stats(self) -> WorkerStats:
-        return await self._worker.stats()
-
-    async def recent_steps(self) -> Sequence[EngineStep]:
-        return await self._worker.recent_steps()
-
-    async def shutdown(self) -> None:
-        await self._worker.shutdown()
-
-
-class LearnerActor:
-    """Hosts one learner rank; calls run one after the other."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._gauges = RayGauges(name)
-        self._rank: LearnerRank | None = None
-
-    def __repr__(self) -> str:
-        return self._name
-
-    def endpoint(self) -> tuple[str, int]:
-        """An address of this host and a port that is free on it, for the ranks' rendezvous."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(probe.getsockname()[1])
-
-    def start(self, settings: Mapping[str, Any]) -> str:
-        from learner.worker import LearnerRank  # loads torch and deepspeed: only in this process
-
-        self._rank = LearnerRank(**settings)
-        self._rank.start()
-        return whereabouts()
-
-    def update(self, groups: Sequence[ScoredGroup], policy_version: int, max_staleness: int) -> UpdateMetrics:
-        assert self._rank is not None
-        metrics = self._rank.update(groups, policy_version=policy_version, max_staleness=max_staleness)
-        self._gauges(
-            {"learner_step": metrics.step, "learner_tokens_per_s": metrics.num_tokens / max(metrics.seconds, 1e-9)}
-        )
-        return metrics
-
-    def export_adapter(self, version: int) -> AdapterPayload:
-        assert self._rank is not None
-        payload: AdapterPayload = self._rank.export_adapter(version)
-        return payload
-
-    def save_checkpoint(self, folder: str) -> None:
-        assert self._rank is not None
-        self._rank.save_checkpoint(folder)
-
-    def load_checkpoint(self, folder: str) -> int:
-        assert self._rank is not None
-        step: int = self._rank.load_checkpoint(folder)
-        return step
-
-    def shutdown(self) -> None:
-        if self._rank is not None:
-            self._rank.shutdown()
-
-
-def whereabouts() -> str:
-    """Host and process of the caller, for messages."""
-    return f"host {socket.gethostname()}, pid {os.getpid()}"
 
 
 @dataclass(slots=True)
@@ -389,7 +297,11 @@ class Cluster:
         }
         workers = [
             self._create(
-                RolloutActor, slot, {**settings, "seed": self._config.seed * 1000 + index}, max_concurrency=10_000
+                RolloutActor,
+                slot,
+                RayGauges,
+                {**settings, "seed": self._config.seed * 1000 + index},
+                max_concurrency=10_000,
             )
             for index, slot in enumerate(self.placement.rollout)
         ]
@@ -399,7 +311,9 @@ class Cluster:
     async def start_learner(self) -> RayLearner:
         """Start all ranks; returns when they have met and hold the model."""
         assert self.placement is not None, "connect() comes first"
-        ranks = [self._create(LearnerActor, slot) for slot in self.placement.learner]
+        ranks = [
+            self._create(LearnerActor, slot, RayGauges, ray.util.get_node_ip_address) for slot in self.placement.learner
+        ]
         timeout_s = self._config.learner.start_timeout_s
         address, port = await ranks[0].call("endpoint", timeout_s=timeout_s)
         settings = {
