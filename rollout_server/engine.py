@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import multiprocessing
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from rollout_server.config import RolloutConfig
 from rollout_server.errors import EngineDeadError, EngineStartError, GenerationError
+from rollout_server.processes import describe_ends
 from rollout_server.types import AdapterVersion, Completion, EngineStep, FinishReason, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -191,6 +192,9 @@ class VllmEngine:
             llm.output_handler.cancel()
             await asyncio.gather(llm.output_handler, return_exceptions=True)
         await asyncio.to_thread(llm.shutdown, _SHUTDOWN_TIMEOUT_S)
+        # AsyncLLM sits in reference cycles and has a finaliser: it must run now, not in an interpreter half taken down.
+        del llm
+        gc.collect()
 
     def _running(self) -> Any:
         if self._llm is None:
@@ -224,7 +228,7 @@ class VllmEngine:
             yield
         except VllmEngineDeadError as error:
             raise EngineDeadError(
-                f"the vLLM engine of {self.model_path!r} ({self.device}) died: {_describe_ends(self._processes)}"
+                f"the vLLM engine of {self.model_path!r} ({self.device}) died: {describe_ends(self._processes)}"
             ) from error
 
 
@@ -391,20 +395,3 @@ def _new_children(before: set[Any]) -> list[Any]:
 def _kill(processes: Sequence[Any]) -> None:
     for process in processes:
         process.kill()
-
-
-def _describe_ends(processes: Sequence[Any], wait_s: float = 2.0) -> str:
-    """Which of the engine's processes ended, and how; a process that is going down gets a moment to be gone."""
-    deadline = time.monotonic() + wait_s
-    while all(process.is_alive() for process in processes) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    ended = [f"process {p.name} (pid {p.pid}) {_describe_exit(p.exitcode)}" for p in processes if not p.is_alive()]
-    return "; ".join(ended) or "its processes are there but do not answer; see the log above"
-
-
-def _describe_exit(exit_code: int | None) -> str:
-    if exit_code is None or exit_code >= 0:
-        return f"ended with exit code {exit_code}; its traceback is in the log above"
-    name = signal.Signals(-exit_code).name
-    hint = "; probably out of memory: lower rollout.kv_cache_gib or max_num_seqs" if name == "SIGKILL" else ""
-    return f"was killed by {name}{hint}"
