@@ -21,7 +21,7 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 failed with a reason, 2 wrong usage, 130 interrupted."""
-    arguments = build_parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         return int(arguments.run(arguments) or 0)
     except ConfigError as error:
@@ -36,6 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `rlvr … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, and take key=value words that stand behind an option too, which argparse alone would refuse."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    for name in ("words", "overrides"):
+        if hasattr(arguments, name) and all("=" in word and not word.startswith("-") for word in rest):
+            getattr(arguments, name).extend(rest)
+            return arguments
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
