@@ -122,7 +122,7 @@ class VllmEngine:
         """Draw a group of `sampling.num_generations` completions of one prompt under one adapter (None: the base).
 
         The token that ended a completion is its last one. With `temperature=0` the log-probabilities are those at
-        temperature 1. With `seed` set, completion i of the group is drawn with seed + i.
+        temperature 1.
 
         Raises:
             ValueError: The prompt leaves no room for a completion in the context.
@@ -347,7 +347,6 @@ def _vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_mode
         stop=list(sampling.stop),
         include_stop_str_in_output=True,
         stop_token_ids=list(sampling.stop_token_ids),
-        seed=sampling.seed,
         ignore_eos=sampling.ignore_end_token,
         logprobs=0,  # of the sampled token only
         flat_logprobs=True,

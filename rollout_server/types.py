@@ -33,7 +33,6 @@ class SamplingParams:
     """End tokens beyond the model's own; the one that ended a completion is its last token."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion; they stay in its text and tokens."""
-    seed: int | None = None
     ignore_end_token: bool = False
     """Go on past the model's own end token: measurements need completions of equal length."""
 

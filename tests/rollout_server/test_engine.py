@@ -26,13 +26,12 @@ def assert_sampled_from(reference, completion: Completion, prompt: Prompt, tempe
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 async def test_logprobs_are_those_of_the_sampling_distribution(served, reference, temperature):
-    sampling = SamplingParams(num_generations=3, max_completion_length=24, temperature=temperature, seed=1)
+    sampling = SamplingParams(num_generations=3, max_completion_length=24, temperature=temperature)
     group = await served.worker.generate(PROMPT, sampling)
     assert len(group) == 3
     assert len({completion.token_ids for completion in group}) == 3
     for completion in group:
         assert_sampled_from(reference, completion, PROMPT, temperature)
-    assert await served.worker.generate(PROMPT, sampling) == group  # a seed repeats
 
 
 async def test_top_k_renormalises_the_logprobs(served):
