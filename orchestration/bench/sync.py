@@ -43,7 +43,8 @@ def run(overrides: Sequence[str]) -> dict[str, Any]:
     """Measure; returns `machine`, `settings` and `figures`. Raises RlvrError or the rooms' errors."""
     words = list(overrides)
     recipe = words.pop(0) if words and "=" not in words[0] else "arithmetic"
-    config = load_config(recipe, ["dashboard=false", *words])
+    # Requests go on while versions change, so what is learned from may be one version old.
+    config = load_config(recipe, ["dashboard=false", "max_staleness=1", *words])
     doctor.require_machine(config)
     return asyncio.run(_measure(config))
 
@@ -69,7 +70,7 @@ async def _measure(config: RunConfig) -> dict[str, Any]:
             began = time.monotonic()
             await asyncio.sleep(QUIET_S)
             quiet += await _steps(generator, began, time.monotonic())
-            await learner.update(await load.groups(config.prompts_per_step))
+            await learner.update(await load.groups(config.prompts_per_step, oldest_version=number - 1))
             began = time.monotonic()
             done = await generator.publish(await learner.export_adapter())
             ended = time.monotonic()
@@ -103,11 +104,14 @@ class _Load:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def groups(self, count: int) -> list[ScoredGroup]:
-        """Finished groups, each with rewards that differ, so that every update moves the adapter."""
-        while self._finished.qsize() > count:  # what finished long ago would be refused as stale
-            self._finished.get_nowait()
-        return [await self._finished.get() for _ in range(count)]
+    async def groups(self, count: int, *, oldest_version: int) -> list[ScoredGroup]:
+        """Finished groups, each with rewards that differ, so that every update moves the adapter; none older."""
+        groups: list[ScoredGroup] = []
+        while len(groups) < count:
+            group = await self._finished.get()
+            if all(member.completion.adapter_version >= oldest_version for member in group.members):
+                groups.append(group)
+        return groups
 
     async def _keep_one(self) -> None:
         while True:
