@@ -237,10 +237,10 @@ async def test_others_are_answered_while_a_reward_is_slow() -> None:
     release = threading.Event()
 
     def score(completion: str, reference: Reference, params: RewardParams) -> RewardScore:
-        release.wait(10)
+        release.wait(60)
         return RewardScore(score=1.0)
 
-    settings = ServiceSettings(num_threads=1, readiness_timeout_s=0.3)
+    settings = ServiceSettings(num_threads=1, readiness_timeout_s=2.0)
     async with connect(create_app(settings, rewards={"slow": custom("slow", score)})) as client:
         body = {"rewards": [{"name": "slow"}], "items": [item()]}
         pending = asyncio.create_task(client.post("/v1/score", json=body))
