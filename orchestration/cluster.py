@@ -22,6 +22,7 @@ from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.actors import LearnerActor, RolloutActor
 from orchestration.config import RunConfig
 from orchestration.errors import MachineError, RemoteTimeoutError, WorkerDiedError
+from orchestration.machine_needs import OBJECT_STORE_BYTES
 from orchestration.placement import Placement, Slot, effective_rollout, place
 from orchestration.ports import AdapterHandle
 from orchestration.tasks import gather_or_cancel
@@ -36,9 +37,6 @@ from rollout_server.types import (
 )
 
 Result = TypeVar("Result")
-
-OBJECT_STORE_BYTES = 512 * 2**20
-"""Ray's shared memory on a machine of our own: adapters and groups pass through it, never weights."""
 
 
 class RayGauges:

@@ -19,7 +19,6 @@ from orchestration.machine_checks import Finding, Level, check
 from orchestration.machine_facts import FileSystem, Gpu, MachineFacts, _cores, _memory, collect, file_system, parse_gpus
 from orchestration.machine_needs import (
     GIB,
-    OBJECT_STORE_BYTES,
     ModelSize,
     activation_bytes,
     lora_parameters,
@@ -319,9 +318,3 @@ def test_this_machine_is_read() -> None:
     facts = collect()
     assert facts.num_cores >= 1
     assert 0 < facts.available_memory_bytes <= facts.memory_bytes
-
-
-def test_the_object_store_is_the_one_that_is_asked_for() -> None:
-    from orchestration import cluster
-
-    assert cluster.OBJECT_STORE_BYTES == OBJECT_STORE_BYTES
