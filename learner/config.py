@@ -6,21 +6,50 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LossType = Literal["grpo", "dapo", "dr_grpo"]
+LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
 ScaleRewards = Literal["group", "batch", "none"]
+KlEstimator = Literal["k1", "k2", "k3"]
+MultiObjectiveAggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+LrSchedulerType = Literal[
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
+"""Those of `transformers.SchedulerType` that depend on nothing but the step."""
 
 
 class LossConfig(BaseModel):
-    """The policy loss. Defaults are TRL 1.16's unless the description says otherwise."""
+    """The policy loss. Names and defaults are TRL 1.16's unless the description says otherwise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    loss_type: LossType = Field("dapo", description="How token losses are added up.")
+    loss_type: LossType = Field("dapo", description="The token loss and how token losses are added up.")
+    importance_sampling_level: Literal["token", "sequence"] = Field(
+        "token", description="One ratio per token, or one per sequence: exp of the mean log-ratio (GSPO)."
+    )
     epsilon: float = Field(0.2, ge=0.0, description="Lower clip range of the ratio.")
-    epsilon_high: float | None = Field(None, ge=0.0, description="Upper clip range; epsilon if unset.")
+    epsilon_high: float | None = Field(
+        None, ge=0.0, description="Upper clip range, epsilon if unset; for cispo the bound itself (see cispo_bound)."
+    )
+    cispo_bound: Literal["absolute", "relative"] = Field(
+        "absolute",
+        description="cispo's upper bound of the ratio: epsilon_high itself (TRL) or 1 + epsilon_high (verl), the "
+        "latter with 1 - epsilon as the lower one. Not in TRL.",
+    )
+    delta: float | None = Field(None, gt=0.0, description="Upper bound of the unclipped ratio (two-sided clipping).")
     beta: float = Field(0.0, ge=0.0, description="Weight of the KL to the base model.")
     use_bias_correction_kl: bool = Field(
         True, description="Multiply the KL term by the ratio, so that its gradient is the unbiased reverse KL's."
+    )
+    kl_estimator: KlEstimator = Field("k3", description="Estimator of the KL to the base model. Not in TRL: k3 there.")
+    kl_clamp: float | None = Field(
+        None, gt=0.0, description="Bound on the estimator's absolute value and its log-ratio; none. Not in TRL."
     )
     max_completion_length: int = Field(256, ge=1, description="The constant length dr_grpo divides by, tokens.")
     vllm_importance_sampling_correction: bool = Field(
@@ -29,8 +58,23 @@ class LossConfig(BaseModel):
     vllm_importance_sampling_mode: Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
         Field("sequence_mask", description="Per token or sequence; beyond the clip range the weight is truncated or 0.")
     )
-    vllm_importance_sampling_clip_max: float = Field(3.0, gt=0.0, description="Upper bound of the weight.")
+    vllm_importance_sampling_clip_max: float | None = Field(3.0, gt=0.0, description="Upper bound of the weight.")
     vllm_importance_sampling_clip_min: float | None = Field(None, ge=0.0, description="Lower bound of the weight.")
+    off_policy_mask_threshold: float | None = Field(
+        None,
+        ge=0.0,
+        description="A sequence of negative advantage whose mean (sampling - learner's log-prob) is above it is left "
+        "out of the policy loss (DeepSeek-V3.2).",
+    )
+    top_entropy_quantile: float = Field(
+        1.0, gt=0.0, le=1.0, description="Only the tokens in the top so much of the entropies carry the policy loss."
+    )
+    sapo_temperature_pos: float = Field(1.0, gt=0.0, description="sapo: temperature where the advantage is positive.")
+    sapo_temperature_neg: float = Field(1.05, gt=0.0, description="sapo: temperature where it is not.")
+    vespo_k_pos: float = Field(2.0, description="vespo: exponent k where the advantage is 0 or more.")
+    vespo_lambda_pos: float = Field(3.0, description="vespo: lambda where the advantage is 0 or more.")
+    vespo_k_neg: float = Field(3.0, description="vespo: exponent k where the advantage is negative.")
+    vespo_lambda_neg: float = Field(2.0, description="vespo: lambda where the advantage is negative.")
 
 
 class LoraSettings(BaseModel):
@@ -44,6 +88,11 @@ class LoraSettings(BaseModel):
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         description="Linear layers that get an adapter.",
+    )
+    modules_to_save: tuple[Literal["embed_tokens", "lm_head"], ...] = Field(
+        (),
+        description="Modules trained whole beside the adapter. They cannot be served in several versions: every "
+        "publish then waits until generation has drained.",
     )
 
 
@@ -59,19 +108,46 @@ class LearnerConfig(BaseModel):
         description="Precision of the frozen base; auto: float32 on CPUs, bfloat16 on GPUs. Adapters are float32.",
     )
     quantization: Literal["none", "nf4"] = Field("none", description="nf4: 4-bit base by bitsandbytes (QLoRA).")
+    serve_dequantized_base: bool = Field(
+        True,
+        description="With quantization: vLLM serves the values that the 4-bit base stands for, so that sampler and "
+        "learner hold the same policy; off: the original base.",
+    )
     lora: LoraSettings = Field(default_factory=LoraSettings)
     loss: LossConfig = Field(default_factory=LossConfig)
     scale_rewards: ScaleRewards = Field("group", description="What advantages are divided by.")
     advantage_eps: float = Field(1e-4, ge=0.0, description="Added to the standard deviation.")
     advantage_ddof: Literal[0, 1] = Field(1, description="Delta degrees of freedom of the standard deviation.")
+    advantage_by_category: bool = Field(
+        False,
+        description="With scale_rewards=batch, divide by the standard deviation of the group's category alone, so "
+        "that easy and hard kinds of problems do not set each other's scale.",
+    )
+    multi_objective_aggregation: MultiObjectiveAggregation = Field(
+        "sum_then_normalize",
+        description="Several rewards: their weighted sum is normalised, or (GDPO) each is normalised in its group, "
+        "then the weighted sum over the batch.",
+    )
+    reward_weights: tuple[float, ...] | None = Field(
+        None, description="Weight of each reward in the run's order, for normalize_then_sum; 1 each if unset."
+    )
+    overlong_cache: int = Field(
+        0,
+        ge=0,
+        description="Soft overlong penalty (DAPO): over the last so many tokens before max_completion_length the "
+        "reward falls linearly, to -1 at the end; 0: off.",
+    )
+    drop_zero_variance_groups: bool = Field(
+        False, description="Leave groups whose rewards are all equal out of every denominator of the loss."
+    )
+    num_iterations: int = Field(1, ge=1, description="Optimizer steps on each batch; old log-probs are taken once.")
     learning_rate: float = Field(1e-5, gt=0.0, description="AdamW's learning rate.")
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Schedule after warm-up."
+    lr_scheduler_type: LrSchedulerType = Field("constant", description="Schedule of transformers' `get_scheduler`.")
+    lr_scheduler_kwargs: dict[str, float | int | str] = Field(
+        default_factory=dict, description="Further arguments of the schedule, for example num_cycles, min_lr_rate."
     )
-    max_steps: int | None = Field(
-        None, ge=1, description="Optimizer steps of the run; the linear and cosine schedules end there."
-    )
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    max_steps: int | None = Field(None, ge=1, description="Batches of the run; schedules with an end come to it there.")
+    warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW's weight decay.")
     adam_beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW.")
     adam_beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW.")
@@ -92,6 +168,7 @@ class LearnerConfig(BaseModel):
         gt=0.0,
         description="Largest log-prob difference a publish probe allows, nats; unset: 1e-3 float32, 0.1 bfloat16.",
     )
+    keep_checkpoints: int = Field(2, ge=1, description="Checkpoints of a run that are kept, the newest.")
     start_timeout_s: float = Field(600.0, gt=0, description="Limit on the learner's start, seconds.")
     update_timeout_s: float = Field(1800.0, gt=0, description="Limit on one update, seconds.")
 

@@ -29,6 +29,8 @@ class ScoredGroup:
     prompt_id: str
     prompt_token_ids: tuple[int, ...]
     members: tuple[ScoredCompletion, ...]
+    category: str = ""
+    """The kind of problem, for statistics and `advantage_by_category`."""
 
     def __post_init__(self) -> None:
         if not self.members:

@@ -171,7 +171,10 @@ class RolloutFlow:
         with self._clock.phase("scoring"):
             members_G = await self._scorer.score(built.problem, built.text, completions_G)
         return ScoredGroup(
-            prompt_id=built.prompt.prompt_id, prompt_token_ids=built.prompt.token_ids, members=tuple(members_G)
+            prompt_id=built.prompt.prompt_id,
+            prompt_token_ids=built.prompt.token_ids,
+            members=tuple(members_G),
+            category=built.problem.category,
         )
 
     def _throw_away(self, group: ScoredGroup) -> bool:
