@@ -1,0 +1,37 @@
+"""What there is to say of a loss, as plain floats. Shapes: B sequences, T positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class LossMetrics:
+    """Collects statistics over the mask's tokens and turns them into floats in one transfer.
+
+    A value of shape (B, 1) counts once for each token of its sequence. Of no tokens at all every statistic is 0.
+    """
+
+    def __init__(self, mask_BT: Tensor) -> None:
+        self._mask_BT = mask_BT
+        self._tensors: dict[str, Tensor] = {}
+
+    def mean(self, name: str, values: Tensor, *, among_BT: Tensor | None = None) -> None:
+        """Mean over the mask's tokens, or those of them that are also in `among_BT`."""
+        mask_BT = self._mask_BT if among_BT is None else self._mask_BT * among_BT
+        self._tensors[name] = (values.detach() * mask_BT).sum() / mask_BT.sum().clamp(min=1)
+
+    def spread(self, name: str, values: Tensor, *, among_BT: Tensor | None = None) -> None:
+        """Mean, smallest and largest: `name_mean`, `name_min`, `name_max`."""
+        self.mean(f"{name}_mean", values, among_BT=among_BT)
+        inside_BT = self._mask_BT > 0 if among_BT is None else (self._mask_BT > 0) & among_BT
+        values_BT = values.detach().expand_as(self._mask_BT)
+        empty = ~inside_BT.any()
+        largest = torch.where(inside_BT, values_BT, -torch.inf).max()
+        smallest = torch.where(inside_BT, values_BT, torch.inf).min()
+        self._tensors[f"{name}_max"] = torch.where(empty, 0.0, largest)
+        self._tensors[f"{name}_min"] = torch.where(empty, 0.0, smallest)
+
+    def values(self) -> dict[str, float]:
+        numbers = torch.stack([value.double() for value in self._tensors.values()]).tolist()
+        return dict(zip(self._tensors, numbers, strict=True))

@@ -1,0 +1,64 @@
+"""How far the sampler was from the learner, and what the loss does about it.
+
+Shapes: B sequences, T positions; (B, 1) is one value per sequence. A sampling log-prob that is NaN (vLLM could not say)
+counts as no difference at all: weight 1, and no evidence of divergence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learner.config import LossConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerWeights:
+    """What a loss is multiplied by."""
+
+    weights: Tensor
+    """Shape (B, T) or (B, 1); 1 on padding, before truncation."""
+    beyond: Tensor
+    """True where the weight lay outside its bounds, and was truncated or set to 0."""
+
+
+@torch.no_grad()
+def sampler_weights(old_BT: Tensor, sampling_BT: Tensor, mask_BT: Tensor, config: LossConfig) -> SamplerWeights:
+    """w = exp(old − sampling): the sampler's numerics and version differ from the learner's. Shape (B, T) or (B, 1).
+
+    Per token, or per sequence from the sum over its tokens. Beyond [clip_min, clip_max] (None: no bound) `truncate`
+    clamps the weight and `mask` makes it 0 (TRL's four modes). Carries no gradient; multiplies the policy loss, not the
+    KL.
+    """
+    level, _, beyond_does = config.vllm_importance_sampling_mode.partition("_")
+    log_weights = torch.where(sampling_BT.isnan(), 0.0, old_BT - sampling_BT) * mask_BT
+    if level == "sequence":
+        log_weights = log_weights.sum(dim=1, keepdim=True)
+    weights = torch.exp(log_weights)
+    low, high = config.vllm_importance_sampling_clip_min, config.vllm_importance_sampling_clip_max
+    beyond = torch.zeros_like(weights, dtype=torch.bool)
+    if high is not None:
+        beyond |= weights > high
+    if low is not None:
+        beyond |= weights < low
+    if beyond_does == "mask":
+        bounded = torch.where(beyond, 0.0, weights)
+    else:
+        bounded = weights if low is None and high is None else weights.clamp(min=low, max=high)
+    return SamplerWeights(weights=bounded, beyond=beyond)
+
+
+@torch.no_grad()
+def on_policy_B1(
+    logprobs_BT: Tensor, behaviour_BT: Tensor, mask_BT: Tensor, advantages_B1: Tensor, *, threshold: float
+) -> Tensor:
+    """True where a sequence stays in the policy loss: A ≥ 0, or the mean of (behaviour − lp) over its tokens is at most
+    `threshold` (DeepSeek-V3.2, arXiv 2512.02556). Shape (B, 1).
+
+    `behaviour_BT` are the sampler's log-probs where there are any, else the old ones.
+    """
+    difference_BT = torch.where(behaviour_BT.isnan(), 0.0, behaviour_BT - logprobs_BT) * mask_BT
+    mean_B1 = difference_BT.sum(dim=1, keepdim=True) / mask_BT.sum(dim=1, keepdim=True).clamp(min=1)
+    return (advantages_B1 >= 0) | (mean_B1 <= threshold)
