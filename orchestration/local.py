@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestration.errors import DataError
 from orchestration.ports import AdapterHandle
 from rollout_server.config import RolloutConfig
-from rollout_server.engine import Device
+from rollout_server.engine_settings import Device
 from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
 from rollout_server.worker import RolloutWorker
 

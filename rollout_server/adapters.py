@@ -179,6 +179,11 @@ class AdapterTable:
         else:
             del self._requests[number]
 
+    @property
+    def num_all_requests(self) -> int:
+        """Requests under way, whatever their version."""
+        return sum(self._requests.values())
+
     def num_requests(self, number: int) -> int:
         """Requests under way on a version."""
         return self._requests.get(number, 0)

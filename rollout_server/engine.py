@@ -1,7 +1,7 @@
-"""vLLM behind a small door: everything that depends on vLLM, and on which version of it, is in this file.
+"""vLLM behind a small door. What depends on its version is here, in `engine_settings` and in `vllm_extension`.
 
 Written for vLLM 0.26 to 0.32. vLLM reads much of its configuration from the environment, some of it at import; so it
-is imported inside functions, after `_prepare_environment`.
+is imported inside functions, after `prepare_environment`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,27 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from rollout_server.config import RolloutConfig
-from rollout_server.errors import EngineDeadError, EngineStartError, GenerationError
+from rollout_server.engine_settings import Device, engine_arguments, prepare_environment
+from rollout_server.errors import EngineDeadError, EngineStartError, FullTensorsError, GenerationError
+from rollout_server.full_tensors import FULL_TENSORS_NAME
 from rollout_server.processes import describe_ends
 from rollout_server.types import AdapterVersion, Completion, EngineStep, FinishReason, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
 
-Device = Literal["cpu", "cuda"]
-
-_SUPPORTED_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks vLLM allocates for (`vllm.config.lora.MaxLoRARanks`)."""
-
 _REMEMBERED_STEPS = 2000
-
-_SMALL_MACHINE_CPUS = 4
-"""vLLM keeps one core free for its scheduler process. Up to this many cores that costs more than it gives: on two
-cores it halves the speed."""
 
 _SHUTDOWN_TIMEOUT_S = 15.0
 """What vLLM's processes get to end by themselves before they are killed."""
+
+_PREFIX_CACHE_POLL_S = 0.01
+
+_EXTENSION = "rollout_server.vllm_extension.FullTensorsExtension"
+"""By name, since only vLLM's processes need it, and its torch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +93,7 @@ class VllmEngine:
         Raises:
             EngineStartError: The model cannot be served, or the start took longer than `start_timeout_s`.
         """
-        _prepare_environment(self.config, self.device)
+        prepare_environment(self.config, self.device)
         before = set(multiprocessing.active_children())
         try:
             async with asyncio.timeout(self.config.start_timeout_s):
@@ -115,7 +114,10 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = AsyncEngineArgs(**engine_arguments(self.model_path, self.config, self.device, self.seed))
+        arguments = AsyncEngineArgs(
+            **engine_arguments(self.model_path, self.config, self.device, self.seed),
+            worker_extension_cls=_EXTENSION,
+        )
         return AsyncLLM.from_engine_args(arguments, stat_loggers=[_stat_logger_factory(self._counters)])
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None) -> list[Completion]:
@@ -170,6 +172,25 @@ class VllmEngine:
         with self._naming_death():
             await self._running().remove_lora(version.number)
 
+    async def check_full_tensors(self, version: AdapterVersion) -> None:
+        """Make sure that the adapter's whole tensors have their places in the model.
+
+        Raises:
+            FullTensorsError: They have not; nothing was changed.
+        """
+        await self._on_all_ranks("rlvr_check_full_tensors", version)
+
+    async def load_full_tensors(self, version: AdapterVersion) -> None:
+        """Replace the model's tensors by the adapter's. No request may be under way. What goes wrong here leaves the
+        model in an unknown state."""
+        await self._on_all_ranks("rlvr_load_full_tensors", version)
+
+    async def drop_prefix_cache(self) -> None:
+        """Forget the keys and values of finished requests; waits for requests that are still being ended."""
+        with self._naming_death():
+            while not await self._running().reset_prefix_cache():  # noqa: ASYNC110  # vLLM tells nobody when
+                await asyncio.sleep(_PREFIX_CACHE_POLL_S)
+
     def load(self) -> EngineLoad:
         """What the engine is doing now."""
         return EngineLoad(
@@ -200,6 +221,14 @@ class VllmEngine:
         if self._llm is None:
             raise EngineDeadError(f"the vLLM engine of {self.model_path!r} is not running: call start() first")
         return self._llm
+
+    async def _on_all_ranks(self, method: str, version: AdapterVersion) -> None:
+        path = str(Path(version.path) / FULL_TENSORS_NAME)
+        with self._naming_death():
+            problems = await self._running().collective_rpc(method, args=(path,))
+        for problem in problems:
+            if problem is not None:
+                raise FullTensorsError(f"the tensors of adapter version {version.number} do not load: {problem}")
 
     async def _finish_request(self, token_ids: tuple[int, ...], parameters: Any, lora: AdapterVersion | None) -> Any:
         from vllm.inputs import tokens_input
@@ -236,7 +265,7 @@ class PlainVllm:
     """`vllm.LLM` with the settings of a worker's engine and nothing of ours around it: the baseline of benchmarks."""
 
     def __init__(self, model_path: str, config: RolloutConfig, device: Device, seed: int) -> None:
-        _prepare_environment(config, device)
+        prepare_environment(config, device)
         from vllm import LLM
 
         self._max_model_len = config.max_model_len
@@ -262,63 +291,6 @@ class PlainVllm:
     def shutdown(self) -> None:
         """Stop vLLM's processes."""
         self._llm.llm_engine.engine_core.shutdown(_SHUTDOWN_TIMEOUT_S)
-
-
-def engine_arguments(model_path: str, config: RolloutConfig, device: Device, seed: int) -> dict[str, Any]:
-    """Keyword arguments of vLLM's `EngineArgs`: the same for our worker and for the baseline it is measured against."""
-    lora_slots = config.max_adapter_versions
-    if device == "cpu":
-        # vLLM's CPU operations without our plugin read index -1 ("no adapter") as the last slot: keep that one empty.
-        lora_slots += 1
-    arguments: dict[str, Any] = {
-        "model": model_path,
-        "dtype": _dtype(config, device),
-        "seed": seed,
-        "max_model_len": config.max_model_len,
-        "max_num_seqs": config.max_num_seqs,
-        "tensor_parallel_size": config.tensor_parallel_size,
-        "enforce_eager": config.enforce_eager,
-        "enable_prefix_caching": True,
-        "enable_lora": True,
-        "max_loras": lora_slots,
-        "max_cpu_loras": lora_slots,
-        "max_lora_rank": _allocated_rank(config.max_lora_rank),
-        "logprobs_mode": "processed_logprobs",
-        "disable_log_stats": True,
-    }
-    if config.max_num_batched_tokens is not None:
-        arguments["max_num_batched_tokens"] = config.max_num_batched_tokens
-    if device == "cpu":
-        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
-    else:
-        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
-    return arguments
-
-
-def _dtype(config: RolloutConfig, device: Device) -> str:
-    if config.dtype != "auto":
-        return config.dtype
-    return "float32" if device == "cpu" else "bfloat16"
-
-
-def _allocated_rank(rank: int) -> int:
-    for supported in _SUPPORTED_LORA_RANKS:
-        if rank <= supported:
-            return supported
-    raise ValueError(f"max_lora_rank={rank} is more than vLLM serves ({_SUPPORTED_LORA_RANKS[-1]})")
-
-
-def _prepare_environment(config: RolloutConfig, device: Device) -> None:
-    """Set what vLLM takes from the environment, unless the user has; its child processes inherit it."""
-    defaults = {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(max(1, int(config.start_timeout_s))),
-    }
-    if device == "cpu" and len(os.sched_getaffinity(0)) <= _SMALL_MACHINE_CPUS:
-        defaults["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
 
 
 def _lora_request(version: AdapterVersion) -> Any:

@@ -33,3 +33,11 @@ class AdapterMismatchError(RolloutError):
 
 class StaleAdapterError(AdapterMismatchError):
     """A probe showed that the version before (or no adapter at all) is still served."""
+
+
+class FullTensorsError(RolloutError):
+    """The whole tensors of an adapter do not fit the served model; nothing was changed."""
+
+
+class EngineSpoiledError(RolloutError):
+    """A publish of whole tensors failed on its way: what the engine holds is no version, and it does not generate."""

@@ -91,7 +91,8 @@ class AdapterPayload:
 
     version: int
     files: tuple[tuple[str, bytes], ...]
-    """(file name, content): `adapter_config.json` and `adapter_model.safetensors`."""
+    """(file name, content): `adapter_config.json` and `adapter_model.safetensors`. Modules trained whole (peft's
+    `modules_to_save`) are in the latter; `full_tensors.as_served` parts them for the node."""
     probe: AdapterProbe | None = None
 
     @property

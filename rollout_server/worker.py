@@ -6,7 +6,9 @@ waits for what:
 - a group of completions takes the current version when it begins and keeps it to its end;
 - publishing loads the new version beside the old ones and never pauses generation; it waits only if
   `max_adapter_versions` are in use, until the last request of one of them has ended;
-- an old version is dropped when its last request has ended.
+- an old version is dropped when its last request has ended;
+- a version with whole tensors (peft's `modules_to_save`) cannot be served beside another: publishing it lets no new
+  group begin, waits until all have ended, replaces the tensors, and then lets groups begin again, on that version.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from rollout_server.adapters import AdapterStore, AdapterTable, PlacedAdapter
+from rollout_server.busy_clock import BusyClock
 from rollout_server.config import RolloutConfig
-from rollout_server.engine import Device, EngineLoad, VllmEngine
-from rollout_server.errors import RolloutError, RolloutTimeoutError
+from rollout_server.engine import EngineLoad, VllmEngine
+from rollout_server.engine_settings import Device
+from rollout_server.errors import EngineSpoiledError, RolloutError, RolloutTimeoutError
+from rollout_server.full_tensors import as_served, full_tensor_names
 from rollout_server.probing import check_agreement, check_not_stale, looks_stale
 from rollout_server.types import (
     AdapterPayload,
@@ -56,6 +61,12 @@ class Engine(Protocol):
     async def add_lora(self, version: AdapterVersion) -> None: ...
 
     async def remove_lora(self, version: AdapterVersion) -> None: ...
+
+    async def check_full_tensors(self, version: AdapterVersion) -> None: ...
+
+    async def load_full_tensors(self, version: AdapterVersion) -> None: ...
+
+    async def drop_prefix_cache(self) -> None: ...
 
     def load(self) -> EngineLoad: ...
 
@@ -99,10 +110,14 @@ class RolloutWorker:
         self._store: AdapterStore | None = None
         self._table = AdapterTable()
         self._publishing = asyncio.Lock()
+        self._admitting = asyncio.Event()
+        self._admitting.set()
+        self._replaced_tensors: frozenset[str] = frozenset()
+        self._spoiled_by: int | None = None
         self._request_ended = asyncio.Event()
         self._dropping: set[asyncio.Task[None]] = set()
         self._metrics_task: asyncio.Task[None] | None = None
-        self._busy = _BusyClock()
+        self._busy = BusyClock()
 
     async def start(self) -> None:
         """Open the adapter folder and start the engine.
@@ -121,12 +136,12 @@ class RolloutWorker:
             ValueError: The prompt does not fit the context.
             RolloutTimeoutError: The group took longer than `generate_timeout_s`.
             EngineDeadError: The engine died.
+            EngineSpoiledError: A publish of whole tensors failed on its way, and none has succeeded since.
         """
-        number = self._table.acquire()
-        self._busy.begin()
         try:
             async with asyncio.timeout(self._config.generate_timeout_s):
-                return await self._engine.generate(prompt, sampling, self._table.version(number))
+                await self._admitting.wait()
+                return await self._generate(prompt, sampling)
         except TimeoutError:
             load = self._engine.load()
             raise RolloutTimeoutError(
@@ -134,6 +149,17 @@ class RolloutWorker:
                 f"{prompt.prompt_id!r} within {self._config.generate_timeout_s:g} s ({load.running} sequences running, "
                 f"{load.waiting} waiting); raise rollout.generate_timeout_s or send it less at once"
             ) from None
+
+    async def _generate(self, prompt: Prompt, sampling: SamplingParams) -> list[Completion]:
+        if self._spoiled_by is not None:
+            raise EngineSpoiledError(
+                f"worker {self._name} holds a part of adapter version {self._spoiled_by}, whose publish failed, and "
+                f"cannot go back to version {self._table.current}: publish that version again, or start the run again"
+            )
+        number = self._table.acquire()
+        self._busy.begin()
+        try:
+            return await self._engine.generate(prompt, sampling, self._table.version(number))
         finally:
             self._busy.end()
             self._table.release(number)
@@ -143,23 +169,27 @@ class RolloutWorker:
     async def publish(self, payload: AdapterPayload) -> PublishReport:
         """Load a version, prove by its probe that it is served, and give it to the requests that follow.
 
-        Publishing the current version again proves it again. If anything goes wrong the current version stays.
+        Publishing the current version again proves it again. If anything goes wrong the current version stays; but
+        once whole tensors have begun to be replaced there is no way back, and the worker generates no more until a
+        version with all of them is published.
 
         Raises:
-            ValueError: The version is older than the current one.
+            ValueError: The version is older than the current one, or lacks whole tensors that an earlier one had.
+            FullTensorsError: Its whole tensors do not fit the model.
             AdapterMismatchError, StaleAdapterError: The probe failed.
             AdapterCorruptError: The files on this node are not those of the payload.
             RolloutTimeoutError: It took longer than `publish_timeout_s`.
         """
         try:
             async with asyncio.timeout(self._config.publish_timeout_s), self._publishing:
-                return await self._publish(payload)
+                return await self._publish(await asyncio.to_thread(as_served, payload))
         except TimeoutError:
-            waiting_for = ", ".join(f"v{n}: {self._table.num_requests(n)}" for n in self._table.live) or "none"
+            waiting_for = ", ".join(f"v{n}: {self._table.num_requests(n)}" for n in (0, *self._table.live))
             raise RolloutTimeoutError(
                 f"worker {self._name} did not publish adapter version {payload.version} within "
                 f"{self._config.publish_timeout_s:g} s; requests under way for each live version: {waiting_for}. It "
-                f"keeps at most {self._config.max_adapter_versions} versions (rollout.max_adapter_versions)"
+                f"keeps at most {self._config.max_adapter_versions} versions (rollout.max_adapter_versions), and one "
+                f"with modules_to_save waits for all requests; raise rollout.publish_timeout_s if they take long"
             ) from None
 
     async def stats(self) -> WorkerStats:
@@ -199,18 +229,55 @@ class RolloutWorker:
             )
         if payload.version == previous:
             return await self._publish_again(payload)
+        names = full_tensor_names(payload)
+        if not names >= self._replaced_tensors:
+            raise ValueError(
+                f"adapter version {payload.version} lacks {sorted(self._replaced_tensors - names)}, which an earlier "
+                f"version replaced in worker {self._name}: all versions of a run must have the same modules_to_save"
+            )
         await self._wait_for_place()
         placed = await asyncio.to_thread(self._running_store().place, payload)
-        async with self._undone_on_failure(placed.version):
+        async with self._undone_on_failure(placed.version), self._drained() if names else contextlib.nullcontext():
             started = time.perf_counter()
+            served_before = await self._replace_tensors(payload, placed.version, names) if names else None
             await self._engine.add_lora(placed.version)
             load_ms = (time.perf_counter() - started) * 1e3
             started = time.perf_counter()
-            difference = await self._probe(payload, placed.version, previous)
+            difference = await self._probe(payload, placed.version, previous, served_before)
             probe_ms = (time.perf_counter() - started) * 1e3
-        self._table.make_current(payload.version)
+            self._table.make_current(payload.version)
+            self._spoiled_by = None
         self._drop_later()
         return self._report(placed, load_ms, probe_ms, difference)
+
+    @contextlib.asynccontextmanager
+    async def _drained(self) -> AsyncIterator[None]:
+        """No request is under way inside, and none begins."""
+        self._admitting.clear()
+        try:
+            while self._table.num_all_requests:
+                self._request_ended.clear()
+                await self._request_ended.wait()
+            yield
+        finally:
+            self._admitting.set()
+
+    async def _replace_tensors(
+        self, payload: AdapterPayload, version: AdapterVersion, names: frozenset[str]
+    ) -> list[float] | None:
+        """Put the version's whole tensors into the drained engine. Returns what the previous version says of the
+        probe, if that may be asked for: afterwards nobody can."""
+        served_before = None
+        if payload.probe is not None and payload.probe.previous_training_logprobs is not None:
+            served_before = await self._engine.prompt_logprobs(
+                payload.probe.token_ids, self._table.version(self._table.current)
+            )
+        await self._engine.check_full_tensors(version)
+        await self._engine.drop_prefix_cache()
+        self._spoiled_by = version.number
+        self._replaced_tensors = names
+        await self._engine.load_full_tensors(version)
+        return served_before
 
     async def _publish_again(self, payload: AdapterPayload) -> PublishReport:
         version = self._table.version(payload.version)
@@ -240,14 +307,17 @@ class RolloutWorker:
             probe_difference=difference,
         )
 
-    async def _probe(self, payload: AdapterPayload, version: AdapterVersion, previous: int) -> float | None:
+    async def _probe(
+        self, payload: AdapterPayload, version: AdapterVersion, previous: int, served_before: list[float] | None
+    ) -> float | None:
         probe = payload.probe
         if probe is None:
             return None
         served = await self._engine.prompt_logprobs(probe.token_ids, version)
         difference = check_agreement(served, probe, worker=self._name, version=version.number)
         if looks_stale(served, probe):
-            served_before = await self._engine.prompt_logprobs(probe.token_ids, self._table.version(previous))
+            if served_before is None:
+                served_before = await self._engine.prompt_logprobs(probe.token_ids, self._table.version(previous))
             check_not_stale(
                 served,
                 served_before,
@@ -327,25 +397,3 @@ class RolloutWorker:
             except Exception:
                 logger.warning("worker %s: the metrics sink failed and is not called again", self._name, exc_info=True)
                 return
-
-
-class _BusyClock:
-    """Seconds in which at least one request was under way."""
-
-    def __init__(self) -> None:
-        self._under_way = 0
-        self._since = 0.0
-        self._total_s = 0.0
-
-    def begin(self) -> None:
-        if self._under_way == 0:
-            self._since = time.monotonic()
-        self._under_way += 1
-
-    def end(self) -> None:
-        self._under_way -= 1
-        if self._under_way == 0:
-            self._total_s += time.monotonic() - self._since
-
-    def total_s(self) -> float:
-        return self._total_s + (time.monotonic() - self._since if self._under_way else 0.0)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from rollout_server.engine import EngineLoad
-from rollout_server.errors import AdapterMismatchError, EngineDeadError, RolloutTimeoutError
+from rollout_server.errors import (
+    AdapterMismatchError,
+    EngineDeadError,
+    EngineSpoiledError,
+    FullTensorsError,
+    RolloutTimeoutError,
+)
 from rollout_server.types import (
     AdapterPayload,
     AdapterProbe,
@@ -31,13 +41,21 @@ class ScriptedEngine:
         self.let_go = asyncio.Event()
         self.loaded: list[int] = []
         self.fails_to_load = False
+        self.under_way = 0
+        self.tensors_of = 0
+        self.fails_to_check = False
+        self.fails_half_way = False
+        self.cached_prefixes = False
 
     async def start(self) -> None: ...
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None) -> list[Completion]:
         number = 0 if lora is None else lora.number
         assert number == 0 or number in self.loaded
+        self.under_way += 1
+        self.cached_prefixes = True
         await self.let_go.wait()
+        self.under_way -= 1
         assert number == 0 or number in self.loaded
         return [
             Completion(
@@ -56,12 +74,27 @@ class ScriptedEngine:
     async def add_lora(self, version: AdapterVersion) -> None:
         if self.fails_to_load:
             raise EngineDeadError("gone")
-        assert {path.name for path in Path(version.path).iterdir()} == {"adapter_model.safetensors"}
+        assert "adapter_model.safetensors" in {path.name for path in Path(version.path).iterdir()}
         self.loaded.append(version.number)
 
     async def remove_lora(self, version: AdapterVersion) -> None:
         if version.number in self.loaded:
             self.loaded.remove(version.number)
+
+    async def check_full_tensors(self, version: AdapterVersion) -> None:
+        assert (Path(version.path) / "full_tensors.safetensors").is_file()
+        if self.fails_to_check:
+            raise FullTensorsError("no such tensor")
+
+    async def drop_prefix_cache(self) -> None:
+        self.cached_prefixes = False
+
+    async def load_full_tensors(self, version: AdapterVersion) -> None:
+        assert self.under_way == 0
+        assert not self.cached_prefixes
+        self.tensors_of = version.number
+        if self.fails_half_way:
+            raise FullTensorsError("out of memory")
 
     def load(self) -> EngineLoad:
         return EngineLoad(running=0, waiting=0, generated_tokens=0)
@@ -74,6 +107,15 @@ def payload(version: int, served: float | None = None, content: bytes = b"w") ->
     if served is not None:
         probe = AdapterProbe(token_ids=(1, 2, 3), training_logprobs=(served,) * 2, tolerance=0.1)
     return AdapterPayload(version=version, files=(("adapter_model.safetensors", content),), probe=probe)
+
+
+def whole(version: int, served: float | None = None, *, modules: tuple[str, ...] = ("embed_tokens",)) -> AdapterPayload:
+    """An adapter with whole tensors beside its matrices."""
+    tensors = {f"base_model.model.model.{name}.weight": torch.full((2, 2), float(version)) for name in modules}
+    tensors["base_model.model.model.q_proj.lora_A.weight"] = torch.ones(1, 2)
+    config = json.dumps({"modules_to_save": modules}).encode()
+    files = (("adapter_config.json", config), ("adapter_model.safetensors", save(tensors)))
+    return dataclasses.replace(payload(version, served), files=files)
 
 
 @pytest.fixture
@@ -175,6 +217,75 @@ async def test_a_full_worker_does_not_make_publishing_wait_for_ever(worker, roll
     monkeypatch.setattr(worker, "_config", rollout_config(publish_timeout_s=0.05))
     with pytest.raises(RolloutTimeoutError, match=r"version 3 within 0\.05 s; .* v1: 1, v2: 1"):
         await worker.publish(payload(3))
+
+
+async def test_whole_tensors_wait_until_no_group_is_under_way(worker, engine):
+    before = await begin(worker)
+    publishing = asyncio.create_task(worker.publish(whole(1, served=-1.0)))
+    await asyncio.sleep(0.05)
+    late = await begin(worker)
+    assert (engine.tensors_of, engine.under_way) == (0, 1)  # the late one has not begun
+    engine.let_go.set()
+    assert (await publishing).version.number == 1
+    assert [(await group)[0].adapter_version for group in (before, late)] == [0, 1]
+    assert engine.tensors_of == 1
+
+
+async def test_a_drain_that_takes_too_long_leaves_the_old_version(worker, engine, rollout_config, monkeypatch):
+    group = await begin(worker)
+    monkeypatch.setattr(worker, "_config", rollout_config(publish_timeout_s=0.05))
+    with pytest.raises(RolloutTimeoutError, match=r"version 1 within 0\.05 s; .* v0: 1"):
+        await worker.publish(whole(1))
+    engine.let_go.set()
+    assert (await group)[0].adapter_version == 0
+    assert (await worker.generate(PROMPT, SamplingParams()))[0].adapter_version == 0
+    assert engine.tensors_of == 0
+
+
+async def test_whole_tensors_that_do_not_fit_change_nothing(worker, engine):
+    engine.let_go.set()
+    engine.fails_to_check = True
+    with pytest.raises(FullTensorsError):
+        await worker.publish(whole(1))
+    assert (await worker.generate(PROMPT, SamplingParams()))[0].adapter_version == 0
+
+
+@pytest.mark.parametrize("failure", ["half way", "probe"])
+async def test_a_spoiled_engine_generates_no_more_until_a_version_is_whole(worker, engine, failure):
+    engine.let_go.set()
+    await worker.publish(whole(1))
+    engine.fails_half_way = failure == "half way"
+    with pytest.raises((FullTensorsError, AdapterMismatchError)):
+        await worker.publish(whole(2, served=-3.0))
+    with pytest.raises(EngineSpoiledError, match=r"rollout-3 holds a part of adapter version 2, .* back to version 1"):
+        await worker.generate(PROMPT, SamplingParams())
+    engine.fails_half_way = False
+    await worker.publish(whole(2, served=-2.0))
+    assert (await worker.generate(PROMPT, SamplingParams()))[0].adapter_version == 2
+
+
+async def test_every_version_has_the_same_whole_tensors(worker):
+    await worker.publish(whole(1, modules=("embed_tokens", "lm_head")))
+    for later in (payload(2), whole(2)):
+        with pytest.raises(ValueError, match=r"version 2 lacks \[.*'model\.lm_head\.weight'\]"):
+            await worker.publish(later)
+
+
+async def test_the_version_before_is_asked_before_its_tensors_go(worker, engine, monkeypatch):
+    """The update looks stale by chance; what the engine said under the old tensors decides."""
+    asked: list[tuple[int, int]] = []
+
+    async def prompt_logprobs(token_ids: Sequence[int], lora: AdapterVersion | None) -> list[float]:
+        asked.append((0 if lora is None else lora.number, engine.tensors_of))
+        return [-1.0 - 0.01 * engine.tensors_of] * (len(token_ids) - 1)
+
+    monkeypatch.setattr(engine, "prompt_logprobs", prompt_logprobs)
+    await worker.publish(whole(1))
+    probe = AdapterProbe(
+        token_ids=(1, 2, 3), training_logprobs=(-1.05,) * 2, tolerance=0.1, previous_training_logprobs=(-1.03,) * 2
+    )
+    await worker.publish(dataclasses.replace(whole(2), probe=probe))
+    assert asked == [(1, 1), (2, 2)]
 
 
 async def test_a_group_that_takes_too_long_is_given_up(worker, rollout_config, monkeypatch):

@@ -1,0 +1,74 @@
+"""vLLM's settings from ours: the arguments of its engine and the variables of its environment. Pure; no vLLM here."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+from rollout_server.config import RolloutConfig
+
+Device = Literal["cpu", "cuda"]
+
+_SUPPORTED_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""Ranks vLLM allocates for (`vllm.config.lora.MaxLoRARanks`)."""
+
+_SMALL_MACHINE_CPUS = 4
+"""vLLM keeps one core free for its scheduler process. Up to this many cores that costs more than it gives: on two
+cores it halves the speed."""
+
+
+def engine_arguments(model_path: str, config: RolloutConfig, device: Device, seed: int) -> dict[str, Any]:
+    """Keyword arguments of vLLM's `EngineArgs`: the same for our worker and for the baseline it is measured against."""
+    lora_slots = config.max_adapter_versions
+    if device == "cpu":
+        # vLLM's CPU operations without our plugin read index -1 ("no adapter") as the last slot: keep that one empty.
+        lora_slots += 1
+    arguments: dict[str, Any] = {
+        "model": model_path,
+        "dtype": _dtype(config, device),
+        "seed": seed,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "enforce_eager": config.enforce_eager,
+        "enable_prefix_caching": True,
+        "enable_lora": True,
+        "max_loras": lora_slots,
+        "max_cpu_loras": lora_slots,
+        "max_lora_rank": _allocated_rank(config.max_lora_rank),
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+    }
+    if config.max_num_batched_tokens is not None:
+        arguments["max_num_batched_tokens"] = config.max_num_batched_tokens
+    if device == "cpu":
+        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+    else:
+        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+    return arguments
+
+
+def _dtype(config: RolloutConfig, device: Device) -> str:
+    if config.dtype != "auto":
+        return config.dtype
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def _allocated_rank(rank: int) -> int:
+    for supported in _SUPPORTED_LORA_RANKS:
+        if rank <= supported:
+            return supported
+    raise ValueError(f"max_lora_rank={rank} is more than vLLM serves ({_SUPPORTED_LORA_RANKS[-1]})")
+
+
+def prepare_environment(config: RolloutConfig, device: Device) -> None:
+    """Set what vLLM takes from the environment, unless the user has; its child processes inherit it."""
+    defaults = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(max(1, int(config.start_timeout_s))),
+    }
+    if device == "cpu" and len(os.sched_getaffinity(0)) <= _SMALL_MACHINE_CPUS:
+        defaults["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
