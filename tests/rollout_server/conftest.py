@@ -22,20 +22,20 @@ PROBE_TOKENS = tuple(5 + (7 * i) % 300 for i in range(24))
 TOLERANCE = 2e-4  # float32 on both sides
 
 
-def _save_tiny_model(folder: Path) -> None:
+def save_tiny_model(folder: Path, vocabulary_size: int = VOCABULARY_SIZE) -> None:
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    words = ["<unk>", "<eos>", "<pad>", *(f"w{i}" for i in range(VOCABULARY_SIZE - 3))]
+    words = ["<unk>", "<eos>", "<pad>", *(f"w{i}" for i in range(vocabulary_size - 3))]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>"
     ).save_pretrained(folder)
     config = Qwen2Config(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=vocabulary_size,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -59,9 +59,16 @@ class Reference:
     _model: Any = None
     _folders: dict[int, Path] = field(default_factory=dict)
 
-    def payload(self, version: int, *, strength: float = 0.3, previous: int | None = None) -> AdapterPayload:
+    def payload(
+        self,
+        version: int,
+        *,
+        strength: float = 0.3,
+        previous: int | None = None,
+        modules_to_save: Sequence[str] = (),
+    ) -> AdapterPayload:
         """A random adapter as `version`, with its probe; `previous` is the version before."""
-        folder = self._make_adapter(version, strength)
+        folder = self._make_adapter(version, strength, modules_to_save)
         names = ("adapter_config.json", "adapter_model.safetensors")
         probe = AdapterProbe(
             token_ids=PROBE_TOKENS,
@@ -86,17 +93,21 @@ class Reference:
             logits_TV = model(tokens_T[None]).logits[0] / temperature
         return logits_TV[:-1].log_softmax(-1).gather(-1, tokens_T[1:, None])[:, 0].tolist()
 
-    def _make_adapter(self, version: int, strength: float) -> Path:
+    def _make_adapter(self, version: int, strength: float, modules_to_save: Sequence[str]) -> Path:
         import torch
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(1000 + version)
         model = AutoModelForCausalLM.from_pretrained(self.model_path, dtype=torch.float32)
-        adapter = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+        linear = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        whole = list(modules_to_save) or None
+        adapter = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=linear, modules_to_save=whole))
         for name, parameter in adapter.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=strength * 0.1)
+            elif "modules_to_save" in name:
+                parameter.data += 0.05 * torch.randn_like(parameter)
         folder = self._folders[version] = self.folder / f"v{version}"
         adapter.save_pretrained(folder)
         # peft writes the base model's folder into the configuration, and vLLM would look for it
@@ -108,7 +119,7 @@ class Reference:
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     model_path = tmp_path_factory.mktemp("tiny-qwen2")
-    _save_tiny_model(model_path)
+    save_tiny_model(model_path)
     return Reference(model_path=model_path, folder=tmp_path_factory.mktemp("adapters"))
 
 
