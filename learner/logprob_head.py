@@ -1,17 +1,19 @@
 """Log-probabilities from hidden states, without ever holding more than a chunk of logits.
 
-Shapes: R predictions, E hidden size, V vocabulary.
+Shapes: R predictions, c of them in a chunk, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-LOGITS_PER_CHUNK = 1 << 22
-"""Logits held at once: 16 MiB in float32, under what `cpu_memory` keeps for reuse."""
+LOGITS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Logits held at once, by device: on CPUs 16 MiB in float32, under what `cpu_memory` keeps for reuse; on GPUs 256 MiB,
+so that the products are large enough to fill one."""
 
 
 def token_logprobs(
@@ -19,43 +21,86 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """log softmax(logits / temperature)[target] and the distribution's entropy, both float32 of shape (R,).
 
-    The projection is frozen, so the gradient of one log-probability towards its hidden state,
-    (W[target] − Σ_v p_v·W[v]) / temperature, is known as soon as the logits are. The forward pass computes it where a
-    gradient is wanted: nothing is recomputed in the backward pass, and peak memory grows with R·E, not with R·V.
-    The entropy carries no gradient.
+    Of a frozen projection the gradient of one log-probability towards its hidden state,
+    (W[target] − Σ_v p_v·W[v]) / temperature, is known as soon as the logits are: the forward pass computes it where a
+    gradient is wanted, and nothing is recomputed. A projection that is trained itself needs the upstream gradient
+    first, so its logits are computed again, chunk by chunk, in the backward pass. Either way peak memory grows with
+    R·E, not with R·V. The entropy carries no gradient.
     """
-    logprobs_R, entropy_R = _TokenLogprobs.apply(hidden_RE, weight_VE.detach(), bias_V, target_R, temperature)
+    function = _TrainedHead if torch.is_grad_enabled() and weight_VE.requires_grad else _FrozenHead
+    logprobs_R, entropy_R = function.apply(hidden_RE, weight_VE, bias_V, target_R, temperature)  # type: ignore[no-untyped-call]
     return logprobs_R, entropy_R
 
 
-class _TokenLogprobs(torch.autograd.Function):
+class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_RE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, target_R: Tensor, temperature: float
     ) -> tuple[Tensor, Tensor]:
-        rows = max(1, LOGITS_PER_CHUNK // weight_VE.shape[0])
         wants_gradient = ctx.needs_input_grad[0]
         logprobs, entropies, directions = [], [], []
-        for hidden_cE, target_c in zip(hidden_RE.split(rows), target_R.split(rows), strict=True):
-            logits_cV = torch.nn.functional.linear(hidden_cE, weight_VE, bias_V).float()
-            if temperature != 1.0:
-                logits_cV /= temperature
-            normaliser_c = logits_cV.logsumexp(dim=1)
-            logprobs.append(logits_cV.gather(1, target_c.unsqueeze(1)).squeeze(1) - normaliser_c)
-            # Shifted in place: entropy = −Σ p·log p, of log p = logits − normaliser.
-            logits_cV -= normaliser_c.unsqueeze(1)
-            probs_cV = torch.exp(logits_cV)
-            entropies.append(-torch.linalg.vecdot(probs_cV, logits_cV))
+        for rows in _chunks(target_R, len(weight_VE)):
+            target_c = target_R[rows]
+            logprobs_cV = _log_softmax(hidden_RE[rows], weight_VE, bias_V, temperature)
+            logprobs.append(logprobs_cV.gather(1, target_c.unsqueeze(1)).squeeze(1))
+            probs_cV = torch.exp(logprobs_cV)
+            entropies.append(-torch.linalg.vecdot(probs_cV, logprobs_cV))
             if wants_gradient:
                 direction_cE = weight_VE[target_c] - probs_cV.to(weight_VE.dtype) @ weight_VE
                 directions.append(direction_cE / temperature)
         if wants_gradient:
             ctx.save_for_backward(torch.cat(directions))
-        logprobs_R, entropy_R = torch.cat(logprobs), torch.cat(entropies)
+        entropy_R = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy_R)
-        return logprobs_R, entropy_R
+        return torch.cat(logprobs), entropy_R
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (direction_RE,) = ctx.saved_tensors
         return (grads[0].unsqueeze(1) * direction_RE).to(direction_RE.dtype), None, None, None, None
+
+
+class _TrainedHead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_RE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, target_R: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            logprobs_R, entropy_R = _FrozenHead.apply(hidden_RE, weight_VE, bias_V, target_R, temperature)
+        ctx.save_for_backward(hidden_RE, weight_VE, bias_V, target_R)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropy_R)
+        return logprobs_R, entropy_R
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        hidden_RE, weight_VE, bias_V, target_R = ctx.saved_tensors
+        upstream_R = grads[0].float() / ctx.temperature
+        grad_hidden_RE, grad_weight_VE = torch.empty_like(hidden_RE), torch.zeros_like(weight_VE)
+        grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
+        for rows in _chunks(target_R, len(weight_VE)):
+            # Of one log-probability towards the logits: onehot(target) − p.
+            towards_cV = _log_softmax(hidden_RE[rows], weight_VE, bias_V, ctx.temperature).exp_().neg_()
+            towards_cV.scatter_add_(1, target_R[rows].unsqueeze(1), torch.ones_like(towards_cV[:, :1]))
+            towards_cV *= upstream_R[rows].unsqueeze(1)
+            towards_cV = towards_cV.to(weight_VE.dtype)
+            grad_hidden_RE[rows] = towards_cV @ weight_VE
+            grad_weight_VE.addmm_(towards_cV.T, hidden_RE[rows].to(weight_VE.dtype))
+            if grad_bias_V is not None:
+                grad_bias_V += towards_cV.sum(dim=0)
+        return grad_hidden_RE, grad_weight_VE, grad_bias_V, None, None
+
+
+def _chunks(target_R: Tensor, vocabulary: int) -> Iterator[slice]:
+    rows = max(1, LOGITS_PER_CHUNK[target_R.device.type] // vocabulary)
+    return (slice(start, start + rows) for start in range(0, len(target_R), rows))
+
+
+def _log_softmax(hidden_cE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
+    """float32, worked out in place: one tensor of a chunk's logits is all there is. A trained head is float32 over
+    hidden states of the base's precision."""
+    logits_cV = torch.nn.functional.linear(hidden_cE.to(weight_VE.dtype), weight_VE, bias_V).float()
+    if temperature != 1.0:
+        logits_cV /= temperature
+    logits_cV -= logits_cV.logsumexp(dim=1, keepdim=True)
+    return logits_cV

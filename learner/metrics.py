@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 AllReduce = Callable[..., list[float]]
 """all_reduce(values, op="sum" | "max" | "min"): element-wise over the ranks."""
@@ -47,3 +47,20 @@ class MetricTotals:
             for name, value in zip(extremes, all_reduce(list(extremes.values()), op=op), strict=True):
                 values[name] = value if num_tokens else 0.0
         return values
+
+
+def over_iterations(iterations: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One dictionary of several optimizer steps' values: means, extremes, and the last learning rate. All have the same
+    names."""
+    values = {}
+    for name in iterations[0]:
+        found = [iteration[name] for iteration in iterations]
+        if name == "learning_rate":
+            values[name] = found[-1]
+        elif name.endswith("_max"):
+            values[name] = max(found)
+        elif name.endswith("_min"):
+            values[name] = min(found)
+        else:
+            values[name] = math.fsum(found) / len(found)
+    return values

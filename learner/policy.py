@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from learner.config import LearnerConfig
+from learner.attention import ATTENTION_NAME, TreeAttention, attend, make_attention
+from learner.base_model import load_base
+from learner.config import AttentionKind, LearnerConfig
 from learner.errors import LearnerError
 from learner.logprob_head import token_logprobs
 from learner.prefix_tree import PrefixTree
-from learner.tree_attention import ATTENTION_NAME, Block, make_blocks, tree_attention
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,10 +32,10 @@ class TreeInputs:
     """Which prediction is completion token t of sequence b; 0 on padding."""
     mask_BT: Tensor
     """1 on completion tokens, 0 on padding; float32."""
-    blocks: tuple[Block, ...]
+    attention: TreeAttention
 
 
-def tree_inputs(tree: PrefixTree, device: torch.device) -> TreeInputs:
+def tree_inputs(tree: PrefixTree, device: torch.device, attention: AttentionKind = "auto") -> TreeInputs:
     """Moves a tree to the device and plans its attention."""
     width = max((len(row) for row in tree.rows), default=0) or 1
     row_BT = torch.zeros(len(tree.rows), width, dtype=torch.long)
@@ -50,12 +50,13 @@ def tree_inputs(tree: PrefixTree, device: torch.device) -> TreeInputs:
         target_R=torch.from_numpy(tree.target_R).to(device),
         row_BT=row_BT.to(device),
         mask_BT=mask_BT.to(device),
-        blocks=make_blocks(tree, device),
+        attention=make_attention(tree, device, attention),
     )
 
 
 class Policy(nn.Module):
-    """Base model and adapter. Only the adapter has gradients; it is float32 whatever the base's precision."""
+    """Base model and adapter. Only the adapter has gradients (with it modules trained whole: peft's `modules_to_save`);
+    it is float32 whatever the base's precision."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -79,11 +80,12 @@ class Policy(nn.Module):
                 input_ids=inputs.token_ids_N.unsqueeze(0),
                 position_ids=inputs.position_ids_N.unsqueeze(0),
                 use_cache=False,
-                tree_blocks=inputs.blocks,
+                tree_attention=inputs.attention,
             ).last_hidden_state.squeeze(0)
-        head = base.get_output_embeddings()
+            head = base.get_output_embeddings()
+            weight, bias = head.weight, head.bias  # the trained ones or the base's, as the adapter is on or off
         hidden_RE = hidden_NE.index_select(0, inputs.predictor_R)
-        return token_logprobs(hidden_RE, head.weight, head.bias, inputs.target_R, temperature=temperature)
+        return token_logprobs(hidden_RE, weight, bias, inputs.target_R, temperature=temperature)
 
     def adapter_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters of the adapter, in the model's order."""
@@ -104,25 +106,15 @@ def tree_logprobs(
 def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device, seed: int) -> Policy:
     """Loads the base from a local folder, freezes it and puts a fresh adapter on (its B is 0: the base's behaviour).
 
-    The same seed gives the same adapter. Raises LearnerError for a folder that holds no such model.
+    The same seed gives the same adapter. With `modules_to_save` these modules are trained too, as copies in float32.
+    Raises LearnerError for a folder that holds no such model.
     """
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    if not (Path(model_path) / "config.json").is_file():
-        raise LearnerError(f"{model_path!r} is no model folder: it has no config.json")
-    transformers.AttentionInterface.register(ATTENTION_NAME, tree_attention)
+    transformers.AttentionInterface.register(ATTENTION_NAME, attend)
     dtype = base_dtype(config, device)
-    arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": ATTENTION_NAME, "local_files_only": True}
-    if config.quantization == "nf4":
-        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-        )
-        arguments["device_map"] = {"": str(device)}
-    try:
-        base = transformers.AutoModelForCausalLM.from_pretrained(model_path, **arguments)
-    except (OSError, ValueError) as error:
-        raise LearnerError(f"cannot load a model from {model_path!r}: {error}") from error
+    base = load_base(model_path, config.quantization, dtype=dtype, device=device, attn_implementation=ATTENTION_NAME)
     base.requires_grad_(False)
     base.config.use_cache = False
     torch.manual_seed(seed)
@@ -133,11 +125,16 @@ def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device,
         lora_dropout=config.lora.lora_dropout,
         target_modules=list(config.lora.target_modules),
         bias="none",
+        modules_to_save=list(config.lora.modules_to_save) or None,
+        # Tied embeddings are one tensor: it is trained once, by whichever name, with the gradient of both uses.
+        ensure_weight_tying=bool(config.lora.modules_to_save) and base.config.get_text_config().tie_word_embeddings,
     )
     model = get_peft_model(base, adapter, autocast_adapter_dtype=False)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if base.get_input_embeddings().weight.dtype != dtype:  # trained, in float32; the layers behind them are not
+        base.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.to(dtype))
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()  # without it gradient checkpointing is off
@@ -156,10 +153,11 @@ def _check_supported(base: Any) -> None:
     """Refuses what the tree attention and the chunked head would compute wrongly."""
     text = base.config.get_text_config()
     head = base.get_output_embeddings()
+    head = getattr(head, "original_module", head)  # peft's wrapper of a module that is trained whole
     if type(head) is not nn.Linear:
         raise LearnerError(f"the output projection is a {type(head).__name__}; the learner needs a plain nn.Linear")
     for name in ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(text, name, None) not in (None, 0, 1, 1.0):
             raise LearnerError(f"the model's {name}={getattr(text, name)} is not supported by the learner")
-    if "sliding_attention" in (getattr(text, "layer_types", None) or ()):
-        raise LearnerError("the model has sliding-window layers, which the prefix tree's attention does not support")
+    if getattr(text, "use_bidirectional_attention", False):
+        raise LearnerError("the model's attention is bidirectional; the learner needs a causal language model")

@@ -88,10 +88,16 @@ class PrefixTree:
             index = int(self.parent_N[index])
         return path[::-1]
 
-    def sees(self, queries: IntArray, keys: IntArray) -> NDArray[np.bool_]:
-        """Which keys are ancestors of (or equal to) which queries; shape (queries, keys)."""
+    def sees(self, queries: IntArray, keys: IntArray, *, window: int | None = None) -> NDArray[np.bool_]:
+        """Which keys are ancestors of (or equal to) which queries; shape (queries, keys).
+
+        With `window` only those less than so many positions back: a sliding window follows the path, not the packing.
+        """
         q, k = queries[:, None], keys[None, :]
-        return (k <= q) & (q < self.exit_N[keys][None, :])
+        sees = (k <= q) & (q < self.exit_N[keys][None, :])
+        if window is not None:
+            sees &= self.position_ids_N[queries][:, None] - self.position_ids_N[keys][None, :] < window
+        return sees
 
 
 def build_tree(sequences: Sequence[TokenSequence], *, share: bool = True) -> PrefixTree:
@@ -101,26 +107,41 @@ def build_tree(sequences: Sequence[TokenSequence], *, share: bool = True) -> Pre
     """
     if not sequences:
         raise ValueError("a prefix tree needs at least one sequence")
+    line = line_up(sequences, share=share)
+    packer = _Packer()
+    for b, length, shared in zip(line.order, line.lengths, line.shared, strict=True):
+        packer.add(b, np.asarray(sequences[b].token_ids[:length], dtype=np.int64), shared)
+    return packer.finish(sequences)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LineUp:
+    """B sequences in the order in which they are packed. Any run of them is packed without looking at the others:
+    sequences `i` to `j` have lengths[i] + Σ_(i<t≤j) (lengths[t] − shared[t]) distinct tokens."""
+
+    order: tuple[int, ...]
+    """Indices of the sequences: lexicographic by their tokens, so that neighbours share most."""
+    lengths: tuple[int, ...]
+    """Tokens of each that go through the model, in that order."""
+    shared: tuple[int, ...]
+    """How many of them stand at the beginning of the one before as well; 0 for the first."""
+
+
+def line_up(sequences: Sequence[TokenSequence], *, share: bool = True) -> LineUp:
+    """Orders the sequences for packing; with `share=False` as they come, and nothing is shared."""
     # The last completion token predicts nothing, so its position never enters the tree.
     inputs = [np.asarray(sequence.token_ids[: _num_inputs(sequence)], dtype=np.int64) for sequence in sequences]
-    packer = _Packer()
-    order = sorted(range(len(sequences)), key=lambda b: inputs[b].tolist()) if share else range(len(sequences))
-    for b in order:
-        packer.add(b, inputs[b], share=share)
-    return packer.finish(sequences)
+    order = sorted(range(len(inputs)), key=lambda b: inputs[b].tolist()) if share else list(range(len(inputs)))
+    shared = [0] * len(order)
+    for t in range(1, len(order) if share else 0):
+        shared[t] = _common_prefix(inputs[order[t - 1]], inputs[order[t]])
+    return LineUp(order=tuple(order), lengths=tuple(len(inputs[b]) for b in order), shared=tuple(shared))
 
 
 def count_distinct_tokens(sequences: Sequence[TokenSequence], *, share: bool = True) -> int:
     """Tokens of `build_tree(sequences)`, without building it."""
-    if not share:
-        return sum(_num_inputs(sequence) for sequence in sequences)
-    inputs = sorted(sequence.token_ids[: _num_inputs(sequence)] for sequence in sequences)
-    total, before = 0, np.zeros(0, dtype=np.int64)
-    for tokens in inputs:
-        array = np.asarray(tokens, dtype=np.int64)
-        total += len(array) - _common_prefix(before, array)
-        before = array
-    return total
+    line = line_up(sequences, share=share)
+    return sum(line.lengths) - sum(line.shared)
 
 
 def _num_inputs(sequence: TokenSequence) -> int:
@@ -141,19 +162,17 @@ class _Packer:
         self._positions: list[IntArray] = []
         self._parents: list[IntArray] = []
         self._size = 0
-        self._last_tokens: IntArray = np.zeros(0, dtype=np.int64)
         self._last_path: IntArray = np.zeros(0, dtype=np.int64)
         self._paths: dict[int, IntArray] = {}
 
-    def add(self, b: int, tokens: IntArray, *, share: bool) -> None:
-        shared = _common_prefix(self._last_tokens, tokens) if share else 0
+    def add(self, b: int, tokens: IntArray, shared: int) -> None:
         fresh = np.arange(self._size, self._size + len(tokens) - shared)
         path = np.concatenate([self._last_path[:shared], fresh])
         self._tokens.append(tokens[shared:])
         self._positions.append(np.arange(shared, len(tokens)))
         self._parents.append(np.concatenate([[-1], path[:-1]])[shared:].astype(np.int64))
         self._size += len(fresh)
-        self._last_tokens, self._last_path = tokens, path
+        self._last_path = path
         self._paths[b] = path
 
     def finish(self, sequences: Sequence[TokenSequence]) -> PrefixTree:

@@ -2,9 +2,8 @@
 
 A dense mask over N tokens costs N² however sparse the tree is: 6 questions × 8 completions behind one header are 2,500
 tokens and 6.5 million pairs, of which 0.5 million are seen. So the tree is cut into blocks of queries, each with just
-the keys that its queries can see (`plan_blocks`), and every block is one small `scaled_dot_product_attention`.
-
-It goes through `transformers`' attention interface; no model's code is touched.
+the keys that its queries can see (`plan_blocks`), and every block is one small `scaled_dot_product_attention`. On GPUs
+`flex_tree_attention` does the same in one kernel.
 
 Shapes: H heads, K key-value heads, N packed tokens, D head size; a block has q queries and k keys.
 """
@@ -21,9 +20,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from learner.prefix_tree import PrefixTree, Segment
-
-ATTENTION_NAME = "rlvr_prefix_tree"
-"""The name under which `transformers` finds `tree_attention`."""
 
 BLOCK_OVERHEAD_PAIRS = 6144
 """What one more block costs, in query-key pairs of work: on two CPU cores a call and its bookkeeping."""
@@ -93,19 +89,32 @@ def _keys(segments: Sequence[Segment], index: int, stop: int) -> tuple[tuple[int
     return tuple(reversed(ranges))
 
 
-def make_blocks(tree: PrefixTree, device: torch.device) -> tuple[Block, ...]:
-    """The tree's blocks with their masks (True: sees) on `device`."""
-    blocks = []
-    for plan in plan_blocks(tree.segments):
+class BlockAttention:
+    """Attention over one tree by blocks; masks are made once for each window."""
+
+    def __init__(self, tree: PrefixTree, device: torch.device) -> None:
+        self._tree, self._device = tree, device
+        self._plans = plan_blocks(tree.segments)
+        self._blocks: dict[int | None, tuple[Block, ...]] = {}
+
+    def __call__(
+        self, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Shape (H, N, D). With `window`, a token sees itself and the `window` − 1 ancestors before it."""
+        if window not in self._blocks:
+            self._blocks[window] = tuple(self._block(plan, window) for plan in self._plans)
+        out_HND: Tensor = _BlockAttention.apply(query_HND, key_KND, value_KND, scale, self._blocks[window])
+        return out_HND
+
+    def _block(self, plan: BlockPlan, window: int | None) -> Block:
         keys = np.concatenate([np.arange(start, stop) for start, stop in plan.key_ranges])
-        sees = tree.sees(np.arange(plan.start, plan.stop), keys)
-        causal = len(keys) == plan.stop - plan.start and bool((sees == np.tri(len(keys), dtype=bool)).all())
-        mask_qk = None if causal else torch.from_numpy(sees).to(device)
-        blocks.append(Block(start=plan.start, stop=plan.stop, key_ranges=plan.key_ranges, mask_qk=mask_qk))
-    return tuple(blocks)
+        sees_qk = self._tree.sees(np.arange(plan.start, plan.stop), keys, window=window)
+        causal = len(keys) == plan.stop - plan.start and bool((sees_qk == np.tri(len(keys), dtype=bool)).all())
+        mask_qk = None if causal else torch.from_numpy(sees_qk).to(self._device)
+        return Block(start=plan.start, stop=plan.stop, key_ranges=plan.key_ranges, mask_qk=mask_qk)
 
 
-class _TreeAttention(torch.autograd.Function):
+class _BlockAttention(torch.autograd.Function):
     """Blocks forward and, recomputed one at a time, backward: gradients are added in place into one buffer each, where
     plain autograd would make a tensor of the whole tree's size per block."""
 
@@ -167,24 +176,3 @@ def _attend(query_HqD: Tensor, key_KkD: Tensor, value_KkD: Tensor, scale: float,
         scale=scale,
         enable_gqa=query_HqD.shape[0] != key_KkD.shape[0],
     ).squeeze(0)
-
-
-def tree_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    tree_blocks: tuple[Block, ...] | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """An attention of `transformers`' interface: query (1, H, N, D), key and value (1, K, N, D) → (1, N, H, D).
-
-    `tree_blocks` arrives as a keyword of the model's forward. Raises ValueError without it.
-    """
-    if tree_blocks is None:
-        raise ValueError(f"the attention {ATTENTION_NAME!r} needs the keyword tree_blocks in the model's forward")
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out_HND = _TreeAttention.apply(query.squeeze(0), key.squeeze(0), value.squeeze(0), scale, tree_blocks)
-    return out_HND.transpose(0, 1).unsqueeze(0), None

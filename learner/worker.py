@@ -1,28 +1,29 @@
-"""One learner rank: a plain class that Ray hosts. All ranks are called alike, with the same arguments.
-
-Shapes: B sequences of a micro-batch, T completion tokens of its longest.
-"""
+"""One learner rank: a plain class that Ray hosts. All ranks are called alike, with the same arguments."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from learner.adapter_files import adapter_files
-from learner.checkpoint import read_checkpoint, write_checkpoint
+from learner.checkpoint import write_checkpoint
 from learner.config import LearnerConfig
 from learner.cpu_memory import keep_freed_memory
 from learner.engine import TrainingEngine
+from learner.entropy_selection import step_entropy_threshold
 from learner.errors import LearnerError, NonFiniteLossError
-from learner.loss import global_loss_weight, policy_loss
-from learner.metrics import MetricTotals
-from learner.microbatches import Member, plan_ranks
-from learner.policy import Policy, TreeInputs, base_dtype, load_policy, tree_inputs, tree_logprobs
+from learner.learner_state import LearnerState, read_state, settings_that_bind, state_files
+from learner.metrics import MetricTotals, over_iterations
+from learner.microbatches import plan_ranks
+from learner.passes import Microbatch, loss_of_step, make_microbatch, run_pass
+from learner.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
 from learner.prefix_tree import TokenSequence, build_tree
 from learner.step import StepPlan, plan_step, refuse_stale
 from learner.types import ScoredGroup, UpdateMetrics
@@ -86,11 +87,12 @@ class LearnerRank:
         torch.manual_seed(self._seed * 1000 + self._rank)
 
     def update(self, groups: Sequence[ScoredGroup], *, policy_version: int, max_staleness: int) -> UpdateMetrics:
-        """One optimizer step on all groups; this rank computes its share of them.
+        """`num_iterations` optimizer steps on all groups; this rank computes its share of them.
 
         The gradient is that of the whole batch's loss whatever the number of ranks and micro-batches.
 
-        Raises StaleSampleError, NothingToLearnError, or NonFiniteLossError: in each case nothing has moved.
+        Raises StaleSampleError, NothingToLearnError, or NonFiniteLossError: the optimizer was not moved, but by the
+        iterations before the last one named.
         """
         begun = time.perf_counter()
         refuse_stale(groups, policy_version=policy_version, max_staleness=max_staleness)
@@ -98,27 +100,22 @@ class LearnerRank:
         if not self._probe_token_ids:
             self._probe_token_ids = _probe_tokens(groups)
             self._probe_logprobs = self._logprobs_of_probe()
-        totals = MetricTotals()
-        batches = self._microbatches(plan)
-        for index, batch in enumerate(batches):
-            loss = self._loss(plan, batch, totals)
-            self._engine.backward(loss * self._world_size, last=index == len(batches) - 1)
-        values = totals.reduced(self._engine.all_reduce)
-        outcome = self._engine.step()
-        if not outcome.applied:
-            raise NonFiniteLossError(
-                f"step {self._step + 1}: the loss ({values['loss']}) or its gradient ({outcome.grad_norm}) is not "
-                "finite; the optimizer was not moved. Look at the batch's log-probs, or lower the learning rate"
-            )
+        microbatches = [
+            make_microbatch(plan, indices, self._config, self._device) for indices in self._own_indices(plan)
+        ]
+        if self._config.loss.beta > 0:
+            for microbatch in microbatches:
+                microbatch.ref_logprobs_BT, _ = self._without_gradient(microbatch, use_adapter=False)
+        values = over_iterations(
+            [self._iteration(plan, microbatches, number) for number in range(1, self._config.num_iterations + 1)]
+        )
         self._step += 1
-        num_distinct_tokens = int(values.pop("num_distinct_tokens"))
-        values |= {"grad_norm": outcome.grad_norm, "learning_rate": outcome.learning_rate}
         return UpdateMetrics(
             step=self._step,
-            values=values | plan.values,
             advantages=plan.group_advantages,
             num_tokens=plan.num_tokens,
-            num_distinct_tokens=num_distinct_tokens,
+            num_distinct_tokens=int(values.pop("num_distinct_tokens")),
+            values=values | plan.values,
             seconds=time.perf_counter() - begun,
         )
 
@@ -132,29 +129,51 @@ class LearnerRank:
                 files = self._files(parameters)
         return AdapterPayload(version=version, files=files, probe=probe)
 
-    def save_checkpoint(self, folder: str) -> None:
-        """Adapter, optimizer, schedule, every rank's random state and the step, as a folder that appears whole. Every
-        rank must be called; rank 0 writes."""
-        state = self._engine.training_state() | {
-            "step": self._step,
-            "random": self._engine.gather_objects(_random_state(self._device)),
-            "probe_token_ids": list(self._probe_token_ids),
-            "probe_logprobs": None if self._probe_logprobs is None else list(self._probe_logprobs),
-        }
-        if self._rank == 0:
-            write_checkpoint(folder, state, self._files(state["adapter"]))
-        self._engine.barrier()
+    def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
+        """Writes a checkpoint of this step into `folder`, beside those of earlier steps: adapter, other trained
+        parameters, optimizer, schedule, every rank's random state, and the caller's own `files` (name → content), so
+        that the two cannot come apart. Every rank must be called; rank 0 writes.
+
+        Raises LearnerError, on every rank, when it cannot be written.
+        """
+        training = self._engine.training_state()
+        random = self._engine.gather_objects(_random_state(self._device))
+        failure = None
+        if training is not None:
+            state = LearnerState(
+                step=self._step,
+                training=training,
+                random=tuple(random),
+                probe_token_ids=self._probe_token_ids,
+                probe_logprobs=self._probe_logprobs,
+            )
+            made_with = settings_that_bind(self._model_path, self._config)
+            content = (*self._files(dict(training.parameters)), *files.items())
+            try:
+                write_checkpoint(
+                    Path(folder),
+                    self._step,
+                    chain(content, state_files(state, made_with)),
+                    keep=self._config.keep_checkpoints,
+                )
+            except LearnerError as error:
+                failure = str(error)
+        failure = self._engine.gather_objects(failure)[0]
+        if failure is not None:
+            raise LearnerError(failure)
 
     def load_checkpoint(self, folder: str) -> int:
-        """Goes on from a checkpoint; the step it was written at. Also onto another number of ranks or ZeRO stage; the
-        random state is each rank's own only with as many ranks as wrote it. Every rank must be called."""
-        state = read_checkpoint(folder)
-        self._engine.load_training_state(state)
-        self._step = int(state["step"])
-        self._probe_token_ids = tuple(state["probe_token_ids"])
-        self._probe_logprobs = None if state["probe_logprobs"] is None else tuple(state["probe_logprobs"])
-        if len(state["random"]) == self._world_size:
-            _restore_random_state(self._device, state["random"][self._rank])
+        """Goes on from one checkpoint's folder; the step it was written at. Also onto another number of ranks or ZeRO
+        stage; the random state is each rank's own only with as many ranks as wrote it. Every rank must be called.
+
+        Raises LearnerError when it is damaged, or was made with another model or adapter; nothing has moved then.
+        """
+        state = read_state(Path(folder), settings_that_bind(self._model_path, self._config))
+        self._engine.load_training_state(state.training)
+        self._step = state.step
+        self._probe_token_ids, self._probe_logprobs = state.probe_token_ids, state.probe_logprobs
+        if len(state.random) == self._world_size:
+            _restore_random_state(self._device, state.random[self._rank])
         return self._step
 
     def shutdown(self) -> None:
@@ -163,11 +182,11 @@ class LearnerRank:
         if engine is not None:
             engine.shutdown()
 
-    def _microbatches(self, plan: StepPlan) -> list[list[Member]]:
-        """This rank's micro-batches; an empty list among them stands for a pass that adds nothing, which keeps the
-        ranks in step where every pass needs them all."""
+    def _own_indices(self, plan: StepPlan) -> list[list[int]]:
+        """The sequences of this rank's micro-batches; an empty list among them stands for a pass that adds nothing,
+        which keeps the ranks in step where every pass needs them all."""
         ranks = plan_ranks(
-            plan.members,
+            plan.sequences,
             self._world_size,
             max_tokens=self._config.max_tokens_per_microbatch,
             share=self._config.share_prefixes,
@@ -176,42 +195,49 @@ class LearnerRank:
         count = max(1, max(map(len, ranks)) if self._engine.needs_equal_microbatches else len(own))
         return own + [[] for _ in range(count - len(own))]
 
-    def _loss(self, plan: StepPlan, batch: list[Member], totals: MetricTotals) -> Tensor:
-        """This micro-batch's part of the step's loss; its metrics go to `totals`."""
-        sequences = [member.sequence for member in batch] or [_EMPTY_PASS]
-        tree = build_tree(sequences, share=self._config.share_prefixes)
-        inputs = tree_inputs(tree, self._device)
-        ref_logprobs_BT = self._reference(inputs) if self._config.loss.beta > 0 else None
-        logprobs_BT, entropy_BT = tree_logprobs(self._engine, inputs, temperature=self._temperature)
-        mask_BT = inputs.mask_BT if batch else torch.zeros_like(inputs.mask_BT)
-        advantages = [plan.advantages[member.index] for member in batch] or [0.0]
-        loss, values = policy_loss(
-            logprobs_BT,
-            torch.tensor(advantages, dtype=torch.float32, device=self._device),
-            mask_BT,
-            config=self._config.loss,
-            ref_logprobs_BT=ref_logprobs_BT,
-            sampling_logprobs_BT=self._sampling(plan, batch, mask_BT),
-            num_items=plan.num_items,
-        )
-        loss = loss * global_loss_weight(
-            self._config.loss.loss_type, num_sequences=len(batch), global_num_sequences=plan.num_sequences
-        )
-        num_tokens = int(mask_BT.sum())
-        values["entropy"] = float((entropy_BT * mask_BT).sum()) / max(1, num_tokens)
-        totals.add(values, num_tokens)
-        totals.add_sum(loss=float(loss.detach()), num_distinct_tokens=tree.num_tokens, num_microbatches=1)
-        return loss
+    def _iteration(self, plan: StepPlan, microbatches: Sequence[Microbatch], number: int) -> dict[str, float]:
+        """One optimizer step on the batch; what it says of itself."""
+        threshold = self._entropy_threshold(microbatches)
+        config, totals = loss_of_step(self._config), MetricTotals()
+        for microbatch in microbatches:
+            result = run_pass(
+                self._engine, microbatch, plan, config, temperature=self._temperature, entropy_threshold=threshold
+            )
+            totals.add(result.values, result.num_tokens)
+            totals.add_sum(
+                loss=float(result.loss.detach()),
+                num_distinct_tokens=microbatch.num_distinct_tokens,
+                num_microbatches=1,
+            )
+            # The engine averages over the ranks; each rank's losses are parts of one sum.
+            self._engine.backward(result.loss * self._world_size, last=microbatch is microbatches[-1])
+        values = totals.reduced(self._engine.all_reduce)
+        outcome = self._engine.step()
+        if not outcome.applied:
+            raise NonFiniteLossError(
+                f"step {self._step + 1}, iteration {number} of {self._config.num_iterations}: the loss "
+                f"({values['loss']}) or its gradient ({outcome.grad_norm}) is not finite; the optimizer was not moved. "
+                "Look at the batch's log-probs, or lower the learning rate"
+            )
+        return values | {"grad_norm": outcome.grad_norm, "learning_rate": outcome.learning_rate}
 
-    def _sampling(self, plan: StepPlan, batch: list[Member], mask_BT: Tensor) -> Tensor:
-        rows = [plan.sampling_logprobs[member.index] for member in batch]
-        width = mask_BT.shape[1]
-        padded = [list(row) + [0.0] * (width - len(row)) for row in rows] or [[0.0] * width]
-        return torch.tensor(padded, dtype=torch.float32, device=self._device)
+    def _entropy_threshold(self, microbatches: Sequence[Microbatch]) -> float | None:
+        """Of the whole step's tokens, on every rank the same, so that neither budget nor ranks change who is above."""
+        if self._config.loss.top_entropy_quantile == 1.0:
+            return None
+        own = []
+        for microbatch in microbatches:
+            _, entropies_BT = self._without_gradient(microbatch)
+            own.append(entropies_BT[microbatch.mask_BT > 0].cpu())
+        entropies = torch.cat(self._engine.gather_objects(torch.cat(own)))
+        return step_entropy_threshold(entropies, self._config.loss.top_entropy_quantile)
 
-    def _reference(self, inputs: TreeInputs) -> Tensor:
+    def _without_gradient(self, microbatch: Microbatch, *, use_adapter: bool = True) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies (B, T); without the adapter, the base model's: the reference of the KL term."""
         with self._evaluating():
-            return tree_logprobs(self._engine, inputs, temperature=self._temperature, use_adapter=False)[0]
+            return tree_logprobs(
+                self._engine, microbatch.inputs, temperature=self._temperature, use_adapter=use_adapter
+            )
 
     def _probe(self) -> AdapterProbe:
         """~16 fixed tokens and their log-probabilities, now and at the previous export.
@@ -234,7 +260,7 @@ class LearnerRank:
         tokens = self._probe_token_ids or _FALLBACK_PROBE
         sequence = TokenSequence(prompt_token_ids=tokens[:1], completion_token_ids=tokens[1:])
         with self._evaluating():
-            inputs = tree_inputs(build_tree([sequence]), self._device)
+            inputs = tree_inputs(build_tree([sequence]), self._device, self._config.attention)
             logprobs_BT, _ = tree_logprobs(self._engine, inputs, temperature=1.0)
         return tuple(logprobs_BT.squeeze(0).tolist())
 
@@ -261,7 +287,6 @@ class LearnerRank:
 
 _DEFAULT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 _FALLBACK_PROBE = tuple(range(1, PROBE_LENGTH + 1))
-_EMPTY_PASS = TokenSequence(prompt_token_ids=(0,), completion_token_ids=(0,))
 
 
 def _probe_tokens(groups: Sequence[ScoredGroup]) -> tuple[int, ...]:
@@ -284,7 +309,7 @@ def _random_state(device: torch.device) -> dict[str, Tensor]:
     return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
 
 
-def _restore_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
+def _restore_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

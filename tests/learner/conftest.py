@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.learner.helpers import make_tiny_model
+from tests.learner.helpers import FAMILIES, make_tiny_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -16,7 +16,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session", params=["llama", "qwen2"])
+@pytest.fixture(scope="session", params=FAMILIES)
 def tiny_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Each family in turn."""
     return make_tiny_model(tmp_path_factory.mktemp("model") / request.param, request.param)

@@ -20,11 +20,26 @@ from rollout_server.types import Completion, FinishReason
 VOCABULARY = 96
 
 
-def make_tiny_model(folder: Path, family: str) -> str:
-    """A randomly initialised two-layer model of `llama` or `qwen2` architecture, saved to `folder`."""
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
+
+
+def make_tiny_model(folder: Path, family: str, *, tied: bool | None = None) -> str:
+    """A randomly initialised two-layer model of one of `FAMILIES`, saved to `folder`.
+
+    Embeddings are tied in all but llama unless `tied` says otherwise; gemma3 has a layer with a sliding window that is
+    shorter than the tests' sequences.
+    """
     import transformers
 
-    kind = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[family]
+    kind, further = {
+        "llama": (transformers.LlamaConfig, {}),
+        "qwen2": (transformers.Qwen2Config, {}),
+        "qwen3": (transformers.Qwen3Config, {"head_dim": 12}),
+        "gemma3": (
+            transformers.Gemma3TextConfig,
+            {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+        ),
+    }[family]
     config = kind(
         vocab_size=VOCABULARY,
         hidden_size=32,
@@ -33,7 +48,8 @@ def make_tiny_model(folder: Path, family: str) -> str:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
-        tie_word_embeddings=family == "qwen2",
+        tie_word_embeddings=family != "llama" if tied is None else tied,
+        **further,
     )
     torch.manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(config)

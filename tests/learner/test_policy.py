@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from learner.attention import ATTENTION_NAME
 from learner.config import LearnerConfig, LoraSettings
 from learner.errors import LearnerError
-from learner.logprob_head import token_logprobs
+from learner.logprob_head import LOGITS_PER_CHUNK, token_logprobs
 from learner.policy import Policy, load_policy, tree_inputs, tree_logprobs
 from learner.prefix_tree import TokenSequence, build_tree
-from learner.tree_attention import ATTENTION_NAME
 from tests.learner.helpers import random_groups
 
 CPU = torch.device("cpu")
@@ -85,6 +85,16 @@ def test_a_tree_is_one_at_a_time(tiny_model: str, share: bool) -> None:
     assert_same(packed(policy, sequences(), share=share), plain(policy, sequences()))
 
 
+def test_flex_attention_is_one_at_a_time(tiny_model: str) -> None:
+    policy = make_policy(tiny_model)
+    expected, _ = plain(policy, sequences())
+    with torch.no_grad():  # flex has no backward pass on CPUs
+        inputs = tree_inputs(build_tree(sequences()), CPU, "flex")
+        logprobs_BT, _ = tree_logprobs(policy, inputs, temperature=TEMPERATURE)
+    for row, logprobs in zip(logprobs_BT, expected, strict=True):
+        assert_close(row[: len(logprobs)], logprobs, rtol=1e-5, atol=1e-5)
+
+
 def test_gradient_checkpointing_changes_nothing(llama: str) -> None:
     policy = make_policy(llama, gradient_checkpointing=True)
     assert_same(packed(policy, sequences(), share=True), plain(policy, sequences()))
@@ -119,19 +129,23 @@ def test_only_the_adapter_trains_and_it_is_float32(llama: str) -> None:
         assert parameter.requires_grad or parameter.grad is None
 
 
-def test_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.logprob_head.LOGITS_PER_CHUNK", 3 * 11)  # three rows of eleven logits
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch, trained: bool) -> None:
+    monkeypatch.setitem(LOGITS_PER_CHUNK, "cpu", 3 * 11)  # three rows of eleven logits
     torch.manual_seed(0)
     hidden = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
-    weight, bias = torch.randn(11, 4, dtype=torch.float64), torch.randn(11, dtype=torch.float64)
+    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=trained)
+    bias = torch.randn(11, dtype=torch.float64, requires_grad=trained)
+    wanted = [hidden, weight, bias] if trained else [hidden]
     target, upstream = torch.randint(11, (10,)), torch.randn(10)
     logprobs, entropy = token_logprobs(hidden, weight, bias, target, temperature=0.5)
-    (gradient,) = torch.autograd.grad(logprobs, hidden, upstream)
+    gradients = torch.autograd.grad(logprobs, wanted, upstream)
     expected = ((hidden @ weight.T + bias) / 0.5).log_softmax(-1)
-    (expected_gradient,) = torch.autograd.grad(expected[range(10), target], hidden, upstream.double())
+    expected_gradients = torch.autograd.grad(expected[range(10), target], wanted, upstream.double())
     assert_close(logprobs.double(), expected[range(10), target], rtol=1e-5, atol=1e-5)
     assert_close(entropy.double(), -(expected.exp() * expected).sum(-1), rtol=1e-5, atol=1e-5)
-    assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_not_supported_is_refused(llama: str, tmp_path: object) -> None:

@@ -1,4 +1,4 @@
-"""The packed tree, its attention blocks and the micro-batches: properties on random trees."""
+"""The packed tree and its attention blocks: properties on random trees."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.microbatches import Member, fill_microbatches, plan_ranks
-from learner.prefix_tree import PrefixTree, TokenSequence, build_tree, count_distinct_tokens
+from learner.prefix_tree import PrefixTree, TokenSequence, build_tree, count_distinct_tokens, line_up
 from learner.tree_attention import plan_blocks
 
 # Three token ids: beginnings are shared often, and at any depth.
@@ -60,13 +59,35 @@ def test_every_path_reads_back_its_sequence(given_sequences: list[TokenSequence]
             assert tree.position_ids_N[path].tolist() == list(range(len(path)))
 
 
-@given(sequences, st.booleans())
-def test_sees_exactly_the_ancestors(given_sequences: list[TokenSequence], share: bool) -> None:
+@given(sequences, st.booleans(), st.sampled_from([None, 1, 3]))
+def test_sees_exactly_the_ancestors(given_sequences: list[TokenSequence], share: bool, window: int | None) -> None:
     tree = build_tree(given_sequences, share=share)
     everything = np.arange(tree.num_tokens)
-    sees = tree.sees(everything, everything)
+    sees = tree.sees(everything, everything, window=window)
     for index in range(tree.num_tokens):
-        assert np.flatnonzero(sees[index]).tolist() == tree.path(index)
+        assert np.flatnonzero(sees[index]).tolist() == tree.path(index)[-(window or tree.num_tokens) :]
+
+
+@given(sequences, st.booleans(), st.integers(0, 7), st.integers(0, 7))
+def test_a_run_of_the_line_up_is_a_tree_of_its_own(
+    given_sequences: list[TokenSequence], share: bool, first: int, last: int
+) -> None:
+    line = line_up(given_sequences, share=share)
+    run = [given_sequences[b] for b in line.order[first : last + 1]]
+    if run:
+        distinct = sum(line.lengths[first : last + 1]) - sum(line.shared[first + 1 : last + 1])
+        assert build_tree(run, share=share).num_tokens == distinct
+
+
+@given(st.permutations(range(6)))
+def test_order_does_not_matter(order: list[int]) -> None:
+    given_sequences = [
+        TokenSequence(prompt_token_ids=(1, 2), completion_token_ids=tuple(map(int, f"{index:03b}")))
+        for index in range(6)
+    ]
+    tree, other = build_tree(given_sequences), build_tree([given_sequences[index] for index in order])
+    assert tree.token_ids_N.tolist() == other.token_ids_N.tolist()
+    assert tree.exit_N.tolist() == other.exit_N.tolist()
 
 
 @given(sequences, st.booleans())
@@ -99,39 +120,3 @@ def test_no_sequences_is_an_error() -> None:
         build_tree([])
     with pytest.raises(ValueError, match="at least one prompt token"):
         TokenSequence(prompt_token_ids=(), completion_token_ids=(1,))
-
-
-groups = st.lists(sequences, max_size=5)
-
-
-@given(groups, st.integers(1, 4), st.integers(1, 60), st.booleans())
-def test_ranks_and_microbatches_hold_every_sequence_once(
-    given_groups: list[list[TokenSequence]], num_ranks: int, max_tokens: int, share: bool
-) -> None:
-    counter = iter(range(1000))
-    members = [[Member(index=next(counter), sequence=sequence) for sequence in group] for group in given_groups]
-    plan = plan_ranks(members, num_ranks, max_tokens=max_tokens, share=share)
-    assert plan == plan_ranks(members, num_ranks, max_tokens=max_tokens, share=share)
-    assert len(plan) == num_ranks
-    placed = [member.index for rank in plan for batch in rank for member in batch]
-    assert sorted(placed) == [member.index for group in members for member in group]
-    for batch in (batch for rank in plan for batch in rank):
-        size = count_distinct_tokens([member.sequence for member in batch], share=share)
-        assert size <= max_tokens or len(batch) == 1
-
-
-def test_whole_groups_share_a_microbatch_while_they_fit() -> None:
-    def group(question: int, first: int) -> tuple[Member, ...]:
-        prompt = (1, 2, 3, question)  # header of 3, question of 1, then 2 × 1: the last token is not an input
-        return tuple(
-            Member(index=first + g, sequence=TokenSequence(prompt_token_ids=prompt, completion_token_ids=(g, 9)))
-            for g in range(2)
-        )
-
-    units = [group(4, 0), group(5, 2), group(6, 4)]
-    # One group alone: 3 + 1 + 2 = 6 distinct tokens; each more behind the same header adds 3.
-    sizes = [[member.index for member in batch] for batch in fill_microbatches(units, max_tokens=9, share=True)]
-    assert sizes == [[0, 1, 2, 3], [4, 5]]
-    # 5 tokens hold only one of a group's two completions.
-    alone = fill_microbatches(units[:1], max_tokens=5, share=True)
-    assert [[member.index for member in batch] for batch in alone] == [[0], [1]]
