@@ -23,6 +23,8 @@ LrSchedulerType = Literal[
 ]
 """Those of `transformers.SchedulerType` that depend on nothing but the step."""
 
+_ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
+
 
 class LossConfig(BaseModel):
     """The policy loss. Names and defaults are TRL 1.16's unless the description says otherwise."""
@@ -147,7 +149,9 @@ class LearnerConfig(BaseModel):
         default_factory=dict, description="Further arguments of the schedule, for example num_cycles, min_lr_rate."
     )
     max_steps: int | None = Field(None, ge=1, description="Batches of the run; schedules with an end come to it there.")
-    warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+    warmup_steps: int = Field(
+        0, ge=0, description="Optimizer steps of linear warm-up; it starts at 0, so the first step moves nothing."
+    )
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW's weight decay.")
     adam_beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW.")
     adam_beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW.")
@@ -178,6 +182,24 @@ class LearnerConfig(BaseModel):
             raise ValueError(
                 f"zero_stage=3 cannot partition a base in {self.quantization}: use zero_stage=2, it is small anyway"
             )
-        if self.lr_scheduler_type != "constant" and self.max_steps is not None and self.max_steps <= self.warmup_steps:
-            raise ValueError(f"max_steps={self.max_steps} leaves nothing after warmup_steps={self.warmup_steps}")
+        self._check_schedule()
         return self
+
+    def _check_schedule(self) -> None:
+        if self.lr_scheduler_type == "constant" and self.warmup_steps:
+            raise ValueError(
+                f"lr_scheduler_type='constant' has no warm-up, but warmup_steps={self.warmup_steps}: use "
+                f"lr_scheduler_type=constant_with_warmup"
+            )
+        if self.lr_scheduler_type in _ENDLESS_SCHEDULES or "num_stable_steps" in self.lr_scheduler_kwargs:
+            return
+        if self.max_steps is None:
+            raise ValueError(
+                f"lr_scheduler_type={self.lr_scheduler_type!r} needs max_steps: the batch at which the rate reaches "
+                f"its end"
+            )
+        if self.max_steps * self.num_iterations <= self.warmup_steps:
+            raise ValueError(
+                f"max_steps={self.max_steps} with num_iterations={self.num_iterations} leaves nothing of "
+                f"lr_scheduler_type={self.lr_scheduler_type!r} after warmup_steps={self.warmup_steps}"
+            )

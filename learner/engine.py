@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from learner.config import LearnerConfig
 from learner.errors import LearnerError
+from learner.learner_state import TrainingState, refuse_other_parameters
+from learner.schedule import make_schedule, move_to
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,23 +42,6 @@ class StepOutcome:
     """Before clipping."""
     learning_rate: float
     """The one that was used."""
-
-
-def lr_factor(config: LearnerConfig) -> Callable[[int], float]:
-    """Step (from 0) → factor on the learning rate: linear warm-up, then constant, linear or half a cosine to 0."""
-    kind, warmup, total = config.lr_scheduler_type, config.warmup_steps, config.max_steps
-    if kind != "constant" and total is None:
-        raise LearnerError(f"lr_scheduler_type={kind!r} needs max_steps: the step at which the rate reaches its end")
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if kind == "constant" or total is None:
-            return 1.0
-        progress = min(1.0, (step - warmup) / max(1, total - warmup))
-        return 1.0 - progress if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-
-    return factor
 
 
 class TrainingEngine:
@@ -85,7 +70,7 @@ class TrainingEngine:
         # Its shared-memory collective is compiled at the first start (100 s, and a C++ compiler); gloo does as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._stage = config.zero_stage
-        self._world_size = world_size
+        self._rank, self._world_size = rank, world_size
         self._device = device
         self._owns_group = _join(deepspeed, rank, world_size, master_addr, master_port, device, config.start_timeout_s)
         self._named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
@@ -95,7 +80,7 @@ class TrainingEngine:
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
         )
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(config))
+        self._schedule = make_schedule(optimizer, config)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=policy,
             optimizer=optimizer,
@@ -171,69 +156,87 @@ class TrainingEngine:
         with self._deepspeed.zero.GatheredParameters(parameters, enabled=self.gathers_parameters):
             yield {name: parameter.detach() for name, parameter in self._named}
 
-    def training_state(self) -> dict[str, Any]:
-        """Adapter, AdamW's moments and the schedule, whole and on the CPU, the same at every ZeRO stage. All ranks."""
-        with self.full_parameters() as parameters:
-            adapter = {name: tensor.float().cpu().clone() for name, tensor in parameters.items()}
-        moments: dict[str, dict[str, Tensor]] = {}
+    def training_state(self) -> TrainingState | None:
+        """Where training stands; all ranks take part, and only rank 0 keeps and returns it."""
         inner = self._inner_optimizer()
-        steps = [float(state["step"]) for state in inner.state.values() if "step" in state]
-        for name, parameter in self._named if steps else []:
-            moments[name] = {key: self._moment(parameter, key).cpu().clone() for key in ("exp_avg", "exp_avg_sq")}
-        return {
-            "adapter": adapter,
-            "moments": moments,
-            "optimizer_step": steps[0] if steps else 0.0,
-            "schedule": self._schedule.state_dict(),
-        }
-
-    def load_training_state(self, state: dict[str, Any]) -> None:
-        """The reverse of `training_state`, onto any stage and any number of ranks. All ranks."""
-        if set(state["adapter"]) != {name for name, _ in self._named}:
-            raise LearnerError("the checkpoint's adapter has other parameters than this run's: lora settings differ")
-        if state["moments"]:
-            self._create_moments()
+        steps = [int(state["step"]) for state in inner.state.values() if "step" in state]
+        keys = ("parameters", "exp_avg", "exp_avg_sq") if steps else ("parameters",)
+        whole: dict[str, dict[str, Tensor]] = {"parameters": {}, "exp_avg": {}, "exp_avg_sq": {}}
         for name, parameter in self._named:
-            self._set_parameter(parameter, state["adapter"][name])
-            for key, value in state["moments"].get(name, {}).items():
-                self._set_moment(parameter, key, value)
+            for key in keys:
+                value = self._full(parameter, None if key == "parameters" else key)
+                if self._rank == 0:
+                    whole[key][name] = value.to("cpu", torch.float32, copy=True)
+        if self._rank != 0:
+            return None
+        return TrainingState(
+            **whole, optimizer_step=steps[0] if steps else 0, schedule_step=int(self._schedule.last_epoch)
+        )
+
+    def load_training_state(self, state: TrainingState) -> None:
+        """Goes on from there, at any stage and on any number of ranks. All ranks.
+
+        Raises LearnerError when other parameters were trained.
+        """
+        refuse_other_parameters(state.parameters, {name: self._shape(parameter) for name, parameter in self._named})
+        self._create_moments()
+        for name, parameter in self._named:
+            value = state.parameters[name].to(self._device)
+            self._set_full(parameter, None, value)
+            for key, moments in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq)):
+                moment = moments[name].to(self._device) if name in moments else torch.zeros_like(value)
+                self._set_full(parameter, key, moment)
         for moments in self._inner_optimizer().state.values():
-            moments["step"] = torch.as_tensor(state["optimizer_step"], dtype=torch.float32)
-        self._schedule.load_state_dict(state["schedule"])
-        for group, rate in zip(self._inner_optimizer().param_groups, self._schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
+            moments["step"] = torch.tensor(float(state.optimizer_step))
+        move_to(self._schedule, state.schedule_step)
 
     def _inner_optimizer(self) -> torch.optim.Optimizer:
         inner = getattr(self._optimizer, "optimizer", self._optimizer)
         assert isinstance(inner, torch.optim.Optimizer)
         return inner
 
-    def _moment(self, parameter: nn.Parameter, key: str) -> Tensor:
+    def _shape(self, parameter: Any) -> tuple[int, ...]:
+        return tuple(parameter.ds_shape if self._stage == 3 else parameter.shape)
+
+    def _full(self, parameter: nn.Parameter, key: str | None) -> Tensor:
+        """AdamW's moment `key` of a parameter, or for None its value at full precision; whole. All ranks."""
         if self._stage == 0:
-            value = self._inner_optimizer().state[parameter][key]
+            value = parameter.detach() if key is None else self._inner_optimizer().state[parameter][key]
+        elif key is None:
+            value = self._deepspeed.utils.safe_get_full_fp32_param(parameter)
         else:
             value = self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
         assert isinstance(value, Tensor)
         return value
 
-    def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
-        value = value.to(self._device)
-        if self._stage == 0:
+    def _set_full(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
+        """The reverse of `_full`. All ranks."""
+        utils = self._deepspeed.utils
+        if self._stage == 3:
+            part = self._own_part(parameter, value)
+            if key is None:
+                utils.safe_set_local_fp32_param(parameter, part)
+            else:
+                utils.safe_set_local_optimizer_state(parameter, part, key)
+        elif self._stage > 0 and key is None:
+            utils.safe_set_full_fp32_param(parameter, value)
+        elif self._stage > 0:
+            utils.safe_set_full_optimizer_state(parameter, value, key)
+        elif key is not None:
             self._inner_optimizer().state[parameter][key].copy_(value)
-        else:
-            self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
-
-    def _set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        value = value.to(self._device)
-        if self._stage == 0:
-            parameter.data.copy_(value)
-        else:
-            self._deepspeed.utils.safe_set_full_fp32_param(parameter, value)
-            with (
-                torch.no_grad(),
-                self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.gathers_parameters),
-            ):
+        if key is None:  # what the forward pass reads: at stages above 0 a copy of the master just set
+            gathered = self._deepspeed.zero.GatheredParameters
+            with torch.no_grad(), gathered([parameter], modifier_rank=0, enabled=self.gathers_parameters):
                 parameter.data.copy_(value)
+
+    def _own_part(self, parameter: Any, value: Tensor) -> Tensor:
+        """This rank's part of a whole tensor at ZeRO 3, filled up with zeros where the ranks do not divide its size.
+
+        DeepSpeed's own setters of whole tensors read beyond the end of those.
+        """
+        size = parameter.ds_tensor.numel()
+        flat = torch.nn.functional.pad(value.flatten(), (0, size * self._world_size - value.numel()))
+        return flat.narrow(0, size * self._rank, size)
 
     def _create_moments(self) -> None:
         """AdamW makes its moments at its first step, and DeepSpeed links them to the parameters only then."""

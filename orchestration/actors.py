@@ -97,9 +97,9 @@ class LearnerActor:
         payload: AdapterPayload = self._rank.export_adapter(version)
         return payload
 
-    def save_checkpoint(self, folder: str) -> None:
+    def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         assert self._rank is not None
-        self._rank.save_checkpoint(folder)
+        self._rank.save_checkpoint(folder, files)
 
     def load_checkpoint(self, folder: str) -> int:
         assert self._rank is not None

@@ -182,8 +182,8 @@ class RayLearner:
         )
         return RayAdapter(self._version, references[0], self._ranks[0], timeout_s)
 
-    async def save_checkpoint(self, folder: str) -> None:
-        await self._all("save_checkpoint", folder, timeout_s=self._config.learner.update_timeout_s)
+    async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
+        await self._all("save_checkpoint", folder, files, timeout_s=self._config.learner.update_timeout_s)
 
     async def load_checkpoint(self, folder: str) -> int:
         steps = await self._all("load_checkpoint", folder, timeout_s=self._config.learner.start_timeout_s)
@@ -319,7 +319,7 @@ class Cluster:
             "master_addr": address,
             "master_port": port,
             "model_path": self._model_path,
-            "config": self._config.learner.model_copy(update={"max_steps": self._config.max_steps or None}),
+            "config": self._config.learner,
             "temperature": self._config.rollout.temperature,
             "seed": self._config.seed,
             "device": self.placement.device,

@@ -180,12 +180,19 @@ RENAMED_KEYS: Mapping[str, str] = {
     "max_completion_length": "rollout.max_completion_length",
     "learner.beta": "learner.loss.beta",
     "learner.loss_type": "learner.loss.loss_type",
-    "learner.loss.max_completion_length": "rollout.max_completion_length",
     "rollout.n": "rollout.num_generations",
     "reward_url": "reward.url",
     "output_dir": "run_dir",
 }
 """Keys people know from elsewhere, and where they live here."""
+
+FOLLOWING_KEYS: Mapping[str, str] = {
+    "learner.loss.max_completion_length": "rollout.max_completion_length",
+    "learner.max_steps": "max_steps",
+}
+"""The learner's copies of what is written once, elsewhere: dr_grpo's constant length, a schedule's end."""
+
+_NEVER = 2**31  # the end of a schedule in a run without steps
 
 
 def recipe_names() -> list[str]:
@@ -203,8 +210,9 @@ def load_config(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> Ru
     tree = _read_recipe(recipe)
     for override in overrides:
         key, value = _parse_override(override)
+        if key in FOLLOWING_KEYS:
+            raise ConfigError(f"{key!r} follows {FOLLOWING_KEYS[key]!r}: set that")
         _assign(tree, key, value, override)
-    # dr_grpo's constant length is the rollout's own; it is written once, in the rollout section.
     return _validate(tree)
 
 
@@ -284,6 +292,9 @@ def _validate(tree: dict[str, Any]) -> RunConfig:
         loss = learner.setdefault("loss", {})
         if isinstance(loss, dict):
             loss["max_completion_length"] = rollout["max_completion_length"]
+    max_steps = tree.get("max_steps", RunConfig.model_fields["max_steps"].default)
+    if isinstance(learner, dict) and type(max_steps) is int:
+        learner["max_steps"] = max_steps or _NEVER
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:

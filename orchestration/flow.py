@@ -108,8 +108,11 @@ class RolloutFlow:
     def published(self, version: int) -> None:
         """A new adapter version is served; `version` counts updates since the start of this flow."""
         self._version = version
-        self._last_batch = ()
         self._admit()
+
+    def learned(self) -> None:
+        """The last batch was learned from; `published` follows when the result is served."""
+        self._last_batch = ()
 
     async def next_batch(self) -> Batch:
         """The next `prompts_per_step` groups, oldest first.
@@ -129,7 +132,7 @@ class RolloutFlow:
     def pending(self) -> tuple[BuiltPrompt, ...]:
         """Problems drawn but not learned from, in order; what a resumed run has to do first.
 
-        The last batch is among them until `published` says that it was learned from.
+        The last batch is among them until `learned` is called.
         """
         return (*self._last_batch, *(self._admitted[order].built for order in sorted(self._admitted)))
 

@@ -20,7 +20,7 @@ from orchestration.flow import Batch, FlowSettings, RolloutFlow, Source
 from orchestration.metrics import PhaseClock, step_row
 from orchestration.ports import AdapterHandle, BuiltPrompt, Generator, Learner, Scorer
 from orchestration.report import Reporter
-from orchestration.resume import CHECKPOINT_FOLDER, RunState, read_state, write_state
+from orchestration.resume import CHECKPOINTS_FOLDER, RunState, find_resumable
 from orchestration.run_folder import RunFolder
 from orchestration.summary import Scores, Spent, Summary, Tally, add_seconds, grown, summarise
 from orchestration.tasks import unless_set
@@ -93,22 +93,20 @@ class TrainingLoop:
         return summary
 
     async def _resume(self) -> None:
-        state = read_state(self._folder.path)
-        if state is None:
+        found = await asyncio.to_thread(find_resumable, self._folder.path)
+        if found is None:
             return
-        step = await self._rooms.learner.load_checkpoint(str(self._folder.path / CHECKPOINT_FOLDER))
-        if step != state.step:
-            raise RlvrError(
-                f"the checkpoint in {self._folder.path} is of step {step} but state.json of step {state.step}; "
-                f"choose another run_dir to start anew"
-            )
+        for damage in found.damaged:
+            self._reporter.note("warning", f"{damage}; an older checkpoint is used")
+        state = found.state
         self._rooms.source.restore(state.cursor, state.pending)
-        self._first_step = state.step
+        # The learner's own count: an update that was answered too late for the loop is still in its checkpoint.
+        step = self._first_step = await self._rooms.learner.load_checkpoint(str(found.checkpoint))
         self._before = state.before
-        self._tally = Tally.restored(state.step, state.tokens)
+        self._tally = Tally.restored(step, state.tokens)
         self._seconds_before = dict(state.seconds)
-        self._reporter.note("info", f"going on after step {state.step} in {self._folder.path}")
-        if state.step:
+        self._reporter.note("info", f"going on after step {step} in {self._folder.path}")
+        if step:
             self._adapter = await self._rooms.learner.export_adapter()
             await self._rooms.generator.publish(self._adapter)
 
@@ -149,13 +147,14 @@ class TrainingLoop:
         self._reporter.phase("learning", f"step {self._tally.step + 1}", None)
         with self._clock.phase("learning"):
             update = await rooms.learner.update(batch.scored_P)
-        self._reporter.phase("publishing", f"version {self._tally.step + 1}", None)
+        self._tally.step += 1
+        flow.learned()
+        self._reporter.phase("publishing", f"version {self._tally.step}", None)
         with self._clock.phase("publishing"):
             began = time.perf_counter()
             self._adapter = await rooms.learner.export_adapter()
             reports = await rooms.generator.publish(self._adapter)
             self._tally.publish_ms.append(1e3 * (time.perf_counter() - began))
-        self._tally.step += 1
         flow.published(self._tally.step - self._first_step)
         return update, reports
 
@@ -268,27 +267,27 @@ class TrainingLoop:
             await asyncio.to_thread(self._folder.write_adapter, payload.files)
         if final and not self._stop.is_set() and not self._config.save_every:
             return
-        await self._rooms.learner.save_checkpoint(str(self._folder.path / CHECKPOINT_FOLDER))
-        write_state(
-            self._folder.path,
-            RunState(
-                step=self._tally.step,
-                cursor=self._rooms.source.position,
-                pending=tuple(built.problem.problem_id for built in flow.pending()),
-                before=self._before,
-                tokens=self._tally.tokens(),
-                seconds=self._all_seconds(),
-            ),
+        state = RunState(
+            step=self._tally.step,
+            cursor=self._rooms.source.position,
+            pending=tuple(built.problem.problem_id for built in flow.pending()),
+            before=self._before,
+            tokens=self._tally.tokens(),
+            seconds=self._all_seconds(),
         )
+        await self._rooms.learner.save_checkpoint(str(self._folder.path / CHECKPOINTS_FOLDER), state.to_file())
 
     async def _save_after_failure(self, flow: RolloutFlow, failure: BaseException) -> None:
         """Keep what can be kept; a second failure is said, and does not hide the first."""
         try:
             await self._save(flow, final=False)
-            self._folder.write_summary(self._summary(None, status="failed", reason=str(failure)))
             self._reporter.note("info", f"kept in {self._folder.path}: start again with run_dir set to it to go on")
         except Exception as error:
             self._reporter.note("warning", f"the run's state could not be saved: {' '.join(str(error).split())}")
+        try:
+            self._folder.write_summary(self._summary(None, status="failed", reason=str(failure)))
+        except RlvrError as error:
+            self._reporter.note("warning", str(error))
 
     def _summary(self, after: Evaluation | None, *, status: str | None = None, reason: str | None = None) -> Summary:
         return summarise(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,8 +80,11 @@ class Learner(Protocol):
 
     async def export_adapter(self) -> AdapterHandle: ...
 
-    async def save_checkpoint(self, folder: str) -> None: ...
+    async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
+        """Writes FOLDER/step-000012, for step 12, with these files (name → content) beside its own: whole, or not at
+        all. Older ones are removed as its settings say."""
+        ...
 
     async def load_checkpoint(self, folder: str) -> int:
-        """Returns the step it was saved at."""
+        """Goes on from one step's folder; returns the step."""
         ...

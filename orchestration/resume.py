@@ -1,4 +1,8 @@
-"""What a stopped run needs to go on: where it was, and the problems it had begun."""
+"""What a stopped run needs to go on: where it was, and the problems it had begun.
+
+The loop's own state lies inside the learner's checkpoint, RUN/checkpoints/step-000012/state.json: a folder that is
+there whole or not at all, so that the two always belong together.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from learner.checkpoint import clear_leftovers, find_checkpoint
 from orchestration.errors import DataError
-from orchestration.run_folder import atomic_write
 
+CHECKPOINTS_FOLDER = "checkpoints"
 STATE_FILE = "state.json"
-CHECKPOINT_FOLDER = "checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
-    """The loop's own state; the learner's lies in the checkpoint folder beside it."""
+    """The loop's own state, beside the learner's."""
 
     step: int
     """Updates made."""
@@ -32,22 +36,42 @@ class RunState:
     seconds: Mapping[str, float]
     """Wall time so far, by phase."""
 
+    def to_file(self) -> dict[str, bytes]:
+        """Name and content, to go into the checkpoint."""
+        return {STATE_FILE: json.dumps(asdict(self), indent=2).encode()}
 
-def write_state(folder: Path, state: RunState) -> None:
-    """Write it atomically. The learner's checkpoint must have been written before."""
-    atomic_write(folder / STATE_FILE, json.dumps(asdict(state), indent=2).encode())
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resumable:
+    """Where a stopped run can go on."""
+
+    checkpoint: Path
+    state: RunState
+    damaged: tuple[str, ...]
+    """What is wrong with newer checkpoints, which are passed over; a sentence each."""
 
 
-def read_state(folder: Path) -> RunState | None:
-    """The state of an earlier, unfinished start in this folder; None when there is none.
+def find_resumable(run_dir: Path) -> Resumable | None:
+    """The newest whole checkpoint of an earlier, unfinished start in this folder; None when there never was one.
 
-    Raises DataError when the file is there but not readable as a state.
+    Only for the run that holds the folder: what a killed process left half done is put away.
+
+    Raises DataError when there are checkpoints but none that can be gone on from.
     """
-    path = folder / STATE_FILE
-    if not path.is_file():
-        return None
+    root = run_dir / CHECKPOINTS_FOLDER
+    clear_leftovers(root)
+    found = find_checkpoint(root)
+    if found.newest is not None:
+        return Resumable(checkpoint=found.newest, state=_read_state(found.newest), damaged=found.damaged)
+    if found.damaged:
+        raise DataError(f"{'; '.join(found.damaged)}; choose another run_dir to start anew")
+    return None
+
+
+def _read_state(checkpoint: Path) -> RunState:
+    path = checkpoint / STATE_FILE
     try:
         raw = json.loads(path.read_bytes())
         return RunState(**{**raw, "pending": tuple(raw["pending"])})
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error}); choose another run_dir to start anew") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is not a run's state ({error}); choose another run_dir to start anew") from error

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from learner.checkpoint import write_checkpoint
+from learner.errors import LearnerError
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
 from orchestration.config import RunConfig
 from orchestration.ports import BuiltPrompt, Problem
@@ -114,9 +116,13 @@ class FakeAdapter:
 
 
 class PublishingGenerator(FakeGenerator):
-    """Serves what is published."""
+    """Serves what is published, but for version `unreachable_at`."""
+
+    unreachable_at: int | None = None
 
     async def publish(self, adapter: FakeAdapter) -> Sequence[PublishReport]:
+        if adapter.version == self.unreachable_at:
+            raise RuntimeError("a worker was not reached")
         self.version = adapter.version
         return []
 
@@ -130,6 +136,7 @@ class FakeLearner:
     def __init__(self, fail_at: int | None = None) -> None:
         self.version = 0
         self.fail_at = fail_at
+        self.full_disk = False
         self.seen: list[list[str]] = []
 
     async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
@@ -145,9 +152,11 @@ class FakeLearner:
     async def export_adapter(self) -> FakeAdapter:
         return FakeAdapter(self.version)
 
-    async def save_checkpoint(self, folder: str) -> None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / "version").write_text(str(self.version))
+    async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
+        if self.full_disk:
+            raise LearnerError("cannot write checkpoint: No space left on device")
+        own = ("version", str(self.version).encode())
+        write_checkpoint(Path(folder), self.version, [own, *files.items()], keep=2)
 
     async def load_checkpoint(self, folder: str) -> int:
         self.version = int((Path(folder) / "version").read_text())

@@ -28,6 +28,10 @@ def test_the_loss_divides_by_the_rollout_length() -> None:
     assert load_config("arithmetic", ["rollout.max_completion_length=33"]).learner.loss.max_completion_length == 33
 
 
+def test_a_schedule_ends_with_the_run() -> None:
+    assert load_config("arithmetic", ["max_steps=7", "learner.lr_scheduler_type=linear"]).learner.max_steps == 7
+
+
 def test_the_api_key_is_not_written_down() -> None:
     assert "hunter2" not in dump_config(load_config("arithmetic", ["reward.api_key=hunter2"]))
 
@@ -47,6 +51,8 @@ def test_the_api_key_is_not_written_down() -> None:
         (["max_staleness=5"], "max_adapter_versions"),
         (["rollout.max_model_len=40", "rollout.max_completion_length=40"], "no room"),
         (["data.kind=chess"], "arithmetic"),
+        (["learner.max_steps=9"], "follows 'max_steps'"),
+        (["learner.warmup_steps=2"], "constant_with_warmup"),
         (["max_steps.more=1"], "not a section"),
     ],
 )

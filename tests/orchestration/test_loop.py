@@ -9,7 +9,9 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from learner.errors import LearnerError
 from orchestration.config import RunConfig
+from orchestration.errors import DataError
 from orchestration.loop import Rooms, TrainingLoop
 from orchestration.ports import BuiltPrompt
 from orchestration.run_folder import RunFolder
@@ -119,8 +121,57 @@ async def test_a_failed_update_keeps_adapter_prompts_and_reason(tmp_path: Path) 
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("failed", "the loss is not finite")
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes() == b"1"
-    state = json.loads((tmp_path / "run" / "state.json").read_text())
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-000001" / "state.json").read_text())
     assert (state["step"], state["pending"]) == (1, ["p2", "p3"])
+
+
+async def test_a_failed_publish_does_not_learn_the_batch_twice(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    bench.generator.unreachable_at = 2
+    with pytest.raises(RuntimeError, match="not reached"):
+        await bench.run()
+    again = Bench(tmp_path / "run")
+    summary = await again.run()
+    assert summary["steps"] == 3
+    assert bench.learner.seen + again.learner.seen == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
+
+
+async def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", FakeLearner(fail_at=3), save_every=1)
+    with pytest.raises(RuntimeError):
+        await bench.run()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000001", "step-000002"]
+    (checkpoints / "step-000002" / "state.json").write_text("{")
+    again = Bench(tmp_path / "run")
+    assert (await again.run())["steps"] == 3
+    warning, info = again.reporter.notes[:2]
+    assert "step-000002 is not a whole checkpoint: state.json has 1 bytes" in warning
+    assert "going on after step 1" in info
+    assert again.learner.seen == [["p2", "p3"], ["p4", "p5"]]
+    rows = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3]
+
+    (tmp_path / "run" / "summary.json").unlink()
+    for path in checkpoints.iterdir():
+        (path / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"manifest\.json is missing; choose another run_dir"):
+        await Bench(tmp_path / "run").run()
+
+
+async def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", save_every=1)
+
+    def fill_at_step_2() -> None:
+        bench.learner.full_disk = len(bench.reporter.rows) == 2
+
+    bench.reporter.on_step = fill_at_step_2
+    with pytest.raises(LearnerError, match="No space left"):
+        await bench.run()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    again = Bench(tmp_path / "run")
+    assert (await again.run())["steps"] == 3
+    assert again.learner.seen == [["p2", "p3"], ["p4", "p5"]]
 
 
 async def test_flat_groups_for_many_steps_are_said_aloud(tmp_path: Path) -> None:

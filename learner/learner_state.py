@@ -1,0 +1,175 @@
+"""What a learner needs to go on, and how it lies in a checkpoint's folder: tensors as safetensors, the rest as JSON.
+
+learner.json              step, positions of optimizer and schedule, the settings it was made with
+parameters.safetensors    every trained parameter, whole, in float32
+exp_avg.safetensors, exp_avg_sq.safetensors     AdamW's moments of them
+random.safetensors        the random state of every rank
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from learner.checkpoint import check_checkpoint
+from learner.config import LearnerConfig
+from learner.errors import LearnerError
+
+LEARNER_NAME = "learner.json"
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingState:
+    """What training moves. Tensors by parameter name, whole, on the CPU, the same at every ZeRO stage."""
+
+    parameters: Tensors
+    exp_avg: Tensors
+    """AdamW's moments; without entries before the first step."""
+    exp_avg_sq: Tensors
+    optimizer_step: int
+    """Steps AdamW has made: its bias correction."""
+    schedule_step: int
+    """Optimizer steps by the schedule's count."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerState:
+    """One learner, all ranks."""
+
+    step: int
+    """Batches learned from."""
+    training: TrainingState
+    random: tuple[Tensors, ...]
+    """Of each rank: `cpu`, and `cuda` where there is one."""
+    probe_token_ids: tuple[int, ...]
+    probe_logprobs: tuple[float, ...] | None
+
+
+def state_files(state: LearnerState, made_with: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """(name, content), made one by one: with trained embeddings they are large."""
+    from safetensors.torch import save
+
+    training = state.training
+    plain = {
+        "step": state.step,
+        "optimizer_step": training.optimizer_step,
+        "schedule_step": training.schedule_step,
+        "num_ranks": len(state.random),
+        "probe_token_ids": state.probe_token_ids,
+        "probe_logprobs": state.probe_logprobs,
+        "made_with": made_with,
+    }
+    yield LEARNER_NAME, json.dumps(plain, indent=2).encode()
+    random = {f"{rank}.{key}": value for rank, states in enumerate(state.random) for key, value in states.items()}
+    yield "random.safetensors", save(random)
+    yield "parameters.safetensors", save(dict(training.parameters))
+    yield "exp_avg.safetensors", save(dict(training.exp_avg))
+    yield "exp_avg_sq.safetensors", save(dict(training.exp_avg_sq))
+
+
+def read_state(folder: Path, made_with: Mapping[str, Any]) -> LearnerState:
+    """The state that `state_files` gave, from a checkpoint's folder.
+
+    Raises LearnerError when the folder is not a whole checkpoint, or was made with other settings than `made_with`;
+    the message names each difference.
+    """
+    from safetensors.torch import load_file
+
+    check_checkpoint(folder)
+    if not (folder / LEARNER_NAME).is_file():
+        raise LearnerError(f"{folder} holds no learner's state: {LEARNER_NAME} is missing")
+    plain = json.loads((folder / LEARNER_NAME).read_bytes())
+    refuse_other_settings(folder, plain["made_with"], made_with)
+    random: list[dict[str, Tensor]] = [{} for _ in range(plain["num_ranks"])]
+    for name, value in load_file(folder / "random.safetensors").items():
+        rank, _, key = name.partition(".")
+        random[int(rank)][key] = value
+    return LearnerState(
+        step=plain["step"],
+        training=TrainingState(
+            parameters=load_file(folder / "parameters.safetensors"),
+            exp_avg=load_file(folder / "exp_avg.safetensors"),
+            exp_avg_sq=load_file(folder / "exp_avg_sq.safetensors"),
+            optimizer_step=plain["optimizer_step"],
+            schedule_step=plain["schedule_step"],
+        ),
+        random=tuple(random),
+        probe_token_ids=tuple(plain["probe_token_ids"]),
+        probe_logprobs=None if plain["probe_logprobs"] is None else tuple(plain["probe_logprobs"]),
+    )
+
+
+def settings_that_bind(model_path: str, config: LearnerConfig) -> dict[str, Any]:
+    """What the saved tensors mean nothing without: the base model's weights and the adapter's make.
+
+    Rates, losses, schedules, dropout, ranks and ZeRO stage may change from one start to the next.
+    """
+    lora = config.lora
+    return {
+        "model": {"path": model_path, "weights": _fingerprint(Path(model_path))},
+        "quantization": config.quantization,
+        "lora.r": lora.r,
+        "lora.lora_alpha": lora.lora_alpha,
+        "lora.target_modules": sorted(lora.target_modules),
+        "lora.modules_to_save": sorted(lora.modules_to_save),
+    }
+
+
+def refuse_other_settings(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises LearnerError with every difference. The same weights at another path are the same model."""
+    differences = [
+        f"{name} was {then.get(name)}, is {now[name]}"
+        for name in now
+        if name != "model" and then.get(name) != now[name]
+    ]
+    if then["model"]["weights"] != now["model"]["weights"]:
+        paths = then["model"]["path"], now["model"]["path"]
+        differences.insert(0, f"the weights at {paths[0]} have changed")
+        if paths[0] != paths[1]:
+            differences[0] = f"the base model was {paths[0]}, is {paths[1]}"
+    if differences:
+        raise LearnerError(
+            f"checkpoint {folder} does not fit: {'; '.join(differences)}. Set it back, or choose another folder to "
+            f"start anew"
+        )
+
+
+def refuse_other_parameters(then: Tensors, now: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises LearnerError unless the saved parameters are those of this run (names → shapes)."""
+    found = {name: tuple(value.shape) for name, value in then.items()}
+    differences = [
+        *(f"{name} is missing" for name in now.keys() - found.keys()),
+        *(f"{name} is not trained here" for name in found.keys() - now.keys()),
+        *(
+            f"{name} was {found[name]}, is {now[name]}"
+            for name in now.keys() & found.keys()
+            if found[name] != now[name]
+        ),
+    ]
+    if differences:
+        more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise LearnerError(f"the checkpoint's parameters are others: {'; '.join(sorted(differences)[:3])}{more}")
+
+
+def _fingerprint(model: Path) -> str:
+    """Of the weights' files, by name, size and their first and last bytes: cheap, and any training shows in it."""
+    digest = hashlib.sha256()
+    for path in sorted([*model.glob("*.safetensors"), *model.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+_SAMPLE = 2**16
