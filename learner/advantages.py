@@ -73,7 +73,7 @@ def aggregate_advantages(
     """
     if rewards_PGK.ndim != 3 or weights_K.shape != rewards_PGK.shape[2:]:
         raise ValueError(
-            "rewards_PGK must have the shape (groups, completions, rewards), with one weight per reward; got the shapes "
+            "rewards_PGK must have the shape (groups, completions, rewards), and weights_K (rewards,); got "
             f"{tuple(rewards_PGK.shape)} and {tuple(weights_K.shape)}"
         )
     rewards_PGK = _checked(rewards_PGK, categories_P)
