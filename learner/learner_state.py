@@ -162,7 +162,10 @@ def refuse_other_parameters(then: Tensors, now: Mapping[str, tuple[int, ...]]) -
 def _fingerprint(model: Path) -> str:
     """Of the weights' files, by name, size and their first and last bytes: cheap, and any training shows in it."""
     digest = hashlib.sha256()
-    for path in sorted([*model.glob("*.safetensors"), *model.glob("*.bin")]):
+    paths = sorted([*model.glob("*.safetensors"), *model.glob("*.bin")])
+    if not paths:
+        raise LearnerError(f"{model} holds no weights that a checkpoint could name: *.safetensors or *.bin")
+    for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:

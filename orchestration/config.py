@@ -126,7 +126,9 @@ class RunConfig(Section):
     )
     eval_every: int = Field(0, ge=0, description="Held-out accuracy every so many steps; 0: before and after only.")
     eval_at_ends: bool = Field(True, description="Held-out accuracy before the first and after the last step.")
-    save_every: int = Field(0, ge=0, description="Learner checkpoint every so many steps; 0: at the end only.")
+    save_every: int = Field(
+        0, ge=0, description="Checkpoint every so many steps; 0: only when the run is stopped or fails."
+    )
     example_every: int = Field(5, ge=0, description="Show an example completion every so many steps; 0: never.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; auto: CUDA when there is a GPU."

@@ -4,6 +4,7 @@
     metrics.jsonl                    one JSON object a step, in order, each step once
     completions/step-000012.parquet  what step 12 learned from, one row a completion
     adapter/                         the latest adapter, a peft folder
+    checkpoints/step-000012/         what a stopped run goes on from: see `orchestration.resume`
     summary.json                     written at the end
 
 Whole files are written beside their place and renamed, so a reader (or a crash) never meets half a file.
@@ -28,6 +29,7 @@ from typing import Any
 from learner.types import ScoredGroup
 from orchestration.config import RunConfig, dump_config
 from orchestration.errors import ConfigError, MachineError, RlvrError
+from rollout_server.full_tensors import standalone
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -124,7 +126,10 @@ class RunFolder:
         return path
 
     def write_adapter(self, files: Sequence[tuple[str, bytes]]) -> Path:
-        """Replace `adapter/` by these files (name, content). After a crash the folder is whole: the old or the new."""
+        """Replace `adapter/` by a payload's files (name, content), as plain peft loads them.
+
+        After a crash the folder is whole: the old or the new.
+        """
         for name, _ in files:
             if name in ("", ".", "..") or Path(name).name != name:
                 raise ValueError(f"{name!r} is not a plain file name")
@@ -133,7 +138,7 @@ class RunFolder:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             try:
-                for name, content in files:
+                for name, content in standalone(files):
                     atomic_write(new / name, content)
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)

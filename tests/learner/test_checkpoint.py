@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +29,8 @@ from tests.learner.helpers import make_rank, random_groups, run_ranks
 BASE: dict[str, Any] = {"learning_rate": 1e-3, "num_threads": 1, "lora": {"r": 3, "lora_alpha": 6}}
 SCHEDULE: dict[str, Any] = {"lr_scheduler_type": "cosine", "max_steps": 10, "num_iterations": 2, "warmup_steps": 3}
 DROPOUT: dict[str, Any] = {"lora": {"r": 3, "lora_alpha": 6, "lora_dropout": 0.3}}
+
+HEADS = ("embed_tokens", "lm_head")
 
 # --- Folders
 
@@ -140,6 +145,35 @@ def test_killed_while_removing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+WRITE_FOR_EVER = """
+from pathlib import Path
+import sys
+from learner.checkpoint import write_checkpoint
+for step in range(int(sys.argv[2]), 1_000_000):
+    for _ in range(2):
+        write_checkpoint(Path(sys.argv[1]), step, [("a.bin", b"a" * 100_000), ("b.bin", b"b" * step)], keep=1)
+    print(step, flush=True)
+"""
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    """What was there before the kill, or something newer, is there after it; nothing half is ever met."""
+    step = 1
+    for attempt in range(5):
+        command = [sys.executable, "-c", WRITE_FOR_EVER, str(tmp_path), str(step)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            written = int(process.stdout.readline())
+            time.sleep(0.013 * attempt)
+            process.kill()
+        clear_leftovers(tmp_path)
+        found = find_checkpoint(tmp_path)
+        assert found.damaged == ()
+        assert found.newest is not None
+        step = int(found.newest.name.removeprefix("step-"))
+        assert step >= written
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second file meets the end of the disk half way."""
     write(tmp_path, 1)
@@ -244,9 +278,12 @@ def apart(found: dict[str, bytes], expected: dict[str, bytes]) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in b)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_one_rank_goes_on_bit_for_bit(odd_model: str, tmp_path: Path, zero_stage: int) -> None:
-    settings = SCHEDULE | DROPOUT | {"zero_stage": zero_stage}
+@pytest.mark.parametrize(
+    ("zero_stage", "heads"), [(0, ()), (1, ()), (2, ()), (3, ()), (0, HEADS), (2, HEADS), (3, HEADS)]
+)
+def test_one_rank_goes_on_bit_for_bit(odd_model: str, tmp_path: Path, zero_stage: int, heads: tuple[str, ...]) -> None:
+    lora = DROPOUT["lora"] | {"modules_to_save": heads}
+    settings = SCHEDULE | {"zero_stage": zero_stage, "lora": lora}
     with started(odd_model, **settings) as rank:
         after(rank, 0, 1)
         folder = save(rank, tmp_path)
@@ -274,7 +311,7 @@ def test_dropout_is_really_random(odd_model: str, tmp_path: Path) -> None:
     assert apart(other, straight) > 0
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
 def test_a_refused_step_leaves_the_schedule_where_it_was(
     odd_model: str, tmp_path: Path, zero_stage: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
