@@ -92,7 +92,7 @@ class AdapterPayload:
     version: int
     files: tuple[tuple[str, bytes], ...]
     """(file name, content): `adapter_config.json` and `adapter_model.safetensors`. Modules trained whole (peft's
-    `modules_to_save`) are in the latter; `full_tensors.as_served` parts them for the node."""
+    `modules_to_save`) are in the latter, tied ones once: see `full_tensors`."""
     probe: AdapterProbe | None = None
 
     @property

@@ -15,6 +15,7 @@ from rollout_server.full_tensors import (
     WEIGHTS_NAME,
     as_served,
     full_tensor_names,
+    standalone,
 )
 from rollout_server.types import AdapterPayload
 
@@ -54,6 +55,18 @@ def test_an_adapter_of_matrices_stays_as_it_is() -> None:
         sent = payload(MATRICES, modules_to_save)
         assert as_served(sent) is sent
         assert full_tensor_names(sent) == frozenset()
+
+
+def test_a_tied_tensor_travels_once_and_is_written_under_each_of_its_names() -> None:
+    embeddings, head = "base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"
+    sent = save(MATRICES | {embeddings: WHOLE[embeddings]}, {"format": "pt", f"tied:{head}": embeddings})
+    written = dict(standalone([(CONFIG_NAME, b"tied:"), (WEIGHTS_NAME, sent)]))
+    assert written[CONFIG_NAME] == b"tied:"
+    tensors = load(written[WEIGHTS_NAME])
+    assert tensors.keys() == MATRICES.keys() | {embeddings, head}
+    assert torch.equal(tensors[head], tensors[embeddings])
+    untied = save(MATRICES | WHOLE)
+    assert standalone([(WEIGHTS_NAME, untied)]) == ((WEIGHTS_NAME, untied),)
 
 
 def test_what_is_promised_must_be_there() -> None:
