@@ -146,6 +146,21 @@ class RunConfig(Section):
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _follow(cls, tree: Any) -> Any:
+        """Writes the learner's copies of `FOLLOWING_KEYS`; a learner section that is an object already is left."""
+        learner = tree.get("learner", {}) if isinstance(tree, dict) else None
+        if not isinstance(learner, dict):
+            return tree
+        max_steps = tree.get("max_steps", cls.model_fields["max_steps"].default)
+        if isinstance(max_steps, int):
+            learner = {**learner, "max_steps": max_steps or _NEVER}
+        rollout, loss = tree.get("rollout"), learner.get("loss", {})
+        if isinstance(rollout, dict) and isinstance(loss, dict) and "max_completion_length" in rollout:
+            learner = {**learner, "loss": {**loss, "max_completion_length": rollout["max_completion_length"]}}
+        return {**tree, "learner": learner}
+
     @model_validator(mode="after")
     def _rooms_agree(self) -> RunConfig:
         if self.rollout.num_generations < 2 and self.max_steps:
@@ -289,14 +304,6 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any, override: str) -> Non
 def _validate(tree: dict[str, Any]) -> RunConfig:
     if isinstance(tree.get("data"), dict):
         tree["data"].setdefault("kind", "arithmetic")
-    rollout, learner = tree.get("rollout"), tree.setdefault("learner", {})
-    if isinstance(rollout, dict) and isinstance(learner, dict) and "max_completion_length" in rollout:
-        loss = learner.setdefault("loss", {})
-        if isinstance(loss, dict):
-            loss["max_completion_length"] = rollout["max_completion_length"]
-    max_steps = tree.get("max_steps", RunConfig.model_fields["max_steps"].default)
-    if isinstance(learner, dict) and type(max_steps) is int:
-        learner["max_steps"] = max_steps or _NEVER
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
