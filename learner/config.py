@@ -10,6 +10,8 @@ LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", 
 ScaleRewards = Literal["group", "batch", "none"]
 KlEstimator = Literal["k1", "k2", "k3"]
 MultiObjectiveAggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+AttentionKind = Literal["auto", "sdpa", "flex"]
+Quantization = Literal["none", "nf4"]
 LrSchedulerType = Literal[
     "constant",
     "constant_with_warmup",
@@ -109,7 +111,7 @@ class LearnerConfig(BaseModel):
         "auto",
         description="Precision of the frozen base; auto: float32 on CPUs, bfloat16 on GPUs. Adapters are float32.",
     )
-    quantization: Literal["none", "nf4"] = Field("none", description="nf4: 4-bit base by bitsandbytes (QLoRA).")
+    quantization: Quantization = Field("none", description="nf4: 4-bit base by bitsandbytes (QLoRA).")
     serve_dequantized_base: bool = Field(
         True,
         description="With quantization: vLLM serves the values that the 4-bit base stands for, so that sampler and "
@@ -157,6 +159,9 @@ class LearnerConfig(BaseModel):
     adam_beta2: float = Field(0.999, ge=0.0, lt=1.0, description="AdamW.")
     max_grad_norm: float = Field(1.0, ge=0.0, description="Gradient clipping; 0: none.")
     mask_truncated_completions: bool = Field(False, description="Leave truncated completions out of the loss.")
+    attention: AttentionKind = Field(
+        "auto", description="Kernel of the tree's attention; auto: flex on GPUs, blocks of sdpa on CPUs."
+    )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of a rank; unset: on CPUs the cores divided by the ranks."
     )

@@ -126,7 +126,7 @@ class LearnerRank:
         files: tuple[tuple[str, bytes], ...] = ()
         with self._engine.full_parameters() as parameters:
             if self._rank == 0:
-                files = self._files(parameters)
+                files = self._files(parameters, tied_once=True)
         return AdapterPayload(version=version, files=files, probe=probe)
 
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
@@ -264,9 +264,9 @@ class LearnerRank:
             logprobs_BT, _ = tree_logprobs(self._engine, inputs, temperature=1.0)
         return tuple(logprobs_BT.squeeze(0).tolist())
 
-    def _files(self, parameters: dict[str, Tensor]) -> tuple[tuple[str, bytes], ...]:
+    def _files(self, parameters: dict[str, Tensor], *, tied_once: bool = False) -> tuple[tuple[str, bytes], ...]:
         own = {name.removeprefix("model."): tensor for name, tensor in parameters.items()}
-        return adapter_files(self._policy.model, own, base_model=self._model_path)
+        return adapter_files(self._policy.model, own, base_model=self._model_path, tied_once=tied_once)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
