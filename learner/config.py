@@ -53,7 +53,10 @@ class LossConfig(BaseModel):
     )
     kl_estimator: KlEstimator = Field("k3", description="Estimator of the KL to the base model. Not in TRL: k3 there.")
     kl_clamp: float | None = Field(
-        None, gt=0.0, description="Bound on the estimator's absolute value and its log-ratio; none. Not in TRL."
+        None,
+        gt=0.0,
+        description="Bound on the log-ratio that the estimator is given and on the estimate, either way; unset: none. "
+        "Not in TRL.",
     )
     max_completion_length: int = Field(256, ge=1, description="The constant length dr_grpo divides by, tokens.")
     vllm_importance_sampling_correction: bool = Field(
@@ -79,6 +82,21 @@ class LossConfig(BaseModel):
     vespo_lambda_pos: float = Field(3.0, description="vespo: lambda where the advantage is 0 or more.")
     vespo_k_neg: float = Field(3.0, description="vespo: exponent k where the advantage is negative.")
     vespo_lambda_neg: float = Field(2.0, description="vespo: lambda where the advantage is negative.")
+
+    @model_validator(mode="after")
+    def _check_sampler_bounds(self) -> LossConfig:
+        low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"vllm_importance_sampling_clip_min={low} must be less than vllm_importance_sampling_clip_max={high}"
+            )
+        truncates = self.vllm_importance_sampling_correction and "truncate" in self.vllm_importance_sampling_mode
+        if truncates and low is None and high is None:
+            raise ValueError(
+                f"vllm_importance_sampling_mode={self.vllm_importance_sampling_mode} truncates nothing without a "
+                "bound: set vllm_importance_sampling_clip_max or vllm_importance_sampling_clip_min"
+            )
+        return self
 
 
 class LoraSettings(BaseModel):

@@ -19,8 +19,7 @@ def step_entropy_threshold(entropies: Tensor, top_entropy_quantile: float) -> fl
     values = entropies.flatten().to(torch.promote_types(entropies.dtype, torch.float32))
     if not len(values):
         return math.inf
-    # Rounded, or 0.2·5 lies a hair beside 1 and the threshold a hair above the value it should equal.
-    position = round((1.0 - top_entropy_quantile) * (len(values) - 1), 6)
+    position = (1.0 - top_entropy_quantile) * (len(values) - 1)
     below = math.floor(position)
     lower = values.kthvalue(below + 1).values
     upper = values.kthvalue(min(below + 1, len(values) - 1) + 1).values

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learner.config import LossConfig, LossType
+from learner.config import LossConfig
 from learner.entropy_selection import step_entropy_threshold
 from learner.kl import kl_estimates
 from learner.loss_inputs import LossInputs, loss_inputs
@@ -19,7 +19,7 @@ from learner.reductions import reduce_losses
 from learner.sampler_correction import on_policy_B1, sampler_weights
 from learner.token_losses import TOKEN_LOSSES, importance_ratio
 
-__all__ = ["LossConfig", "global_loss_weight", "policy_loss", "step_entropy_threshold"]
+__all__ = ["LossConfig", "policy_loss", "step_entropy_threshold"]
 
 
 def policy_loss(
@@ -153,8 +153,3 @@ def _with_kl(losses: Tensor, ratio: Tensor, inputs: LossInputs, config: LossConf
         return losses
     # The ratio is 1 in value on the first update and still changes the gradient (DeepSeek-V3.2, arXiv 2512.02556).
     return losses + config.beta * (kl_BT * ratio if config.use_bias_correction_kl else kl_BT)
-
-
-def global_loss_weight(loss_type: LossType, *, num_sequences: int, global_num_sequences: int) -> float:
-    """What a micro-batch's loss is multiplied by, when it was not given `num_sequences`, to be its part of the step."""
-    return 1.0 if loss_type == "dapo" else num_sequences / global_num_sequences

@@ -43,10 +43,7 @@ def sampler_weights(old_BT: Tensor, sampling_BT: Tensor, mask_BT: Tensor, config
         beyond |= weights > high
     if low is not None:
         beyond |= weights < low
-    if beyond_does == "mask":
-        bounded = torch.where(beyond, 0.0, weights)
-    else:
-        bounded = weights if low is None and high is None else weights.clamp(min=low, max=high)
+    bounded = torch.where(beyond, 0.0, weights) if beyond_does == "mask" else weights.clamp(min=low, max=high)
     return SamplerWeights(weights=bounded, beyond=beyond)
 
 
