@@ -284,11 +284,11 @@ class Cluster:
         self._actors.append(actor)
         return actor
 
-    async def start_rollout(self) -> RayGenerator:
-        """Start all engines; returns when each can generate."""
+    async def start_rollout(self, model_path: str | None = None) -> RayGenerator:
+        """Start all engines, on `model_path` if that is not the learner's model; returns when each can generate."""
         assert self.placement is not None, "connect() comes first"
         settings = {
-            "model_path": self._model_path,
+            "model_path": model_path or self._model_path,
             "config": effective_rollout(self._config.rollout, self.placement),
             "device": self.placement.device,
             "run_id": self._run_id,

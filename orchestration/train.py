@@ -9,12 +9,14 @@ import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from learner.errors import LearnerError
 from orchestration import doctor
 from orchestration.config import RewardConfig, RewardSpec, RunConfig
+from orchestration.data.cache import Progress
 from orchestration.data.datasets import load_problems
+from orchestration.data.dequantized import served_model
 from orchestration.data.models import resolve_model
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
@@ -22,6 +24,7 @@ from orchestration.data.tokenizer import load_tokenizer
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.evaluation import LENIENT, STRICT
 from orchestration.loop import Rooms, TrainingLoop
+from orchestration.machine_facts import collect
 from orchestration.ports import BuiltPrompt, Scorer
 from orchestration.report import Reporter, make_reporter
 from orchestration.run_folder import RunFolder
@@ -86,13 +89,33 @@ async def _train(config: RunConfig) -> int:
 
 
 async def _resolve_model(config: RunConfig, reporter: Reporter) -> Path:
-    loop = asyncio.get_running_loop()
     reporter.phase("preparing", f"model {config.model.name}")
+    progress = _progress_to(reporter)
+    return await asyncio.to_thread(resolve_model, config.model.name, config.model.revision, progress=progress)
+
+
+async def _prepare_served(
+    config: RunConfig, device: Literal["cpu", "cuda"], model_path: Path, reporter: Reporter
+) -> Path:
+    """The folder that vLLM serves: the model's, or the values of its quantised base."""
+    return await asyncio.to_thread(
+        served_model,
+        model_path,
+        config.learner,
+        name=config.model.name,
+        device=device if collect().gpus else "cpu",  # a cluster's driver may have none
+        served_dtype=config.rollout.dtype,
+        progress=_progress_to(reporter),
+    )
+
+
+def _progress_to(reporter: Reporter) -> Progress:
+    loop = asyncio.get_running_loop()
 
     def progress(message: str, share: float) -> None:  # called in the thread that prepares
         loop.call_soon_threadsafe(reporter.phase, "preparing", f"{message}, {share:.0%}")
 
-    return await asyncio.to_thread(resolve_model, config.model.name, config.model.revision, progress=progress)
+    return progress
 
 
 async def _start_rooms(
@@ -117,8 +140,15 @@ async def _start_rooms(
     stack.push_async_callback(cluster.shutdown)
     placement = cluster.connect()
     reporter.start(config, f"{placement.mode}: {cluster.describe()}")
+    if config.learner.lora.modules_to_save:
+        reporter.note(
+            "info",
+            f"{' and '.join(config.learner.lora.modules_to_save)} are trained whole and served in one version only: "
+            f"every publish waits until generation has drained",
+        )
+    served = await _prepare_served(config, placement.device, model_path, reporter)
     reporter.phase("starting", "vLLM engines and learner ranks")
-    generator, learner = await asyncio.gather(cluster.start_rollout(), cluster.start_learner())
+    generator, learner = await asyncio.gather(cluster.start_rollout(str(served)), cluster.start_learner())
     return Rooms(
         generator=generator,
         learner=learner,
