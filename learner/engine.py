@@ -144,11 +144,6 @@ class TrainingEngine:
         torch.distributed.all_gather_object(gathered, value)
         return gathered
 
-    def barrier(self) -> None:
-        """Waits for all ranks."""
-        if self._world_size > 1:
-            torch.distributed.barrier()
-
     @contextmanager
     def full_parameters(self) -> Iterator[dict[str, Tensor]]:
         """The trainable parameters whole, by name, to read inside the block. All ranks at ZeRO 3."""
@@ -186,8 +181,8 @@ class TrainingEngine:
             for key, moments in (("exp_avg", state.exp_avg), ("exp_avg_sq", state.exp_avg_sq)):
                 moment = moments[name].to(self._device) if name in moments else torch.zeros_like(value)
                 self._set_full(parameter, key, moment)
-        for moments in self._inner_optimizer().state.values():
-            moments["step"] = torch.tensor(float(state.optimizer_step))
+        for own in self._inner_optimizer().state.values():
+            own["step"] = torch.tensor(float(state.optimizer_step))
         move_to(self._schedule, state.schedule_step)
 
     def _inner_optimizer(self) -> torch.optim.Optimizer:

@@ -22,6 +22,7 @@ from learner import checkpoint
 from learner.checkpoint import check_checkpoint, clear_leftovers, find_checkpoint, write_checkpoint
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, NonFiniteLossError
+from learner.learner_state import refuse_other_parameters
 from learner.types import UpdateMetrics
 from learner.worker import LearnerRank
 from tests.learner.helpers import make_rank, random_groups, run_ranks
@@ -374,6 +375,14 @@ def test_a_rate_may_change_but_not_the_adapter(odd_model: str, tmp_path: Path) -
         assert after(rank)[1] == before[1]
     assert "lora.r was 3, is 4; lora.target_modules was ['down_proj'," in str(caught.value)
     assert "lora_alpha" not in str(caught.value)
+
+
+def test_other_parameters_are_named() -> None:
+    then = {name: torch.zeros(2, 3) for name in ("a", "b", "c")}
+    refuse_other_parameters(then, dict.fromkeys("abc", (2, 3)))
+    with pytest.raises(LearnerError) as caught:
+        refuse_other_parameters(then, {"a": (2, 3), "b": (3, 3), "d": (1,), "e": (1,)})
+    assert "b was (2, 3), is (3, 3); c is not trained here; d is missing; and 1 more" in str(caught.value)
 
 
 def test_another_model(odd_model: str, llama: str, tmp_path: Path) -> None:
