@@ -110,8 +110,9 @@ def test_normalised_rewards_weigh_the_same_whatever_their_range() -> None:
     advantages = aggregate_advantages(rewards, weights, aggregation="normalize_then_sum", ddof=0, eps=0.0)
     a = 2 / math.sqrt(2)
     assert_close(advantages, tensor([[a, -a], [0.0, 0.0]], dtype=torch.float64))
-    # eps is added both times: ±1/(1 + 1) and ±100/(100 + 1) make ±(1/2 + 100/101) and ±(1/2 − 100/101).
-    advantages = aggregate_advantages(rewards, weights, aggregation="normalize_then_sum", ddof=0, eps=1.0)
+    # eps is added both times, whatever the scale: ±1/(1 + 1) and ±100/(100 + 1) make ±(1/2 + 100/101) and
+    # ±(1/2 − 100/101).
+    advantages = aggregate_advantages(rewards, weights, aggregation="normalize_then_sum", scale="none", ddof=0, eps=1.0)
     u, v = 1 / 2 + 100 / 101, 1 / 2 - 100 / 101
     s = math.sqrt((u**2 + v**2) / 2) + 1.0
     assert_close(advantages, tensor([[u / s, -u / s], [v / s, -v / s]], dtype=torch.float64))
