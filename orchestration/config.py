@@ -159,6 +159,12 @@ class RunConfig(Section):
         rollout, loss = tree.get("rollout"), learner.get("loss", {})
         if isinstance(rollout, dict) and isinstance(loss, dict) and "max_completion_length" in rollout:
             learner = {**learner, "loss": {**loss, "max_completion_length": rollout["max_completion_length"]}}
+        reward = tree.get("reward") or RewardConfig()
+        rewards = (reward if isinstance(reward, dict) else reward.model_dump(mode="json")).get("rewards")
+        if rewards is None:
+            rewards = RewardConfig().model_dump(mode="json")["rewards"]
+        if isinstance(rewards, list) and all(isinstance(spec, dict) for spec in rewards):
+            learner = {**learner, "reward_weights": [spec.get("weight", 1.0) for spec in rewards]}
         return {**tree, "learner": learner}
 
     @model_validator(mode="after")
@@ -167,6 +173,11 @@ class RunConfig(Section):
             raise ValueError("rollout.num_generations must be at least 2: an advantage needs a group to compare with")
         if self.rollout.temperature == 0 and self.max_steps:
             raise ValueError("rollout.temperature must be above 0 for training: greedy groups are all alike")
+        if self.reward.control == "random" and self.learner.multi_objective_aggregation == "normalize_then_sum":
+            raise ValueError(
+                "reward.control=random replaces the total, which multi_objective_aggregation=normalize_then_sum does "
+                "not look at: use sum_then_normalize for the control"
+            )
         if self.learner.lora.r > self.rollout.max_lora_rank:
             raise ValueError(
                 f"learner.lora.r={self.learner.lora.r} is over rollout.max_lora_rank={self.rollout.max_lora_rank}: "
@@ -206,8 +217,9 @@ RENAMED_KEYS: Mapping[str, str] = {
 FOLLOWING_KEYS: Mapping[str, str] = {
     "learner.loss.max_completion_length": "rollout.max_completion_length",
     "learner.max_steps": "max_steps",
+    "learner.reward_weights": "reward.rewards",
 }
-"""The learner's copies of what is written once, elsewhere: dr_grpo's constant length, a schedule's end."""
+"""The learner's copies of what is written once, elsewhere: dr_grpo's constant length, a schedule's end, the weights."""
 
 _NEVER = 2**31  # the end of a schedule in a run without steps
 

@@ -24,6 +24,9 @@ from rollout_server.types import AdapterPayload, FinishReason
 from tests.learner.helpers import make_group, make_rank, random_groups, run_ranks
 
 BASE = {"learning_rate": 1e-2, "num_threads": 1}
+UNBOUNDED = LossConfig(vllm_importance_sampling_mode="token_mask", vllm_importance_sampling_clip_max=None)
+IMPOSSIBLE = -1e30
+"""A sampling log-prob whose weight, unbounded, is infinite."""
 
 
 @contextmanager
@@ -149,10 +152,21 @@ def test_stale_samples_are_refused(llama: str) -> None:
         update(rank, groups, policy_version=4, max_staleness=1)
 
 
+def test_iterations_on_a_batch_take_the_old_logprobs_once(llama: str) -> None:
+    with started(llama, num_iterations=3) as rank, started(llama) as once:
+        three, one = update(rank, random_groups(0)), update(once, random_groups(0))
+        assert (three.step, one.step) == (1, 1)
+        assert three.num_distinct_tokens == one.num_distinct_tokens
+        assert one.values["ratio_max"] == pytest.approx(1.0, abs=1e-5)  # old and new are the same
+        assert three.values["ratio_max"] > 1.01
+        # The next batch starts from its own old log-probs.
+        assert update(once, random_groups(1)).values["ratio_max"] == pytest.approx(1.0, abs=1e-5)
+
+
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_a_non_finite_loss_moves_nothing(llama: str, zero_stage: int) -> None:
-    poisoned = make_group((1, 2), [(3,), (4,)], [1.0, 0.0], sampling_logprob=math.nan)
-    with started(llama, zero_stage=zero_stage) as rank, started(llama) as fresh:
+    poisoned = make_group((1, 2), [(3,), (4,)], [1.0, 0.0], sampling_logprob=IMPOSSIBLE)
+    with started(llama, zero_stage=zero_stage, loss=UNBOUNDED) as rank, started(llama, loss=UNBOUNDED) as fresh:
         before = adapter(rank)
         with pytest.raises(NonFiniteLossError, match="step 1"):
             update(rank, (*random_groups(0), poisoned))
@@ -252,7 +266,7 @@ def test_two_ranks_are_one(llama: str, zero_stage: int) -> None:
 def bad_step_and_less_work_than_ranks(rank: LearnerRank) -> tuple[str, AdapterPayload, float]:
     groups = random_groups(1)
     first = groups[0].members[0]
-    unknown = (math.nan,) * len(first.completion.token_ids)
+    unknown = (IMPOSSIBLE,) * len(first.completion.token_ids)
     bad = replace(first, completion=replace(first.completion, sampling_logprobs=unknown))
     groups = (replace(groups[0], members=(bad, *groups[0].members[1:])), *groups[1:])
     with pytest.raises(NonFiniteLossError) as caught:
@@ -268,7 +282,7 @@ def bad_step_and_less_work_than_ranks(rank: LearnerRank) -> tuple[str, AdapterPa
 def test_ranks_refuse_a_non_finite_loss_together_and_idle_together(llama: str) -> None:
     with started(llama) as rank:
         untouched = adapter(rank)
-    config = LearnerConfig(**(BASE | {"zero_stage": 2, "num_ranks": 2}))
+    config = LearnerConfig(**(BASE | {"zero_stage": 2, "num_ranks": 2, "loss": UNBOUNDED}))
     (message, found, norm), (other, _, other_norm) = run_ranks(2, llama, config, bad_step_and_less_work_than_ranks)
     assert "step 1" in message
     assert "step 1" in other

@@ -32,6 +32,12 @@ def test_a_schedule_ends_with_the_run() -> None:
     assert load_config("arithmetic", ["max_steps=7", "learner.lr_scheduler_type=linear"]).learner.max_steps == 7
 
 
+def test_the_learner_weighs_rewards_as_the_service_does(tmp_path: Path) -> None:
+    recipe = tmp_path / "weighed.yaml"
+    recipe.write_text("reward: {rewards: [{name: gsm8k_format, weight: 0.2}, {name: last_number}]}")
+    assert load_config(str(recipe)).learner.reward_weights == (0.2, 1.0)
+
+
 def test_the_api_key_is_not_written_down() -> None:
     assert "hunter2" not in dump_config(load_config("arithmetic", ["reward.api_key=hunter2"]))
 
@@ -52,6 +58,8 @@ def test_the_api_key_is_not_written_down() -> None:
         (["rollout.max_model_len=40", "rollout.max_completion_length=40"], "no room"),
         (["data.kind=chess"], "arithmetic"),
         (["learner.max_steps=9"], "follows 'max_steps'"),
+        (["learner.reward_weights=[1]"], "follows 'reward.rewards'"),
+        (["reward.control=random", "learner.multi_objective_aggregation=normalize_then_sum"], "sum_then_normalize"),
         (["learner.warmup_steps=2"], "constant_with_warmup"),
         (["max_steps.more=1"], "not a section"),
     ],
