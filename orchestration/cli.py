@@ -120,10 +120,39 @@ def _add_doctor(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measurements, as ratios within one run")
-    bench.add_argument("name", choices=["rollout", "sync"], help="what to measure")
-    bench.add_argument("--json", action="store_true", help="print one JSON object")
-    bench.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
-    bench.set_defaults(run=_bench)
+    names = bench.add_subparsers(required=True, metavar="NAME")
+    for name, text in (
+        ("rollout", "tokens per second: our workers over plain vLLM, with an adapter over without"),
+        ("sync", "publishing an adapter: how long, how many bytes, whom it delays"),
+    ):
+        command = names.add_parser(name, help=text)
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
+        command.set_defaults(run=_bench_run, name=name)
+    _add_bench_learner(names)
+
+
+def _add_bench_learner(names: Any) -> None:
+    learner = names.add_parser("learner", help="one optimizer step: the prefix tree, without it, and TRL's trainer")
+    learner.add_argument("--json", action="store_true", help="print one JSON object")
+    learner.add_argument("--model", default="smollm2-135m-instruct", help="embedded model, local folder or hub id")
+    learner.add_argument("--shots", type=_natural, default=8, help="worked examples in the prompts (default: 8)")
+    learner.add_argument("--num-prompts", type=_positive, default=2, help="groups in the batch (default: 2)")
+    learner.add_argument("--num-generations", type=_positive, default=8, help="completions of a group (default: 8)")
+    learner.add_argument("--completion-length", type=_positive, default=100, help="the longest, tokens (default: 100)")
+    learner.add_argument("--rounds", type=_positive, default=1, help="measured steps of each (default: 1)")
+    learner.add_argument("--threads", type=_positive, help="CPU threads of each (default: all cores)")
+    learner.add_argument(
+        "--max-tokens-per-microbatch", type=_positive, default=4096, help="our budget, distinct tokens (default: 4096)"
+    )
+    learner.add_argument(
+        "--gradient-checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="for all three; TRL's default is on",
+    )
+    learner.add_argument("--data-file", help="GSM8K's training file, for real prompts (default: generated ones)")
+    learner.set_defaults(run=_bench_learner)
 
 
 def _add_words(command: argparse.ArgumentParser) -> None:
@@ -190,10 +219,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.run(load_config(*_recipe_and_overrides(arguments.words)), as_json=arguments.json)
 
 
-def _bench(arguments: argparse.Namespace) -> int:
-    from orchestration.bench import run_bench
+def _bench_run(arguments: argparse.Namespace) -> int:
+    from orchestration.bench import rollout, run_bench, sync
 
-    return run_bench(arguments.name, arguments.overrides, as_json=arguments.json)
+    measure = {"rollout": rollout.run, "sync": sync.run}[arguments.name]
+    return run_bench(arguments.name, lambda: measure(arguments.overrides), as_json=arguments.json)
+
+
+def _bench_learner(arguments: argparse.Namespace) -> int:
+    from orchestration.bench import learner, run_bench
+
+    given = vars(arguments)
+    options = learner.LearnerBench(**{name: given[name] for name in learner.LearnerBench.__slots__})
+    return run_bench("learner", lambda: learner.run(options), as_json=arguments.json)
 
 
 def _positive(text: str) -> int:
@@ -204,6 +242,12 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return number
+
+
+def _natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def _port(text: str) -> int:

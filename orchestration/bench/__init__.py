@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestration.errors import RlvrError
 from orchestration.noise import noise_to_file
 
 
-def run_bench(name: str, overrides: Sequence[str], *, as_json: bool) -> int:
+def run_bench(name: str, measure: Callable[[], dict[str, Any]], *, as_json: bool) -> int:
     """Run a benchmark and print `machine`, `settings` and `figures` (flat: name → number).
 
     Raises RlvrError with one sentence when it cannot be measured.
@@ -20,17 +20,11 @@ def run_bench(name: str, overrides: Sequence[str], *, as_json: bool) -> int:
 
     try:
         with noise_to_file(f"rlvr-bench-{name}-"):
-            result = _benches()[name](overrides)
+            result = measure()
     except (LearnerError, RolloutError) as error:
         raise RlvrError(str(error)) from error
     print(json.dumps(result) if as_json else _readable(result))
     return 0
-
-
-def _benches() -> Mapping[str, Callable[[Sequence[str]], dict[str, Any]]]:
-    from orchestration.bench import rollout, sync
-
-    return {"rollout": rollout.run, "sync": sync.run}
 
 
 def _readable(result: Mapping[str, Any]) -> str:

@@ -1,0 +1,221 @@
+"""One optimizer step: our learner with the prefix tree, the same without it, and TRL's `GRPOTrainer`, side by side.
+
+All three get the same model, adapter, sequences, advantages, dtype, threads and gradient checkpointing. Each lives in a
+process of its own, loaded and warmed up, and they take turns, so that a machine that slows down slows down all of them
+and peak memory is each one's own. That they did the same work is checked: their gradient norms must agree.
+
+The floor is what a step cannot go below at the speed of this machine's matrix product, measured in the same run: the
+multiply-adds of the distinct tokens through a frozen base with LoRA, forward and backward (and forward once more under
+gradient checkpointing), attention and output head included.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from learner.prefix_tree import TokenSequence, build_tree
+from learner.types import ScoredCompletion, ScoredGroup
+from orchestration.bench.learner_contenders import CONTENDERS, Setting, serve
+from orchestration.bench.learner_floor import multiply_adds
+from orchestration.bench.machine import machine_line
+from orchestration.config import ArithmeticData, DataConfig, Gsm8kData
+from orchestration.data.datasets import load_problems
+from orchestration.data.models import resolve_model
+from orchestration.data.prompts import PromptBuilder
+from orchestration.data.tokenizer import load_tokenizer
+from orchestration.errors import RlvrError
+from orchestration.machine_facts import collect
+from rollout_server.types import Completion, FinishReason
+
+START_TIMEOUT_S, STEP_TIMEOUT_S = 600.0, 3600.0
+GRAD_NORM_TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+"""Relative. Not rounding alone: TRL leaves its completions in another order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerBench:
+    """What `rlvr bench learner` measures."""
+
+    model: str = "smollm2-135m-instruct"
+    shots: int = 8
+    num_prompts: int = 2
+    num_generations: int = 8
+    completion_length: int = 100
+    rounds: int = 1
+    threads: int | None = None
+    """CPU threads of each contender; the machine's cores by default."""
+    max_tokens_per_microbatch: int = 4096
+    gradient_checkpointing: bool = True
+    data_file: str | None = None
+    """GSM8K's training file; generated problems if unset."""
+
+
+def run(options: LearnerBench) -> dict[str, Any]:
+    """Measure; returns `machine`, `settings` and `figures`. Raises RlvrError when there is nothing fair to compare."""
+    model_path = resolve_model(options.model, None)
+    device = "cuda" if collect().gpus else "cpu"
+    groups = make_groups(options, model_path)
+    setting = Setting(
+        model_path=str(model_path),
+        device=device,
+        dtype="float32" if device == "cpu" else "bfloat16",
+        threads=options.threads or len(os.sched_getaffinity(0)),
+        gradient_checkpointing=options.gradient_checkpointing,
+        max_tokens_per_microbatch=options.max_tokens_per_microbatch,
+        num_rounds=options.rounds,
+    )
+    with ExitStack() as stack:
+        turns = {name: stack.enter_context(_contender(name, setting, groups)) for name in CONTENDERS}
+        rounds = [_round(number, turns) for number in range(options.rounds)]
+    _check_same_work(rounds, GRAD_NORM_TOLERANCE[setting.dtype])
+    return {
+        "machine": machine_line(),
+        "settings": asdict(options) | asdict(setting) | {"model_path": options.model},
+        "figures": _figures(rounds, groups, multiply_adds(model_path, sequences_of(groups), options)),
+    }
+
+
+def make_groups(options: LearnerBench, model_path: Path) -> tuple[ScoredGroup, ...]:
+    """Prompts of the article's layout; completions of random tokens, half to all of `completion_length` long.
+
+    What a token is does not change the work; random ones share no beginning, which is the tree's worst case.
+    """
+    data: DataConfig = ArithmeticData(num_shots=options.shots, num_eval=1, difficulty=(3, 4, 5))
+    if options.data_file is not None:
+        data = Gsm8kData(train_file=options.data_file, eval_file=options.data_file, num_shots=options.shots, num_eval=1)
+    problems = load_problems(data)
+    builder = PromptBuilder(load_tokenizer(model_path), problems.shots, 1_000_000)
+    vocabulary = json.loads((model_path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    random = np.random.default_rng(0)
+    groups = []
+    for problem in problems.train[: options.num_prompts]:
+        built = builder.build(problem)
+        assert built is not None  # there is room for any prompt
+        lengths = random.integers(options.completion_length // 2, options.completion_length, options.num_generations)
+        members = []
+        for index, length in enumerate(lengths.tolist()):
+            completion = Completion(
+                prompt_id=built.prompt.prompt_id,
+                token_ids=tuple(random.integers(1, vocabulary, length + 1).tolist()),
+                sampling_logprobs=(0.0,) * (length + 1),
+                text="",
+                finish_reason=FinishReason.STOP,
+                adapter_version=0,
+            )
+            reward = float(index % 2)
+            members.append(ScoredCompletion(completion=completion, rewards=(reward,), total=reward))
+        groups.append(
+            ScoredGroup(
+                prompt_id=built.prompt.prompt_id, prompt_token_ids=built.prompt.token_ids, members=tuple(members)
+            )
+        )
+    return tuple(groups)
+
+
+def sequences_of(groups: Sequence[ScoredGroup]) -> list[TokenSequence]:
+    return [
+        TokenSequence(prompt_token_ids=group.prompt_token_ids, completion_token_ids=member.completion.token_ids)
+        for group in groups
+        for member in group.members
+    ]
+
+
+class _Turn:
+    """A contender in its process; `take()` runs one step there."""
+
+    def __init__(self, name: str, connection: Any) -> None:
+        self._name, self._connection = name, connection
+
+    def expect(self, timeout_s: float) -> dict[str, float]:
+        if not self._connection.poll(timeout_s):
+            raise RlvrError(f"the contender {self._name} did not answer within {timeout_s:g} s")
+        try:
+            kind, answer = self._connection.recv()
+        except EOFError as error:
+            raise RlvrError(
+                f"the contender {self._name} died; usually too little memory: try fewer --prompts"
+            ) from error
+        if kind == "failed":
+            raise RlvrError(f"the contender {self._name} failed: {answer}")
+        numbers: dict[str, float] = answer
+        return numbers
+
+    def take(self) -> dict[str, float]:
+        self._connection.send("step")
+        return self.expect(STEP_TIMEOUT_S)
+
+
+@contextmanager
+def _contender(name: str, setting: Setting, groups: tuple[ScoredGroup, ...]) -> Iterator[_Turn]:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=serve, args=(name, setting, groups, there), daemon=True)
+    process.start()
+    there.close()
+    try:
+        turn = _Turn(name, here)
+        turn.expect(START_TIMEOUT_S)
+        yield turn
+    finally:
+        here.close()
+        process.join(timeout=10)
+        if process.is_alive():
+            process.kill()
+
+
+_Round = Mapping[str, Mapping[str, float]]
+
+
+def _round(number: int, turns: Mapping[str, _Turn]) -> _Round:
+    names = list(turns) if number % 2 == 0 else list(turns)[::-1]  # nobody is always first
+    return {name: turns[name].take() for name in names}
+
+
+def _check_same_work(rounds: Sequence[_Round], tolerance: float) -> None:
+    norms = {name: rounds[0][name]["grad_norm"] for name in ("trl", "tree_off", "tree_on")}
+    if max(norms.values()) - min(norms.values()) > tolerance * max(norms.values()):
+        raise RlvrError(f"the contenders did not do the same work: their gradient norms are {norms}")
+
+
+def _figures(rounds: Sequence[_Round], groups: Sequence[ScoredGroup], multiply_adds_of_step: float) -> dict[str, float]:
+    def median(values: list[float]) -> float:
+        return statistics.median(values)
+
+    def seconds(name: str) -> list[float]:
+        return [round_[name]["seconds"] for round_ in rounds]
+
+    def peak(name: str) -> float:
+        return max(round_[name]["peak_bytes"] for round_ in rounds)
+
+    sequences = sequences_of(groups)
+    completion_tokens = sum(len(sequence.completion_token_ids) for sequence in sequences)
+    floors = [2 * multiply_adds_of_step / round_["matmul"]["flops"] for round_ in rounds]
+    both = zip(seconds("trl"), seconds("tree_off"), seconds("tree_on"), floors, strict=True)
+    ratios = [(trl / on, off / on, floor / on, trl / off) for trl, off, on, floor in both]
+    return {
+        "ratio_to_trl": median([ratio[0] for ratio in ratios]),
+        "tree_speedup": median([ratio[1] for ratio in ratios]),
+        "share_of_floor": median([ratio[2] for ratio in ratios]),
+        "tree_off_ratio_to_trl": median([ratio[3] for ratio in ratios]),
+        "memory_ratio_to_trl": peak("tree_on") / peak("trl"),
+        "tree_memory_ratio": peak("tree_on") / peak("tree_off"),
+        "total_tokens": float(sum(len(sequence.token_ids) for sequence in sequences)),
+        "distinct_tokens": float(build_tree(sequences).num_tokens),
+        "completion_tokens": float(completion_tokens),
+        **{f"{name}_seconds": median(seconds(name)) for name in ("trl", "tree_off", "tree_on")},
+        **{f"{name}_peak_mib": peak(name) / 2**20 for name in ("trl", "tree_off", "tree_on")},
+        "tree_on_completion_tokens_per_s": completion_tokens / median(seconds("tree_on")),
+        "floor_seconds": median(floors),
+        "matmul_gflops": median([round_["matmul"]["flops"] for round_ in rounds]) / 1e9,
+        **{f"{name}_grad_norm": rounds[0][name]["grad_norm"] for name in ("trl", "tree_off", "tree_on")},
+    }

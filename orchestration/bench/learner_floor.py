@@ -1,0 +1,50 @@
+"""How many multiply-adds one optimizer step needs at the least, counted from the model's own configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from learner.config import LoraSettings
+from learner.prefix_tree import PrefixTree, TokenSequence, build_tree
+
+if TYPE_CHECKING:
+    from orchestration.bench.learner import LearnerBench
+
+
+def multiply_adds(model_path: Path, sequences: Sequence[TokenSequence], options: LearnerBench) -> float:
+    """Of one step over the tree's distinct tokens, with a frozen base and a LoRA adapter on its linear layers.
+
+    Forward: every linear layer, the adapter, and the query-key pairs that attention sees, twice (scores, and values).
+    Backward: towards the input of every frozen layer as much again; of the adapter twice its forward (input and
+    weights); of attention twice its forward. Under gradient checkpointing one more forward of the layers. The output
+    head, over the positions that predict a completion token: its logits and their gradient towards the hidden state.
+    """
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(model_path, local_files_only=True)
+    with torch.device("meta"):  # shapes only
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    lora = LoraSettings()
+    base = adapter = 0
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in lora.target_modules:
+            base += module.in_features * module.out_features
+            adapter += lora.r * (module.in_features + module.out_features)
+    tree = build_tree(sequences)
+    text = config.get_text_config()
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    attention = 2 * num_pairs(tree) * head_size * text.num_attention_heads * text.num_hidden_layers
+    forward = tree.num_tokens * (base + adapter) + attention
+    backward = tree.num_tokens * (base + 2 * adapter) + 2 * attention
+    head = 2 * len(np.unique(tree.predictor_R)) * text.hidden_size * text.vocab_size
+    return float(forward * (2 if options.gradient_checkpointing else 1) + backward + head)
+
+
+def num_pairs(tree: PrefixTree) -> int:
+    """Query-key pairs that are seen: every token sees its path, itself included."""
+    return int((tree.position_ids_N + 1).sum())
