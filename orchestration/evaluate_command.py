@@ -10,16 +10,20 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from learner.errors import LearnerError
 from orchestration import doctor
 from orchestration.config import RunConfig, load_config, recipe_names
 from orchestration.data.datasets import load_problems
+from orchestration.data.dequantized import served_model
 from orchestration.data.models import resolve_model
 from orchestration.errors import ConfigError, DataError, RlvrError
 from orchestration.evaluation import evaluate
 from orchestration.machine_facts import collect
 from orchestration.noise import noise_to_file
 from orchestration.placement import place
+from orchestration.run_folder import CONFIG_FILE
 from orchestration.scoring import HttpScorer
 from orchestration.statistics import bootstrap_mean
 from orchestration.train import JUDGES, make_prompt_builder, reward_client, training_sampling
@@ -40,7 +44,9 @@ def run_evaluation(
         limit: use only the first so many problems.
         overrides: settings, as for `rlvr train`.
 
-    Returns strict and lenient accuracy with 95 % bootstrap intervals, and counts. Raises RlvrError for the user.
+    With learner.quantization, said by the settings or by the run folder the adapter lies in, the dequantised base is
+    served, as in that run. Returns strict and lenient accuracy with 95 % bootstrap intervals, and counts. Raises
+    RlvrError for the user.
     """
     config = evaluation_config(model=model, adapter=adapter, data=data, limit=limit, overrides=overrides)
     try:
@@ -66,7 +72,8 @@ def evaluation_config(
     if limit is not None:
         settings += [f"data.num_eval={limit}"]
     if adapter is not None:
-        settings += [f"rollout.max_lora_rank={adapter_rank(Path(adapter))}"]
+        rank = adapter_rank(Path(adapter))
+        settings += [f"rollout.max_lora_rank={rank}", f"learner.lora.r={rank}", *base_settings(Path(adapter))]
     return load_config(recipe, [*settings, *overrides])
 
 
@@ -79,6 +86,23 @@ def adapter_rank(folder: Path) -> int:
         raise DataError(f"{path} is not a LoRA adapter's configuration ({error}); give a peft folder") from error
 
 
+def base_settings(adapter: Path) -> list[str]:
+    """What the run that wrote the adapter says of its base, as overrides: an adapter trained on a quantised base is
+    evaluated on that one. Empty for a folder that lies in no run folder; then the settings decide alone."""
+    path = adapter.resolve().parent / CONFIG_FILE
+    if not path.is_file():
+        return []
+    try:
+        run = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}, beside the adapter, is not valid YAML: {' '.join(str(error).split())}") from error
+    learner = run.get("learner") if isinstance(run, dict) else None
+    if not isinstance(learner, dict):
+        return []
+    keys = ("quantization", "serve_dequantized_base", "dtype")
+    return [f"learner.{key}={json.dumps(learner[key])}" for key in keys if key in learner]
+
+
 async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
     from orchestration.local import local_generator, read_adapter  # loads torch and vllm
 
@@ -86,6 +110,7 @@ async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
     device = place(config, num_gpus=len(collect().gpus)).device
     problems = load_problems(config.data)
     model_path = await asyncio.to_thread(resolve_model, config.model.name, config.model.revision)
+    served = await asyncio.to_thread(served_model, model_path, config, device=device)
     builder = make_prompt_builder(config, problems, model_path)
     held_out = builder.build_all(problems.eval)
     trained = None if adapter is None else read_adapter(Path(adapter))
@@ -93,7 +118,7 @@ async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
         logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-eval-"))
         client = await stack.enter_async_context(reward_client(config.reward, Path(logs)))
         generator = await stack.enter_async_context(
-            local_generator(model_path=model_path, config=config.rollout, device=device, seed=config.seed)
+            local_generator(model_path=served, config=config.rollout, device=device, seed=config.seed)
         )
         if trained is not None:
             await generator.publish(trained)
@@ -106,6 +131,7 @@ async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "model": config.model.name,
         "adapter": adapter,
+        "base": "original" if served == model_path else f"{config.learner.quantization}, dequantised",
         "num_problems": len(result.strict_N),
         "num_skipped": len(held_out.skipped),
         "num_tokens": result.num_tokens,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from learner.errors import LearnerError
 from orchestration import doctor
@@ -94,21 +94,6 @@ async def _resolve_model(config: RunConfig, reporter: Reporter) -> Path:
     return await asyncio.to_thread(resolve_model, config.model.name, config.model.revision, progress=progress)
 
 
-async def _prepare_served(
-    config: RunConfig, device: Literal["cpu", "cuda"], model_path: Path, reporter: Reporter
-) -> Path:
-    """The folder that vLLM serves: the model's, or the values of its quantised base."""
-    return await asyncio.to_thread(
-        served_model,
-        model_path,
-        config.learner,
-        name=config.model.name,
-        device=device if collect().gpus else "cpu",  # a cluster's driver may have none
-        served_dtype=config.rollout.dtype,
-        progress=_progress_to(reporter),
-    )
-
-
 def _progress_to(reporter: Reporter) -> Progress:
     loop = asyncio.get_running_loop()
 
@@ -146,7 +131,9 @@ async def _start_rooms(
             f"{' and '.join(config.learner.lora.modules_to_save)} are trained whole and served in one version only: "
             f"every publish waits until generation has drained",
         )
-    served = await _prepare_served(config, placement.device, model_path, reporter)
+    # A cluster's driver may have no GPU, and then quantises on its processor.
+    device = placement.device if collect().gpus else "cpu"
+    served = await asyncio.to_thread(served_model, model_path, config, device=device, progress=_progress_to(reporter))
     reporter.phase("starting", "vLLM engines and learner ranks")
     generator, learner = await asyncio.gather(cluster.start_rollout(str(served)), cluster.start_learner())
     return Rooms(

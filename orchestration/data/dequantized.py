@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from learner.config import LearnerConfig
 from learner.quantization import BITSANDBYTES_SETTINGS
+from orchestration.config import RunConfig
 from orchestration.data.cache import Progress, cache_root, cached_folder, ignore_progress, settings_hash
 from orchestration.errors import DataError
 
@@ -23,31 +23,28 @@ _VERSION = 1
 
 def served_model(
     model_path: Path,
-    learner: LearnerConfig,
+    config: RunConfig,
     *,
-    name: str,
     device: Literal["cpu", "cuda"],
-    served_dtype: str,
     cache_dir: Path | None = None,
     progress: Progress = ignore_progress,
 ) -> Path:
     """The folder for vLLM: the model's own, or with `learner.quantization` its dequantised values.
 
     Args:
-        model_path: the original model.
-        learner: says whether and how the base is quantised.
-        name: the model's, for messages and the folder's name.
+        model_path: the original model, `config.model` resolved.
+        config: says whether and how the base is quantised; the values are stored in the sampler's precision.
         device: where the learner quantises; another kind of device may round differently.
-        served_dtype: the sampler's, or `auto`; the values are stored in it.
         cache_dir: as for `resolve_model`.
 
     Raises:
         DataError: one line: the model cannot be loaded or quantised, or the cache cannot be written.
     """
+    learner, name = config.learner, config.model.name
     if learner.quantization == "none" or not learner.serve_dequantized_base:
         return model_path
     default = "float32" if device == "cpu" else "bfloat16"
-    dtype, stored_dtype = (default if dtype == "auto" else dtype for dtype in (learner.dtype, served_dtype))
+    dtype, stored_dtype = (default if dtype == "auto" else dtype for dtype in (learner.dtype, config.rollout.dtype))
     settings = sorted(BITSANDBYTES_SETTINGS[learner.quantization].items())
     version = importlib.metadata.version("bitsandbytes")
     key = settings_hash(_VERSION, _contents(model_path), settings, version, dtype, stored_dtype, device)

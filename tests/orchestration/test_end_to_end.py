@@ -93,6 +93,28 @@ def test_eval_reads_the_adapter_and_prints_one_json_object(trained: Path) -> Non
     assert figures["strict_accuracy"] == pytest.approx(after, abs=0.02)
 
 
+def test_modules_trained_whole_beside_a_4_bit_base_are_served(tmp_path: Path) -> None:
+    """The probes prove that the whole tensors arrive; the divergence from the sampler, that it has the same base."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run = tmp_path / "run"
+    settings = ("dashboard=false", "max_steps=2", "eval_at_ends=false", "learner.quantization=nf4")
+    done = rlvr("train", "tiny", f"run_dir={run}", *settings, "learner.lora.modules_to_save=[embed_tokens,lm_head]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "embed_tokens and lm_head are trained whole" in done.stdout
+    assert len(rows(run)) == 2
+    for row in rows(run):
+        assert row["probe_difference"] < 1e-3
+        assert abs(row["kl_to_sampler_k3"]) < 1e-5
+    base = AutoModelForCausalLM.from_pretrained(resolve_model("tiny"), dtype=torch.float32)
+    trained = PeftModel.from_pretrained(base, str(run / "adapter")).get_base_model()
+    embeddings = trained.get_input_embeddings()
+    assert embeddings.weight is trained.get_output_embeddings().weight
+    assert not torch.equal(embeddings.weight, embeddings.original_module.weight)
+
+
 def test_ctrl_c_leaves_an_adapter_and_the_same_command_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     settings = ("tiny", f"run_dir={run}", "dashboard=false", "max_steps=4", "data.num_eval=8", "eval_at_ends=false")

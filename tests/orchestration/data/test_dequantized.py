@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from learner.config import LearnerConfig
+from orchestration.config import ModelConfig, RunConfig
 from orchestration.data import dequantized
 from orchestration.data.dequantized import served_model
 from orchestration.data.models import check_model_folder
 from orchestration.errors import DataError
+from rollout_server.config import RolloutConfig
 from tests.learner.helpers import make_tiny_model
 
 NF4 = LearnerConfig(quantization="nf4")
@@ -26,7 +28,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def serve(model: Path, learner: LearnerConfig, cache: Path, served_dtype: str = "auto") -> Path:
-    return served_model(model, learner, name="a/b c", device="cpu", served_dtype=served_dtype, cache_dir=cache)
+    config = RunConfig(model=ModelConfig(name="a/b c"), learner=learner, rollout=RolloutConfig(dtype=served_dtype))
+    return served_model(model, config, device="cpu", cache_dir=cache)
 
 
 def test_without_quantisation_it_is_the_model_itself(model: Path, tmp_path: Path) -> None:
