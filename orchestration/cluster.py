@@ -22,7 +22,7 @@ from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.actors import LearnerActor, RolloutActor
 from orchestration.config import RunConfig
 from orchestration.errors import MachineError, RemoteTimeoutError, WorkerDiedError
-from orchestration.machine_needs import OBJECT_STORE_BYTES
+from orchestration.machine_needs import model_size, object_store_bytes
 from orchestration.placement import Placement, Slot, effective_rollout, place
 from orchestration.ports import AdapterHandle
 from orchestration.tasks import gather_or_cancel
@@ -224,7 +224,8 @@ class Cluster:
             if config.ray_address is not None:
                 context = ray.init(address=config.ray_address, **common)
             else:
-                context = ray.init(include_dashboard=config.dashboard, object_store_memory=OBJECT_STORE_BYTES, **common)
+                store = object_store_bytes(model_size(self._model_path), config.learner)
+                context = ray.init(include_dashboard=config.dashboard, object_store_memory=store, **common)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = config.ray_address or "this machine"
             raise MachineError(f"Ray did not start on {where}: {' '.join(str(error).split())[:300]}") from error

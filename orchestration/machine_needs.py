@@ -32,13 +32,17 @@ RANK_BYTES = int(0.5 * GIB)
 CUDA_CONTEXT_BYTES = GIB
 """What CUDA, its libraries and a fragmented allocator take of a GPU beside the tensors of one process."""
 OBJECT_STORE_BYTES = GIB // 2
-"""Ray's shared memory, as `cluster.py` asks for it."""
+"""Ray's shared memory, as `cluster.py` asks for it, when adapters are small."""
+VERSIONS_IN_OBJECT_STORE = 3
+"""Of an adapter: one being exported, one being served, one being written to the run folder."""
+USUAL_VOCABULARY = 152_000
+"""Assumed where a model's own is not known: that of recent families."""
 
 BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 NF4_BYTES_PER_WEIGHT = 0.6
 """4 bits, block scales, and embeddings that stay in 16 bits."""
 TRAINED_BYTES_PER_WEIGHT = 16
-"""An adapter weight in float32, its gradient and Adam's two moments."""
+"""A trained weight in float32, its gradient and Adam's two moments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,11 +53,18 @@ class ModelSize:
     num_layers: int
     hidden_size: int
     intermediate_size: int
+    vocabulary_size: int = 0
+    tied_embeddings: bool = True
+    """Embeddings and output head are one tensor."""
 
 
 EMBEDDED_SIZES = {
-    SMOLLM2: ModelSize(num_parameters=134_515_008, num_layers=30, hidden_size=576, intermediate_size=1536),
-    TINY: ModelSize(num_parameters=1_000_000, num_layers=4, hidden_size=128, intermediate_size=512),
+    SMOLLM2: ModelSize(
+        num_parameters=134_515_008, num_layers=30, hidden_size=576, intermediate_size=1536, vocabulary_size=49_152
+    ),
+    TINY: ModelSize(
+        num_parameters=1_000_000, num_layers=4, hidden_size=128, intermediate_size=512, vocabulary_size=384
+    ),
 }
 
 
@@ -100,7 +111,7 @@ def needs_of(config: RunConfig, *, num_gpus: int) -> Needs:
     size = known or ModelSize(num_parameters=0, num_layers=0, hidden_size=0, intermediate_size=0)
 
     served_weights = int(size.num_parameters * BYTES_PER_WEIGHT[served]) // rollout.tensor_parallel_size
-    adapter = 4 * lora_parameters(size, learner)
+    adapter, whole = 4 * lora_parameters(size, learner), 4 * whole_parameters(size, learner)
     rank = rank_bytes(size, learner, trained)
     activations = activation_bytes(size, config, trained)
     kv_cache = int(rollout.kv_cache_gib * GIB)
@@ -109,15 +120,22 @@ def needs_of(config: RunConfig, *, num_gpus: int) -> Needs:
     memory = RAY_BYTES + DRIVER_BYTES + num_engines * ENGINE_BYTES + num_ranks * RANK_BYTES
     if not cuda:
         memory += num_engines * (served_weights + kv_cache) + num_ranks * rank
-    adapters = (rollout.max_adapter_versions + 1) * adapter
+    # Of whole modules a node holds two versions, the old and the new; and each engine reads the new one in.
+    adapters = (rollout.max_adapter_versions + 1) * adapter + 2 * whole
+    object_store = object_store_bytes(known, learner)
+    memory += (object_store - OBJECT_STORE_BYTES) + num_engines * whole
+    # The run folder's adapter lies there old and new, with tied modules under both names.
+    disk = GIB + 2 * size.num_parameters + 4 * whole
+    if learner.quantization != "none" and learner.serve_dequantized_base:
+        disk += int(size.num_parameters * BYTES_PER_WEIGHT[served])
     return Needs(
         device="cuda" if cuda else "cpu",
         num_gpus=int(placement.num_gpus),
         model_known=known is not None,
         least_memory_bytes=memory + adapters,
         likely_memory_bytes=memory + adapters + (0 if cuda else num_ranks * activations),
-        shm_bytes=adapters + (0 if config.ray_address else OBJECT_STORE_BYTES),
-        disk_bytes=GIB + 2 * size.num_parameters,
+        shm_bytes=adapters + (0 if config.ray_address else object_store),
+        disk_bytes=disk,
         gpu_memory_share=rollout.gpu_memory_utilization if cuda else 0.0,
         rollout_gpu_bytes=served_weights + CUDA_CONTEXT_BYTES if cuda else 0,
         learner_gpu_bytes=rank + CUDA_CONTEXT_BYTES if cuda else 0,
@@ -149,13 +167,27 @@ def lora_parameters(size: ModelSize, learner: LearnerConfig) -> int:
     return size.num_layers * learner.lora.r * sum(widths)
 
 
+def whole_parameters(size: ModelSize, learner: LearnerConfig) -> int:
+    """Weights of the modules that are trained whole (`modules_to_save`); tied ones count once."""
+    modules = set(learner.lora.modules_to_save)
+    num_tensors = min(len(modules), 1) if size.tied_embeddings else len(modules)
+    return num_tensors * size.vocabulary_size * size.hidden_size
+
+
+def object_store_bytes(size: ModelSize | None, learner: LearnerConfig) -> int:
+    """Ray's shared memory: adapters pass through it, with the modules that are trained whole."""
+    if size is None:
+        return OBJECT_STORE_BYTES
+    return OBJECT_STORE_BYTES + VERSIONS_IN_OBJECT_STORE * 4 * whole_parameters(size, learner)
+
+
 def rank_bytes(size: ModelSize, learner: LearnerConfig, dtype: str) -> int:
-    """What one learner rank keeps: the frozen base and the trained adapter. ZeRO-3 divides the base between ranks."""
+    """What one learner rank keeps: the frozen base and what is trained. ZeRO-3 divides the base between ranks."""
     per_weight = NF4_BYTES_PER_WEIGHT if learner.quantization == "nf4" else BYTES_PER_WEIGHT[dtype]
     base = int(size.num_parameters * per_weight)
     if learner.zero_stage == 3:
         base //= learner.num_ranks
-    return base + TRAINED_BYTES_PER_WEIGHT * lora_parameters(size, learner)
+    return base + TRAINED_BYTES_PER_WEIGHT * (lora_parameters(size, learner) + whole_parameters(size, learner))
 
 
 def activation_bytes(size: ModelSize, config: RunConfig, dtype: str) -> int:
@@ -191,6 +223,8 @@ def _usual_shape(num_parameters: int) -> ModelSize:
         num_layers=max(1, hidden // 128),
         hidden_size=hidden,
         intermediate_size=4 * hidden,
+        vocabulary_size=USUAL_VOCABULARY,
+        tied_embeddings=False,
     )
 
 
@@ -208,6 +242,8 @@ def _size_of_folder(folder: Path) -> ModelSize | None:
             num_layers=int(text["num_hidden_layers"]),
             hidden_size=int(text["hidden_size"]),
             intermediate_size=int(text["intermediate_size"]),
+            vocabulary_size=int(text.get("vocab_size", USUAL_VOCABULARY)),
+            tied_embeddings=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
         )
     except (KeyError, TypeError, ValueError):
         return None

@@ -24,7 +24,9 @@ from orchestration.machine_needs import (
     lora_parameters,
     model_size,
     needs_of,
+    object_store_bytes,
     rank_bytes,
+    whole_parameters,
 )
 
 CPU_LIBRARIES = {
@@ -175,6 +177,25 @@ def test_the_estimates_add_up() -> None:
     assert rank_bytes(SMALL, zero3.learner, "float32") == 20_000 + 16 * 448
 
 
+def test_modules_trained_whole_count_wherever_they_lie() -> None:
+    modules = ["learner.lora.modules_to_save=[embed_tokens, lm_head]"]
+    whole = load_config("tiny", [*SMALL_KEYS, *modules]).learner
+    tied = dataclasses.replace(SMALL, vocabulary_size=100)
+    assert whole_parameters(tied, whole) == 800
+    assert whole_parameters(dataclasses.replace(tied, tied_embeddings=False), whole) == 1600
+    assert rank_bytes(tied, whole, "float32") == 40_000 + 16 * (448 + 800)
+    assert object_store_bytes(tied, whole) == GIB // 2 + 3 * 4 * 800
+    assert object_store_bytes(None, whole) == GIB // 2
+    # SmolLM2's embeddings are 113 MB in float32: three versions in Ray's store, two where the engine reads them.
+    plain, more = (needs_of(load_config("arithmetic", keys), num_gpus=0) for keys in ([], modules))
+    assert more.shm_bytes - plain.shm_bytes == 5 * 4 * 49_152 * 576
+
+
+def test_the_dequantised_base_takes_disk() -> None:
+    plain, nf4 = (needs_of(load_config("arithmetic", keys), num_gpus=0) for keys in ([], ["learner.quantization=nf4"]))
+    assert nf4.disk_bytes - plain.disk_bytes == 4 * 134_515_008
+
+
 def test_activations_are_bounded_by_the_microbatch() -> None:
     few = load_config("tiny", ["learner.max_tokens_per_microbatch=100"])
     per_token = 2 * (16 * 8 + 9 * 32) * 4
@@ -212,11 +233,18 @@ def test_a_size_is_read_from_a_name(name: str, num_parameters: int, monkeypatch:
 def test_a_size_is_read_from_a_folder_or_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "models--someone--model" / "snapshots" / "abc"
     folder.mkdir(parents=True)
-    shape = {"num_hidden_layers": 3, "hidden_size": 8, "intermediate_size": 16, "dtype": "float32"}
+    shape = {"num_hidden_layers": 3, "hidden_size": 8, "intermediate_size": 16, "vocab_size": 10, "dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(shape))
     (folder / "model.safetensors").write_bytes(b"\0" * 4000)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    expected = ModelSize(num_parameters=1000, num_layers=3, hidden_size=8, intermediate_size=16)
+    expected = ModelSize(
+        num_parameters=1000,
+        num_layers=3,
+        hidden_size=8,
+        intermediate_size=16,
+        vocabulary_size=10,
+        tied_embeddings=False,
+    )
     assert model_size(str(folder)) == expected
     assert model_size("someone/model") == expected
     assert model_size("someone/other") is None
