@@ -38,23 +38,14 @@ def policy_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of B sequences and what there is to say of it.
 
-    Token loss: ℓ = w·s·h·ℓ₀ + beta·KL·r, where ℓ₀ is that of `config.loss_type` (`token_losses`), r the ratio
-    exp(lp − old) (on the KL only with `use_bias_correction_kl`), w the sampler's weight (`sampler_weights`; vespo has
-    it inside ℓ₀), s 0 on sequences that are too far off policy (`on_policy_B1`), h 0 on tokens below the entropy
-    threshold. Added up as `loss_type` says (m the mask):
-
-    | grpo, sapo | Σ over sequences of (Σ ℓ·m / max(Σ m, 1)) / num_sequences |
-    | luspo | Σ ℓ·m / num_sequences |
-    | dr_grpo | Σ ℓ·m / (num_sequences · max_completion_length) |
-    | dapo, cispo, vespo | Σ ℓ·m / num_items |
-    | bnpo | Σ ℓ·m / Σ m, of the sequences given here |
+    ℓ = w·s·h·ℓ₀ + beta·KL·r for each token: ℓ₀ that of `config.loss_type` (`token_losses`), r the ratio exp(lp − old)
+    (on the KL only with `use_bias_correction_kl`), w the sampler's weight (`sampler_weights`; vespo has it inside ℓ₀),
+    s 0 on sequences that are too far off policy (`on_policy_B1`), h 0 on tokens below the entropy threshold. Added up
+    as `loss_type` says (`reduce_losses`).
 
     `num_items` and `num_sequences` are the denominators of the whole optimizer step, over all ranks and micro-batches:
     its completion tokens and its scored sequences. With both given, the losses of a step's micro-batches simply add up
-    to the step's; by default they are those of the sequences given here. bnpo divides by its local batch and so has no
-    such sum: taken over a whole step it is dapo, and the learner takes it so, for the gradient must not depend on how
-    memory cuts the step.
-
+    to the step's (but for bnpo, see there); by default they are those of the sequences given here.
     `old_logprobs_BT=None` means `logprobs_BT.detach()`: the first update on a batch, every ratio is 1.
     A sequence whose advantage is NaN (not scored) is left out of the loss and of every default denominator.
     Without `sampling_logprobs_BT` there is no correction, and "off policy" is measured against `old`; NaN in it means
@@ -79,7 +70,7 @@ def policy_loss(
     metrics = LossMetrics(inputs.mask_BT)
     ratio = importance_ratio(inputs, config)
     metrics.spread("ratio", ratio)
-    weights = _sampler_weights(inputs, config, metrics)
+    weights = _sampler_correction(inputs, config, metrics)
     losses, facts = TOKEN_LOSSES[config.loss_type](inputs, ratio, weights, config)
     for name, values in facts.items():
         metrics.mean(name, values)
@@ -99,8 +90,8 @@ def policy_loss(
     return loss, metrics.values()
 
 
-def _sampler_weights(inputs: LossInputs, config: LossConfig, metrics: LossMetrics) -> Tensor | None:
-    """The sampler's correction, or None where there is none; and how far the sampler was."""
+def _sampler_correction(inputs: LossInputs, config: LossConfig, metrics: LossMetrics) -> Tensor | None:
+    """How far the sampler was, to the metrics; the weights that make up for it, or None where nothing is corrected."""
     if inputs.sampling_BT is None:
         return None
     known_BT = ~inputs.sampling_BT.isnan()

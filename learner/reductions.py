@@ -16,7 +16,16 @@ def reduce_losses(
     num_sequences: float | Tensor,
     max_completion_length: int,
 ) -> Tensor:
-    """Σ ℓ·m over what `loss_type` divides by; `policy_loss` has the table.
+    """One number of the token losses ℓ, m being the mask:
+
+    | grpo, sapo | Σ over sequences of (Σ ℓ·m / max(Σ m, 1)) / num_sequences |
+    | luspo | Σ ℓ·m / num_sequences: a sequence's loss times its length (LUSPO, arXiv 2602.05261) |
+    | dr_grpo | Σ ℓ·m / (num_sequences · max_completion_length) (arXiv 2503.20783) |
+    | dapo, cispo, vespo | Σ ℓ·m / num_items (arXiv 2503.14476) |
+    | bnpo | Σ ℓ·m / Σ m, of the sequences given here whatever the step's denominators |
+
+    bnpo divides by its local batch, so its micro-batches have no sum that means anything. Taken over a whole optimizer
+    step it is dapo, and the learner takes it so: how memory cuts a step must not change the gradient.
 
     `losses`: (B, T), or (B, 1), where one number stands for every token of its sequence.
     """
