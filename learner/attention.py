@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from learner.config import AttentionKind
+from learner.errors import LearnerError
 from learner.flex_tree_attention import FlexAttention
 from learner.prefix_tree import PrefixTree
 from learner.tree_attention import BlockAttention
@@ -30,10 +31,17 @@ class TreeAttention(Protocol):
 
 
 def make_attention(tree: PrefixTree, device: torch.device, kind: AttentionKind = "auto") -> TreeAttention:
-    """The attention of one tree on `device`; `auto`: flex on GPUs, where it is one kernel, else blocks of sdpa."""
+    """The attention of one tree on `device`; `auto`: flex on GPUs, blocks on CPUs, the only place where they run.
+
+    Raises LearnerError for blocks on a GPU.
+    """
     if kind == "auto":
-        kind = "sdpa" if device.type == "cpu" else "flex"
-    return FlexAttention(tree, device) if kind == "flex" else BlockAttention(tree, device)
+        kind = "blocks" if device.type == "cpu" else "flex"
+    if kind == "flex":
+        return FlexAttention(tree, device)
+    if device.type != "cpu":
+        raise LearnerError(f"attention=blocks runs on CPUs only, not on {device}: use auto or flex")
+    return BlockAttention(tree)
 
 
 def attend(

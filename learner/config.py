@@ -10,7 +10,7 @@ LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", 
 ScaleRewards = Literal["group", "batch", "none"]
 KlEstimator = Literal["k1", "k2", "k3"]
 MultiObjectiveAggregation = Literal["sum_then_normalize", "normalize_then_sum"]
-AttentionKind = Literal["auto", "sdpa", "flex"]
+AttentionKind = Literal["auto", "blocks", "flex"]
 Quantization = Literal["none", "nf4"]
 LrSchedulerType = Literal[
     "constant",
@@ -178,7 +178,7 @@ class LearnerConfig(BaseModel):
     max_grad_norm: float = Field(1.0, ge=0.0, description="Gradient clipping; 0: none.")
     mask_truncated_completions: bool = Field(False, description="Leave truncated completions out of the loss.")
     attention: AttentionKind = Field(
-        "auto", description="Kernel of the tree's attention; auto: flex on GPUs, blocks of sdpa on CPUs."
+        "auto", description="Kernel of the tree's attention; auto: flex on GPUs, blocks on CPUs."
     )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of a rank; unset: on CPUs the cores divided by the ranks."

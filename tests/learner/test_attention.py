@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from learner.attention import attend, make_attention
 from learner.flex_tree_attention import block_mask, block_relations
 from learner.prefix_tree import PrefixTree, TokenSequence, build_tree
+from learner.tree_attention import BlockAttention, plan_blocks
 from tests.learner.helpers import random_groups
 from tests.learner.test_prefix_tree import sequences
 
@@ -43,7 +44,7 @@ def projections(tree: PrefixTree) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("window", [None, 5])
-@pytest.mark.parametrize("kind", ["sdpa", "flex"])
+@pytest.mark.parametrize("kind", ["blocks", "flex"])
 def test_the_kernels_are_attention_with_a_dense_mask(kind: str, window: int | None) -> None:
     tree = tree_of(0)
     query, key, value = projections(tree)
@@ -62,7 +63,7 @@ def test_the_blocks_have_the_gradient_of_a_dense_mask(window: int | None) -> Non
     expected = scaled_dot_product_attention(
         query[None], key[None], value[None], attn_mask=dense(tree, window), scale=0.3, enable_gqa=True
     )[0]
-    found = make_attention(tree, CPU, "sdpa")(query, key, value, scale=0.3, window=window)
+    found = make_attention(tree, CPU, "blocks")(query, key, value, scale=0.3, window=window)
     for a, b in zip(
         torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
@@ -110,6 +111,27 @@ def test_a_new_length_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> 
     assert before > 0
     assert len({tree_of(seed).num_tokens for seed in range(4, 12)}) > 4
     assert run(range(4, 12)) == before
+
+
+@settings(deadline=None)
+@given(sequences, st.booleans(), st.sampled_from([None, 1, 2, 4]), st.sampled_from([0, 5, 40]), st.integers(0, 99))
+def test_blocks_of_any_size_put_the_softmax_together(
+    given_sequences: list[TokenSequence], share: bool, window: int | None, overhead_pairs: int, seed: int
+) -> None:
+    tree = build_tree(given_sequences, share=share)
+    attention = BlockAttention(tree)
+    attention._plans = plan_blocks(tree.segments, overhead_pairs=overhead_pairs)
+    torch.manual_seed(seed)
+    query, key, value = inputs = [torch.randn(heads, tree.num_tokens, 4, requires_grad=True) for heads in (4, 2, 2)]
+    upstream = torch.randn(4, tree.num_tokens, 4)
+    expected = scaled_dot_product_attention(
+        query[None], key[None], value[None], attn_mask=dense(tree, window), enable_gqa=True
+    )[0]
+    found = attention(query, key, value, scale=0.5, window=window)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
+    for a, b in zip(*gradients, strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_what_a_tree_cannot_do_is_refused() -> None:
