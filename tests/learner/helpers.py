@@ -31,7 +31,7 @@ def make_tiny_model(folder: Path, family: str, *, tied: bool | None = None) -> s
     """
     import transformers
 
-    kind, further = {
+    families: dict[str, tuple[Any, dict[str, Any]]] = {
         "llama": (transformers.LlamaConfig, {}),
         "qwen2": (transformers.Qwen2Config, {}),
         "qwen3": (transformers.Qwen3Config, {"head_dim": 12}),
@@ -39,7 +39,8 @@ def make_tiny_model(folder: Path, family: str, *, tied: bool | None = None) -> s
             transformers.Gemma3TextConfig,
             {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
         ),
-    }[family]
+    }
+    kind, further = families[family]
     config = kind(
         vocab_size=VOCABULARY,
         hidden_size=32,
