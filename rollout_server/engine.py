@@ -97,7 +97,7 @@ class VllmEngine:
         before = set(multiprocessing.active_children())
         try:
             async with asyncio.timeout(self.config.start_timeout_s):
-                self._llm = await asyncio.to_thread(self._build)
+                await asyncio.to_thread(self._build)
         except TimeoutError:
             _kill(_new_children(before))
             raise EngineStartError(
@@ -110,7 +110,9 @@ class VllmEngine:
             ) from error
         self._processes = _new_children(before)
 
-    def _build(self) -> Any:
+    def _build(self) -> None:
+        """Sets `_llm`. Returned, it would stay in the thread's frame, which errors that vLLM's imports catch and keep
+        hold on to: it would not be finalised before the interpreter goes down."""
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -118,7 +120,7 @@ class VllmEngine:
             **engine_arguments(self.model_path, self.config, self.device, self.seed),
             worker_extension_cls=_EXTENSION,
         )
-        return AsyncLLM.from_engine_args(arguments, stat_loggers=[_stat_logger_factory(self._counters)])
+        self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[_stat_logger_factory(self._counters)])
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None) -> list[Completion]:
         """Draw a group of `sampling.num_generations` completions of one prompt under one adapter (None: the base).

@@ -16,7 +16,12 @@ from rollout_server.types import Completion, Prompt, SamplingParams
 from rollout_server.worker import RolloutWorker
 from tests.rollout_server.conftest import Reference, Served, make_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.asyncio(loop_scope="session"),
+    # vLLM leaves the context of its start's handshake to the garbage collector.
+    pytest.mark.filterwarnings("ignore:Exception ignored in.*Context:pytest.PytestUnraisableExceptionWarning"),
+]
 
 CPU = torch.device("cpu")
 PROMPT = Prompt(prompt_id="p", token_ids=tuple(range(10, 50)))
