@@ -53,11 +53,11 @@ def write_dequantized_base(
     import bitsandbytes
 
     quantized = load_base(model_path, quantization, dtype=dtype, device=device)
-    plain = load_base(model_path, "none", dtype=dtype, device=device)
+    plain = load_base(model_path, "none", dtype=dtype, device=torch.device("cpu"))
     for name, module in quantized.named_modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             weight = bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
-            plain.get_submodule(name).weight.data = weight.to(dtype)
+            plain.get_submodule(name).weight.data = weight.to("cpu", dtype)
     plain.to(stored_dtype).save_pretrained(folder)
     for pattern in _COPIED:
         for file in Path(model_path).glob(pattern):
