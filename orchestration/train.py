@@ -128,8 +128,8 @@ async def _start_rooms(
     if config.learner.lora.modules_to_save:
         reporter.note(
             "info",
-            f"modules_to_save={', '.join(config.learner.lora.modules_to_save)}: modules trained whole cannot be served in "
-            f"several versions, so every publish waits until generation has drained",
+            f"modules_to_save={', '.join(config.learner.lora.modules_to_save)}: what is trained whole cannot be served "
+            f"in several versions, so every publish waits until generation has drained",
         )
     # A cluster's driver may have no GPU, and then quantises on its processor.
     device = placement.device if collect().gpus else "cpu"
