@@ -17,6 +17,7 @@ from learner.base_model import load_base
 from learner.config import AttentionKind, LearnerConfig
 from learner.errors import LearnerError
 from learner.logprob_head import token_logprobs
+from learner.lora_linear import fused_lora_layer
 from learner.prefix_tree import PrefixTree
 
 
@@ -129,6 +130,10 @@ def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device,
         # Tied embeddings are one tensor: it is trained once, by whichever name, with the gradient of both uses.
         ensure_weight_tying=bool(config.lora.modules_to_save) and base.config.get_text_config().tie_word_embeddings,
     )
+    if (
+        config.quantization == "none" and config.zero_stage != 3
+    ):  # ZeRO-3 gathers weights where a layer is called itself
+        adapter._register_custom_module({nn.Linear: fused_lora_layer()})
     model = get_peft_model(base, adapter, autocast_adapter_dtype=False)
     for parameter in model.parameters():
         if parameter.requires_grad:

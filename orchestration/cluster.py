@@ -18,6 +18,7 @@ from ray.util.metrics import Gauge
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from learner.cpu_memory import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.actors import LearnerActor, RolloutActor
 from orchestration.config import RunConfig
@@ -273,7 +274,7 @@ class Cluster:
             "name": slot.name,
             "num_gpus": slot.num_gpus,
             "num_cpus": slot.num_cpus,
-            "runtime_env": {"env_vars": actor_environment(self.placement)},
+            "runtime_env": {"env_vars": actor_environment(self.placement, actor_class)},
         }
         if max_concurrency is not None:
             options["max_concurrency"] = max_concurrency
@@ -351,7 +352,7 @@ class Cluster:
         ray.shutdown()
 
 
-def actor_environment(placement: Placement) -> dict[str, str]:
+def actor_environment(placement: Placement, actor_class: type) -> dict[str, str]:
     """Environment variables of an actor's process.
 
     Ray sets OMP_NUM_THREADS to the CPUs an actor reserves; on a machine without GPU each actor uses all cores in turn.
@@ -360,4 +361,6 @@ def actor_environment(placement: Placement) -> dict[str, str]:
     if placement.device == "cpu":
         environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
         environment["DS_ACCELERATOR"] = "cpu"
+        if actor_class is LearnerActor:
+            environment |= CPU_ENVIRONMENT
     return environment

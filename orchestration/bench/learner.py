@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from learner.cpu_memory import CPU_ENVIRONMENT
 from learner.prefix_tree import TokenSequence, build_tree
 from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.bench.learner_contenders import CONTENDERS, Setting, serve
@@ -74,6 +75,7 @@ def run(options: LearnerBench) -> dict[str, Any]:
         max_tokens_per_microbatch=options.max_tokens_per_microbatch,
         num_rounds=options.rounds,
     )
+    os.environ.update(CPU_ENVIRONMENT)  # for all contenders alike; ours get it from orchestration
     with ExitStack() as stack:
         turns = {name: stack.enter_context(_contender(name, setting, groups)) for name in CONTENDERS}
         rounds = [_round(number, turns) for number in range(options.rounds)]

@@ -13,6 +13,7 @@ from learner.attention import ATTENTION_NAME
 from learner.config import LearnerConfig, LoraSettings
 from learner.errors import LearnerError
 from learner.logprob_head import LOGITS_PER_CHUNK, token_logprobs
+from learner.lora_linear import fused_lora_layer
 from learner.policy import Policy, load_policy, tree_inputs, tree_logprobs
 from learner.prefix_tree import TokenSequence, build_tree
 from tests.learner.helpers import random_groups
@@ -83,6 +84,23 @@ def assert_same(found: tuple[list[Tensor], Tensor], expected: tuple[list[Tensor]
 def test_a_tree_is_one_at_a_time(tiny_model: str, share: bool) -> None:
     policy = make_policy(tiny_model)
     assert_same(packed(policy, sequences(), share=share), plain(policy, sequences()))
+
+
+def test_the_fused_layer_is_pefts(llama: str) -> None:
+    fused = make_policy(llama)
+    layers = [module for module in fused.modules() if isinstance(module, fused_lora_layer())]
+    assert len(layers) == 14  # seven projections of two layers
+    found = packed(fused, sequences(), share=True)
+    for layer in layers:
+        layer.forward = super(fused_lora_layer(), layer).forward
+    assert_same(found, packed(fused, sequences(), share=True))
+
+
+def test_dropout_is_left_to_peft(llama: str) -> None:
+    policy = make_policy(llama, lora=LoraSettings(lora_dropout=0.5))
+    torch.manual_seed(0)
+    first = packed(policy, sequences(), share=True)[0]
+    assert float((first[0] - packed(policy, sequences(), share=True)[0][0]).abs().max()) > 1e-3
 
 
 def test_flex_attention_is_one_at_a_time(tiny_model: str) -> None:
