@@ -40,13 +40,18 @@ def sequences() -> list[TokenSequence]:
     ]
 
 
-def gradients(policy: Policy) -> Tensor:
-    found = torch.cat([parameter.grad.flatten() for _, parameter in policy.adapter_parameters()])  # type: ignore[union-attr]
+Outcome = tuple[list[Tensor], dict[str, Tensor]]
+"""Log-probs of each sequence, and gradients by name."""
+
+
+def gradients(policy: Policy) -> dict[str, Tensor]:
+    """Of every trained parameter."""
+    found = {name: parameter.grad for name, parameter in policy.adapter_parameters() if parameter.grad is not None}
     policy.zero_grad()
     return found
 
 
-def plain(policy: Policy, batch: Sequence[TokenSequence]) -> tuple[list[Tensor], Tensor]:
+def plain(policy: Policy, batch: Sequence[TokenSequence]) -> Outcome:
     """Log-probs of each sequence and the gradient of their weighted sum, through transformers' own sdpa attention."""
     config = policy.model.get_base_model().config
     config._attn_implementation = "sdpa"
@@ -62,9 +67,7 @@ def plain(policy: Policy, batch: Sequence[TokenSequence]) -> tuple[list[Tensor],
     return found, gradients(policy)
 
 
-def packed(
-    policy: Policy, batch: Sequence[TokenSequence], *, share: bool, first: int = 0
-) -> tuple[list[Tensor], Tensor]:
+def packed(policy: Policy, batch: Sequence[TokenSequence], *, share: bool, first: int = 0) -> Outcome:
     inputs = tree_inputs(build_tree(batch, share=share), CPU)
     logprobs_BT, _ = tree_logprobs(policy, inputs, temperature=TEMPERATURE)
     weights = torch.arange(first + 1, first + len(batch) + 1).unsqueeze(1)
@@ -74,16 +77,24 @@ def packed(
     ], gradients(policy)
 
 
-def assert_same(found: tuple[list[Tensor], Tensor], expected: tuple[list[Tensor], Tensor]) -> None:
+def assert_same(found: Outcome, expected: Outcome) -> None:
     for a, b in zip(found[0], expected[0], strict=True):
         assert_close(a, b, rtol=1e-5, atol=1e-5)
-    assert float((found[1] - expected[1]).norm() / expected[1].norm()) < 1e-5
+    assert found[1].keys() == expected[1].keys()
+    assert len(expected[1]) > 0
+    for name, gradient in expected[1].items():
+        assert float((found[1][name] - gradient).norm() / gradient.norm()) < 1e-5, name
 
 
 @pytest.mark.parametrize("share", [True, False])
 def test_a_tree_is_one_at_a_time(tiny_model: str, share: bool) -> None:
     policy = make_policy(tiny_model)
     assert_same(packed(policy, sequences(), share=share), plain(policy, sequences()))
+
+
+def test_a_tree_is_one_at_a_time_over_a_quantised_base(llama: str) -> None:
+    policy = make_policy(llama, quantization="nf4")
+    assert_same(packed(policy, sequences(), share=True), plain(policy, sequences()))
 
 
 def test_the_fused_layer_is_pefts(llama: str) -> None:
@@ -121,7 +132,8 @@ def test_gradient_checkpointing_changes_nothing(llama: str) -> None:
 def test_microbatches_change_nothing(llama: str) -> None:
     policy, batch = make_policy(llama), sequences()
     parts = [packed(policy, batch[i : i + 3], share=True, first=i) for i in range(0, len(batch), 3)]
-    found = [row for part in parts for row in part[0]], torch.stack([part[1] for part in parts]).sum(0)
+    totals = {name: torch.stack([part[1][name] for part in parts]).sum(0) for name in parts[0][1]}
+    found = [row for part in parts for row in part[0]], totals
     assert_same(found, packed(policy, batch, share=True))
 
 
