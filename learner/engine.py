@@ -19,7 +19,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -72,7 +72,17 @@ class TrainingEngine:
         self._stage = config.zero_stage
         self._rank, self._world_size = rank, world_size
         self._device = device
-        self._owns_group = _join(deepspeed, rank, world_size, master_addr, master_port, device, config.start_timeout_s)
+        self._launched = ExitStack()
+        self._launched.enter_context(
+            _environment(
+                RANK=str(rank),
+                WORLD_SIZE=str(world_size),
+                LOCAL_RANK=str(device.index or 0 if device.type != "cpu" else rank),
+                MASTER_ADDR=master_addr,
+                MASTER_PORT=str(master_port),
+            )
+        )
+        self._owns_group = _join(deepspeed, rank, world_size, config.start_timeout_s, device)
         self._named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             [parameter for _, parameter in self._named],
@@ -252,24 +262,30 @@ class TrainingEngine:
         self._engine.destroy()
         if self._owns_group and torch.distributed.is_initialized():
             self._deepspeed.comm.destroy_process_group()
+        self._launched.close()
 
 
-def _join(
-    deepspeed: Any, rank: int, world_size: int, addr: str, port: int, device: torch.device, timeout_s: float
-) -> bool:
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """What a launcher would have set: DeepSpeed reads it at its start, ZeRO-3 later too. Left behind, it would tell
+    every process that is started from here to join a group that is gone."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _join(deepspeed: Any, rank: int, world_size: int, timeout_s: float, device: torch.device) -> bool:
     """Enters the process group; True when it did not exist. The rendezvous and every collective end in `timeout_s`."""
     if torch.distributed.is_initialized():
         if torch.distributed.get_world_size() != world_size:
             raise LearnerError("this process is already in a process group of another size")
         return False
-    local_rank = device.index or 0 if device.type != "cpu" else rank
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK=str(local_rank),
-        MASTER_ADDR=addr,
-        MASTER_PORT=str(port),
-    )
     deepspeed.init_distributed(
         dist_backend="gloo" if device.type == "cpu" else "nccl",
         auto_mpi_discovery=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import socket
 import tempfile
 import time
@@ -40,6 +41,8 @@ def serve(name: str, setting: Setting, groups: tuple[ScoredGroup, ...], connecti
     import torch
 
     torch.set_num_threads(setting.threads)
+    for name_of_a_launcher in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name_of_a_launcher, None)  # a contender is alone, whatever the bench itself was started by
     try:
         CONTENDERS[name](setting, groups, connection)
     except (EOFError, BrokenPipeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -244,6 +245,16 @@ def test_qlora_updates(tmp_path: Path) -> None:
         assert difference(adapter(rank), before) > 0
     assert len(quantised) == 14  # seven projections of two layers
     assert metrics.values["grad_norm"] > 0
+
+
+@pytest.mark.slow
+def test_a_rank_leaves_the_environment_as_it_was(llama: str) -> None:
+    """A process started later, another trainer even, must not believe that it belongs to this process group."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ.get(name) for name in names}
+    with started(llama):
+        pass
+    assert {name: os.environ.get(name) for name in names} == before
 
 
 @pytest.mark.slow
