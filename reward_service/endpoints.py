@@ -22,9 +22,9 @@ from reward_service.errors import (
     LimitExceededError,
     NotReadyError,
 )
-from reward_service.rewards.base import Reward
+from reward_service.rewards.base import Reward, Task
 from reward_service.schemas import ErrorBody, Health, RewardInfo, RewardList, ScoreItem, ScoreRequest, ScoreResponse
-from reward_service.scoring import ChunkRunner, Task, describe, make_plan, score_tasks
+from reward_service.scoring import ChunkRunner, describe, make_plan, score_tasks
 from reward_service.settings import ServiceSettings
 from reward_service.types import ItemResult, RewardSpec
 

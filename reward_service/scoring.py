@@ -18,19 +18,12 @@ from typing import NamedTuple, Protocol
 from pydantic import ValidationError
 
 from reward_service.errors import InvalidParamsError, InvalidRequestError, UnknownRewardError
-from reward_service.rewards.base import NotScorableError, Reference, Reward, RewardParams
+from reward_service.rewards.base import NotScorableError, Reward, RewardParams, Task
 from reward_service.types import Reason, RewardScore, RewardSpec
 
 logger = logging.getLogger(__name__)
 
 _MAX_MESSAGE_CHARS = 200
-
-
-class Task(NamedTuple):
-    """What a reward sees of an item."""
-
-    completion: str
-    reference: Reference
 
 
 class Scores(NamedTuple):
@@ -75,7 +68,7 @@ def make_plan(specs: Iterable[RewardSpec], rewards: Mapping[str, Reward]) -> Pla
 def score_one(planned: PlannedReward, task: Task) -> RewardScore:
     """One reward on one item. Whatever the reward does, this returns: a failure is null with a reason, never 0."""
     try:
-        result = planned.reward.score(task.completion, task.reference, planned.params)
+        result = planned.reward.apply(task, planned.params)
         if result.score is not None and not math.isfinite(result.score):
             raise ValueError(f"the reward gave {result.score}, which is not a finite number")
     except NotScorableError as error:

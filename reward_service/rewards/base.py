@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +24,15 @@ from reward_service.numbers import in_range, parse_number
 from reward_service.types import Reason, RewardScore
 
 Reference = Mapping[str, Any] | None
+
+
+class Task(NamedTuple):
+    """What a reward may look at of an item."""
+
+    completion: str
+    reference: Reference = None
+    prompt: str = ""
+    metadata: Mapping[str, Any] = MappingProxyType({})
 
 
 class RewardParams(BaseModel):
@@ -48,7 +58,8 @@ class Reward:
     """A named reward.
 
     `score(completion, reference, params)` is pure: the same arguments give the same score. It raises `NotScorableError`
-    where there is nothing to say, and anything else it raises counts as its own failure.
+    where there is nothing to say, and anything else it raises counts as its own failure. It runs in a worker process
+    that is killed when the deadline is over.
     """
 
     name: str
@@ -57,6 +68,14 @@ class Reward:
     high: float
     params: type[RewardParams]
     score: Callable[[str, Reference, Any], RewardScore]
+    deadline_s: float | None = None
+    """Time for one item, seconds; None: what the service's settings say."""
+    preload: tuple[str, ...] = ()
+    """Modules that are slow to import; `score` imports them, and a worker has them before its first item."""
+
+    def apply(self, task: Task, params: RewardParams) -> RewardScore:
+        """The score of a task; rewards that look at more than the completion and the reference override it."""
+        return self.score(task.completion, task.reference, params)
 
     @cached_property
     def version(self) -> str:
