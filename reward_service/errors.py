@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -10,6 +12,7 @@ class ServiceError(Exception):
 
     status: ClassVar[int] = 500
     error: ClassVar[str] = "internal_error"
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class InvalidRequestError(ServiceError):
@@ -54,11 +57,72 @@ class BodyTimeoutError(ServiceError):
     error = "body_timeout"
 
 
+class QueueFullError(ServiceError):
+    """More is waiting than the service takes."""
+
+    status = 429
+    error = "queue_full"
+    headers = MappingProxyType({"retry-after": "1"})
+
+
+class UnknownProfileError(ServiceError):
+    """There is no profile of that name."""
+
+    status = 404
+    error = "unknown_profile"
+
+
+class UnscorableError(ServiceError):
+    """An item has no score, and the protocol has no way to say so."""
+
+    status = 503
+    error = "unscorable"
+
+
+class ShuttingDownError(ServiceError):
+    """The service ends what it has accepted, and takes nothing more."""
+
+    status = 503
+    error = "shutting_down"
+
+
 class NotReadyError(ServiceError):
-    """The scoring threads do not answer in time."""
+    """No worker can score at the moment."""
 
     status = 503
     error = "not_ready"
+
+
+class AuditUnavailableError(ServiceError):
+    """Decisions cannot be recorded now: the audit log's writer has failed or is behind."""
+
+    status = 503
+    error = "audit_unavailable"
+
+
+class KeysUnavailableError(ServiceError):
+    """The file of API keys cannot be read, so that nobody can be let in."""
+
+    status = 503
+    error = "keys_unavailable"
+
+
+class UnauthorizedError(ServiceError):
+    """No valid API key came with the request; the answer carries `WWW_AUTHENTICATE`."""
+
+    status = 401
+    error = "unauthorized"
+
+
+class RateLimitedError(ServiceError):
+    """An API key asks for more items than it may; the answer carries `Retry-After`."""
+
+    status = 429
+    error = "rate_limited"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ServiceStartError(Exception):

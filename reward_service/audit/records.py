@@ -1,0 +1,242 @@
+"""What one audit record is, its canonical bytes, and its place in the chain. Pure; nothing here knows a database.
+
+Canonical bytes of a record, so that anybody can verify a log with nothing but this text:
+
+    rlvr-audit-1\\n  then each field of FIELDS, in that order
+
+- A field with a value is `LENGTH:BYTES,` (a netstring): the number of bytes in decimal, a colon, the bytes, a comma.
+- A field without a value (NULL) is `-,`.
+- The bytes of a text are its UTF-8; of an integer, its decimal digits; of a floating-point number (`total` only), the
+  shortest decimal text that reads back as the same double, as Python's `repr` writes it: `1.5`, `0.1`, `1e-07`,
+  `1e+16`, `2.0`. Its sign of zero is not kept (`0.0`), as SQLite does not.
+
+`hash` is the SHA-256 of these bytes in lower-case hexadecimal, or their HMAC-SHA-256 where the log is keyed.
+`prev_hash` is the `hash` of the record before; of the first one, 64 zeros. Sequence numbers begin at 1 without gaps.
+
+U+0000, which PostgreSQL cannot hold in a text, stands as U+2400 in every text column of either database;
+`prompt_sha256` and `completion_sha256` are those of the UTF-8 of the texts as they came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+FORMAT_TAG: Final = b"rlvr-audit-1\n"
+GENESIS: Final = "0" * 64
+FIELDS: Final = (
+    "seq",  # integer
+    "prev_hash",
+    "time_us",  # integer: microseconds since 1970-01-01 UTC at which the service had decided
+    "caller",  # name of the API key, or "anonymous"
+    "run_id",  # may be NULL
+    "policy_version",  # integer, may be NULL
+    "definitions",  # JSON: {reward: {"weight": …, "version": …}}
+    "service_version",
+    "item_id",
+    "item_group",  # may be NULL
+    "prompt_sha256",
+    "completion_sha256",
+    "rewards",  # JSON, as it was answered: {reward: {"score": …, "reason": …, "details": …}}
+    "total",  # double, may be NULL
+    "prompt",  # NULL unless texts are kept
+    "completion",  # NULL unless texts are kept
+)
+MIN_KEY_BYTES: Final = 16
+
+Field = str | int | float | None
+Row = dict[str, Any]
+
+
+class Head(NamedTuple):
+    """The last record of a chain; (0, GENESIS) is the head of an empty one."""
+
+    seq: int
+    hash: str
+
+    def __str__(self) -> str:
+        return f"{self.seq}:{self.hash}"
+
+
+class AppliedReward(msgspec.Struct, frozen=True, array_like=True):
+    """A reward that a request asked for."""
+
+    name: str
+    weight: float
+    version: str
+
+
+class AuditItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One item of a request, and what was decided of it."""
+
+    id: str
+    group: str | None
+    prompt: str
+    completion: str
+    result: bytes
+    """JSON with `total` and `rewards`, as the scoring worker encoded it; other members are not recorded."""
+
+
+class AuditBatch(msgspec.Struct, frozen=True, array_like=True):
+    """The decisions of one request: what the server hands to the writer."""
+
+    time_us: int
+    caller: str
+    run_id: str | None
+    policy_version: int | None
+    rewards: tuple[AppliedReward, ...]
+    items: list[AuditItem]
+
+
+class Draft(NamedTuple):
+    """A record that is not chained yet: its columns, and the canonical bytes behind `prev_hash`."""
+
+    row: Row
+    body: bytes
+
+
+class _Result(msgspec.Struct):
+    total: float | None
+    rewards: msgspec.Raw
+
+
+_result_decoder = msgspec.json.Decoder(_Result)
+
+
+def encode_fields(values: Iterable[Field]) -> bytes:
+    """The values as the module's docstring says, one after the other."""
+    parts = []
+    for value in values:
+        if value is None:
+            parts.append(b"-,")
+            continue
+        # surrogateescape: a manipulated database may hold what is not UTF-8
+        data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else repr(value).encode()
+        parts.append(b"%d:%b," % (len(data), data))
+    return b"".join(parts)
+
+
+def chain_hash(prefix: bytes, body: bytes, key: bytes | None) -> str:
+    """SHA-256 of the canonical bytes, given in two parts, or their HMAC if there is a key."""
+    data = FORMAT_TAG + prefix + body
+    return hashlib.sha256(data).hexdigest() if key is None else hmac.digest(key, data, "sha256").hex()
+
+
+def record_hash(row: Mapping[str, Any], key: bytes | None = None) -> str:
+    """The hash that a record with these columns has to have."""
+    return chain_hash(b"", encode_fields(row[name] for name in FIELDS), key)
+
+
+def drafts(batch: AuditBatch, *, service_version: str, keep_text: bool) -> Iterator[Draft]:
+    """One record an item, in the items' order."""
+    shared: Row = {
+        "time_us": batch.time_us,
+        "caller": storable(batch.caller),
+        "run_id": storable(batch.run_id),
+        "policy_version": batch.policy_version,
+        "definitions": _definitions(batch.rewards),
+        "service_version": storable(service_version),
+    }
+    shared_bytes = encode_fields(shared.values())
+    hashes: dict[str, str] = {}  # completions of one prompt come together
+    for item in batch.items:
+        if (prompt_sha256 := hashes.get(item.prompt)) is None:
+            hashes[item.prompt] = prompt_sha256 = _sha256(item.prompt)
+        total, rewards = _read_result(item.result)
+        own: Row = {
+            "item_id": storable(item.id),
+            "item_group": storable(item.group),
+            "prompt_sha256": prompt_sha256,
+            "completion_sha256": _sha256(item.completion),
+            "rewards": rewards,
+            "total": total,
+            "prompt": storable(item.prompt) if keep_text else None,
+            "completion": storable(item.completion) if keep_text else None,
+        }
+        yield Draft(shared | own, shared_bytes + encode_fields(own.values()))
+
+
+def chain(pending: Iterable[Draft], head: Head, key: bytes | None) -> tuple[list[Row], Head]:
+    """The drafts as records behind `head`, and the new head."""
+    seq, last = head
+    rows = []
+    for row, body in pending:
+        seq += 1
+        own = chain_hash(encode_fields((seq, last)), body, key)
+        rows.append({**row, "seq": seq, "prev_hash": last, "hash": own})
+        last = own
+    return rows, Head(seq, last)
+
+
+def storable(text: str | None) -> str | None:
+    """The text with U+0000 as U+2400, which every database can hold."""
+    return text.replace("\0", "\u2400") if text is not None and "\0" in text else text
+
+
+def describe(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A record for people and for JSON: the rewards in one place, the time as ISO 8601."""
+    definitions = msgspec.json.decode(row["definitions"])
+    rewards = msgspec.json.decode(row["rewards"])
+    return {
+        "seq": row["seq"],
+        "time": time_text(row["time_us"]),
+        "caller": row["caller"],
+        "run_id": row["run_id"],
+        "policy_version": row["policy_version"],
+        "id": row["item_id"],
+        "group": row["item_group"],
+        "prompt_sha256": row["prompt_sha256"],
+        "completion_sha256": row["completion_sha256"],
+        "rewards": {name: {**definitions.get(name, {}), **result} for name, result in rewards.items()},
+        "total": row["total"],
+        "prompt": row["prompt"],
+        "completion": row["completion"],
+        "service_version": row["service_version"],
+        "prev_hash": row["prev_hash"],
+        "hash": row["hash"],
+    }
+
+
+def time_text(time_us: int) -> str:
+    """`2026-11-21T14:43:06.000123Z`."""
+    seconds, micros = divmod(time_us, 1_000_000)
+    return (
+        datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros, tzinfo=None).isoformat("T", "microseconds")
+        + "Z"
+    )
+
+
+def read_key(path: Path | None) -> bytes | None:
+    """The HMAC key in a file, None for None; ValueError or OSError if there is none worth the name."""
+    if path is None:
+        return None
+    key = path.read_bytes().strip()
+    if len(key) < MIN_KEY_BYTES:
+        raise ValueError(f"{path} holds {len(key)} bytes, and an HMAC key has at least {MIN_KEY_BYTES}")
+    return key
+
+
+def _definitions(rewards: Iterable[AppliedReward]) -> str:
+    return msgspec.json.encode(
+        {reward.name: {"weight": reward.weight, "version": reward.version} for reward in rewards}
+    ).decode()
+
+
+def _read_result(result: bytes) -> tuple[float | None, str]:
+    """(total, JSON of the rewards). What cannot be read is recorded as it is: a decision is never left out."""
+    try:
+        decoded = _result_decoder.decode(result)
+    except (msgspec.MsgspecError, RecursionError):
+        return None, msgspec.json.encode({"unreadable": {"result": result.decode(errors="replace")}}).decode()
+    total = None if decoded.total is None else decoded.total + 0.0  # -0.0 + 0.0 is 0.0
+    return total, bytes(decoded.rewards).decode()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

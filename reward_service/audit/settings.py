@@ -1,0 +1,40 @@
+"""Settings of the audit log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DEFAULT_DATABASE = "reward_audit.sqlite3"
+
+
+class AuditSettings(BaseModel):
+    """Where decisions are recorded, and what of them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    database: str = Field(
+        DEFAULT_DATABASE,
+        min_length=1,
+        repr=False,  # a URL may hold a password
+        description="Path of a SQLite file on a local disk, or postgresql+psycopg://USER@HOST/DATABASE. A password is "
+        "better left to PGPASSWORD or ~/.pgpass than put into the URL.",
+    )
+    keep_text: bool = Field(False, description="Keep prompts and completions; otherwise only their SHA-256.")
+    hmac_key_file: Path | None = Field(
+        None,
+        description="File of at least 16 secret bytes (blanks at its ends are cut off). With it the chain is keyed: "
+        "who can write to the database but not read this file cannot change a record and chain the rest again.",
+    )
+    flush_s: float = Field(0.5, gt=0, le=60, description="A record is committed at the latest after so many seconds.")
+    flush_records: int = Field(10_000, ge=1, description="Records that are committed without waiting for flush_s.")
+    max_bytes_in_flight: int = Field(
+        64 * 2**20, ge=2**16, description="Bytes handed over and not yet committed; beyond it the service answers 503."
+    )
+    room_timeout_s: float = Field(2.0, gt=0, description="Time a request waits for the writer to catch up, seconds.")
+    busy_timeout_s: float = Field(10.0, gt=0, description="Time to wait for another writer's transaction, seconds.")
+    start_timeout_s: float = Field(30.0, gt=0, description="Time the writer has to start, seconds.")
+    drain_timeout_s: float = Field(
+        10.0, gt=0, description="Time the writer tries to commit what it has left after the service ended, seconds."
+    )

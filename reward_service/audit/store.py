@@ -1,0 +1,333 @@
+"""The audit log in a database: SQLite by default, PostgreSQL by URL.
+
+Tables: `audit_records` (the columns of `records.FIELDS`, and `hash`), `audit_head` (one row: the last record and how
+the chain is hashed), `audit_sessions` (how many messages of which server are committed, so that a writer that is
+started again neither leaves one out nor writes one twice). A commit changes all three or none.
+
+Two writers of one log take turns: every commit first locks the head and reads it, so the chain does not fork.
+- SQLite: `BEGIN IMMEDIATE`. WAL, so that readers do not wait; `synchronous=FULL`, as one fsync a commit, two commits
+  a second, costs nothing, and with NORMAL a power failure would take the commits since the last checkpoint with it.
+  The file has to lie on a local disk, and is made readable by its owner alone.
+- PostgreSQL: `SELECT … FOR UPDATE` of the head.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from reward_service.audit.errors import AuditError
+from reward_service.audit.records import FIELDS, GENESIS, Draft, Head, Row, chain, storable
+
+_INDEX_CHARS: Final = 200  # PostgreSQL refuses index rows of 2.7 kB, and ids may be as long as they like
+_SCHEMA_LOCK: Final = 0x726C7672  # any number that is ours
+_STATEMENT_TIMEOUT_MS: Final = 120_000
+_CONNECT_TIMEOUT_S: Final = 10
+_READ_ROWS: Final = 2000
+_RETRY_S: Final = 0.05
+
+_metadata = sa.MetaData()
+_BIG = sa.BigInteger()
+RECORDS: Final = sa.Table(
+    "audit_records",
+    _metadata,
+    # SQLite keeps rows in the order of an INTEGER key, and of no other
+    sa.Column("seq", _BIG.with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("prev_hash", sa.Text, nullable=False),
+    sa.Column("time_us", _BIG, nullable=False),
+    sa.Column("caller", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text),
+    sa.Column("policy_version", _BIG),
+    sa.Column("definitions", sa.Text, nullable=False),
+    sa.Column("service_version", sa.Text, nullable=False),
+    sa.Column("item_id", sa.Text, nullable=False),
+    sa.Column("item_group", sa.Text),
+    sa.Column("prompt_sha256", sa.Text, nullable=False),
+    sa.Column("completion_sha256", sa.Text, nullable=False),
+    sa.Column("rewards", sa.Text, nullable=False),
+    sa.Column("total", sa.Double),
+    sa.Column("prompt", sa.Text),
+    sa.Column("completion", sa.Text),
+    sa.Column("hash", sa.Text, nullable=False),
+)
+_run_prefix = sa.literal_column(f"substr(run_id, 1, {_INDEX_CHARS})", sa.Text)
+_item_prefix = sa.literal_column(f"substr(item_id, 1, {_INDEX_CHARS})", sa.Text)
+sa.Index("audit_records_by_item", _run_prefix, _item_prefix, RECORDS.c.seq, _table=RECORDS)
+HEAD: Final = sa.Table(
+    "audit_head",
+    _metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("seq", _BIG, nullable=False),
+    sa.Column("hash", sa.Text, nullable=False),
+    sa.Column("algorithm", sa.Text, nullable=False),
+)
+SESSIONS: Final = sa.Table(
+    "audit_sessions",
+    _metadata,
+    sa.Column("session", sa.Text, primary_key=True),
+    sa.Column("messages", _BIG, nullable=False),
+)
+
+
+class AuditStore:
+    """One log. Usable from any thread, one transaction at a time from each; `close` when done.
+
+    Writing needs `create`; reading an existing log does not, and then a log that is not there is an error.
+    """
+
+    def __init__(self, database: str, *, key: bytes | None = None, busy_timeout_s: float = 10.0) -> None:
+        self.key = key
+        self._url = _parse(database)
+        self._busy_timeout_s = busy_timeout_s
+        self._is_sqlite = self._url.get_backend_name() == "sqlite"
+        self._engine = _engine(self._url, busy_timeout_s)
+
+    @property
+    def name(self) -> str:
+        """Where the log is, without a password."""
+        return str(self._url.database) if self._is_sqlite else self._url.render_as_string(hide_password=True)
+
+    @property
+    def algorithm(self) -> str:
+        """How records of this store are hashed: sha256 or hmac-sha256."""
+        return "sha256" if self.key is None else "hmac-sha256"
+
+    def create(self) -> Head:
+        """Makes the tables if they are missing, and gives the head; AuditError if the log there is not as it should."""
+        if self._is_sqlite:
+            self._create_file()
+        with self._writing() as connection:
+            if not self._is_sqlite:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+            _metadata.create_all(connection)
+            stored = connection.execute(sa.select(HEAD)).one_or_none()
+            if stored is None:
+                if connection.execute(sa.select(RECORDS.c.seq).limit(1)).first() is not None:
+                    raise AuditError(f"{self.name} holds records but no head; run `rlvr reward audit verify`")
+                head = {"id": 1, "seq": 0, "hash": GENESIS, "algorithm": self.algorithm}
+                connection.execute(sa.insert(HEAD), head)
+                return Head(0, GENESIS)
+            self._check_algorithm(stored.algorithm)
+            head_there = Head(stored.seq, stored.hash)
+            last = connection.execute(
+                sa.select(RECORDS.c.seq, RECORDS.c.hash).order_by(RECORDS.c.seq.desc()).limit(1)
+            ).first()
+            if (Head(0, GENESIS) if last is None else Head(*last)) != head_there:
+                raise AuditError(
+                    f"{self.name} ends in another record than its head says; run `rlvr reward audit verify`, "
+                    "and begin a new log"
+                )
+            return head_there
+
+    def append(self, drafts: Sequence[Draft], *, session: str, messages: int) -> Head:
+        """Chains and commits the drafts, and that `messages` of this session are committed; gives the new head.
+
+        If as many are committed already (the answer to a commit got lost), nothing is written again.
+        """
+        with self._writing() as connection:
+            stored = connection.execute(sa.select(HEAD.c.seq, HEAD.c.hash).with_for_update()).one_or_none()
+            if stored is None:
+                raise AuditError(f"{self.name} has lost its head; run `rlvr reward audit verify`")
+            head = Head(*stored)
+            before = _committed(connection, session)
+            if before is not None and before >= messages:
+                return head
+            rows, head = chain(drafts, head, self.key)
+            if rows:
+                connection.execute(sa.insert(RECORDS), rows)
+                connection.execute(sa.update(HEAD).values(seq=head.seq, hash=head.hash))
+            if before is None:
+                connection.execute(sa.insert(SESSIONS), {"session": session, "messages": messages})
+            else:
+                connection.execute(sa.update(SESSIONS).where(SESSIONS.c.session == session).values(messages=messages))
+        return head
+
+    def committed_messages(self, session: str) -> int:
+        """How many messages of that session are in the log."""
+        with self._reading() as connection:
+            return _committed(connection, session) or 0
+
+    def explain(
+        self, run_id: str | None, item_id: str | None = None, *, caller: str | None = None, limit: int = 100
+    ) -> list[Row]:
+        """The newest records of a run (None: of requests that named none) and item (None: any), newest first.
+
+        With `caller` only what that caller asked for. Rows as they are stored; `records.describe` makes them readable.
+        """
+        statement = sa.select(RECORDS).where(_equal(_run_prefix, RECORDS.c.run_id, run_id))
+        if item_id is not None:
+            statement = statement.where(_equal(_item_prefix, RECORDS.c.item_id, item_id))
+        if caller is not None:
+            statement = statement.where(RECORDS.c.caller == storable(caller))
+        with self._reading() as connection:
+            rows = connection.execute(statement.order_by(RECORDS.c.seq.desc()).limit(limit))
+            return [dict(row) for row in rows.mappings()]
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """One unchanging view of the log, whoever writes meanwhile."""
+        with self._reading() as connection:
+            yield Snapshot(connection)
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._engine.dispose()
+
+    def _check_algorithm(self, there: str) -> None:
+        if there != self.algorithm:
+            need = "an hmac_key_file" if there.startswith("hmac") else "no hmac_key_file"
+            raise AuditError(f"{self.name} is chained by {there}, which takes {need}; change that, or begin a new log")
+
+    def _create_file(self) -> None:
+        path = Path(str(self._url.database))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise AuditError(f"cannot write the audit log {path}: {error.strerror}; give another database") from None
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        with _translated(self.name), self._engine.connect() as connection:
+            if self._is_sqlite:
+                self._begin_immediate(connection)
+            with connection.begin():
+                yield connection
+
+    def _begin_immediate(self, connection: sa.Connection) -> None:
+        """WAL is a property of the file, and two that turn it on at once get an error instead of waiting."""
+        deadline = time.monotonic() + self._busy_timeout_s
+        connection.info["begin"] = "BEGIN IMMEDIATE"
+        while True:
+            try:
+                driver: Any = connection.connection.dbapi_connection
+                if driver.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                    driver.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise AuditError(f"{self.name}: {error}") from None
+                time.sleep(_RETRY_S)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        if self._is_sqlite and not Path(str(self._url.database)).is_file():
+            raise AuditError(f"there is no audit log {self.name}; give the database that the service writes to")
+        with _translated(self.name), self._engine.connect() as connection:
+            if self._is_sqlite:
+                connection.info["begin"] = "BEGIN"
+            else:
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
+
+
+class Snapshot:
+    """What `AuditStore.snapshot` shows."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def heads(self) -> list[tuple[Head, str]]:
+        """(head, algorithm); a list, as a manipulated log may have none or several."""
+        rows = self._connection.execute(sa.select(HEAD.c.seq, HEAD.c.hash, HEAD.c.algorithm).order_by(HEAD.c.id))
+        return [(Head(seq, hash_), algorithm) for seq, hash_, algorithm in rows]
+
+    def records(self, run_id: str | None = None) -> Iterator[Row]:
+        """All records, or those of one run, by sequence number; a few thousand are in memory at a time."""
+        statement = sa.select(RECORDS).order_by(RECORDS.c.seq)
+        if run_id is not None:
+            statement = statement.where(_equal(_run_prefix, RECORDS.c.run_id, run_id))
+        result = self._connection.execution_options(yield_per=_READ_ROWS).execute(statement)
+        names = (*FIELDS, "hash")
+        columns = [list(result.keys()).index(name) for name in names]
+        for row in result:
+            yield {name: row[index] for name, index in zip(names, columns, strict=True)}
+
+
+def _committed(connection: sa.Connection, session: str) -> int | None:
+    statement = sa.select(SESSIONS.c.messages).where(SESSIONS.c.session == session)
+    messages: int | None = connection.execute(statement).scalar_one_or_none()
+    return messages
+
+
+def _equal(prefix: sa.ColumnElement[str], column: sa.ColumnElement[str], text: str | None) -> sa.ColumnElement[bool]:
+    """`column = text` in a form that the index on prefixes serves."""
+    stored = storable(text)
+    return sa.and_(prefix == (stored and stored[:_INDEX_CHARS]), column == stored)
+
+
+def _parse(database: str) -> sa.URL:
+    if "://" not in database:
+        return sa.URL.create("sqlite", database=os.path.abspath(database))
+    try:
+        url = sa.make_url(database)
+    except (ArgumentError, ValueError):
+        raise AuditError("the audit database's URL cannot be read; write postgresql+psycopg://USER@HOST/NAME") from None
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername not in ("sqlite", "postgresql+psycopg"):
+        raise AuditError(f"{url.drivername} is no audit database; use a SQLite file's path or postgresql+psycopg://…")
+    if url.drivername == "sqlite" and (not url.database or url.database == ":memory:" or url.query):
+        raise AuditError("an audit log in SQLite is a file; give its path")
+    return url
+
+
+def _engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
+    try:
+        if url.get_backend_name() == "sqlite":
+            engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": busy_timeout_s})
+            sa.event.listen(engine, "connect", _prepare_sqlite)
+            sa.event.listen(engine, "begin", _begin_sqlite)
+            return engine
+        lock_ms = round(busy_timeout_s * 1000)
+        options = f"-c statement_timeout={_STATEMENT_TIMEOUT_MS} -c lock_timeout={lock_ms}"
+        given = url.query.get("options")
+        if isinstance(given, str):
+            options = f"{given} {options}"
+        arguments = {
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "options": options,
+            "tcp_user_timeout": _STATEMENT_TIMEOUT_MS,
+            "application_name": "rlvr-audit",
+        }
+        return sa.create_engine(
+            url.difference_update_query(["options"]), hide_parameters=True, pool_pre_ping=True, connect_args=arguments
+        )
+    except ModuleNotFoundError as error:
+        raise AuditError(f"an audit log in PostgreSQL needs {error.name}: pip install 'rlvr[audit]'") from None
+    except NoSuchModuleError as error:
+        raise AuditError(str(error)) from None
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # we begin transactions ourselves, as sqlite3 would not begin one to read
+    connection.text_factory = _decode
+    connection.execute("PRAGMA synchronous=FULL")
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(connection.info["begin"])
+
+
+def _decode(data: bytes) -> str:
+    """A manipulated file may hold what is not UTF-8; it has to be found, not to end the search."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise AuditError(f"audit log {name}: {' '.join(str(error.orig).split())}") from error
+    except SQLAlchemyError as error:
+        raise AuditError(f"audit log {name}: {error}") from error

@@ -1,0 +1,108 @@
+"""Looking for records that were changed, dropped, put in or swapped."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from reward_service.audit.records import GENESIS, Head, Row, record_hash
+from reward_service.audit.store import AuditStore
+
+MAX_FINDINGS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What a log looks like."""
+
+    num_records: int
+    head: Head | None
+    """The last record there is, to be kept elsewhere: who holds it sees later whether the log was shortened."""
+    algorithm: str
+    findings: tuple[str, ...]
+    """What is wrong, the first MAX_FINDINGS; nothing is, if it is empty."""
+    num_findings: int
+
+
+def verify(store: AuditStore, *, expected: Head | None = None) -> Verification:
+    """Reads the whole log once, in bounded memory. `expected` is a head seen earlier, which has to be part of it.
+
+    Not covered: somebody who may write to the database can drop the last records and set the head back, and without an
+    HMAC key can chain everything again. An `expected` head, kept where that person cannot write, shows both.
+    """
+    findings: list[str] = []
+    num_findings = 0
+    walk = _Walk(key=store.key, expected=expected)
+    with store.snapshot() as snapshot:
+        heads = snapshot.heads()
+        for finding in _all_findings(walk, snapshot.records(), heads, store.algorithm):
+            num_findings += 1
+            if len(findings) < MAX_FINDINGS:
+                findings.append(finding)
+    return Verification(
+        num_records=walk.num_records,
+        head=walk.last,
+        algorithm=store.algorithm,
+        findings=tuple(findings),
+        num_findings=num_findings,
+    )
+
+
+def _all_findings(walk: _Walk, rows: Iterable[Row], heads: list[tuple[Head, str]], algorithm: str) -> Iterator[str]:
+    if len(heads) == 1 and heads[0][1] != algorithm:
+        yield (
+            f"the log is chained by {heads[0][1]} and is verified by {algorithm}: "
+            f"{'give its HMAC key' if heads[0][1].startswith('hmac') else 'it was not written with this HMAC key'}"
+        )
+    for row in rows:
+        yield from walk.step(row)
+    yield from walk.end([head for head, _ in heads])
+
+
+class _Walk:
+    """Goes from record to record; what it holds does not grow."""
+
+    def __init__(self, *, key: bytes | None, expected: Head | None) -> None:
+        self.num_records = 0
+        self.last = Head(0, GENESIS)
+        self._key = key
+        self._expected = expected
+        self._expected_seen = expected is None or expected == self.last
+
+    def step(self, row: Row) -> Iterator[str]:
+        seq, stored = row["seq"], row["hash"]
+        self.num_records += 1
+        if seq <= self.last.seq:
+            yield f"record {seq}: put in; a sequence number of at least {self.last.seq + 1} belongs here"
+            return
+        if seq > self.last.seq + 1:
+            yield f"{_span(self.last.seq + 1, seq - 1)} missing"
+        elif row["prev_hash"] != self.last.hash:
+            yield f"record {seq}: does not follow record {seq - 1}; one of the two was changed or replaced"
+        if not isinstance(stored, str) or not hmac.compare_digest(
+            record_hash(row, self._key).encode(), stored.encode("utf-8", "surrogateescape")
+        ):
+            yield f"record {seq}: changed; its content does not have the hash that is stored with it"
+        if self._expected is not None and seq == self._expected.seq:
+            self._expected_seen = True
+            if stored != self._expected.hash:
+                yield f"record {seq}: not the one that was expected there (hash {self._expected.hash})"
+        self.last = Head(seq, str(stored))
+
+    def end(self, heads: list[Head]) -> Iterator[str]:
+        if len(heads) != 1:
+            yield f"the head: there are {len(heads)} rows, and there has to be one"
+        for head in heads[:1]:
+            if head.seq > self.last.seq:
+                yield f"{_span(self.last.seq + 1, head.seq)} missing at the end"
+            elif head.seq < self.last.seq:
+                yield f"{_span(head.seq + 1, self.last.seq)} put in behind the head"
+            elif head.hash != self.last.hash:
+                yield f"record {self.last.seq}: replaced; the head names another hash"
+        if not self._expected_seen and self._expected is not None:
+            yield f"record {self._expected.seq}: missing, and was the head once (hash {self._expected.hash})"
+
+
+def _span(first: int, last: int) -> str:
+    return f"record {first}:" if first == last else f"records {first} to {last}:"
