@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestration.config import load_config, recipe_names
 from orchestration.errors import ConfigError, RlvrError
+from orchestration.reward_commands import add_reward_commands
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -101,6 +102,7 @@ def _add_reward(commands: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
     serve.add_argument("--port", type=_port, default=8300, help="port; 0 takes a free one (default: 8300)")
     serve.set_defaults(run=_reward_serve)
+    add_reward_commands(reward)
 
 
 def _add_model(commands: Any) -> None:

@@ -1,0 +1,351 @@
+"""API keys: who may use the service, and how much.
+
+A key is `rlvr_ID_SECRET`: 12 hexadecimal digits that name it, and 256 random bits, url-safe. The file holds the SHA-256
+of the secret alone. A fast hash is enough: slow ones are there to make guessing passwords expensive, and nobody guesses
+256 random bits, however fast each guess is; and a slow one would be paid with every request.
+
+Not covered: a key sent over plain HTTP can be read on the way; use TLS beyond loopback.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fcntl
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+
+from reward_service.errors import KeysUnavailableError, RateLimitedError, UnauthorizedError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_KEYS_FILE: Final = "reward_keys.json"
+WWW_AUTHENTICATE: Final = 'Bearer realm="rlvr", Basic realm="rlvr"'
+"""Header of an answer 401. Basic is named as clients that take credentials in the URL may wait to be asked for them."""
+ANONYMOUS: Final = "anonymous"
+
+_SECRET_BYTES: Final = 32
+_MAX_HEADER_CHARS: Final = 1024
+_KEY: Final = re.compile(r"rlvr_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_LOCK_TIMEOUT_S: Final = 10.0
+_LOCK_POLL_S: Final = 0.05
+_NO_SECRET: Final = hashlib.sha256(b"").hexdigest()
+
+
+class KeysError(Exception):
+    """The file of keys cannot be read or changed; the message is one sentence with the remedy."""
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A key as it is kept: without its secret."""
+
+    id: str
+    name: str
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    """Of the secret, in hexadecimal."""
+    created: str
+    """ISO 8601, UTC."""
+    revoked: str | None = None
+    """When it was; None: it is valid."""
+    items_per_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Items a second it may have scored in the long run; None: no limit."""
+    burst: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Items it may have scored at once after a pause; None: those of ten seconds."""
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    keys: tuple[ApiKey, ...] = ()
+
+
+def add_key(path: Path, name: str, *, items_per_s: float | None = None, burst: int | None = None) -> tuple[ApiKey, str]:
+    """Makes a key and gives it with its text, which is nowhere else: whoever loses it needs another one.
+
+    Raises KeysError if the name is not fit, or another valid key has it.
+    """
+    if not _NAME.fullmatch(name):
+        raise KeysError(f"{name!r:.80} is not a key's name; use at most 64 letters, digits and . _ @ -")
+    if name == ANONYMOUS:
+        raise KeysError(f"{ANONYMOUS!r} is what callers without a key are called; choose another name")
+    if items_per_s is not None and not 0 < items_per_s < 1e9:
+        raise KeysError(
+            f"a rate limit of {items_per_s:g} items per second lets nothing through; give a positive number"
+        )
+    if burst is not None and (burst < 1 or items_per_s is None):
+        raise KeysError(f"a burst of {burst} items has to be at least 1, and needs a rate limit")
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    key = ApiKey(
+        id=secrets.token_hex(6),
+        name=name,
+        sha256=hashlib.sha256(secret.encode()).hexdigest(),
+        created=_now(),
+        items_per_s=items_per_s,
+        burst=burst,
+    )
+    with _locked(path):
+        keys = read_keys(path) if path.exists() else ()
+        if any(other.name == name and other.revoked is None for other in keys):
+            raise KeysError(f"there is a valid key named {name!r}; revoke it first, or choose another name")
+        _write(path, (*keys, key))
+    return key, f"rlvr_{key.id}_{secret}"
+
+
+def revoke_key(path: Path, which: str) -> ApiKey:
+    """Revokes the valid key of that id or name; KeysError if there is none."""
+    with _locked(path):
+        keys = read_keys(path)
+        for index, key in enumerate(keys):
+            if which in (key.id, key.name) and key.revoked is None:
+                revoked = msgspec.structs.replace(key, revoked=_now())
+                _write(path, (*keys[:index], revoked, *keys[index + 1 :]))
+                return revoked
+    raise KeysError(f"{path} has no valid key {which!r:.80}; `rlvr reward keys list` shows those it has")
+
+
+def read_keys(path: Path) -> tuple[ApiKey, ...]:
+    """All keys of a file, revoked ones too; KeysError if it cannot be read."""
+    try:
+        file = msgspec.json.decode(path.read_bytes(), type=_File)
+    except OSError as error:
+        raise KeysError(f"cannot read the API keys {path}: {error.strerror}; `rlvr reward keys add` makes it") from None
+    except msgspec.MsgspecError as error:
+        raise KeysError(f"{path} is not a file of API keys: {error}") from None
+    if file.version != 1:
+        raise KeysError(f"{path} is of version {file.version}, and this program reads version 1; update it")
+    return file.keys
+
+
+@dataclass
+class TokenBucket:
+    """`rate` tokens flow in a second until there are `burst`; `take` takes them out.
+
+    A request for more than `burst` passes when the bucket is full and leaves it in debt: so that the rate holds in the
+    long run, and no size of request is refused forever.
+    """
+
+    rate: float
+    burst: float
+    clock: Callable[[], float] = time.monotonic
+    _tokens: float = field(init=False)
+    _at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._tokens = self.burst
+        self._at = self.clock()
+
+    def take(self, count: int) -> float:
+        """Takes `count` tokens and gives 0, or takes none and gives the seconds until they can be had."""
+        now = self.clock()
+        self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
+        self._at = now
+        needed = min(count, self.burst)
+        if self._tokens < needed:
+            return (needed - self._tokens) / self.rate
+        self._tokens -= count
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who asks."""
+
+    name: str
+    bucket: TokenBucket | None = None
+
+    def spend(self, num_items: int) -> None:
+        """Counts items against the key's rate limit; RateLimitedError if it has run out."""
+        if self.bucket is None:
+            return
+        retry_after_s = self.bucket.take(num_items)
+        if retry_after_s > 0:
+            raise RateLimitedError(
+                f"key {self.name!r} may have {self.bucket.rate:g} items scored per second; "
+                f"try again in {retry_after_s:.1f} s",
+                retry_after_s,
+            )
+
+
+class KeyRing:
+    """The keys of a file, read again when it changes, so that a revoked key stops working within a second.
+
+    Raises KeysError if the file cannot be read at the start. If it cannot be read later nobody is let in until it can:
+    a revocation might be in it.
+    """
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic, reload_s: float = 1.0) -> None:
+        self._path = path
+        self._clock = clock
+        self._reload_s = reload_s
+        self._keys: Mapping[str, ApiKey] = {}
+        self._callers: dict[str, Caller] = {}
+        self._problem: str | None = None
+        self._stamp = _stamp(path)
+        self._load()
+        if self._problem is not None:
+            raise KeysError(self._problem)
+        self._look_again_at = clock() + reload_s
+
+    def __repr__(self) -> str:
+        return f"KeyRing({str(self._path)!r}, {len(self._keys)} keys)"
+
+    def check(self, authorization: str | None, x_api_key: str | None = None) -> Caller:
+        """Who sent these headers: `Authorization: Bearer KEY`, `X-API-Key: KEY`, or Basic with the key as password.
+
+        Raises UnauthorizedError, with the same words for an unknown, a wrong and a revoked key, and
+        KeysUnavailableError if the file cannot be read.
+        """
+        if self._clock() >= self._look_again_at:
+            self._refresh()
+        if self._problem is not None:
+            raise KeysUnavailableError("the API keys of this service cannot be read now; its log says more")
+        text = presented_key(authorization, x_api_key)
+        if text is None:
+            raise UnauthorizedError("this service needs an API key: send Authorization: Bearer KEY")
+        match = _KEY.fullmatch(text)
+        key_id, secret = match.groups() if match else ("", "")
+        key = self._keys.get(key_id)
+        # An unknown id takes the same way, so that time does not tell which ids there are.
+        given = hashlib.sha256(secret.encode()).hexdigest()
+        right = hmac.compare_digest(given, _NO_SECRET if key is None else key.sha256)
+        if key is None or not right or key.revoked is not None:
+            raise UnauthorizedError("the API key is not valid here; ask for another one")
+        return self._callers[key.id]
+
+    def _refresh(self) -> None:
+        self._look_again_at = self._clock() + self._reload_s
+        stamp = _stamp(self._path)
+        if stamp != self._stamp or self._problem is not None:
+            self._stamp = stamp
+            self._load()
+
+    def _load(self) -> None:
+        try:
+            keys = {key.id: key for key in read_keys(self._path)}
+        except KeysError as error:
+            if str(error) != self._problem:
+                logger.error("%s; nobody is let in until that is mended", error)
+            self._problem = str(error)
+            return
+        callers = {}
+        for key in keys.values():  # a bucket stays as empty as it is, unless its key changed
+            callers[key.id] = self._callers[key.id] if key == self._keys.get(key.id) else _caller(key, self._clock)
+        self._keys, self._callers, self._problem = keys, callers, None
+
+
+def presented_key(authorization: str | None, x_api_key: str | None) -> str | None:
+    """The key that the headers carry, unchecked; None if there is none.
+
+    Basic: the password, or the user name where the password is empty, as in `http://KEY@host`.
+    """
+    if x_api_key is not None:
+        return x_api_key.strip()[:_MAX_HEADER_CHARS]
+    scheme, _, value = (authorization or "")[:_MAX_HEADER_CHARS].partition(" ")
+    value = value.strip()
+    if scheme.lower() == "bearer":
+        return value or None
+    if scheme.lower() == "basic":
+        try:
+            user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError, ValueError):
+            return None
+        return password or user or None
+    return None
+
+
+def binding_refusal(host: str, *, has_keys: bool) -> str | None:
+    """Why the service may not listen on `host`, None if it may: without keys it is loopback only."""
+    if has_keys or host == "localhost":
+        return None
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return None
+    except ValueError:
+        return f"host {host!r} is not an IP address; use 127.0.0.1"
+    return (
+        f"refusing to listen on {host}: without API keys anybody who reaches it could use it; "
+        "use host 127.0.0.1, or make a key by `rlvr reward keys add` and name its file in keys_file"
+    )
+
+
+def binding_warning(host: str, *, has_keys: bool, has_tls: bool) -> str | None:
+    """What an operator should know of listening there; None if there is nothing."""
+    if not has_keys:
+        return f"there are no API keys: every process of this machine may use the service, and only through {host}"
+    if not has_tls and binding_refusal(host, has_keys=False) is not None:
+        return f"listening on {host} without TLS: API keys can be read on the way; give a certificate, or use a proxy"
+    return None
+
+
+def _caller(key: ApiKey, clock: Callable[[], float]) -> Caller:
+    if key.items_per_s is None:
+        return Caller(name=key.name)
+    burst = float(key.burst) if key.burst is not None else max(1.0, 10 * key.items_per_s)
+    return Caller(name=key.name, bucket=TokenBucket(key.items_per_s, burst, clock))
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _write(path: Path, keys: tuple[ApiKey, ...]) -> None:
+    """Beside it and renamed; `mkstemp` makes files of mode 0600."""
+    data = msgspec.json.format(msgspec.json.encode(_File(version=1, keys=keys)), indent=2)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise KeysError(f"cannot write the API keys {path}: {error.strerror}") from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One at a time: two that add keys at once must not lose one. The lock file stays, as removing it would race."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise KeysError(f"cannot write beside the API keys {path}: {error.strerror}") from None
+    try:
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise KeysError(f"another process has held the lock of {path} for {_LOCK_TIMEOUT_S:g} s") from None
+                time.sleep(_LOCK_POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
