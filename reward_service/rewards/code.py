@@ -1,0 +1,273 @@
+"""A Python solution against unit tests: 0.1 for compiling, 0.1 for running, up to 0.3 by tests passed, 0.5 for all.
+
+The weights are parameters. "Running" means that the module's body came to its end (for programs: with one test at
+least). Time-outs, crashes and broken limits of the solution are failed tests, not null.
+
+The solution is the completion's last fenced block that is marked `python`, `python3` or `py`; without such a block the
+last one without a mark; a completion without any fence is the code itself. `extract` has other rules. A fence that
+is not closed goes to the end of the text.
+
+The reference has tests, of one kind or several, each counting the same:
+- `stdio`: `[{"stdin": "3\\n", "stdout": "9\\n"}]`, the solution as a script (`__name__ == "__main__"`) for each;
+- `calls`: `[{"args": [3], "kwargs": {}, "expected": 9}]` with `"function"` or the reference's `"entry_point"`;
+  `Class.method` makes an instance first. Lists in `expected` stand for lists or tuples;
+- `asserts`: `["assert square(3) == 9"]`, also `is None`, `assert f(x)`, `assert not f(x)`; `"setup"` runs before each;
+- `tests`: code, as text or a list of texts: HumanEval's `def check(candidate)` with `entry_point`, `test_*` functions,
+  unittest.TestCase classes (each function or method a test), or a script. A `check` made of assertions as above is
+  treated as those.
+
+The first three are judged outside the sandbox, by the values that came out of it. Code under `tests` runs beside the
+solution; what can be gained by that, and what else the sandbox does not cover, is in `reward_service.sandbox`.
+
+References without tests, or with tests that do not compile, are null (`invalid_reference`); no sandbox is
+`unavailable`; a sandbox that fails by itself is `verifier_error`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from reward_service.rewards.base import (
+    InvalidReferenceError,
+    NotScorableError,
+    Reference,
+    Reward,
+    RewardParams,
+    Task,
+    first_paragraph,
+)
+from reward_service.sandbox.compare import MalformedValueError, Tolerance, is_true, matches, parse
+from reward_service.sandbox.probe import resolve
+from reward_service.sandbox.run import SandboxFaultError, SandboxUnavailableError, TestOutcome, run_tests
+from reward_service.sandbox.settings import Backend, SandboxSettings
+from reward_service.sandbox.testcases import BrokenTestsError, Case, read
+from reward_service.types import Reason, RewardScore
+
+_MAX_FAILURES = 5
+_PRELOADED = frozenset(
+    {"bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "json"}
+    | {"math", "operator", "random", "re", "string", "typing", "unittest"}
+)
+"""Modules that are loaded once for all tests of an item, if its code names them."""
+
+
+class UnavailableError(NotScorableError):
+    """No sandbox is to be had."""
+
+    reason = Reason.UNAVAILABLE
+
+
+class Params(RewardParams):
+    """Parameters of `code`."""
+
+    compiles: float = Field(0.1, ge=0, le=1, description="For code that compiles.")
+    runs: float = Field(0.1, ge=0, le=1, description="For code whose module body comes to its end.")
+    tests: float = Field(0.3, ge=0, le=1, description="Times the share of the tests that pass.")
+    all_tests: float = Field(0.5, ge=0, le=1, description="For passing all of them.")
+    extract: Literal["last_block", "only_block", "all_blocks", "whole"] = Field(
+        "last_block",
+        description="only_block: several blocks score 0; all_blocks: joined; whole: the completion is the code.",
+    )
+    stdout: Literal["lines", "tokens", "exact"] = Field(
+        "lines",
+        description="lines: blanks at the ends of lines and empty lines at the end do not matter; tokens: only what"
+        " stands between blanks counts, numbers within the tolerance.",
+    )
+    rel_tol: float = Field(1e-9, ge=0, lt=1, description="How far a float may be off, relative to the expected value.")
+    abs_tol: float = Field(1e-12, ge=0, description="How far a float may be off in any case.")
+    test_timeout_s: float | None = Field(
+        None, gt=0, description="Seconds for one test, at most what the server allows; None: what it allows."
+    )
+
+    @model_validator(mode="after")
+    def _sum_is_at_most_one(self) -> Self:
+        total = self.compiles + self.runs + self.tests + self.all_tests
+        if not 0 < total <= 1 + 1e-9:
+            raise ValueError(f"the weights add up to {total:g}, and more than 0 and at most 1 is wanted")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeReward(Reward):
+    """`code` with the server's sandbox; made anew in a worker from these settings."""
+
+    sandbox: SandboxSettings
+
+    def apply(self, task: Task, params: RewardParams) -> RewardScore:
+        """The score of the completion in this sandbox."""
+        assert isinstance(params, Params)
+        return score(task.completion, task.reference, params, self.sandbox)
+
+
+def score(completion: str, reference: Reference, params: Params, sandbox: SandboxSettings | None = None) -> RewardScore:
+    """Between 0 and the sum of the weights; details say how many tests passed, and why the first failures failed."""
+    sandbox = sandbox if sandbox is not None else SandboxSettings()
+    try:
+        cases = read(reference or {})
+    except BrokenTestsError as error:
+        raise InvalidReferenceError(str(error)) from None
+    code, why = extract(completion, params.extract)
+    if code is None:
+        return RewardScore(score=0.0, details={"why": why, "passed": 0, "tests": len(cases)})
+    try:
+        backend = resolve(sandbox)
+        return _run(code, cases, params, sandbox, backend)
+    except SandboxUnavailableError as error:
+        raise UnavailableError(str(error)) from None
+    except SandboxFaultError as error:
+        raise NotScorableError(f"the sandbox failed: {error}") from None
+
+
+def _run(code: str, cases: Sequence[Case], params: Params, sandbox: SandboxSettings, backend: Backend) -> RewardScore:
+    jobs: list[dict[str, Any]] = [dict(case.job) for case in cases]
+    if params.test_timeout_s is not None:
+        jobs = [{**job, "wall_s": min(params.test_timeout_s, sandbox.wall_s)} for job in jobs]
+    preload = _named_modules(code, jobs)
+    compiled = ran = False
+    passed = judged = 0
+    failures: list[dict[str, Any]] = []
+    for at, (case, outcome) in enumerate(
+        zip(cases, run_tests(code, jobs, sandbox, backend, preload=preload), strict=False)
+    ):
+        judged += 1
+        compiled = compiled or "compiled" in outcome.stages
+        ran = ran or "ran" in outcome.stages
+        why = judge(case, outcome, params)
+        passed += why is None
+        if why is not None and len(failures) < _MAX_FAILURES:
+            failures.append({"test": at, "why": why})
+    total = params.compiles * compiled + params.runs * ran + params.tests * passed / len(cases)
+    if passed == len(cases):
+        total = params.compiles + params.runs + params.tests + params.all_tests
+    details: dict[str, Any] = {"passed": passed, "tests": len(cases), "compiled": compiled, "ran": ran}
+    details |= {"failures": failures, "not_run": len(cases) - judged, "sandbox": backend}
+    if failures:
+        details["why"] = failures[0]["why"]
+    return RewardScore(score=min(total, 1.0), details=details)
+
+
+def judge(case: Case, outcome: TestOutcome, params: Params) -> str | None:
+    """None if the test passed, else why not."""
+    stages = outcome.stages
+    if outcome.broken is not None:
+        return outcome.broken
+    for stage in ("no_compile", "no_run", "failed"):
+        if stage in stages:
+            return f"{_said(stages[stage])}" if stage != "no_compile" else f"does not compile: {_said(stages[stage])}"
+    if outcome.status != 0:
+        return f"ended by signal {-outcome.status}" if outcome.status < 0 else f"ended with status {outcome.status}"
+    if case.judge == "stdout":
+        # a program may leave by os._exit once it has printed: what it printed is all that is asked for
+        return None if same_output(outcome.output, case.expected, params) else "wrong output"
+    if case.judge == "verdict":
+        return None if "passed" in stages else "ended before the test did"
+    if "value" not in stages:
+        return "ended before the test did"
+    tolerance = Tolerance(rel=params.rel_tol, abs=params.abs_tol, lists_are_tuples=case.json_lists)
+    try:
+        node = parse(stages["value"])
+        if case.judge == "truth":
+            return None if is_true(node) is case.expected else "wrong value"
+        return None if matches(node, case.expected, tolerance) else "wrong value"
+    except MalformedValueError as error:
+        return str(error)
+
+
+def _said(payload: str) -> str:
+    try:
+        said = parse(payload)
+    except MalformedValueError:
+        return "failed"
+    return said[:200] if isinstance(said, str) else "failed"
+
+
+def same_output(output: str, expected: str, params: Params) -> bool:
+    """Whether a program printed what it should, by the rule that the parameters name."""
+    if params.stdout == "exact":
+        return output == expected
+    if params.stdout == "lines":
+        return _lines(output) == _lines(expected)
+    words, wanted = output.split(), expected.split()
+    return len(words) == len(wanted) and all(
+        word == other or _close(word, other, params) for word, other in zip(words, wanted, strict=True)
+    )
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.rstrip().split("\n")]
+
+
+_NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,4})?", re.ASCII)
+
+
+def _close(word: str, other: str, params: Params) -> bool:
+    if not (_NUMBER.fullmatch(word) and _NUMBER.fullmatch(other)):
+        return False
+    if word.lstrip("+-").isdigit() and other.lstrip("+-").isdigit():
+        return int(word) == int(other)
+    tolerance = Tolerance(rel=params.rel_tol, abs=params.abs_tol)
+    return matches(["f", float(word).hex()], float(other), tolerance)
+
+
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
+_PYTHON = frozenset({"python", "python3", "py"})
+
+
+def extract(completion: str, rule: str) -> tuple[str | None, str]:
+    """The solution in a completion, or None and why there is none."""
+    if rule == "whole":
+        return completion, ""
+    blocks = fenced_blocks(completion)
+    if not blocks:
+        return completion, ""
+    found = [code for mark, code in blocks if mark in _PYTHON] or [code for mark, code in blocks if not mark]
+    if not found:
+        return None, "no block of Python code"
+    if rule == "only_block" and len(found) > 1:
+        return None, f"{len(found)} blocks of code, and only one is allowed"
+    return "\n".join(found) if rule == "all_blocks" else found[-1], ""
+
+
+def fenced_blocks(text: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a Markdown text, each as its mark in lower case and what it holds."""
+    blocks = []
+    fence, mark, start = "", "", 0
+    for line in _FENCE.finditer(text):
+        if not fence:
+            fence, mark, start = line[1], line[2].lower(), line.end() + 1
+        elif line[1].startswith(fence) and not line[2]:
+            blocks.append((mark, text[start : line.start()]))
+            fence = ""
+    if fence:
+        blocks.append((mark, text[start:]))
+    return blocks
+
+
+_IMPORT = re.compile(r"^[ \t]{0,40}(?:from|import)[ \t]+(\w+)", re.MULTILINE)
+
+
+def _named_modules(code: str, jobs: Sequence[dict[str, Any]]) -> list[str]:
+    texts = {code, *(str(job.get(key) or "") for job in jobs for key in ("code", "setup"))}
+    return sorted({name for text in texts for name in _IMPORT.findall(text)} & _PRELOADED)
+
+
+def make_code_reward(sandbox: SandboxSettings) -> CodeReward:
+    """`code` in the sandbox of a server's configuration; picklable. `resolve(sandbox)` at the start refuses it."""
+    return CodeReward(
+        name="code",
+        description=first_paragraph(__doc__),
+        low=0.0,
+        high=1.0,
+        params=Params,
+        score=score,
+        deadline_s=sandbox.deadline_s,
+        sandbox=sandbox,
+    )
+
+
+REWARD = make_code_reward(SandboxSettings())

@@ -1,0 +1,290 @@
+"""Process 1 of the sandbox: runs one test after the other, each in a child, and tells what came of them.
+
+It never holds the solution's code as anything but text. Lines of JSON go to the worker outside: `["ready", facts]`
+when the sandbox stands, `["test", index, outcome]` for each test, `["done"]`; `["fault", message]` is the sandbox's
+own failure. It ends when the worker does: its standard input is a pipe that the worker holds open.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from reward_service.sandbox.inside import child, namespaces
+from reward_service.sandbox.inside.values import encode
+
+_READ_BYTES = 65536
+_WATCH_S = 0.05
+_SUBREAPER = 36
+
+
+class Supervisor:
+    """Runs the tests of a job."""
+
+    def __init__(self, job: dict[str, Any], control_in: int, control_out: int) -> None:
+        self._job = job
+        self._in = control_in
+        self._out = control_out
+        self._is_init = os.getpid() == 1
+        self._has_proc = self._is_init and os.path.exists("/proc/1/status")
+        if not self._is_init:
+            namespaces._libc.prctl(_SUBREAPER, 1, 0, 0, 0)
+
+    def tell(self, *parts: str) -> None:
+        rest = f"[{','.join(parts)}]\n".encode()
+        while rest:
+            rest = rest[os.write(self._out, rest) :]
+
+    def run(self) -> None:
+        end = time.monotonic() + self._job["total_s"]
+        for index, test in enumerate(self._job["tests"]):
+            left = end - time.monotonic()
+            if left <= 0:
+                self.tell('"late"', str(index))
+                break
+            outcome = self._run_test(test, min(test["wall_s"], left))
+            self.tell('"test"', str(index), outcome.text())
+            if outcome.is_final(test["kind"]):
+                break
+        self.tell('"done"')
+
+    def _run_test(self, test: dict[str, Any], wall_s: float) -> Outcome:
+        nonce = os.urandom(16).hex()
+        is_program = test["kind"] == "program"
+        verdict_r, verdict_w = os.pipe()
+        out_r, out_w = os.pipe()
+        in_r, in_w = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(in_r if is_program else None, out_w if is_program else None, verdict_w)
+            child.run(self._job, test, 3, nonce)
+        for fd in (verdict_w, out_w, in_r):
+            os.close(fd)
+        outcome = Outcome(nonce, self._job["output_bytes"])
+        stdin = memoryview(test["stdin"].encode("utf-8", "surrogateescape") if is_program else b"")
+        try:
+            self._watch(pid, outcome, {verdict_r: outcome.verdict, out_r: outcome.output}, in_w, stdin, wall_s)
+        finally:
+            outcome.status = self._end_all(pid)
+            for fd in (verdict_r, out_r, in_w):
+                os.close(fd)
+        return outcome
+
+    def _become_child(self, stdin: int | None, stdout: int | None, verdict: int) -> None:
+        namespaces.die_with_parent()
+        os.setsid()
+        null = os.open("/dev/null", os.O_RDWR)
+        verdict = _above(verdict)
+        for number, fd in ((0, stdin), (1, stdout), (2, None)):
+            os.dup2(null if fd is None else _above(fd), number)
+        os.dup2(verdict, 3, inheritable=False)
+        os.closerange(4, 4096)
+
+    def _watch(
+        self, pid: int, outcome: Outcome, sinks: dict[int, bytearray], in_w: int, stdin: memoryview, wall_s: float
+    ) -> None:
+        """Reads what the test says until it ends, or breaks a limit."""
+        end = time.monotonic() + wall_s
+        next_look = 0.0
+        process = os.pidfd_open(pid)
+        poll = select.poll()
+        for fd in (*sinks, process):
+            poll.register(fd, select.POLLIN)
+        poll.register(self._in, 0)  # reports nothing but the worker's end
+        os.set_blocking(in_w, False)
+        if stdin:
+            poll.register(in_w, select.POLLOUT)
+        else:
+            os.dup2(self._in, in_w)  # closes the writing end: the program reads the end of its input
+        try:
+            while outcome.broken is None:
+                now = time.monotonic()
+                left = end - now
+                if left <= 0:
+                    outcome.broken = "timeout"
+                    return
+                if now >= next_look:
+                    self._check_use(outcome)
+                    next_look = now + _WATCH_S
+                events = dict(poll.poll(min(left, _WATCH_S) * 1000 + 1))
+                if self._in in events:
+                    os._exit(1)
+                for fd in sinks.keys() & events.keys():
+                    if not _read(fd, sinks[fd], outcome):
+                        poll.unregister(fd)
+                if in_w in events:
+                    stdin = _feed(in_w, stdin)
+                    if not stdin:
+                        poll.unregister(in_w)
+                        os.dup2(self._in, in_w)
+                if process in events:
+                    for fd, sink in sinks.items():
+                        _drain(fd, sink, outcome)
+                    return
+        finally:
+            os.close(process)
+
+    def _check_use(self, outcome: Outcome) -> None:
+        """All processes together, where they can be seen: the kernel's limits hold for each alone."""
+        if not self._has_proc:
+            return
+        used = count = 0
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or name == "1":
+                continue
+            try:
+                with open(f"/proc/{name}/status", "rb") as file:
+                    lines = file.read().splitlines()
+            except OSError:
+                continue
+            count += 1
+            used += sum(int(line.split()[1]) for line in lines if line.startswith((b"RssAnon:", b"RssShmem:")))
+        if used * 1024 > self._job["limits"]["AS"]:
+            outcome.broken = "memory"
+        elif count > self._job["limits"]["NPROC"]:
+            outcome.broken = "processes"
+
+    def _end_all(self, pid: int) -> int:
+        """Kills everything that the test has started, however it hid, and waits for it; the child's exit status."""
+        status = None
+        while True:
+            self._kill_all(pid if status is None else None)
+            try:
+                while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                    if found[0] == pid:
+                        status = found[1]
+            except ChildProcessError:
+                return os.waitstatus_to_exitcode(status) if status is not None else 0
+            time.sleep(0.0005)
+
+    def _kill_all(self, pid: int | None) -> None:
+        if self._is_init:
+            _kill(-1)
+            return
+        if pid is not None:
+            _kill(-pid)
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:  # orphans come to us, the subreaper
+            for orphan in file.read().split():
+                _kill(int(orphan))
+
+
+class Outcome:
+    """What came of a test."""
+
+    def __init__(self, nonce: str, output_bytes: int) -> None:
+        self.verdict = bytearray()
+        self.output = bytearray()
+        self.limit = output_bytes
+        self.broken: str | None = None
+        self.status = 0
+        self._nonce = nonce.encode()
+
+    def stages(self) -> dict[str, str]:
+        """The lines behind the nonce: stage to payload, the first of a stage counts."""
+        stages: dict[str, str] = {}
+        for line in bytes(self.verdict).split(b"\n")[:-1]:
+            parts = line.split(b" ", 2)
+            if len(parts) == 3 and parts[0] == self._nonce:
+                stages.setdefault(parts[1].decode("ascii", "replace"), parts[2].decode("ascii", "replace"))
+        return stages
+
+    def is_final(self, kind: str) -> bool:
+        """Whether the other tests would fail in the same way: the solution itself could not be loaded."""
+        stages = self.stages()
+        return "no_compile" in stages or (kind != "program" and "ran" not in stages)
+
+    def text(self) -> str:
+        """As JSON. Payloads are text within the text, so that a malformed one spoils its own test only."""
+        stages = ",".join(f"{encode(stage)}:{encode(payload)}" for stage, payload in self.stages().items())
+        output = encode(bytes(self.output[: self.limit]).decode("utf-8", "replace"))
+        broken = encode(self.broken)
+        return f'{{"stages":{{{stages}}},"output":{output},"broken":{broken},"status":{self.status}}}'
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):  # gone already
+        os.kill(pid, signal.SIGKILL)
+
+
+def _above(fd: int) -> int:
+    """The descriptor under a number that no standard one or the verdict's has."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD, 256)
+
+
+def _read(fd: int, sink: bytearray, outcome: Outcome) -> bool:
+    data = os.read(fd, _READ_BYTES)
+    sink += data
+    if len(sink) > outcome.limit:
+        outcome.broken = "output"
+    return bool(data)
+
+
+def _drain(fd: int, sink: bytearray, outcome: Outcome) -> None:
+    """What is left in a pipe; a process that still holds it open is not waited for."""
+    os.set_blocking(fd, False)
+    try:
+        while outcome.broken is None and _read(fd, sink, outcome):
+            pass
+    except BlockingIOError:
+        pass
+
+
+def _feed(fd: int, data: memoryview) -> memoryview:
+    try:
+        return data[os.write(fd, data[:_READ_BYTES]) :]
+    except BlockingIOError:
+        return data
+    except BrokenPipeError:
+        return data[:0]
+
+
+def main(job: dict[str, Any]) -> NoReturn:
+    """Sets the sandbox up, runs the job, exits."""
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    control_in, control_out = _above(0), _above(1)
+    supervisor: Supervisor | None = None
+    try:
+        for name in job["preload"]:
+            __import__(name)
+        layout = job["layout"]
+        if job["backend"] == "namespaces":
+            namespaces.enter(layout)
+        elif job["backend"] == "limits":
+            namespaces.become_nobody()
+            if not os.access(os.__file__, os.R_OK):
+                raise namespaces.NoSandboxError(
+                    f"user nobody, who runs the code when root starts it, cannot read {os.path.dirname(os.__file__)};"
+                    " name another interpreter in the settings"
+                )
+            job["limits"]["NPROC"] += _tasks_of_user()
+            os.chdir(job["scratch"])
+        filtered = namespaces.harden()
+        supervisor = Supervisor(job, control_in, control_out)
+        supervisor.tell('"ready"', f'{{"seccomp":{"true" if filtered else "false"}}}')
+        supervisor.run()
+    except BaseException as error:
+        fault = f'["fault",{encode(f"{type(error).__name__}: {error}"[:500])}]\n'
+        os.write(control_out, fault.encode())
+        os._exit(1)
+    os._exit(0)
+
+
+def _tasks_of_user() -> int:
+    """Processes and threads that this user has already: without a namespace of its own the limit counts them too."""
+    tasks = 0
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == os.getuid():
+                tasks += len(os.listdir(f"/proc/{name}/task"))
+        except OSError:
+            continue
+    return tasks
+
+
+sys.dont_write_bytecode = True

@@ -1,0 +1,199 @@
+"""Starts a sandbox, and reads what it says of each test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from reward_service.errors import ServiceStartError
+from reward_service.sandbox.bubblewrap import arguments
+from reward_service.sandbox.layout import Interpreter, describe
+from reward_service.sandbox.program import BOOT, message
+from reward_service.sandbox.settings import GRACE_S, START_S, Backend, SandboxSettings
+
+_MB = 1024 * 1024
+_READ_BYTES = 1 << 18
+
+
+class SandboxFaultError(Exception):
+    """The sandbox itself failed: nothing is known of the code in it."""
+
+
+class SandboxUnavailableError(ServiceStartError):
+    """The sandbox that the settings ask for cannot be had on this machine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TestOutcome:
+    """What a sandbox says of one test."""
+
+    __test__ = False
+
+    stages: Mapping[str, str] = field(default_factory=dict)
+    """How far it came, with what it said there: compiled, ran, value, passed, failed, ended, no_compile, no_run."""
+    output: str = ""
+    broken: str | None = None
+    """The limit that ended it: timeout, memory, processes, output, or sandbox_ended."""
+    status: int = 0
+    """Exit status; negative: the signal."""
+
+
+def run_tests(
+    code: str,
+    tests: Sequence[Mapping[str, Any]],
+    settings: SandboxSettings,
+    backend: Backend,
+    *,
+    preload: Sequence[str] = (),
+) -> Iterator[TestOutcome]:
+    """What came of each test, in order; fewer than there are tests if the others would fail in the same way.
+
+    A test has a `kind` and its fields (`reward_service.sandbox.inside.child`). SandboxFaultError if the sandbox does
+    not come up or fails by itself; what ends it after it stood is the code's doing, and fails the test under way.
+    """
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(_scratch()) if backend == "limits" else "/tmp"
+        try:
+            interpreter = describe(settings.interpreter)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            raise SandboxFaultError(str(error)) from None
+        process = stack.enter_context(_started(interpreter, settings, backend, scratch))
+        job = _job(code, tests, settings, backend, interpreter, scratch, preload)
+        try:
+            process.stdin.write(message(job, interpreter.magic))  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+        except BrokenPipeError:
+            raise SandboxFaultError(_fault(process)) from None
+        yield from _outcomes(process, settings)
+
+
+def _outcomes(process: subprocess.Popen[bytes], settings: SandboxSettings) -> Iterator[TestOutcome]:
+    messages = _messages(process, max_bytes=16 * settings.output_kb * 1024 + 65536, until=time.monotonic() + START_S)
+    kind, *rest = next(messages, ["nothing"])
+    if kind != "ready":
+        raise SandboxFaultError(str(rest[0]) if kind == "fault" else _fault(process))
+    messages = _messages(
+        process,
+        max_bytes=16 * settings.output_kb * 1024 + 65536,
+        until=time.monotonic() + settings.total_s + GRACE_S,
+    )
+    for kind, *rest in messages:
+        if kind == "test":
+            yield TestOutcome(**rest[1])
+        elif kind == "fault":
+            raise SandboxFaultError(str(rest[0]))
+        elif kind == "late":
+            yield TestOutcome(broken="timeout")
+            return
+        else:
+            return
+    yield TestOutcome(broken="sandbox_ended")
+
+
+def _messages(process: subprocess.Popen[bytes], *, max_bytes: int, until: float) -> Iterator[Any]:
+    """The lines a sandbox says, until it ends or the time is over."""
+    assert process.stdout is not None
+    fd = process.stdout.fileno()
+    buffer = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, selectors.EVENT_READ)
+        while True:
+            end = buffer.find(b"\n")
+            if end >= 0:
+                line = bytes(buffer[:end])
+                del buffer[: end + 1]
+                try:
+                    yield json.loads(line)
+                except (ValueError, RecursionError):
+                    return
+                continue
+            left = until - time.monotonic()
+            if left <= 0 or len(buffer) > max_bytes or not selector.select(left):
+                return
+            data = os.read(fd, _READ_BYTES)
+            if not data:
+                return
+            buffer += data
+
+
+@contextlib.contextmanager
+def _started(
+    interpreter: Interpreter, settings: SandboxSettings, backend: Backend, scratch: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The interpreter in the sandbox, waiting for its job; killed, with all that it started, at the end."""
+    command = [interpreter.executable, "-I", "-S", "-B", "-c", BOOT]
+    if backend == "bubblewrap":
+        bwrap = shutil.which("bwrap")
+        if bwrap is None:
+            raise SandboxFaultError("bwrap is not on the PATH")
+        command = arguments(bwrap, interpreter.read_only, command, scratch_bytes=settings.scratch_mb * _MB)
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, env={}, cwd="/", start_new_session=True, bufsize=0
+        )
+    except OSError as error:
+        raise SandboxFaultError(f"{command[0]} does not start: {error}") from None
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _job(
+    code: str,
+    tests: Sequence[Mapping[str, Any]],
+    settings: SandboxSettings,
+    backend: Backend,
+    interpreter: Interpreter,
+    scratch: str,
+    preload: Sequence[str],
+) -> dict[str, Any]:
+    limits = {
+        "AS": settings.memory_mb * _MB,
+        "CPU": settings.cpu_s,
+        "NPROC": settings.processes,
+        "FSIZE": settings.file_mb * _MB,
+        "NOFILE": settings.open_files,
+        "CORE": 0,
+        "MEMLOCK": 0,
+        "MSGQUEUE": 0,
+    }
+    return {
+        "backend": backend,
+        "code": code,
+        "tests": [{"wall_s": settings.wall_s, **test} for test in tests],
+        "limits": limits,
+        "total_s": settings.total_s,
+        "output_bytes": settings.output_kb * 1024,
+        "layout": {"read_only": interpreter.read_only, "scratch_bytes": settings.scratch_mb * _MB},
+        "preload": list(preload),
+        "scratch": scratch,
+    }
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """Without namespaces: a folder that anyone may write to, as the code may run as nobody."""
+    with tempfile.TemporaryDirectory(prefix="rlvr-sandbox-", ignore_cleanup_errors=True) as path:
+        os.chmod(path, 0o777)
+        yield path
+
+
+def _fault(process: subprocess.Popen[bytes]) -> str:
+    """Why it did not come up, as far as it said."""
+    process.kill()
+    assert process.stderr is not None
+    said = process.stderr.read(2000).decode(errors="replace").strip().splitlines()
+    process.wait()
+    return said[-1] if said else f"the sandbox did not come up within {START_S:g} s, or ended: {process.returncode}"
