@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,15 +194,14 @@ def _store(database: str, *, key_file: Path | None = None) -> Iterator[AuditStor
     from reward_service.audit.store import AuditStore
 
     try:
-        store = AuditStore(database, key=read_key(key_file))
-        try:
-            yield store
-        finally:
-            store.close()
-    except AuditError as error:
-        raise RlvrError(str(error)) from error
+        key = read_key(key_file)
     except (OSError, ValueError) as error:
         raise RlvrError(f"--hmac-key-file: {error}") from error
+    try:
+        with closing(AuditStore(database, key=key)) as store:
+            yield store
+    except AuditError as error:
+        raise RlvrError(str(error)) from error
 
 
 @contextmanager

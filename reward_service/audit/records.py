@@ -28,6 +28,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from reward_service.audit.errors import AuditError
+
 FORMAT_TAG: Final = b"rlvr-audit-1\n"
 GENESIS: Final = "0" * 64
 FIELDS: Final = (
@@ -180,12 +182,19 @@ def storable(text: str | None) -> str | None:
 
 
 def describe(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A record for people and for JSON: the rewards in one place, the time as ISO 8601."""
-    definitions = msgspec.json.decode(row["definitions"])
-    rewards = msgspec.json.decode(row["rewards"])
+    """A record for people and for JSON: the rewards in one place, the time as ISO 8601.
+
+    Raises AuditError if the record was changed into something that cannot be read.
+    """
+    try:
+        definitions = msgspec.json.decode(row["definitions"], type=dict[str, dict[str, Any]])
+        rewards = msgspec.json.decode(row["rewards"], type=dict[str, dict[str, Any]])
+        time = time_text(row["time_us"])
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
+        raise AuditError(f"record {row['seq']} cannot be read ({error}); run `rlvr reward audit verify`") from None
     return {
         "seq": row["seq"],
-        "time": time_text(row["time_us"]),
+        "time": time,
         "caller": row["caller"],
         "run_id": row["run_id"],
         "policy_version": row["policy_version"],

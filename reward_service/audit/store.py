@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +27,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from reward_service.audit.errors import AuditError
 from reward_service.audit.records import FIELDS, GENESIS, Draft, Head, Row, chain, storable
 
-_INDEX_CHARS: Final = 200  # PostgreSQL refuses index rows of 2.7 kB, and ids may be as long as they like
+_INDEX_CHARS: Final = 200
 _SCHEMA_LOCK: Final = 0x726C7672  # any number that is ours
 _STATEMENT_TIMEOUT_MS: Final = 120_000
 _CONNECT_TIMEOUT_S: Final = 10
@@ -58,9 +58,14 @@ RECORDS: Final = sa.Table(
     sa.Column("completion", sa.Text),
     sa.Column("hash", sa.Text, nullable=False),
 )
-_run_prefix = sa.literal_column(f"substr(run_id, 1, {_INDEX_CHARS})", sa.Text)
-_item_prefix = sa.literal_column(f"substr(item_id, 1, {_INDEX_CHARS})", sa.Text)
-sa.Index("audit_records_by_item", _run_prefix, _item_prefix, RECORDS.c.seq, _table=RECORDS)
+# PostgreSQL refuses index rows of 2.7 kB, and ids may be as long as they like: there the index is on prefixes. As text,
+# since an expression with bound numbers would not be the indexed one.
+_PREFIXES: Final = {
+    column.name: sa.literal_column(f"substr({column.name}, 1, {_INDEX_CHARS})", sa.Text)
+    for column in (RECORDS.c.run_id, RECORDS.c.item_id)
+}
+sa.Index("audit_records_by_item", RECORDS.c.run_id, RECORDS.c.item_id).ddl_if(dialect="sqlite")
+sa.Index("audit_records_by_prefix", *_PREFIXES.values(), RECORDS.c.seq).ddl_if(dialect="postgresql")
 HEAD: Final = sa.Table(
     "audit_head",
     _metadata,
@@ -162,20 +167,27 @@ class AuditStore:
 
         With `caller` only what that caller asked for. Rows as they are stored; `records.describe` makes them readable.
         """
-        statement = sa.select(RECORDS).where(_equal(_run_prefix, RECORDS.c.run_id, run_id))
+        statement = sa.select(RECORDS).where(*self._equal(RECORDS.c.run_id, run_id))
         if item_id is not None:
-            statement = statement.where(_equal(_item_prefix, RECORDS.c.item_id, item_id))
+            statement = statement.where(*self._equal(RECORDS.c.item_id, item_id))
         if caller is not None:
             statement = statement.where(RECORDS.c.caller == storable(caller))
         with self._reading() as connection:
             rows = connection.execute(statement.order_by(RECORDS.c.seq.desc()).limit(limit))
             return [dict(row) for row in rows.mappings()]
 
+    def _equal(self, column: sa.Column[Any], text: str | None) -> Iterator[sa.ColumnElement[bool]]:
+        """`column = text`, in a form that the index serves."""
+        stored = storable(text)
+        yield column == stored
+        if not self._is_sqlite:
+            yield _PREFIXES[column.name] == (stored and stored[:_INDEX_CHARS])
+
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """One unchanging view of the log, whoever writes meanwhile."""
         with self._reading() as connection:
-            yield Snapshot(connection)
+            yield Snapshot(connection, self._equal)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -233,8 +245,13 @@ class AuditStore:
 class Snapshot:
     """What `AuditStore.snapshot` shows."""
 
-    def __init__(self, connection: sa.Connection) -> None:
+    def __init__(
+        self,
+        connection: sa.Connection,
+        equal: Callable[[sa.Column[Any], str | None], Iterator[sa.ColumnElement[bool]]],
+    ) -> None:
         self._connection = connection
+        self._equal = equal
 
     def heads(self) -> list[tuple[Head, str]]:
         """(head, algorithm); a list, as a manipulated log may have none or several."""
@@ -245,7 +262,7 @@ class Snapshot:
         """All records, or those of one run, by sequence number; a few thousand are in memory at a time."""
         statement = sa.select(RECORDS).order_by(RECORDS.c.seq)
         if run_id is not None:
-            statement = statement.where(_equal(_run_prefix, RECORDS.c.run_id, run_id))
+            statement = statement.where(*self._equal(RECORDS.c.run_id, run_id))
         result = self._connection.execution_options(yield_per=_READ_ROWS).execute(statement)
         names = (*FIELDS, "hash")
         columns = [list(result.keys()).index(name) for name in names]
@@ -257,12 +274,6 @@ def _committed(connection: sa.Connection, session: str) -> int | None:
     statement = sa.select(SESSIONS.c.messages).where(SESSIONS.c.session == session)
     messages: int | None = connection.execute(statement).scalar_one_or_none()
     return messages
-
-
-def _equal(prefix: sa.ColumnElement[str], column: sa.ColumnElement[str], text: str | None) -> sa.ColumnElement[bool]:
-    """`column = text` in a form that the index on prefixes serves."""
-    stored = storable(text)
-    return sa.and_(prefix == (stored and stored[:_INDEX_CHARS]), column == stored)
 
 
 def _parse(database: str) -> sa.URL:
