@@ -34,6 +34,12 @@ class AnswerLine:
 
 def answer_lines(completion: str, prefix: str = ANSWER_PREFIX) -> Iterator[AnswerLine]:
     """The answer lines in their order, found in one pass over the text."""
+    for rest in answer_texts(completion, prefix):
+        yield _read(rest)
+
+
+def answer_texts(completion: str, prefix: str = ANSWER_PREFIX) -> Iterator[str]:
+    """What follows the prefix on each answer line, as it stands there."""
     start = 0  # always the beginning of a line
     while (found := completion.find(prefix, start)) >= 0:
         line_start = completion.rfind("\n", start, found) + 1 or start
@@ -41,7 +47,7 @@ def answer_lines(completion: str, prefix: str = ANSWER_PREFIX) -> Iterator[Answe
         if line_end < 0:
             line_end = len(completion)
         if not completion[line_start:found].strip(_BLANKS):
-            yield _read(completion[found + len(prefix) : line_end])
+            yield completion[found + len(prefix) : line_end]
         start = line_end + 1
 
 

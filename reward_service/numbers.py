@@ -9,7 +9,8 @@ A number is, in this order and with single blanks where shown:
   scientific (`1.5e3`, `1.5 x 10^3`); a fraction of integers (`3/4`); a mixed number (`1 1/2`);
 - scale word: hundred, thousand, million, billion, trillion, k or bn: it multiplies;
 - `%` does not divide by 100: "50%" is 50, as in the data sets this is used with;
-- unit: one word of at most 16 letters, or two with `/` or `per` between them, `square`, `sq` or `cubic` before it;
+- unit: one word of at most 16 letters, `square`, `sq` or `cubic` before it; behind that or alone `per` or `/` and one
+  more word (`$15/hour`);
 - one full stop at the end: a sentence may end.
 
 Digits are the ASCII ones. Everything else is not a number: `nan`, `inf`, whatever a double cannot hold (`1e999`),
@@ -45,9 +46,9 @@ _MAGNITUDE = rf"""(?:
     (?:[ ]?[x×*·][ ]?10\^\{{?(?P<power>{_SIGN}?[0-9]{{1,4}}+)\}}?)?
 )"""
 _SCALE = rf"(?:[ ]?(?P<scale>(?i:{'|'.join(_SCALES)}))(?![A-Za-z]))?"
-_UNIT = rf"(?:(?:square|sq|cubic)[ ])?{_WORD}(?:(?:[ ]per[ ]|/){_WORD})?"
+_UNIT = rf"(?:[ ]?(?:(?:square|sq|cubic)[ ])?{_WORD})?(?:(?:[ ]per[ ]|/){_WORD})?"
 
-_NUMBER: Final = re.compile(rf"{_SIGNED}{_MAGNITUDE}{_SCALE}(?:[ ]?(?:%|{_CURRENCY}))?(?:[ ]?{_UNIT})?\.?", re.VERBOSE)
+_NUMBER: Final = re.compile(rf"{_SIGNED}{_MAGNITUDE}{_SCALE}(?:[ ]?(?:%|{_CURRENCY}))?{_UNIT}\.?", re.VERBOSE)
 # \d, unlike [0-9], knows the digits of all scripts: a number that touches one of those is not a number.
 _NUMBER_IN_TEXT: Final = re.compile(rf"{_SIGNED}(?<!\d)(?>{_MAGNITUDE}){_SCALE}(?!\d)", re.VERBOSE)
 

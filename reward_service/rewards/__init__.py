@@ -5,9 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from reward_service.rewards import gsm8k_correctness, gsm8k_format, last_number
+from reward_service.rewards import (
+    choice,
+    code,
+    exact,
+    gsm8k_correctness,
+    gsm8k_format,
+    json_schema,
+    last_number,
+    length,
+    math,
+    regex,
+    repetition,
+    symbolic,
+)
 from reward_service.rewards.base import Reward
 
-BUILTIN_REWARDS: Mapping[str, Reward] = MappingProxyType(
-    {module.REWARD.name: module.REWARD for module in (gsm8k_format, gsm8k_correctness, last_number)}
+_MODULES = (
+    gsm8k_format,
+    gsm8k_correctness,
+    last_number,
+    math,
+    symbolic,
+    choice,
+    code,
+    exact,
+    regex,
+    json_schema,
+    code,
+    length,
+    repetition,
 )
+
+BUILTIN_REWARDS: Mapping[str, Reward] = MappingProxyType({module.REWARD.name: module.REWARD for module in _MODULES})

@@ -11,10 +11,12 @@ import hashlib
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
+from importlib import metadata
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -79,24 +81,30 @@ class Reward:
 
     @cached_property
     def version(self) -> str:
-        """Sha-256 of the definition: the source of the function's module and of this package's modules it imports."""
-        return definition_hash(self.score.__module__)
+        """Sha-256 of the definition: its sources (see `definition_hash`), and the versions of what it preloads."""
+        return definition_hash(self.score.__module__, libraries=self.preload)
 
 
-def definition_hash(module: str) -> str:
-    """Sha-256 over the sources of `module` and of all modules of this package that it reaches through its imports."""
+def definition_hash(module: str, *, libraries: Iterable[str] = ()) -> str:
+    """Sha-256 over the source of `module`, the sources of all modules of this package that it reaches through imports,
+    and the installed versions of `libraries`.
+
+    A module outside of this package counts with its own file and what it reaches here. Not covered: other modules
+    outside, and libraries that are not named.
+    """
     package = __name__.partition(".")[0]
     sources: dict[str, str] = {}
     pending = [module]
     while pending:
         name = pending.pop()
-        if name in sources or (spec := importlib.util.find_spec(name)) is None or spec.origin is None:
+        if name in sources or (path := _source_path(name)) is None:
             continue
-        with open(spec.origin, encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             sources[name] = file.read()
         for node in ast.walk(ast.parse(sources[name])):
             if isinstance(node, ast.ImportFrom) and node.module is not None:
-                imported = [node.module]
+                # what is imported from a package may be a module of it
+                imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
                 imported = [alias.name for alias in node.names]
             else:
@@ -105,7 +113,19 @@ def definition_hash(module: str) -> str:
     digest = hashlib.sha256()
     for name in sorted(sources):
         digest.update(f"{name}\0{sources[name]}\0".encode())
+    for library in sorted({library.partition(".")[0] for library in libraries}):
+        with suppress(metadata.PackageNotFoundError):
+            digest.update(f"{library}=={metadata.version(library)}\0".encode())
     return digest.hexdigest()
+
+
+def _source_path(module: str) -> str | None:
+    """Where the Python source of a module lies, None if it has none or there is no such module."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # its parent is no package: the name is one of a class or function
+        return None
+    return spec.origin if spec is not None and spec.origin is not None and spec.origin.endswith(".py") else None
 
 
 def first_paragraph(docstring: str | None) -> str:

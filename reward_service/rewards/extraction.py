@@ -1,0 +1,186 @@
+"""Which text of a completion is its answer, for the rewards that compare more than numbers.
+
+A completion *commits* itself in places that `answer_in` names:
+
+- `line`: what follows the prefix on an answer line (see `reward_service.answers`);
+- `boxed`: what stands in `\\boxed{...}`, braces balanced; of boxes in boxes the outermost;
+- `auto`: both of these, so a line and a box that disagree are two answers;
+- `tags`: what stands between `<tag>` and `</tag>`;
+- `whole`: the text from its beginning to its end.
+
+All of these count, wherever they stand: a reward pays only if every one of them is right, so that guessing twice is
+worth nothing. A box or a tag that is never closed is an answer too (an unreadable one), as it may be a cut-off second
+guess. With `after` (`</think>`, say) only what follows its last occurrence is looked at; without it there, nothing is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final, Literal, NamedTuple
+
+from pydantic import Field
+
+from reward_service.answers import ANSWER_PREFIX, answer_texts
+from reward_service.rewards.base import InvalidReferenceError, Reference, RewardParams
+
+MAX_DISTINCT_ANSWERS: Final = 8
+MAX_SHOWN_CHARS: Final = 100
+
+_MAX_KEPT_CHARS: Final = 100_000  # of one answer; longer than anything a reward compares
+_BOX: Final = "\\boxed{"
+_BRACES: Final = re.compile(r"\\boxed\{|\\.|[{}]", re.DOTALL)
+_BLANKS: Final = " \t\r\n"
+_DECORATIONS: Final = (
+    ("**", "**"),
+    ("$$", "$$"),
+    ("$", "$"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ("`", "`"),
+    ("*", "*"),
+    ("\\boxed{", "}"),
+    ("\\text{", "}"),
+    ("\\mathrm{", "}"),
+    ("\\textbf{", "}"),
+)
+
+AnswerPlace = Literal["auto", "line", "boxed", "tags", "whole"]
+
+
+class AnswerParams(RewardParams):
+    """Where the answer stands."""
+
+    answer_in: AnswerPlace = Field("auto", description="auto: answer lines and boxes; every answer there is counts.")
+    prefix: str = Field(ANSWER_PREFIX, min_length=1, max_length=200, description="How an answer line begins.")
+    tag: str = Field(
+        "answer", pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$", description="The name in `<answer>`, for tags."
+    )
+    after: str | None = Field(
+        None, min_length=1, max_length=200, description="Look only behind the last occurrence of this, e.g. `</think>`."
+    )
+
+
+class Answers(NamedTuple):
+    """The different answers of a completion; `why` says why there is nothing to compare, and then `texts` is empty."""
+
+    texts: tuple[str, ...]
+    why: str | None = None
+
+
+def read_answers(completion: str, params: AnswerParams, place: AnswerPlace, *, bare: bool = True) -> Answers:
+    """The different answers in `place` in their order; `bare` takes decoration off them (see `undecorated`).
+
+    More than MAX_DISTINCT_ANSWERS are not kept: that is guessing. Time is linear in the text.
+    """
+    text = completion
+    if params.after is not None:
+        _, marker, text = completion.rpartition(params.after)
+        if not marker:
+            return Answers((), f"nothing follows {params.after!r:.50}")
+    texts: dict[str, None] = {}
+    for answer in _answers_in(text, params, place):
+        texts[undecorated(answer) if bare else answer] = None
+        if len(texts) > MAX_DISTINCT_ANSWERS:
+            return Answers((), f"more than {MAX_DISTINCT_ANSWERS} different answers")
+    return Answers(tuple(texts)) if texts else Answers((), "no answer")
+
+
+def _answers_in(text: str, params: AnswerParams, place: AnswerPlace) -> Iterator[str]:
+    if place == "whole":
+        yield text
+    if place == "tags":
+        yield from _between(text, f"<{params.tag}>", f"</{params.tag}>")
+    if place in ("line", "auto"):
+        for rest in answer_texts(text, params.prefix):
+            yield rest[:_MAX_KEPT_CHARS].strip(_BLANKS)
+    if place in ("boxed", "auto"):
+        yield from boxed(text)
+
+
+def boxed(text: str) -> Iterator[str]:
+    """What the outermost boxes hold; a box that is never closed comes last, with its opening."""
+    first = text.find(_BOX)
+    if first < 0:
+        return
+    openings: list[bool] = []  # one entry for each open brace: whether it opens an outermost box
+    box_start: int | None = None
+    for brace in _BRACES.finditer(text, first):
+        kind = brace.group()
+        if kind == _BOX and box_start is None:
+            openings.append(True)
+            box_start = brace.end()
+        elif kind in (_BOX, "{"):
+            openings.append(False)
+        elif kind == "}" and openings and openings.pop():
+            yield text[box_start : brace.start()][:_MAX_KEPT_CHARS]
+            box_start = None
+    if box_start is not None:
+        yield _BOX + text[box_start : box_start + MAX_SHOWN_CHARS]
+
+
+def _between(text: str, opening: str, closing: str) -> Iterator[str]:
+    start = text.find(opening)
+    while start >= 0:
+        end = text.find(closing, start)
+        if end < 0:
+            yield text[start : start + len(opening) + MAX_SHOWN_CHARS]
+            return
+        yield text[start + len(opening) : end][:_MAX_KEPT_CHARS]
+        start = text.find(opening, end)
+
+
+def undecorated(text: str) -> str:
+    """`text` without blanks, one full stop and markup around it: `**$\\boxed{72}$**.` is 72; `$5$ or $6$` stays."""
+    text = text.strip(_BLANKS)
+    if len(text) > 1 and text.endswith("."):
+        text = text[:-1].rstrip(_BLANKS)
+    while True:
+        for opening, closing in _DECORATIONS:
+            inner = text[len(opening) : len(text) - len(closing)]
+            if (
+                text.startswith(opening)
+                and text.endswith(closing)
+                and len(text) > len(opening) + len(closing)
+                and _is_one_piece(inner, opening, closing)
+            ):
+                text = inner.strip(_BLANKS)
+                break
+        else:
+            return text
+
+
+def _is_one_piece(inner: str, opening: str, closing: str) -> bool:
+    """Whether the opening and the closing that stood around `inner` belong together."""
+    if closing == "}":
+        return has_balanced_braces(inner)
+    return opening not in inner and closing not in inner and not inner.endswith("\\")
+
+
+def has_balanced_braces(text: str) -> bool:
+    """Whether every `{` in `text` has its `}` behind it, escaped ones aside."""
+    depth = 0
+    for brace in _BRACES.finditer(text):
+        if brace.group() == "}":
+            depth -= 1
+        elif brace.group() in ("{", _BOX):
+            depth += 1
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def acceptable_answers(reference: Reference) -> tuple[str, ...]:
+    """The texts under `final_answer`: one text or number, or a list of them, any of which will do."""
+    if reference is None or "final_answer" not in reference:
+        raise InvalidReferenceError('the reference has no "final_answer"')
+    answer: Any = reference["final_answer"]
+    answers = answer if isinstance(answer, list | tuple) else [answer]
+    if not answers or not all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in answers):
+        raise InvalidReferenceError(f"final_answer {answer!r:.100} is neither a text, nor a number, nor a list of them")
+    return tuple(str(one) for one in answers)
+
+
+def shown(text: str) -> str:
+    """`text` cut to a displayable length, for details."""
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}…"

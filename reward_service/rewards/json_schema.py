@@ -1,0 +1,174 @@
+"""1.0 if the completion is a JSON document that a schema (Draft 2020-12) accepts, `parse_credit` if it only is JSON.
+
+The document is the whole text, or with `document_in = "fenced"` what stands in its only fenced block (``` or
+```json), or with `auto` the block if there is a fence and else the whole text. Two blocks are two documents: 0.
+JSON is taken at its word: duplicate keys, NaN, Infinity and numbers beyond a double's range score 0, as do documents
+of more than `max_chars` characters or nested deeper than `max_depth`.
+
+The schema is the parameter `schema`, or else the reference's `schema`. A `$ref` leads to places in the schema itself
+and to the drafts' own meta-schemas; nothing is ever fetched, and a schema that refers elsewhere is an invalid
+reference. `format` is an annotation, as the draft has it, and not checked.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+from pydantic import ConfigDict, Field
+
+from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, RewardParams, first_paragraph
+from reward_service.types import RewardScore
+
+MAX_SCHEMA_CHARS: Final = 100_000
+
+_FENCE: Final = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
+
+
+class Params(RewardParams):
+    """Parameters of `json_schema`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema", description="None: the reference's `schema`.")
+    document_in: Literal["auto", "whole", "fenced"] = Field(
+        "auto", description="auto: the fenced block if there is one."
+    )
+    parse_credit: float = Field(0.0, ge=0.0, le=1.0, description="For a document that the schema does not accept.")
+    max_chars: int = Field(100_000, ge=1, le=10_000_000, description="A longer document scores 0.")
+    max_depth: int = Field(64, ge=1, le=200, description="A document nested deeper scores 0.")
+
+
+class _RefusedError(ValueError):
+    """The text is not a JSON document by the rules above."""
+
+
+def score(completion: str, reference: Reference, params: Params) -> RewardScore:
+    """1.0, `parse_credit` or 0.0; `details["why"]` says where the document first breaks the schema."""
+    validator = _validator(reference, params)
+    try:
+        document = parse_json(_document(completion, params), params.max_chars, params.max_depth)
+    except _RefusedError as error:
+        return RewardScore(score=0.0, details={"why": str(error)})
+    from referencing.exceptions import Unresolvable
+
+    try:
+        finding = next(validator.iter_errors(document), None)
+    except Unresolvable as error:
+        raise InvalidReferenceError(f"the schema refers to what is not in it: {error!s:.100}") from None
+    except RecursionError:
+        raise InvalidReferenceError("the schema refers to itself without end, or too deep for this document") from None
+    if finding is None:
+        return RewardScore(score=1.0)
+    why = f"{finding.json_path}: {finding.message}"
+    return RewardScore(score=params.parse_credit, details={"why": why if len(why) <= 200 else f"{why[:200]}…"})
+
+
+def _document(completion: str, params: Params) -> str:
+    fences = [] if params.document_in == "whole" else list(_FENCE.finditer(completion))
+    if not fences and params.document_in != "fenced":
+        return completion
+    if len(fences) != 2 or fences[0][1] != fences[1][1] or fences[1][2].strip():
+        raise _RefusedError("there is not exactly one fenced block")
+    if fences[0][2].strip().lower() not in ("", "json"):
+        raise _RefusedError("the fenced block is not marked as JSON")
+    return completion[fences[0].end() : fences[1].start()]
+
+
+def parse_json(text: str, max_chars: int, max_depth: int) -> Any:
+    """`text` as JSON by the letter: one value for each key, finite numbers, at most `max_depth` levels."""
+    if len(text) > max_chars:
+        raise _RefusedError(f"the document has more than {max_chars} characters")
+    try:
+        document = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_finite_int
+        )
+    except RecursionError:
+        raise _RefusedError(f"the document is nested deeper than {max_depth}") from None
+    except _RefusedError:
+        raise
+    except ValueError as error:
+        raise _RefusedError(f"the document is not JSON: {error!s:.100}") from None
+    if not _is_within(document, max_depth):
+        raise _RefusedError(f"the document is nested deeper than {max_depth}")
+    return document
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise _RefusedError("the document has a key twice in one object")
+    return result
+
+
+def _no_constant(name: str) -> Any:
+    raise _RefusedError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise _RefusedError(f"the number {text:.20} is too large")
+    return value
+
+
+def _finite_int(text: str) -> int:
+    if len(text) > 309:
+        raise _RefusedError(f"the number {text:.20} is too large")
+    return int(text)
+
+
+def _is_within(document: Any, max_depth: int) -> bool:
+    level = [document]
+    for _ in range(max_depth + 1):
+        level = [
+            child
+            for value in level
+            if isinstance(value, dict | list)
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return True
+    return False
+
+
+def _validator(reference: Reference, params: Params) -> Any:
+    schema = params.schema_ if params.schema_ is not None else (reference or {}).get("schema")
+    if not isinstance(schema, dict | bool):
+        raise InvalidReferenceError('neither the params nor the reference have a "schema"')
+    try:
+        text = json.dumps(schema, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidReferenceError(f"the schema is not JSON: {error!s:.100}") from None
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise InvalidReferenceError(f"the schema has more than {MAX_SCHEMA_CHARS} characters")
+    return _make_validator(text)
+
+
+@lru_cache(maxsize=64)  # checking a schema costs more than validating a small document
+def _make_validator(text: str) -> Any:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError
+    from jsonschema_specifications import REGISTRY
+
+    schema = json.loads(text)
+    try:
+        Draft202012Validator.check_schema(schema)
+    except (SchemaError, RecursionError) as error:
+        raise InvalidReferenceError(f"the schema is not one of Draft 2020-12: {error!s:.100}") from None
+    # A registry of its own: the default one fetches what it does not know.
+    return Draft202012Validator(schema, registry=REGISTRY)
+
+
+REWARD = Reward(
+    name="json_schema",
+    description=first_paragraph(__doc__),
+    low=0.0,
+    high=1.0,
+    params=Params,
+    score=score,
+    deadline_s=2.0,
+    preload=("jsonschema", "jsonschema_specifications"),
+)

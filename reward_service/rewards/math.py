@@ -1,0 +1,170 @@
+"""1.0 if every answer in the completion equals the reference's `final_answer` by Math-Verify, else 0.0.
+
+Math-Verify reads LaTeX (numbers, expressions, sets, intervals, equations, matrices) and compares with sympy: 1/2 is
+0.5 and \\frac{1}{2}, {1,2} is {2,1}, [1,2) is not [1,2], `x = 5` is 5, 72\\% is 72, floats are compared after rounding
+to `float_rounding` places. Units and text around a number are dropped, of a chain of equations the last side counts.
+
+The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.rewards.extraction`).
+Every one must be right: answers that disagree score 0, whichever comes last. An answer scores 0 unread if it is
+longer than `max_chars`, nested deeper than 30 brackets, has unbalanced braces, a number of more than 100 digits, a
+tower of numeric powers, or invisible characters or digits of other scripts. What is slow nevertheless meets the
+deadline and is null.
+
+`answer_in = "anywhere"` is lenient, for evaluation: if there is neither line nor box, Math-Verify looks for an answer
+in the last `tail_chars` characters (an answer stands at the end, and the time of its search grows with the square of
+the text's length).
+
+`final_answer` is LaTeX or a number, or a list of these of which any one will do. Math-Verify is not symmetric: the
+reference decides what is compared (a set, an equation, a number).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+from pydantic import Field
+
+from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, first_paragraph
+from reward_service.rewards.extraction import (
+    AnswerParams,
+    acceptable_answers,
+    has_balanced_braces,
+    read_answers,
+    shown,
+    undecorated,
+)
+from reward_service.types import RewardScore
+
+MAX_REFERENCE_CHARS: Final = 2000
+MAX_DEPTH: Final = 30
+
+_LONG_NUMBER: Final = re.compile(r"[0-9](?:[ ,]?[0-9]){100}")
+_NUMERIC_TOWER: Final = re.compile(r"[0-9][ ]*[})]?[ ]*(?:\^|\*\*)[ ]*[{(]*[ ]*[0-9.]+[ ]*(?:\^|\*\*|!)")
+_BIG_EXPONENT: Final = re.compile(r"(?:\^|\*\*)[ ]*[{(]*[ ]*-?[0-9]{6}|[0-9]{5}[ ]*!|[0-9]+[ ]*!!")
+
+
+class Params(AnswerParams):
+    """Parameters of `math`."""
+
+    answer_in: Literal["auto", "line", "boxed", "tags", "whole", "anywhere"] = Field(  # type: ignore[assignment]
+        "auto", description="auto: answer lines and boxes; anywhere: and without those, wherever an answer is found."
+    )
+    max_chars: int = Field(500, ge=1, le=5000, description="A longer answer scores 0.")
+    tail_chars: int = Field(2000, ge=100, le=10_000, description="How much of the end `anywhere` looks at.")
+    float_rounding: int = Field(6, ge=0, le=12, description="Decimal places to which floats are compared.")
+
+
+def score(completion: str, reference: Reference, params: Params) -> RewardScore:
+    """1.0 or 0.0; `details["extracted"]` is the first answer, None if there is none."""
+    golds = [_parse_reference(text) for text in acceptable_answers(reference)]
+    place = "auto" if params.answer_in == "anywhere" else params.answer_in
+    answers = read_answers(completion, params, place)
+    if params.answer_in == "anywhere" and answers.why == "no answer":
+        return _score_tail(completion, golds, params)
+    if answers.why is not None:
+        return RewardScore(score=0.0, details={"extracted": None, "why": answers.why})
+    details = {"extracted": shown(answers.texts[0])}
+    for text in answers.texts:
+        if (why := unreadable(text, params.max_chars)) is not None:
+            return RewardScore(score=0.0, details={**details, "why": f"an answer {why}"})
+    for text in answers.texts:
+        if not _is_right(golds, _parse(text), params.float_rounding):
+            return RewardScore(score=0.0, details={**details, "why": f"an answer says {shown(text)}"})
+    return RewardScore(score=1.0, details=details)
+
+
+def unreadable(text: str, max_chars: int) -> str | None:
+    """Why a text is not given to Math-Verify, None if it is: checks that cost little, before work that costs a lot."""
+    if len(text) > max_chars:
+        return f"has more than {max_chars} characters"
+    if any(unicodedata.category(char) in ("Cf", "Cc", "Co", "Cn") and char not in "\n\t" for char in text):
+        return "holds invisible characters"
+    if any(char.isdecimal() and not char.isascii() for char in text):
+        return "holds digits other than 0 to 9"
+    if not has_balanced_braces(text) or "\\boxed" in text:
+        return "has unbalanced braces or a box within"
+    return _too_large(text)
+
+
+def _too_large(text: str) -> str | None:
+    if _depth(text) > MAX_DEPTH:
+        return f"is nested deeper than {MAX_DEPTH} brackets"
+    if _LONG_NUMBER.search(text) or _NUMERIC_TOWER.search(text) or _BIG_EXPONENT.search(text):
+        return "holds a number that is too large"
+    return None
+
+
+def _depth(text: str) -> int:
+    depth = deepest = 0
+    for char in text:
+        if char in "([{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif char in ")]}":
+            depth = max(0, depth - 1)
+    return deepest
+
+
+def _score_tail(completion: str, golds: list[list[Any]], params: Params) -> RewardScore:
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
+
+    tail = completion[-params.tail_chars :]
+    if (why := _too_large(tail)) is not None:
+        return RewardScore(score=0.0, details={"extracted": None, "why": f"the end of the text {why}"})
+    found = parse(tail, [LatexExtractionConfig(), ExprExtractionConfig()], parsing_timeout=0, raise_on_error=True)
+    right = _is_right(golds, found, params.float_rounding)
+    return RewardScore(score=1.0 if right else 0.0, details={"extracted": shown(str(found[-1])) if found else None})
+
+
+@lru_cache(maxsize=1024)  # a group of completions shares its reference
+def _parse_reference(text: str) -> list[Any]:
+    bare = undecorated(text)
+    if (why := unreadable(bare, MAX_REFERENCE_CHARS)) is not None:
+        raise InvalidReferenceError(f"final_answer {text!r:.100} {why}")
+    if not (parsed := _parse(bare)):
+        raise InvalidReferenceError(f"Math-Verify finds nothing to compare with in final_answer {text!r:.100}")
+    return parsed
+
+
+def _parse(text: str) -> list[Any]:
+    """The text as a sympy object, and as Math-Verify writes it normalised; the latter alone if it is not mathematics.
+
+    Its own time-outs are off: they are made of SIGALRM, which the worker's process may need and a thread cannot have,
+    and of exceptions, which code that catches everything survives. The worker is killed from outside instead.
+    """
+    from math_verify import LatexExtractionConfig, parse
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns in every process that its time-outs are off
+    config = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)
+    parsed: list[Any] = parse(f"\\boxed{{{text}}}", [config], parsing_timeout=0, raise_on_error=True)
+    return parsed
+
+
+def _is_right(golds: list[list[Any]], found: list[Any], float_rounding: int) -> bool:
+    from math_verify import verify
+
+    for gold in golds:
+        try:
+            if verify(gold, found, float_rounding=float_rounding, timeout_seconds=0, raise_on_error=True):
+                return True
+        except (MemoryError, RecursionError):
+            raise  # not known, which is not wrong
+        except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError):
+            continue  # sympy's ways of saying that the two are of kinds that do not compare
+    return False
+
+
+REWARD: Final = Reward(
+    name="math",
+    description=first_paragraph(__doc__),
+    low=0.0,
+    high=1.0,
+    params=Params,
+    score=score,
+    deadline_s=5.0,
+    preload=("math_verify", "latex2sympy2_extended", "sympy"),
+)

@@ -1,0 +1,77 @@
+"""1.0 if every answer in the completion is an expression that equals the reference's for all values, else 0.0.
+
+Expressions are written in one line, `2x^2 + sin(pi/3)`, as `reward_service.expressions` defines it (for LaTeX there is
+`math`); numbers are exact, so 0.333 is not 1/3. `assume` says what variables stand for: sqrt(x^2) is x for positive
+ones only. Values at fixed points refute, simplification proves (see `equivalent` there); an answer that could be shown
+neither equal nor different is null.
+
+The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.rewards.extraction`), and
+all of them must be right. What is not such an expression, or is too large for one (1000 characters, 300 tokens, 30
+levels, 50 digits, a power above 1000, of variables above 50), scores 0.
+
+`final_answer` is an expression or a number, or a list of these of which any one will do.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Literal
+
+from pydantic import Field
+
+from reward_service.expressions import ExpressionError, equivalent, parse_expression
+from reward_service.rewards.base import InvalidReferenceError, NotScorableError, Reference, Reward, first_paragraph
+from reward_service.rewards.extraction import AnswerParams, acceptable_answers, read_answers, shown, undecorated
+from reward_service.types import RewardScore
+
+
+class Params(AnswerParams):
+    """Parameters of `symbolic`."""
+
+    assume: Literal["complex", "real", "positive"] = Field("real", description="What every variable stands for.")
+
+
+def score(completion: str, reference: Reference, params: Params) -> RewardScore:
+    """1.0 or 0.0; `details["extracted"]` is the first answer, None if there is none."""
+    expected = [_parse_reference(text, params.assume) for text in acceptable_answers(reference)]
+    answers = read_answers(completion, params, params.answer_in)
+    if answers.why is not None:
+        return RewardScore(score=0.0, details={"extracted": None, "why": answers.why})
+    details = {"extracted": shown(answers.texts[0])}
+    try:
+        found = [parse_expression(text, params.assume) for text in answers.texts]
+    except ExpressionError as error:
+        return RewardScore(score=0.0, details={**details, "why": f"an answer is not an expression: {error}"})
+    verdicts = [_is_any_of(expected, expression, params) for expression in found]
+    if False in verdicts:
+        text = answers.texts[verdicts.index(False)]
+        return RewardScore(score=0.0, details={**details, "why": f"an answer says {shown(text)}"})
+    if None in verdicts:
+        text = answers.texts[verdicts.index(None)]
+        raise NotScorableError(f"{shown(text)} could be shown neither equal to the reference nor different from it")
+    return RewardScore(score=1.0, details=details)
+
+
+def _is_any_of(expected: list[Any], found: Any, params: Params) -> bool | None:
+    verdicts = [equivalent(one, found, params.assume) for one in expected]
+    return True if True in verdicts else None if None in verdicts else False
+
+
+@lru_cache(maxsize=1024)  # a group of completions shares its reference
+def _parse_reference(text: str, assume: Literal["complex", "real", "positive"]) -> Any:
+    try:
+        return parse_expression(undecorated(text), assume)
+    except ExpressionError as error:
+        raise InvalidReferenceError(f"final_answer {text!r:.100} is not an expression: {error}") from None
+
+
+REWARD = Reward(
+    name="symbolic",
+    description=first_paragraph(__doc__),
+    low=0.0,
+    high=1.0,
+    params=Params,
+    score=score,
+    deadline_s=5.0,
+    preload=("sympy",),
+)
