@@ -1,55 +1,61 @@
-"""The application: endpoints, error answers, OpenAPI document."""
+"""The application: a service behind its endpoints, error answers, the OpenAPI document."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import orjson
+import msgspec
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from reward_service.endpoints import Context, router
-from reward_service.errors import ServiceError
-from reward_service.rewards import BUILTIN_REWARDS
-from reward_service.rewards.base import Reward
-from reward_service.schemas import SCORE_RESPONSE_EXAMPLE, ScoreRequest
-from reward_service.scoring import ThreadRunner
+from reward_service import openapi
+from reward_service.endpoints import router
+from reward_service.errors import InvalidRequestError, ServiceError
+from reward_service.registry import load_rewards
+from reward_service.schemas import ErrorBody
+from reward_service.service import RewardService
 from reward_service.settings import ServiceSettings
 
-logger = logging.getLogger(__name__)
 
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """The service as an ASGI application. Its workers start with it.
 
-def create_app(settings: ServiceSettings, *, rewards: Mapping[str, Reward] = BUILTIN_REWARDS) -> FastAPI:
-    """The service as an ASGI application, serving `rewards`. Threads start with the first request."""
-    runner = ThreadRunner(settings.num_threads)
+    Raises ServiceStartError or ServiceError for settings that cannot work.
+    """
+    service = RewardService(settings, load_rewards(settings), service_version())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for reward in rewards.values():
-            logger.info(
-                "reward %s %s", reward.name, reward.version
-            )  # and the versions are worked out before any request
-        yield
-        runner.close()
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
 
     app = FastAPI(
         title="Reward service",
         summary="Scores completions by verifiable rewards.",
-        version=service_version(),
+        version=service.version,
         lifespan=lifespan,
     )
-    app.state.context = Context(settings=settings, rewards=rewards, runner=runner, version=app.version)
+    app.state.service = service
     app.include_router(router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(Exception, _unexpected_error)
-    _document_request(app)
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = openapi.document(app, keys=False)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
@@ -61,36 +67,26 @@ def service_version() -> str:
         return "0+source"
 
 
-def _document_request(app: FastAPI) -> None:
-    """Adds the request's schema to the OpenAPI document; FastAPI does not know it, as the endpoint reads raw bytes."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
-            schema = ScoreRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas = document["components"]["schemas"]
-            schemas |= {**schema.pop("$defs"), "ScoreRequest": schema}
-            schemas["ScoreResponse"]["examples"] = [SCORE_RESPONSE_EXAMPLE]  # FastAPI drops nulls, which mean something
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
-
-
 def _error_response(status: int, error: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    body = orjson.dumps({"error": error, "detail": detail})
-    return Response(body, status, headers=headers, media_type="application/json")
+    body = msgspec.json.encode(ErrorBody(error, detail))
+    return Response(body, status, headers=dict(headers or {}), media_type="application/json")
 
 
 async def _service_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return _error_response(error.status, error.error, str(error))
+    return _error_response(error.status, error.error, str(error), error.headers)
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     name = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     return _error_response(error.status_code, name, str(error.detail), error.headers)
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+    return _error_response(InvalidRequestError.status, InvalidRequestError.error, told)
 
 
 async def _unexpected_error(_: Request, error: Exception) -> Response:

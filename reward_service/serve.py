@@ -41,6 +41,9 @@ def serve(settings: ServiceSettings, *, parent_pid: int | None = None) -> None:
         access_log=False,
         log_level="info",
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
+        loop="uvloop",
+        http="httptools",
+        ws="none",
     )
     server = _AnnouncingServer(config, url)
     if parent_pid is not None:

@@ -1,24 +1,88 @@
-"""Settings of the service."""
+"""Settings of the service: a YAML or JSON file, `rlvr reward serve --settings FILE`."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_NUM_CORES = len(os.sched_getaffinity(0))
 
 
-class ServiceSettings(BaseModel):
-    """Where the service listens and what it takes."""
-
+class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field(
-        "127.0.0.1", min_length=1, description="Address to listen on; loopback only, as there are no keys."
+
+class ProfileReward(_Settings):
+    """One reward of a profile."""
+
+    name: str = Field(description="Name of a reward.")
+    weight: float = Field(1.0, ge=-1e6, le=1e6, allow_inf_nan=False, description="Its weight in the total.")
+    params: Mapping[str, Any] = Field(default_factory=dict, description="Its parameters.")
+
+
+class Profile(_Settings):
+    """What /get_reward/{profile} and /rm/{profile} score by: their requests cannot say."""
+
+    rewards: tuple[ProfileReward, ...] = Field(min_length=1, max_length=64, description="Rewards to apply.")
+    label_key: str = Field("final_answer", min_length=1, description="Key of the reference that holds the label.")
+    unscorable: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Number given where there is no score, which these protocols cannot say; null: an error 503.",
     )
+
+
+GSM8K_PROFILE = Profile(rewards=(ProfileReward(name="gsm8k_format"), ProfileReward(name="gsm8k_correctness")))
+
+
+class ServiceSettings(_Settings):
+    """Where the service listens, what it takes, and how it scores."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; loopback unless there are keys.")
     port: int = Field(8300, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+
+    rewards: tuple[str, ...] | None = Field(None, min_length=1, description="Rewards to serve; null: all there are.")
+    profiles: Mapping[str, Profile] = Field(
+        default_factory=lambda: {"gsm8k": GSM8K_PROFILE}, description="Profiles of /get_reward and /rm, by name."
+    )
+
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body, bytes; beyond it 413.")
+    max_bodies_bytes: int = Field(
+        512 * 2**20, ge=1024, description="Most bytes of all bodies that are being read or scored; beyond it 429."
+    )
     max_items: int = Field(4096, ge=1, description="Most items of one request; beyond it 422.")
     max_text_chars: int = Field(2_000_000, ge=1, description="Longest prompt or completion, characters; beyond it 422.")
     body_timeout_s: float = Field(30.0, gt=0, description="Time a client has to send its body, seconds; beyond it 408.")
-    num_threads: int = Field(2, ge=1, le=64, description="Threads that score.")
-    chunk_items: int = Field(128, ge=1, description="Items one thread scores before other requests get their turn.")
-    readiness_timeout_s: float = Field(2.0, gt=0, description="Time a scoring thread has to answer /readyz, seconds.")
+
+    num_workers: int = Field(_NUM_CORES, ge=1, le=512, description="Worker processes that are not held up.")
+    max_workers: int = Field(
+        4 * _NUM_CORES + 4, ge=1, le=1024, description="Worker processes, those that an item holds up included."
+    )
+    chunk_items: int = Field(128, ge=1, description="Most items a worker takes before other requests get their turn.")
+    max_queued_items: int = Field(65_536, ge=1, description="Most items that wait for a worker; beyond it 429.")
+    deadline_s: float = Field(5.0, gt=0, le=3600, description="Time of one reward for one item, seconds.")
+    deadlines_s: Mapping[str, float] = Field(default_factory=dict, description="The same for single rewards.")
+    request_timeout_s: float = Field(
+        60.0, gt=0, le=3600, description="Time of a request, seconds; items not reached by then have no score."
+    )
+    max_items_per_worker: int = Field(1_000_000, ge=1, description="Items after which a worker is replaced.")
+    worker_memory_bytes: int = Field(
+        2 * 2**30, ge=2**26, description="Address space a worker may take beyond what it starts with, bytes."
+    )
     shutdown_timeout_s: float = Field(10.0, gt=0, description="Time accepted requests have to end on SIGTERM, seconds.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.max_workers < self.num_workers:
+            raise ValueError(f"max_workers={self.max_workers} is less than num_workers={self.num_workers}")
+        for name, deadline_s in self.deadlines_s.items():
+            if not 0 < deadline_s <= 3600:
+                raise ValueError(f"deadlines_s.{name}={deadline_s} is not in (0, 3600]")
+        return self
+
+    def deadline_of(self, name: str, own_s: float | None) -> float:
+        """Seconds that the reward `name`, which asks for `own_s` itself, has for one item."""
+        return self.deadlines_s.get(name, own_s if own_s is not None else self.deadline_s)

@@ -17,6 +17,8 @@ class Reason(StrEnum):
     """The reward itself failed."""
     TIMEOUT = "timeout"
     """The reward did not end before its deadline."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """The reward wanted more memory than a worker may have."""
     UNAVAILABLE = "unavailable"
     """Something the reward needs (a sandbox, a judge) could not be had."""
 

@@ -1,0 +1,74 @@
+"""The OpenAPI document: FastAPI knows the paths, msgspec the bodies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from reward_service import schemas
+
+_BODIES = (
+    schemas.ScoreRequest,
+    schemas.ScoreResponse,
+    schemas.OpenRlhfRequest,
+    schemas.OpenRlhfResponse,
+    schemas.SlimeRequest,
+    schemas.RewardList,
+    schemas.AuditRecords,
+    schemas.Health,
+    schemas.ErrorBody,
+)
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    "ScoreRequest": schemas.SCORE_REQUEST_EXAMPLE,
+    "ScoreResponse": schemas.SCORE_RESPONSE_EXAMPLE,
+    "OpenRlhfRequest": schemas.OPENRLHF_REQUEST_EXAMPLE,
+    "OpenRlhfResponse": schemas.OPENRLHF_RESPONSE_EXAMPLE,
+    "SlimeRequest": schemas.SLIME_REQUEST_EXAMPLE,
+}
+_ERRORS = {
+    401: "No valid API key.",
+    404: "There is nothing of that name.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    422: "Not JSON, against the schema, beyond a limit, or an unknown reward.",
+    429: "Too much is waiting, or this key's rate is used up; Retry-After says when to come back.",
+    500: "A fault of the service.",
+    503: "Cannot be answered now: no worker, no audit log, or shutting down.",
+}
+
+
+def returns(body: type, *errors: int) -> dict[int | str, dict[str, Any]]:
+    """FastAPI's `responses` of an endpoint that answers with `body`."""
+    answers: dict[int | str, dict[str, Any]] = {200: {"description": "Successful.", **_content(body)}}
+    for status in errors:
+        answers[status] = {"description": _ERRORS[status], **_content(schemas.ErrorBody)}
+    return answers
+
+
+def takes(body: type) -> dict[str, Any]:
+    """FastAPI's `openapi_extra` of an endpoint that reads `body` from the raw request."""
+    return {"requestBody": {"required": True, **_content(body)}}
+
+
+def document(app: FastAPI, *, keys: bool) -> dict[str, Any]:
+    """The document of `app`."""
+    found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    _, bodies = msgspec.json.schema_components(_BODIES, ref_template="#/components/schemas/{name}")
+    for name, example in _EXAMPLES.items():
+        bodies[name]["examples"] = [example]
+    found.setdefault("components", {})["schemas"] = bodies
+    if keys:
+        found["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "basic": {"type": "http", "scheme": "basic", "description": "The key as password, any user name."},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        found["security"] = [{"bearer": []}, {"basic": []}, {"header": []}]
+    return found
+
+
+def _content(body: type) -> dict[str, Any]:
+    return {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}}

@@ -1,0 +1,1 @@
+"""Worker processes that score, and that can be killed."""

@@ -1,0 +1,295 @@
+"""The pool: requests in, chunks to workers, results together again, and a watch over every worker.
+
+What it waits for: batches from workers, which come as sockets become readable; the watch, every `_WATCH_S` while a
+worker has a job; a request's own deadline. Nothing else can hold it up.
+
+A worker that is at one item for longer than that reward's deadline is killed. The item gets `timeout` for that reward;
+the item's other rewards and the rest of the chunk are scored again by another worker, in smaller chunks, so that one
+bad item costs its deadline and nothing else. When a worker dies by itself, the item that it was at is tried once more, alone;
+if that worker dies too, the item gets `verifier_error`. While a worker is held up another takes its place, up to
+`max_workers`, and the one held up is left the processor's spare time only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from reward_service.errors import QueueFullError, ShuttingDownError
+from reward_service.pool.messages import Batch, Job, ScoredItem
+from reward_service.pool.process import WorkerFactory, WorkerProcess
+from reward_service.pool.request import Chunk, PoolRequest, Verdict
+from reward_service.pool.statistics import PoolStatistics
+from reward_service.settings import ServiceSettings
+from reward_service.types import Reason, RewardSpec
+
+logger = logging.getLogger(__name__)
+
+_WATCH_S: Final = 0.02
+_STUCK_S: Final = 0.1
+"""Longer at one item than this, and a worker no longer counts as one of those that keep the queue short."""
+_TAKE_UP_S: Final = 30.0
+"""A worker that has not begun a job after this long is as good as dead."""
+_REAP_S: Final = 10.0
+_FIRST_BACKOFF_S: Final = 0.1
+_MAX_BACKOFF_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Why a worker ends in the middle of a chunk, and what it says of the item that it is at."""
+
+    reason: str
+    verdict: Verdict | None = None
+
+
+class WorkerPool:
+    """Scores on killable processes. All methods are called on one event loop."""
+
+    def __init__(self, settings: ServiceSettings, preload: Sequence[str]) -> None:
+        self._settings = settings
+        self._factory = WorkerFactory(settings, list(preload))
+        self._queue: deque[Chunk] = deque()
+        self._idle: list[WorkerProcess] = []
+        self._jobs: dict[WorkerProcess, tuple[Chunk, float]] = {}
+        """What each worker is at, and since when."""
+        self._workers: set[WorkerProcess] = set()
+        self._requests: set[PoolRequest] = set()
+        self._ends: dict[WorkerProcess, End] = {}
+        """Workers that are to end, and why."""
+        self._starting = 0
+        self._failed_starts = 0
+        self._queued_items = 0
+        self._closing = False
+        self._watching: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.statistics = PoolStatistics()
+
+    async def start(self) -> None:
+        """Starts the workers, without waiting for them."""
+        self._grow()
+
+    @property
+    def queued_items(self) -> int:
+        """Items that no worker has yet."""
+        return self._queued_items
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that live, held up or not."""
+        return len(self._workers)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is a worker that can score, or is scoring and not held up."""
+        return not self._closing and any(not self._is_stuck(worker) for worker in (*self._idle, *self._jobs))
+
+    async def score(
+        self, specs: tuple[RewardSpec, ...], deadlines_s: Sequence[float], tasks: Sequence[tuple[Any, ...]]
+    ) -> Sequence[ScoredItem]:
+        """The scores of `tasks` (fields of a `Task`), in their order, at the latest when `request_timeout_s` is over.
+
+        `deadlines_s`: for each reward of `specs`, seconds for one item. Raises QueueFullError when too much waits.
+        """
+        if not tasks:
+            return ()
+        if self._closing:
+            raise ShuttingDownError("the service is shutting down; try another one, or later")
+        room = self._settings.max_queued_items - self._queued_items
+        if len(tasks) > room and self._queued_items > 0:
+            raise QueueFullError(
+                f"{self._queued_items} items wait already, and max_queued_items = {self._settings.max_queued_items};"
+                " try again soon"
+            )
+        loop = asyncio.get_running_loop()
+        request = PoolRequest(specs, deadlines_s, tasks, loop.create_future())
+        self._requests.add(request)
+        expiry = loop.call_later(self._settings.request_timeout_s, request.expire, self._settings.request_timeout_s)
+        # No longer than what keeps all workers busy, nor than what lets other requests have their turn.
+        length = min(self._settings.chunk_items, math.ceil(len(tasks) / self._settings.num_workers))
+        for start in range(0, len(tasks), length):
+            self._enqueue(Chunk(request, list(range(start, min(start + length, len(tasks))))))
+        self._pump()
+        try:
+            return await request.future
+        finally:
+            expiry.cancel()
+            request.abandoned = True
+            self._requests.discard(request)
+
+    async def close(self) -> None:
+        """Answers nothing more: kills what still works and waits for all workers' ends."""
+        self._closing = True
+        for request in self._requests:
+            request.expire(0.0)
+        for worker in list(self._workers):
+            worker.kill()
+        if self._watching is not None:
+            self._watching.cancel()
+        while self._tasks or self._workers:
+            await asyncio.wait(self._tasks or {asyncio.ensure_future(asyncio.sleep(0.01))})
+
+    def _enqueue(self, chunk: Chunk, *, first: bool = False) -> None:
+        self._queued_items += len(chunk.positions)
+        (self._queue.appendleft if first else self._queue.append)(chunk)
+
+    def _pump(self) -> None:
+        """Gives waiting chunks to idle workers, and sees to it that there are enough workers."""
+        while self._queue and self._idle:
+            chunk = self._queue.popleft()
+            self._queued_items -= len(chunk.positions)
+            if chunk.request.abandoned:
+                continue
+            worker = self._idle.pop()
+            self._jobs[worker] = (chunk, time.monotonic())
+            worker.send(
+                Job(chunk.request.specs, [chunk.request.tasks[p] for p in chunk.positions], chunk.verdicts_by_index())
+            )
+        if self._jobs and self._watching is None and not self._closing:
+            self._watching = asyncio.get_running_loop().call_later(_WATCH_S, self._watch)
+        self._grow()
+
+    def _grow(self) -> None:
+        if self._closing:
+            return
+        missing = self._settings.num_workers - self._num_active() - self._starting
+        room = self._settings.max_workers - len(self._workers) - self._starting
+        for _ in range(min(missing, room)):
+            self._starting += 1
+            self._run(self._start_one())
+
+    async def _start_one(self) -> None:
+        if self._failed_starts:
+            await asyncio.sleep(min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0**self._failed_starts))
+        try:
+            worker = await self._factory.start(self._on_ready, self._on_batch, self._on_end)
+        except (OSError, EOFError) as error:
+            self._failed_starts += 1
+            logger.error("a worker did not start: %s: %s", type(error).__name__, error)
+        else:
+            self._workers.add(worker)
+            if self._closing:
+                worker.kill()
+        finally:
+            self._starting -= 1
+        if self._failed_starts:
+            self._grow()
+
+    def _num_active(self) -> int:
+        """Workers that are not held up."""
+        return len(self._workers) - sum(map(self._is_stuck, self._jobs))
+
+    def _is_stuck(self, worker: WorkerProcess) -> bool:
+        at = worker.position() if worker in self._jobs else None
+        return at is not None and at[2] > _STUCK_S
+
+    def _on_ready(self, worker: WorkerProcess) -> None:
+        self._failed_starts = 0
+        self._idle.append(worker)
+        self._pump()
+
+    def _on_batch(self, worker: WorkerProcess, batch: Batch) -> None:
+        if worker not in self._jobs or worker in self._ends:
+            return  # it was killed while this was on its way; the items are scored again
+        chunk, since = self._jobs[worker]
+        if len(batch.items) > len(chunk.positions) or not all(
+            len(item.scores) == len(chunk.request.specs) for item in batch.items
+        ):
+            worker.kill()
+            return
+        self.statistics.add(batch.stats)
+        chunk.take(batch.items)
+        if batch.leaving:
+            self._ends[worker] = End(batch.leaving)
+            return  # it ends by itself, and then the rest of its chunk comes back
+        if not chunk.positions:
+            del self._jobs[worker]
+            self._put_back(worker)
+            self._pump()
+        else:
+            self._jobs[worker] = (chunk, since)
+
+    def _put_back(self, worker: WorkerProcess) -> None:
+        """Keeps a worker that has done its job, unless it has done enough, was demoted, or is one too many."""
+        if worker.num_items >= self._settings.max_items_per_worker:
+            self.statistics.ended("recycled")
+        elif worker.demoted or self._num_active() > self._settings.num_workers:
+            pass
+        else:
+            self._idle.append(worker)
+            return
+        worker.let_go()
+
+    def _watch(self) -> None:
+        self._watching = None
+        for worker, (chunk, since) in list(self._jobs.items()):
+            if worker in self._ends:
+                continue
+            at = worker.position()
+            if chunk.request.abandoned:
+                self._end(worker, End("abandoned"))
+            elif at is not None:
+                self._bound(worker, chunk, *at)
+            elif time.monotonic() - since > _TAKE_UP_S:
+                self._end(worker, End("died"))
+        self._pump()
+
+    def _bound(self, worker: WorkerProcess, chunk: Chunk, index: int, reward: int, elapsed_s: float) -> None:
+        deadline_s = chunk.request.deadlines_s[reward]
+        if elapsed_s > deadline_s:
+            message = f"not done within its deadline of {deadline_s:g} s"
+            self._end(worker, End("timeout", Verdict(index, reward, Reason.TIMEOUT, message)))
+        elif elapsed_s > max(_STUCK_S, deadline_s / 4) and not worker.demoted:
+            worker.demote()
+
+    def _end(self, worker: WorkerProcess, end: End) -> None:
+        self._ends[worker] = end
+        worker.kill()
+
+    def _on_end(self, worker: WorkerProcess) -> None:
+        """Brings back what a worker left undone. Its progress is still: what it was at when it ended is known."""
+        self._workers.discard(worker)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        chunk, _ = self._jobs.pop(worker, (None, 0.0))
+        self._run(self._bury(worker, chunk, self._ends.pop(worker, None)))
+
+    async def _bury(self, worker: WorkerProcess, chunk: Chunk | None, end: End | None) -> None:
+        at = worker.position()
+        code = await asyncio.to_thread(worker.reap, _REAP_S)
+        if chunk is not None:
+            if end is None:
+                index, reward, _ = at or (chunk.num_taken, 0, 0.0)
+                message = f"the verifier ended its process ({_ending(code)})"
+                end = End("died", Verdict(index, reward, Reason.VERIFIER_ERROR, message))
+            elif end.verdict is not None and (at is None or at[:2] != (end.verdict.item, end.verdict.reward)):
+                end = End(end.reason)  # it got past that item before the kill reached it
+            self._bring_back(chunk, end)
+        self._pump()
+
+    def _bring_back(self, chunk: Chunk, end: End) -> None:
+        self.statistics.ended(end.reason)
+        if end.verdict is not None:
+            logger.warning("lost a worker: %s: %s", chunk.describe(end.verdict), end.verdict.message)
+        if chunk.request.abandoned:
+            return
+        chunk.request.num_kills += 1
+        for part in chunk.split(end.verdict):
+            self._enqueue(part, first=chunk.request.num_kills == 1)  # later ones let other requests go first
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "its exit code is not known"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,113 @@
+"""A request's items on their way through the pool, as plain bookkeeping."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from reward_service.pool.messages import ScoredItem
+from reward_service.scoring import unscored
+from reward_service.types import Reason, RewardSpec
+
+
+class Verdict(NamedTuple):
+    """What is to be said of an item that a worker did not survive."""
+
+    item: int
+    """The item's, in the chunk as it was given to the worker."""
+    reward: int
+    """The reward's, in the request."""
+    reason: str
+    message: str
+
+
+class PoolRequest:
+    """Tasks that are answered together."""
+
+    def __init__(
+        self,
+        specs: tuple[RewardSpec, ...],
+        deadlines_s: Sequence[float],
+        tasks: Sequence[tuple[Any, ...]],
+        future: asyncio.Future[Sequence[ScoredItem]],
+    ) -> None:
+        self.specs, self.deadlines_s, self.tasks, self.future = specs, deadlines_s, tasks, future
+        self.abandoned = False
+        self.num_kills = 0
+        """Workers that ended with items of this request."""
+        self._results: list[ScoredItem | None] = [None] * len(tasks)
+        self._missing = len(tasks)
+
+    def put(self, position: int, item: ScoredItem) -> None:
+        if self._results[position] is None:
+            self._results[position] = item
+            self._missing -= 1
+            if self._missing == 0 and not self.future.done():
+                self.future.set_result([result for result in self._results if result is not None])
+
+    def expire(self, timeout_s: float) -> None:
+        """Answers with what there is; the rest has no score."""
+        message = f"not reached within request_timeout_s = {timeout_s:g} s" if timeout_s else "the service shut down"
+        reason = Reason.TIMEOUT if timeout_s else Reason.UNAVAILABLE
+        rewards = msgspec.json.encode({spec.name: unscored(reason, message) for spec in self.specs})
+        missing = ScoredItem(None, [None] * len(self.specs), rewards)
+        for position, result in enumerate(self._results):
+            if result is None:
+                self.put(position, missing)
+        self.abandoned = True
+
+
+@dataclass(eq=False, slots=True)
+class Chunk:
+    """Items of a request that one worker scores, one after the other."""
+
+    request: PoolRequest
+    positions: list[int]
+    """Positions in the request that are not scored yet, in the order in which they will be."""
+    verdicts: dict[int, dict[str, tuple[str, str]]] = field(default_factory=dict)
+    """Position in the request → reward → why it is not to be run."""
+    num_taken: int = 0
+    on_trial: bool = False
+    """Its only item was there when a worker died, which may have had other reasons."""
+
+    def verdicts_by_index(self) -> dict[int, dict[str, tuple[str, str]]]:
+        return {index: self.verdicts[p] for index, p in enumerate(self.positions) if p in self.verdicts}
+
+    def take(self, items: Sequence[ScoredItem]) -> None:
+        """Results of the first items that are left."""
+        done, self.positions = self.positions[: len(items)], self.positions[len(items) :]
+        self.num_taken += len(items)
+        for position, item in zip(done, items, strict=True):
+            self.request.put(position, item)
+
+    def describe(self, verdict: Verdict) -> str:
+        """What a worker was at, for the log: no text of the item."""
+        position = self._position(verdict.item)
+        name = self.request.specs[verdict.reward].name
+        return f"reward {name!r}, item {'?' if position is None else position} of a request"
+
+    def split(self, verdict: Verdict | None) -> list[Chunk]:
+        """What is left, as chunks for other workers: the item that `verdict` is about alone, the others in halves."""
+        rest, parts = list(self.positions), []
+        bad = None if verdict is None else self._position(verdict.item)
+        if verdict is not None and bad is not None:
+            rest.remove(bad)
+            verdicts = dict(self.verdicts.get(bad, {}))
+            on_trial = verdict.reason != Reason.TIMEOUT and not self.on_trial
+            if not on_trial:
+                verdicts[self.request.specs[verdict.reward].name] = (verdict.reason, verdict.message)
+            parts.append(Chunk(self.request, [bad], {bad: verdicts}, on_trial=on_trial))
+        half = (len(rest) + 1) // 2
+        for positions in (rest[:half], rest[half:]):
+            if positions:
+                kept = {p: self.verdicts[p] for p in positions if p in self.verdicts}
+                parts.append(Chunk(self.request, positions, kept))
+        return parts
+
+    def _position(self, index: int) -> int | None:
+        left = index - self.num_taken
+        return self.positions[left] if 0 <= left < len(self.positions) else None

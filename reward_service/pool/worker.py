@@ -1,0 +1,147 @@
+"""A worker: takes jobs from its end of a socket pair, scores item after item, sends what it has.
+
+Before every reward of every item it notes in shared memory what it is at and since when, so that the server can tell
+which item holds it up and kill it. It never bounds itself: code that hangs cannot be asked to stop.
+
+Forked from a server of forks that has imported what rewards need, it starts in some milliseconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import signal
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from reward_service.pool.messages import BUCKETS_S, Batch, Job, RewardStats, ScoredItem, decode_job, encode_batch
+from reward_service.registry import load_rewards
+from reward_service.rewards.base import Reward, Task
+from reward_service.scoring import Plan, make_plan, score_one, unscored, weighted_total
+from reward_service.settings import ServiceSettings
+from reward_service.types import Reason, RewardScore, RewardSpec
+
+FLUSH_S: Final = 0.02
+"""What was scored is sent at least this often, so that a kill undoes little."""
+_PR_SET_PDEATHSIG: Final = 1
+_MAX_PLANS: Final = 64
+
+_to_json = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def main(connection: Connection, progress: Any, settings_json: str, parent_pid: int) -> None:
+    """Process entry. `progress` is shared: [since (time.monotonic), item * 64 + reward, -1 between jobs]."""
+    _settle(parent_pid)
+    settings = ServiceSettings.model_validate_json(settings_json)
+    worker = _Worker(connection, progress, load_rewards(settings))
+    gc.freeze()
+    _limit_memory(settings.worker_memory_bytes)
+    try:
+        connection.send_bytes(b"")  # ready
+        while True:
+            worker.run(decode_job(connection.recv_bytes()))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the server let go of it, or is gone
+
+
+class _Worker:
+    def __init__(self, connection: Connection, progress: Any, rewards: Mapping[str, Reward]) -> None:
+        self._connection, self._progress, self._rewards = connection, progress, rewards
+        self._plans: dict[bytes, Plan] = {}
+
+    def run(self, job: Job) -> None:
+        plan = self._plan(job.specs)
+        batch = _new_batch(plan)
+        sent = time.monotonic()
+        for position, fields in enumerate(job.tasks):
+            batch.items.append(self._score(plan, position, Task(*fields), job.verdicts.get(position, {}), batch))
+            now = time.monotonic()
+            if now - sent > FLUSH_S and position + 1 < len(job.tasks) and not batch.leaving:
+                self._connection.send_bytes(encode_batch(batch))
+                batch, sent = _new_batch(plan), now
+            if batch.leaving:
+                break
+        self._progress[1] = -1.0
+        self._connection.send_bytes(encode_batch(batch))
+        if batch.leaving:
+            sys.exit(0)
+
+    def _score(
+        self,
+        plan: Plan,
+        position: int,
+        task: Task,
+        verdicts: Mapping[str, tuple[str, str]],
+        batch: Batch,
+    ) -> ScoredItem:
+        scores: dict[str, RewardScore] = {}
+        began = time.monotonic()
+        for index, planned in enumerate(plan):
+            # In this order: whoever reads between the two takes the old item for younger than it is, never for older.
+            self._progress[0] = began
+            self._progress[1] = float(position * 64 + index)
+            name = planned.reward.name
+            verdict = verdicts.get(name)
+            score = score_one(planned, task) if verdict is None else unscored(*verdict)
+            now = time.monotonic()
+            stats = batch.stats[index]
+            stats.buckets[bisect_left(BUCKETS_S, now - began)] += 1
+            stats.total_s += now - began
+            began = now
+            if score.reason is not None:
+                stats.reasons[score.reason] = stats.reasons.get(score.reason, 0) + 1
+                if score.reason == Reason.OUT_OF_MEMORY:
+                    batch.leaving = "out of memory"
+            scores[name] = score
+        return ScoredItem(weighted_total(plan, scores), [s.score for s in scores.values()], _encode(scores))
+
+    def _plan(self, specs: tuple[RewardSpec, ...]) -> Plan:
+        key = _to_json(specs)
+        if key not in self._plans:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            self._plans[key] = make_plan(specs, self._rewards)
+        return self._plans[key]
+
+
+def _new_batch(plan: Plan) -> Batch:
+    return Batch([], [RewardStats(planned.reward.name, [0] * (len(BUCKETS_S) + 1), 0.0, {}) for planned in plan])
+
+
+def _encode(scores: dict[str, RewardScore]) -> bytes:
+    """As JSON. Details are for people, and a reward of somebody's own may put there what JSON does not take."""
+    try:
+        return _to_json(scores)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        told = {"message": f"the details were not JSON: {error}"[:200]}
+        return _to_json({name: RewardScore(score=s.score, reason=s.reason, details=told) for name, s in scores.items()})
+
+
+def _settle(parent_pid: int) -> None:
+    """Ends with the process it was forked from, leaves Ctrl-C to the server, and prints where the log is."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.dup2(2, 1)
+    if not Path(f"/proc/{parent_pid}").exists():
+        sys.exit(0)
+
+
+def _limit_memory(limit: int) -> None:
+    """Lets the address space grow by `limit` bytes over what it is now."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + limit
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (wanted, wanted))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
