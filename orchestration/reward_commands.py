@@ -117,13 +117,12 @@ def _show(arguments: argparse.Namespace) -> int:
     from reward_service.audit.records import describe
 
     with _store(arguments.database) as store:
-        rows = store.explain(arguments.run_id, arguments.item_id, limit=arguments.limit)
-    for row in rows:
-        record = describe(row)
+        records = [describe(row) for row in store.explain(arguments.run_id, arguments.item_id, limit=arguments.limit)]
+    for record in records:
         print(json.dumps(record) if arguments.json else _record_text(record))
-    if not rows:
+    if not records:
         print("rlvr: no such record", file=sys.stderr)
-    return int(not rows)
+    return int(not records)
 
 
 def _record_text(record: dict[str, Any]) -> str:

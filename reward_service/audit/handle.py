@@ -126,6 +126,7 @@ class AuditHandle:
                 await asyncio.wait_for(asyncio.shield(self._link.lost), timeout_s)
             except TimeoutError:
                 why = self._failed or f"the audit writer did not end within {timeout_s:g} s"
+                self._process.kill()
             await self._end_process()
         self._failed = "the audit log is closed"
         self._wake()

@@ -113,7 +113,8 @@ class AuditStore:
             if not self._is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
             _metadata.create_all(connection)
-            stored = connection.execute(sa.select(HEAD)).one_or_none()
+            # Locked, as another writer may be appending between this statement and the next.
+            stored = connection.execute(sa.select(HEAD).with_for_update()).one_or_none()
             if stored is None:
                 if connection.execute(sa.select(RECORDS.c.seq).limit(1)).first() is not None:
                     raise AuditError(f"{self.name} holds records but no head; run `rlvr reward audit verify`")
