@@ -28,7 +28,6 @@ _MODULES = (
     math,
     symbolic,
     choice,
-    code,
     exact,
     regex,
     json_schema,

@@ -14,7 +14,8 @@ The reference has tests, of one kind or several, each counting the same:
 - `asserts`: `["assert square(3) == 9"]`, also `is None`, `assert f(x)`, `assert not f(x)`; `"setup"` runs before each;
 - `tests`: code, as text or a list of texts: HumanEval's `def check(candidate)` with `entry_point`, `test_*` functions,
   unittest.TestCase classes (each function or method a test), or a script. A `check` made of assertions as above is
-  treated as those.
+  treated as those. With an `entry_point` its results must be data or objects of the standard library, not of the
+  solution's classes, unless it is named like a class (`Stack`).
 
 The first three are judged outside the sandbox, by the values that came out of it. Code under `tests` runs beside the
 solution; what can be gained by that, and what else the sandbox does not cover, is in `reward_service.sandbox`.
