@@ -16,6 +16,7 @@ from typing import Any
 from orchestration.config import load_config, recipe_names
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.reward_commands import add_reward_commands
+from reward_service.command_line import add_serve_arguments, read_settings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -99,8 +100,7 @@ def _add_eval(commands: Any) -> None:
 def _add_reward(commands: Any) -> None:
     reward = commands.add_parser("reward", help="the reward service").add_subparsers(required=True, metavar="COMMAND")
     serve = reward.add_parser("serve", help="serve rewards over HTTP")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: loopback)")
-    serve.add_argument("--port", type=_port, default=8300, help="port; 0 takes a free one (default: 8300)")
+    add_serve_arguments(serve)
     serve.set_defaults(run=_reward_serve)
     add_reward_commands(reward)
 
@@ -197,10 +197,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _reward_serve(arguments: argparse.Namespace) -> int:
     from reward_service.errors import ServiceStartError
     from reward_service.serve import serve
-    from reward_service.settings import ServiceSettings
 
     try:
-        serve(ServiceSettings(host=arguments.host, port=arguments.port))
+        serve(read_settings(arguments))
     except ServiceStartError as error:
         raise RlvrError(str(error)) from error
     return 0
@@ -249,12 +248,6 @@ def _positive(text: str) -> int:
 def _natural(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 0 to 65535")
     return int(text)
 
 

@@ -6,16 +6,19 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from reward_service import protocols
 from reward_service.bodies import parse
 from reward_service.errors import NotReadyError, ServiceError
+from reward_service.keys import Caller
 from reward_service.metrics import CONTENT_TYPE
 from reward_service.openapi import returns, takes
 from reward_service.schemas import (
+    AuditRecords,
     Health,
     OpenRlhfRequest,
     OpenRlhfResponse,
@@ -38,10 +41,10 @@ DEFAULT_PROFILE = "gsm8k"
 async def score(request: Request) -> Response:
     """Score completions: applies the rewards to every item. What could not be scored is null with a reason, never 0."""
     service = _service(request)
-    async with _answering(request, "/v1/score") as raw:
+    async with _answering(request, "/v1/score") as (caller, raw):
         body = parse(raw, ScoreRequest)
         specs = tuple(RewardSpec(name=r.name, weight=r.weight, params=r.params) for r in body.rewards)
-        scored = await service.score(specs, body.items, run_id=body.run_id, policy_version=body.policy_version)
+        scored = await service.score(caller, specs, body.items, run_id=body.run_id, policy_version=body.policy_version)
         return _json(service.encode(scored))
 
 
@@ -64,8 +67,8 @@ async def openrlhf_profile(request: Request, profile: str) -> Response:
     """OpenRLHF's remote reward, by a profile of the service's settings."""
     service = _service(request)
     settings, specs = service.profile(profile)
-    async with _answering(request, "/get_reward") as raw:
-        scored = await service.score(specs, protocols.from_openrlhf(parse(raw, OpenRlhfRequest), settings))
+    async with _answering(request, "/get_reward") as (caller, raw):
+        scored = await service.score(caller, specs, protocols.from_openrlhf(parse(raw, OpenRlhfRequest), settings))
         return _json(msgspec.json.encode(protocols.to_openrlhf(scored.plan, scored.results, settings)))
 
 
@@ -82,8 +85,8 @@ async def slime_profile(request: Request, profile: str) -> Response:
     """slime's `--rm-url`, by a profile of the service's settings."""
     service = _service(request)
     settings, specs = service.profile(profile)
-    async with _answering(request, "/rm") as raw:
-        scored = await service.score(specs, protocols.from_slime(parse(raw, SlimeRequest), settings))
+    async with _answering(request, "/rm") as (caller, raw):
+        scored = await service.score(caller, specs, protocols.from_slime(parse(raw, SlimeRequest), settings))
         return _json(msgspec.json.encode(protocols.to_slime(scored.plan, scored.results, settings)))
 
 
@@ -91,6 +94,7 @@ async def slime_profile(request: Request, profile: str) -> Response:
 async def list_rewards(request: Request) -> Response:
     """The rewards with their parameters, ranges and versions."""
     service = _service(request)
+    _identify(request)
     infos = [
         RewardInfo(
             name=reward.name,
@@ -104,6 +108,20 @@ async def list_rewards(request: Request) -> Response:
     return _json(msgspec.json.encode(RewardList(version=service.version, rewards=infos)))
 
 
+@router.get("/v1/audit", responses=returns(AuditRecords, 401, 404, 422, 500, 503))
+async def audit(
+    request: Request,
+    run_id: Annotated[
+        str | None, Query(description="The run; without it, requests that named none.")
+    ] = None,
+    id: Annotated[str | None, Query(description="The item's id; without it, all items.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Most records.")] = 100,
+) -> Response:
+    """Why an item has its score: the recorded decisions, newest first; with API keys, those of the caller alone."""
+    records = await _service(request).explain(_identify(request), run_id, id, limit)
+    return _json(msgspec.json.encode(AuditRecords(records)))
+
+
 @router.get("/healthz", responses=returns(Health))
 async def healthz() -> Response:
     """Is the process alive? Answers as long as the event loop does."""
@@ -113,8 +131,8 @@ async def healthz() -> Response:
 @router.get("/readyz", responses=returns(Health, 503))
 async def readyz(request: Request) -> Response:
     """Can it score? There is a worker that no item holds up."""
-    if not _service(request).pool.ready:
-        raise NotReadyError("no worker can score now: starting, held up by items, or shutting down")
+    if (why := _service(request).unready) is not None:
+        raise NotReadyError(why)
     return _json(msgspec.json.encode(Health("ok")))
 
 
@@ -130,14 +148,19 @@ def _service(request: Request) -> RewardService:
     return service
 
 
+def _identify(request: Request) -> Caller:
+    return _service(request).identify(request.headers.get("authorization"), request.headers.get("x-api-key"))
+
+
 @asynccontextmanager
-async def _answering(request: Request, endpoint: str) -> AsyncIterator[bytes]:
-    """The body of a request for scores; counts and times its answer."""
+async def _answering(request: Request, endpoint: str) -> AsyncIterator[tuple[Caller, bytes]]:
+    """Who asks for scores, and the body; counts and times the answer."""
     service = _service(request)
     began, status = time.perf_counter(), 500
     try:
+        caller = _identify(request)
         async with service.bodies.read(request) as raw:
-            yield raw
+            yield caller, raw
         status = 200
     except ServiceError as error:
         status = error.status

@@ -72,6 +72,13 @@ class UnknownProfileError(ServiceError):
     error = "unknown_profile"
 
 
+class NoAuditError(ServiceError):
+    """The service records nothing."""
+
+    status = 404
+    error = "no_audit"
+
+
 class UnscorableError(ServiceError):
     """An item has no score, and the protocol has no way to say so."""
 

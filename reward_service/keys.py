@@ -85,7 +85,7 @@ def add_key(path: Path, name: str, *, items_per_s: float | None = None, burst: i
         raise KeysError(f"{ANONYMOUS!r} is what callers without a key are called; choose another name")
     if items_per_s is not None and not 0 < items_per_s < 1e9:
         raise KeysError(
-            f"a rate limit of {items_per_s:g} items per second lets nothing through or everything; give a positive number"
+            f"a rate limit of {items_per_s:g} items per second lets nothing through, or all; give a positive number"
         )
     if burst is not None and (burst < 1 or items_per_s is None):
         raise KeysError(f"a burst of {burst} items has to be at least 1, and needs a rate limit")

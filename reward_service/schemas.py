@@ -178,7 +178,7 @@ class RewardList(Struct, frozen=True):
 class AuditRecords(Struct, frozen=True):
     """Answer of GET /v1/audit."""
 
-    records: Annotated[list[dict[str, Any]], Meta(description="The decisions, oldest first.")]
+    records: Annotated[list[dict[str, Any]], Meta(description="The decisions, newest first.")]
 
 
 class Health(Struct, frozen=True):

@@ -6,22 +6,24 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
+import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 import uvicorn
-from pydantic import ValidationError
 
 from reward_service.app import create_app
+from reward_service.command_line import add_serve_arguments, read_settings
 from reward_service.errors import ServiceStartError
-from reward_service.scoring import describe
+from reward_service.keys import binding_refusal, binding_warning
 from reward_service.settings import ServiceSettings
+
+logger = logging.getLogger("uvicorn.error")  # where the server says the rest
 
 ANNOUNCEMENT = "reward service at "
 _PARENT_POLL_S = 0.5
@@ -33,18 +35,30 @@ def serve(settings: ServiceSettings, *, parent_pid: int | None = None) -> None:
     When it listens, one line on standard output says `reward service at http://HOST:PORT`. With `parent_pid` it also
     ends when that process is no longer its parent. Raises ServiceStartError if it may not or cannot listen.
     """
-    require_loopback(settings.host)
+    keys, tls = settings.keys_file is not None, settings.ssl_certfile is not None
+    if (refusal := binding_refusal(settings.host, has_keys=keys)) is not None:
+        raise ServiceStartError(refusal)
+    app = create_app(settings)
     listener = _bind(settings.host, settings.port)
-    url = _url(settings.host, listener.getsockname()[1])
+    url = _url(settings.host, listener.getsockname()[1], tls=tls)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         access_log=False,
         log_level="info",
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
         loop="uvloop",
         http="httptools",
         ws="none",
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
     )
+    try:
+        config.load()
+    except (OSError, ssl.SSLError) as error:
+        listener.close()
+        raise ServiceStartError(f"cannot use the certificate {settings.ssl_certfile}: {error}") from None
+    if (warning := binding_warning(settings.host, has_keys=keys, has_tls=tls)) is not None:
+        logger.warning("%s", warning)
     server = _AnnouncingServer(config, url)
     if parent_pid is not None:
         threading.Thread(
@@ -54,50 +68,20 @@ def serve(settings: ServiceSettings, *, parent_pid: int | None = None) -> None:
         server.run(sockets=[listener])
 
 
-def require_loopback(host: str) -> None:
-    """Refuses any address that other machines could reach: there are no keys yet by which to tell who may."""
-    if host == "localhost":
-        return
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        raise ServiceStartError(f"host {host!r} is not an IP address; use 127.0.0.1") from None
-    if not loopback:
-        raise ServiceStartError(
-            f"refusing to listen on {host}: without API keys anybody who reaches it could use it; use host 127.0.0.1"
-        )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; gives the exit code."""
     parser = argparse.ArgumentParser(prog="python -m reward_service", description="Scores completions over HTTP.")
-    parser.add_argument("--host", help="address to listen on (loopback only)")
-    parser.add_argument("--port", type=int, help="port to listen on; 0: a free one")
-    parser.add_argument("--settings", metavar="FILE", help="JSON file of all settings; - reads standard input")
+    add_serve_arguments(parser)
     parser.add_argument("--parent-pid", type=int, help="end when the process of this id is no longer the parent")
     options = parser.parse_args(arguments)
     try:
-        serve(_read_settings(options), parent_pid=options.parent_pid)
+        serve(read_settings(options), parent_pid=options.parent_pid)
     except ServiceStartError as error:
         print(f"reward service: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def _read_settings(options: argparse.Namespace) -> ServiceSettings:
-    overrides = {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
-    try:
-        if options.settings is None:
-            return ServiceSettings(**overrides)
-        text = sys.stdin.read() if options.settings == "-" else Path(options.settings).read_text(encoding="utf-8")
-        settings = ServiceSettings.model_validate_json(text)
-        return ServiceSettings(**{**settings.model_dump(), **overrides})
-    except ValidationError as error:
-        raise ServiceStartError(f"settings: {describe(error)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ServiceStartError(f"cannot read the settings: {error}") from None
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -112,8 +96,9 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def _url(host: str, port: int, *, tls: bool) -> str:
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class _AnnouncingServer(uvicorn.Server):

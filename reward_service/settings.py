@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reward_service.audit.settings import AuditSettings
+from reward_service.rewards.custom import CustomRewardSpec
+from reward_service.sandbox.settings import SandboxSettings
 
 _NUM_CORES = len(os.sched_getaffinity(0))
 
@@ -44,7 +49,16 @@ class ServiceSettings(_Settings):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; loopback unless there are keys.")
     port: int = Field(8300, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
 
+    ssl_certfile: Path | None = Field(None, description="Certificate chain (PEM); with it the service speaks TLS.")
+    ssl_keyfile: Path | None = Field(None, description="Its private key (PEM), if that is not in the same file.")
+    keys_file: Path | None = Field(
+        None, description="API keys, made by `rlvr reward keys add`; without it everybody who reaches the service may."
+    )
+    audit: AuditSettings | None = Field(None, description="Where decisions are recorded; null: nowhere.")
+
     rewards: tuple[str, ...] | None = Field(None, min_length=1, description="Rewards to serve; null: all there are.")
+    custom_rewards: tuple[CustomRewardSpec, ...] = Field((), description="Rewards of your own, `module:function`.")
+    sandbox: SandboxSettings = Field(default_factory=SandboxSettings, description="How the reward `code` runs code.")
     profiles: Mapping[str, Profile] = Field(
         default_factory=lambda: {"gsm8k": GSM8K_PROFILE}, description="Profiles of /get_reward and /rm, by name."
     )
@@ -78,6 +92,8 @@ class ServiceSettings(_Settings):
     def _fits(self) -> Self:
         if self.max_workers < self.num_workers:
             raise ValueError(f"max_workers={self.max_workers} is less than num_workers={self.num_workers}")
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise ValueError("ssl_keyfile is given without ssl_certfile")
         for name, deadline_s in self.deadlines_s.items():
             if not 0 < deadline_s <= 3600:
                 raise ValueError(f"deadlines_s.{name}={deadline_s} is not in (0, 3600]")

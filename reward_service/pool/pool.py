@@ -5,8 +5,8 @@ worker has a job; a request's own deadline. Nothing else can hold it up.
 
 A worker that is at one item for longer than that reward's deadline is killed. The item gets `timeout` for that reward;
 the item's other rewards and the rest of the chunk are scored again by another worker, in smaller chunks, so that one
-bad item costs its deadline and nothing else. When a worker dies by itself, the item that it was at is tried once more, alone;
-if that worker dies too, the item gets `verifier_error`. While a worker is held up another takes its place, up to
+bad item costs its deadline and nothing else. When a worker dies by itself, the item that it was at is tried once more,
+alone; if that worker dies too, the item gets `verifier_error`. While a worker is held up another takes its place, up to
 `max_workers`, and the one held up is left the processor's spare time only.
 """
 
