@@ -43,7 +43,7 @@ from reward_service.rewards.base import (
     first_paragraph,
 )
 from reward_service.sandbox.compare import MalformedValueError, Tolerance, is_true, matches, parse
-from reward_service.sandbox.probe import resolve
+from reward_service.sandbox.probe import backend_of
 from reward_service.sandbox.run import SandboxFaultError, SandboxUnavailableError, TestOutcome, run_tests
 from reward_service.sandbox.settings import Backend, SandboxSettings
 from reward_service.sandbox.testcases import BrokenTestsError, Case, read
@@ -116,7 +116,7 @@ def score(completion: str, reference: Reference, params: Params, sandbox: Sandbo
     if code is None:
         return RewardScore(score=0.0, details={"why": why, "passed": 0, "tests": len(cases)})
     try:
-        backend = resolve(sandbox)
+        backend = backend_of(sandbox)
         return _run(code, cases, params, sandbox, backend)
     except SandboxUnavailableError as error:
         raise UnavailableError(str(error)) from None
@@ -258,7 +258,10 @@ def _named_modules(code: str, jobs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def make_code_reward(sandbox: SandboxSettings) -> CodeReward:
-    """`code` in the sandbox of a server's configuration; picklable. `resolve(sandbox)` at the start refuses it."""
+    """`code` in the sandbox of a server's configuration; picklable.
+
+    `resolved(sandbox)` at the start of the server refuses what cannot be had, and spares the workers their trial.
+    """
     return CodeReward(
         name="code",
         description=first_paragraph(__doc__),

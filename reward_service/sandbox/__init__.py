@@ -29,7 +29,7 @@ What it does not protect from:
 
 from __future__ import annotations
 
-from reward_service.sandbox.probe import resolve
+from reward_service.sandbox.probe import resolve, resolved
 from reward_service.sandbox.run import SandboxFaultError, SandboxUnavailableError, TestOutcome, run_tests
 from reward_service.sandbox.settings import Backend, SandboxSettings
 
@@ -40,5 +40,6 @@ __all__ = [
     "SandboxUnavailableError",
     "TestOutcome",
     "resolve",
+    "resolved",
     "run_tests",
 ]

@@ -10,12 +10,15 @@ def arguments(
 ) -> list[str]:
     """`bwrap … -- command`: nothing but `read_only`, /dev, /proc and a scratch folder; no network, rights or variables.
 
-    Needs bubblewrap 0.5 or newer. The scratch folder has a size from 0.7 on, which `--size` asks for.
+    Needs bubblewrap 0.7 or newer (`--size`). To be started by another user than root, whose files under /proc/sys would
+    be writable and whose processes are not counted.
     """
     line = [program, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     line += ["--unshare-cgroup-try", "--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
     line += ["--uid", "65534", "--gid", "65534", "--hostname", "sandbox", "--cap-drop", "ALL"]
     for path, link in read_only:
         line += ["--symlink", link, path] if link is not None else ["--ro-bind", path, path]
-    line += ["--dev", "/dev", "--proc", "/proc", "--size", str(scratch_bytes), "--tmpfs", "/tmp"]
-    return [*line, "--remount-ro", "/", "--chdir", "/tmp", "--", *command]
+    line += ["--dev", "/dev", "--proc", "/proc"]
+    for folder in ("/tmp", "/dev/shm"):
+        line += ["--size", str(scratch_bytes), "--tmpfs", folder]
+    return [*line, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--", *command]

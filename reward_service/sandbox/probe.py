@@ -34,7 +34,7 @@ def try_backend(settings: SandboxSettings, backend: Backend) -> str | None:
             if outcome.stages.get("value") == '["i","1"]':
                 return None
             return f"a trial ended with {outcome}"
-    except SandboxFaultError as error:
+    except (SandboxFaultError, SandboxUnavailableError) as error:
         return str(error)
     return "a trial gave nothing"
 
@@ -58,3 +58,16 @@ def resolve(settings: SandboxSettings) -> Backend:
             return backend
         refusals.append(f"{backend}: {why}")
     raise SandboxUnavailableError(f"no sandbox of mode {settings.mode!r}: {'; '.join(refusals)}. Remedy: {_REMEDY}")
+
+
+def resolved(settings: SandboxSettings) -> SandboxSettings:
+    """The settings with the mode that `resolve` found: for worker processes, which then need no trial of their own."""
+    backend = resolve(settings)
+    return settings if settings.mode == backend else settings.model_copy(update={"mode": backend})
+
+
+def backend_of(settings: SandboxSettings) -> Backend:
+    """The sandbox to use: the one that is named, untried, or the one that is found."""
+    if settings.mode == "auto" or settings.mode == "strict":
+        return resolve(settings)
+    return settings.mode

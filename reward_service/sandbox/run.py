@@ -21,6 +21,7 @@ from reward_service.sandbox.program import BOOT, message
 from reward_service.sandbox.settings import GRACE_S, START_S, Backend, SandboxSettings
 
 _MB = 1024 * 1024
+NOBODY = 65534
 _READ_BYTES = 1 << 18
 
 
@@ -57,22 +58,23 @@ def run_tests(
 ) -> Iterator[TestOutcome]:
     """What came of each test, in order; fewer than there are tests if the others would fail in the same way.
 
-    A test has a `kind` and its fields (`reward_service.sandbox.inside.child`). SandboxFaultError if the sandbox does
-    not come up or fails by itself; what ends it after it stood is the code's doing, and fails the test under way.
+    A test has a `kind` and its fields (`reward_service.sandbox.inside.child`). SandboxUnavailableError if the sandbox
+    does not come up, SandboxFaultError if it then fails by itself; what else ends it is the code's doing, and fails the
+    test under way.
     """
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(_scratch()) if backend == "limits" else "/tmp"
         try:
             interpreter = describe(settings.interpreter)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            raise SandboxFaultError(str(error)) from None
+            raise SandboxUnavailableError(str(error)) from None
         process = stack.enter_context(_started(interpreter, settings, backend, scratch))
         job = _job(code, tests, settings, backend, interpreter, scratch, preload)
         try:
             process.stdin.write(message(job, interpreter.magic))  # type: ignore[union-attr]
             process.stdin.flush()  # type: ignore[union-attr]
         except BrokenPipeError:
-            raise SandboxFaultError(_fault(process)) from None
+            raise SandboxUnavailableError(_fault(process)) from None
         yield from _outcomes(process, settings)
 
 
@@ -80,7 +82,7 @@ def _outcomes(process: subprocess.Popen[bytes], settings: SandboxSettings) -> It
     messages = _messages(process, max_bytes=16 * settings.output_kb * 1024 + 65536, until=time.monotonic() + START_S)
     kind, *rest = next(messages, ["nothing"])
     if kind != "ready":
-        raise SandboxFaultError(str(rest[0]) if kind == "fault" else _fault(process))
+        raise SandboxUnavailableError(str(rest[0]) if kind == "fault" else _fault(process))
     messages = _messages(
         process,
         max_bytes=16 * settings.output_kb * 1024 + 65536,
@@ -134,15 +136,18 @@ def _started(
     if backend == "bubblewrap":
         bwrap = shutil.which("bwrap")
         if bwrap is None:
-            raise SandboxFaultError("bwrap is not on the PATH")
+            raise SandboxUnavailableError("bwrap is not on the PATH")
         command = arguments(bwrap, interpreter.read_only, command, scratch_bytes=settings.scratch_mb * _MB)
+    # our own namespaces need root's rights if they are to be had; bubblewrap has to do without (see there)
+    as_nobody: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    rights = as_nobody if backend == "bubblewrap" and os.geteuid() == 0 else {}
     pipe = subprocess.PIPE
     try:
         process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, env={}, cwd="/", start_new_session=True, bufsize=0
+            command, stdin=pipe, stdout=pipe, stderr=pipe, env={}, cwd="/", start_new_session=True, bufsize=0, **rights
         )
     except OSError as error:
-        raise SandboxFaultError(f"{command[0]} does not start: {error}") from None
+        raise SandboxUnavailableError(f"{command[0]} does not start: {error}") from None
     with process:
         try:
             yield process

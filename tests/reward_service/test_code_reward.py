@@ -297,11 +297,11 @@ def test_no_sandbox_is_unavailable_and_a_broken_one_is_its_own_fault(monkeypatch
     def broken(*args: object, **kwargs: object) -> Any:
         raise SandboxFaultError("fork: Resource temporarily unavailable")
 
-    monkeypatch.setattr(module, "resolve", unavailable)
+    monkeypatch.setattr(module, "backend_of", unavailable)
     with pytest.raises(UnavailableError, match="none here") as caught:
         score(SQUARE, ASSERTS, Params(), SANDBOX)
     assert caught.value.reason == "unavailable"
-    monkeypatch.setattr(module, "resolve", lambda settings: "namespaces")
+    monkeypatch.setattr(module, "backend_of", lambda settings: "namespaces")
     monkeypatch.setattr(module, "run_tests", broken)
     with pytest.raises(module.NotScorableError, match="the sandbox failed: fork") as failed:
         score(SQUARE, ASSERTS, Params(), SANDBOX)
