@@ -243,7 +243,11 @@ def _points(symbols: list[Any], assume: Assumption) -> Iterator[dict[Any, Any]]:
         point = {}
         for symbol in symbols:
             value = sympy.Rational(generator.randint(1, 3000), 1009)
-            point[symbol] = value if assume == "positive" or generator.random() < 0.5 else -value
+            if assume != "positive" and generator.random() < 0.5:
+                value = -value
+            if assume == "complex":
+                value += sympy.I * sympy.Rational(generator.randint(1, 3000), 1009)
+            point[symbol] = value
         yield point
 
 

@@ -88,20 +88,11 @@ class CustomReward(Reward):
     """A reward made of a function: what it gives is checked."""
 
     spec: CustomRewardSpec
-    call: Callable[[Task, Any], Any]
+    call: Callable[[Task, Any], RewardScore]
 
     def apply(self, task: Task, params: RewardParams) -> RewardScore:
         """The function's score; NotScorableError for None, ValueError for what is no score in the reward's range."""
-        given = self.call(task, params)
-        result = given if isinstance(given, RewardScore) else RewardScore(score=_number(given))
-        if result.score is None and result.reason is None:
-            raise NotScorableError(f"{self.spec.target} gave None: it does not apply to this item")
-        if result.score is not None and not self.low <= result.score <= self.high:
-            raise ValueError(
-                f"{self.spec.target} gave {result.score}, outside of [{self.low}, {self.high}]; "
-                "state the range as low and high where the reward is configured"
-            )
-        return result
+        return self.call(task, params)
 
     @cached_property
     def version(self) -> str:
@@ -155,12 +146,17 @@ def load_spec(spec: CustomRewardSpec) -> Reward:
         return _renamed(target, spec)
     if not callable(target):
         raise CustomRewardError(f"reward {spec.name!r}: {module_name} has no function {attribute}")
-    params, call = _adapted(target, module, spec)
+    params, function = _adapted(target, module, spec)
+    low, high = spec.low or 0.0, 1.0 if spec.high is None else spec.high
+
+    def call(task: Task, params: Any) -> RewardScore:
+        return _checked(function(task, params), spec.target, low, high)
+
     return CustomReward(
         name=spec.name,
         description=first_paragraph(inspect.getdoc(target)) or spec.target,
-        low=0.0 if spec.low is None else spec.low,
-        high=1.0 if spec.high is None else spec.high,
+        low=low,
+        high=high,
         params=_with_defaults(params, spec),
         score=lambda completion, reference, params: call(Task(completion, reference), params),
         deadline_s=spec.deadline_s,
@@ -225,6 +221,18 @@ def _call_trl(
     if len(scores) != 1:
         raise ValueError(f"{getattr(function, '__name__', function)} gave {len(scores)} scores for one completion")
     return scores[0]
+
+
+def _checked(given: Any, target: str, low: float, high: float) -> RewardScore:
+    result = given if isinstance(given, RewardScore) else RewardScore(score=_number(given))
+    if result.score is None and result.reason is None:
+        raise NotScorableError(f"{target} gave None: it does not apply to this item")
+    if result.score is not None and not low <= result.score <= high:
+        raise ValueError(
+            f"{target} gave {result.score}, outside of [{low}, {high}]; "
+            "state the range as low and high where the reward is configured"
+        )
+    return result
 
 
 def _log_nothing(*_: Any, **__: Any) -> None:

@@ -28,6 +28,7 @@ MAX_DISTINCT_ANSWERS: Final = 8
 MAX_SHOWN_CHARS: Final = 100
 
 _MAX_KEPT_CHARS: Final = 100_000  # of one answer; longer than anything a reward compares
+_MAX_DECORATIONS: Final = 8
 _BOX: Final = "\\boxed{"
 _BRACES: Final = re.compile(r"\\boxed\{|\\.|[{}]", re.DOTALL)
 _BLANKS: Final = " \t\r\n"
@@ -135,7 +136,7 @@ def undecorated(text: str) -> str:
     text = text.strip(_BLANKS)
     if len(text) > 1 and text.endswith("."):
         text = text[:-1].rstrip(_BLANKS)
-    while True:
+    for _ in range(_MAX_DECORATIONS):
         for opening, closing in _DECORATIONS:
             inner = text[len(opening) : len(text) - len(closing)]
             if (
@@ -147,7 +148,8 @@ def undecorated(text: str) -> str:
                 text = inner.strip(_BLANKS)
                 break
         else:
-            return text
+            break
+    return text
 
 
 def _is_one_piece(inner: str, opening: str, closing: str) -> bool:
