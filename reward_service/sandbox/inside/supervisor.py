@@ -91,7 +91,7 @@ class Supervisor:
     ) -> None:
         """Reads what the test says until it ends, or breaks a limit."""
         end = time.monotonic() + wall_s
-        next_look = 0.0
+        next_look = time.monotonic() + _WATCH_S
         process = os.pidfd_open(pid)
         poll = select.poll()
         for fd in (*sinks, process):
