@@ -12,7 +12,7 @@ from reward_service.audit.errors import AuditError
 from reward_service.audit.records import FIELDS, Row
 from reward_service.audit.store import AuditStore, Snapshot
 
-_GROUP_ROWS: Final = 50_000
+_GROUP_ROWS: Final = 20_000
 _GROUP_CHARS: Final = 64 * 2**20
 _LONG: Final = ("prompt", "completion", "rewards")
 

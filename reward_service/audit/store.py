@@ -64,8 +64,10 @@ _PREFIXES: Final = {
     column.name: sa.literal_column(f"substr({column.name}, 1, {_INDEX_CHARS})", sa.Text)
     for column in (RECORDS.c.run_id, RECORDS.c.item_id)
 }
-sa.Index("audit_records_by_item", RECORDS.c.run_id, RECORDS.c.item_id).ddl_if(dialect="sqlite")
-sa.Index("audit_records_by_prefix", *_PREFIXES.values(), RECORDS.c.seq).ddl_if(dialect="postgresql")
+sa.Index("audit_records_by_run", RECORDS.c.run_id).ddl_if(dialect="sqlite")
+sa.Index("audit_records_by_item", RECORDS.c.item_id, RECORDS.c.run_id).ddl_if(dialect="sqlite")
+sa.Index("audit_records_by_run_prefix", _PREFIXES["run_id"], RECORDS.c.seq).ddl_if(dialect="postgresql")
+sa.Index("audit_records_by_item_prefix", *reversed(_PREFIXES.values()), RECORDS.c.seq).ddl_if(dialect="postgresql")
 HEAD: Final = sa.Table(
     "audit_head",
     _metadata,
@@ -148,7 +150,7 @@ class AuditStore:
                 return head
             rows, head = chain(drafts, head, self.key)
             if rows:
-                connection.execute(sa.insert(RECORDS), rows)
+                self._insert(connection, rows)
                 connection.execute(sa.update(HEAD).values(seq=head.seq, hash=head.hash))
             if before is None:
                 connection.execute(sa.insert(SESSIONS), {"session": session, "messages": messages})
@@ -176,6 +178,20 @@ class AuditStore:
         with self._reading() as connection:
             rows = connection.execute(statement.order_by(RECORDS.c.seq.desc()).limit(limit))
             return [dict(row) for row in rows.mappings()]
+
+    def _insert(self, connection: sa.Connection, rows: list[Row]) -> None:
+        if self._is_sqlite:
+            connection.execute(sa.insert(RECORDS), rows)
+            return
+        # COPY takes less than half the time of INSERTs. SQLAlchemy has no words for it, and does not see its errors.
+        names = [column.name for column in RECORDS.c]
+        driver: Any = connection.connection.driver_connection
+        try:
+            with driver.cursor() as cursor, cursor.copy(f"COPY {RECORDS.name} ({', '.join(names)}) FROM STDIN") as copy:
+                for row in rows:
+                    copy.write_row([row[name] for name in names])
+        except driver.Error as error:
+            raise AuditError(f"audit log {self.name}: {' '.join(str(error).split())}") from error
 
     def _equal(self, column: sa.Column[Any], text: str | None) -> Iterator[sa.ColumnElement[bool]]:
         """`column = text`, in a form that the index serves."""
