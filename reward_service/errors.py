@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import ClassVar
@@ -115,14 +116,15 @@ class KeysUnavailableError(ServiceError):
 
 
 class UnauthorizedError(ServiceError):
-    """No valid API key came with the request; the answer carries `WWW_AUTHENTICATE`."""
+    """No valid API key came with the request."""
 
     status = 401
     error = "unauthorized"
+    headers = MappingProxyType({"www-authenticate": 'Bearer realm="rlvr", Basic realm="rlvr"'})
 
 
 class RateLimitedError(ServiceError):
-    """An API key asks for more items than it may; the answer carries `Retry-After`."""
+    """An API key asks for more items than it may."""
 
     status = 429
     error = "rate_limited"
@@ -130,6 +132,7 @@ class RateLimitedError(ServiceError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.headers = MappingProxyType({"retry-after": str(max(1, math.ceil(retry_after_s)))})
 
 
 class ServiceStartError(Exception):

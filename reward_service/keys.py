@@ -35,7 +35,6 @@ from reward_service.errors import KeysUnavailableError, RateLimitedError, Unauth
 logger = logging.getLogger(__name__)
 
 DEFAULT_KEYS_FILE: Final = "reward_keys.json"
-WWW_AUTHENTICATE: Final = 'Bearer realm="rlvr", Basic realm="rlvr"'
 """Header of an answer 401. Basic is named as clients that take credentials in the URL may wait to be asked for them."""
 ANONYMOUS: Final = "anonymous"
 

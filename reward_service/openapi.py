@@ -71,4 +71,5 @@ def document(app: FastAPI, *, keys: bool) -> dict[str, Any]:
 
 
 def _content(body: type) -> dict[str, Any]:
-    return {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}}
+    schema = {"type": "number"} if body is float else {"$ref": f"#/components/schemas/{body.__name__}"}
+    return {"content": {"application/json": {"schema": schema}}}

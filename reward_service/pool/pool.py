@@ -265,9 +265,7 @@ class WorkerPool:
         code = await asyncio.to_thread(worker.reap, _REAP_S)
         if chunk is not None:
             if end is None:
-                index, reward, _ = at or (chunk.num_taken, 0, 0.0)
-                message = f"the verifier ended its process ({_ending(code)})"
-                end = End("died", Verdict(index, reward, Reason.VERIFIER_ERROR, message))
+                end = End("died", _verdict_on_death(chunk, at, code))
             elif end.verdict is not None and (at is None or at[:2] != (end.verdict.item, end.verdict.reward)):
                 end = End(end.reason)  # it got past that item before the kill reached it
             self._bring_back(chunk, end)
@@ -280,13 +278,24 @@ class WorkerPool:
         if chunk.request.abandoned:
             return
         chunk.request.num_kills += 1
-        for part in chunk.split(end.verdict):
+        unknown = end.reason == "died" and end.verdict is None
+        for part in chunk.apart() if unknown else chunk.split(end.verdict):
             self._enqueue(part, first=chunk.request.num_kills == 1)  # later ones let other requests go first
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _verdict_on_death(chunk: Chunk, at: tuple[int, int, float] | None, code: int | None) -> Verdict | None:
+    """Whom to blame for a worker that died by itself; None if that could be any item of the chunk."""
+    message = f"the verifier ended its process ({_ending(code)})"
+    if at is not None:
+        return Verdict(at[0], at[1], Reason.VERIFIER_ERROR, message)
+    if len(chunk.positions) == 1:
+        return Verdict(chunk.num_taken, None, Reason.VERIFIER_ERROR, message)
+    return None
 
 
 def _ending(code: int | None) -> str:

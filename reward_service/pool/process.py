@@ -20,7 +20,7 @@ from reward_service.settings import ServiceSettings
 
 _HEADER: Final = struct.Struct("!i")  # how multiprocessing frames messages of less than 2 GiB
 _LONG_HEADER: Final = struct.Struct("!iQ")
-_LOW_PRIORITY: Final = 10
+_MORE_NICE: Final = 10
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -68,7 +68,7 @@ class WorkerProcess(asyncio.Protocol):
         """Leaves the processor to the others; for good, as only root could take that back."""
         self.demoted = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.setpriority(os.PRIO_PROCESS, self.pid, _LOW_PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, self.pid) + _MORE_NICE)
 
     def kill(self) -> None:
         """Ends it at once, whatever it does; `on_end` follows."""

@@ -19,8 +19,8 @@ class Verdict(NamedTuple):
 
     item: int
     """The item's, in the chunk as it was given to the worker."""
-    reward: int
-    """The reward's, in the request."""
+    reward: int | None
+    """The reward's, in the request; None: it is not known which."""
     reason: str
     message: str
 
@@ -87,7 +87,7 @@ class Chunk:
     def describe(self, verdict: Verdict) -> str:
         """What a worker was at, for the log: no text of the item."""
         position = self._position(verdict.item)
-        name = self.request.specs[verdict.reward].name
+        name = "?" if verdict.reward is None else self.request.specs[verdict.reward].name
         return f"reward {name!r}, item {'?' if position is None else position} of a request"
 
     def split(self, verdict: Verdict | None) -> list[Chunk]:
@@ -99,7 +99,8 @@ class Chunk:
             verdicts = dict(self.verdicts.get(bad, {}))
             on_trial = verdict.reason != Reason.TIMEOUT and not self.on_trial
             if not on_trial:
-                verdicts[self.request.specs[verdict.reward].name] = (verdict.reason, verdict.message)
+                guilty = self.request.specs if verdict.reward is None else [self.request.specs[verdict.reward]]
+                verdicts |= {spec.name: (verdict.reason, verdict.message) for spec in guilty}
             parts.append(Chunk(self.request, [bad], {bad: verdicts}, on_trial=on_trial))
         half = (len(rest) + 1) // 2
         for positions in (rest[:half], rest[half:]):
@@ -107,6 +108,10 @@ class Chunk:
                 kept = {p: self.verdicts[p] for p in positions if p in self.verdicts}
                 parts.append(Chunk(self.request, positions, kept))
         return parts
+
+    def apart(self) -> list[Chunk]:
+        """What is left, each item alone: one of them ends workers, and nobody knows which."""
+        return [Chunk(self.request, [p], {p: self.verdicts[p]} if p in self.verdicts else {}) for p in self.positions]
 
     def _position(self, index: int) -> int | None:
         left = index - self.num_taken
