@@ -132,6 +132,15 @@ def _add_bench(commands: Any) -> None:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
         command.set_defaults(run=_bench_run, name=name)
     _add_bench_learner(names)
+    reward = names.add_parser("reward", help="the reward service: items per second, latency, items that hang")
+    reward.add_argument("--json", action="store_true", help="print one JSON object")
+    reward.add_argument("--seconds", type=_positive, default=2, help="of one measurement (default: 2)")
+    reward.add_argument("--rounds", type=_positive, default=5, help="of the headline figures (default: 5)")
+    reward.add_argument(
+        "--sweep", action=argparse.BooleanOptionalAction, default=True, help="every batch size with 1, 8 and 64 clients"
+    )
+    reward.add_argument("--data-file", help="GSM8K's training file, for real items (default: generated ones)")
+    reward.set_defaults(run=_bench_reward)
 
 
 def _add_bench_learner(names: Any) -> None:
@@ -233,6 +242,14 @@ def _bench_learner(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
     options = learner.LearnerBench(**{name: given[name] for name in learner.LearnerBench.__slots__})
     return run_bench("learner", lambda: learner.run(options), as_json=arguments.json)
+
+
+def _bench_reward(arguments: argparse.Namespace) -> int:
+    from orchestration.bench import reward, run_bench
+
+    given = vars(arguments)
+    options = reward.RewardBench(**{name: given[name] for name in reward.RewardBench.__slots__})
+    return run_bench("reward", lambda: reward.run(options), as_json=arguments.json)
 
 
 def _positive(text: str) -> int:
