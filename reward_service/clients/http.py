@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
+import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx
 
-from reward_service.clients.errors import BadAnswerError, RewardServiceError, RewardServiceUnavailable
-from reward_service.clients.wire import decode_response, encode_request, error_detail
+from reward_service.clients.batching import Batcher
+from reward_service.clients.errors import BadAnswerError, RequestRefusedError, RewardServiceUnavailable
+from reward_service.clients.wire import ScoreCall, decode_response, error_detail, make_call
 from reward_service.types import ItemResult, RewardItem, RewardSpec
 
 _FIRST_BACKOFF_S = 0.1
@@ -38,6 +42,13 @@ class RewardClient:
     each try is given `timeout_s`. What is tried again, after an exponential back-off with full jitter or the time that
     Retry-After asks for: connections that fail, time-outs, 408, 425, 429, 5xx, and answers that make no sense.
 
+    With `batch_window_s`, calls of the same rewards, run and policy version that come within so many seconds of the
+    first are sent together, `batch_items` items a request at most, and each gets its own results. It is off by default:
+    a trainer that calls once a group would only wait. It is for callers of single items, of which it makes many times
+    more a second.
+
+    A URL may carry credentials, `https://anyone:KEY@host`; messages never show them.
+
         async with RewardClient(url) as client:
             results = await client.score(items, [RewardSpec(name="gsm8k_correctness")])
     """
@@ -50,15 +61,26 @@ class RewardClient:
         deadline_s: float = 300.0,
         max_concurrency: int = 16,
         api_key: str | None = None,
+        ca_file: str | Path | None = None,
+        batch_window_s: float = 0.0,
+        batch_items: int = 256,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`transport` replaces the network, for tests. Raises ValueError for arguments that cannot work."""
-        parsed = _parse_url(url)
+        """`ca_file` (PEM) holds the certificates to trust, instead of the public ones; `transport` replaces the
+        network, for tests. Raises ValueError for arguments that cannot work.
+        """
+        parsed = parse_url(url)
         if not (timeout_s > 0 and deadline_s > 0 and max_concurrency >= 1):
             raise ValueError(
                 f"timeout_s={timeout_s}, deadline_s={deadline_s} and max_concurrency={max_concurrency} must be positive"
             )
+        if not (0 <= batch_window_s < deadline_s and batch_items >= 1):
+            raise ValueError(
+                f"batch_window_s={batch_window_s} must be in [0, deadline_s={deadline_s}) and"
+                f" batch_items={batch_items} at least 1"
+            )
         self._url = url.rstrip("/")
+        self._shown_url = shown_url(parsed)
         self._timeout_s = timeout_s
         self._deadline_s = deadline_s
         self._places = asyncio.Semaphore(max_concurrency)
@@ -70,7 +92,11 @@ class RewardClient:
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=max_concurrency + 1, max_keepalive_connections=max_concurrency + 1),
             transport=transport,
+            verify=True if ca_file is None else _trusting(ca_file),
             trust_env=parsed.host not in _LOOPBACK_HOSTS,  # a proxy for the outside is none for this machine
+        )
+        self._batcher = (
+            Batcher(self._send, window_s=batch_window_s, max_items=batch_items) if batch_window_s > 0 else None
         )
 
     async def __aenter__(self) -> Self:
@@ -82,7 +108,9 @@ class RewardClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Closes the connections."""
+        """Sends what still waits to be sent together, then closes the connections."""
+        if self._batcher is not None:
+            await self._batcher.drain()
         await self._http.aclose()
 
     async def score(
@@ -94,34 +122,40 @@ class RewardClient:
     ) -> list[ItemResult]:
         """One result an item, in the items' order; a score that is None was not given, and its reason says why.
 
-        Raises RewardServiceUnavailable (no answer) or BadAnswerError (only nonsense) when the deadline is over, and
-        RewardServiceError at once when the service refuses the request. Each names the URL and what was wrong.
+        Raises RewardServiceUnavailable (no answer) or BadAnswerError (only nonsense) when the deadline is over,
+        RequestRefusedError at once when the service refuses the request, and ValueError if that cannot be put into
+        JSON. Each names the URL and what was wrong.
         """
         if not items:
             return []
-        body = encode_request(items, rewards, run_id, policy_version)
         deadline = asyncio.get_running_loop().time() + self._deadline_s
+        call = make_call(items, rewards, run_id=run_id, policy_version=policy_version, deadline=deadline)
+        return await (self._send(call) if self._batcher is None else self._batcher.score(call))
+
+    async def _send(self, call: ScoreCall) -> list[ItemResult]:
+        """Tries until the call's deadline."""
+        body = call.body
         num_tries = 0
         last: Exception | None = None
         try:
-            async with asyncio.timeout_at(deadline), self._places:
+            async with asyncio.timeout_at(call.deadline), self._places:
                 while True:
                     num_tries += 1
                     try:
-                        return decode_response(await self._post(body), items, rewards)
+                        return decode_response(await self._post(body), call.items, call.rewards)
                     except (_RetryLater, BadAnswerError) as error:
                         last = error
                     backoff_s = random.uniform(0.0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(num_tries, 30)))
                     if isinstance(last, _RetryLater):
                         backoff_s = max(backoff_s, last.wait_s)
-                    if asyncio.get_running_loop().time() + backoff_s >= deadline:
+                    if asyncio.get_running_loop().time() + backoff_s >= call.deadline:
                         break  # nothing to be gained by sleeping into the deadline
                     await asyncio.sleep(backoff_s)
         except TimeoutError:
             last = last or TimeoutError("still waiting for an answer, or for a free place among the concurrent calls")
         kind = BadAnswerError if isinstance(last, BadAnswerError) else RewardServiceUnavailable
         tried = f"{num_tries} {'try' if num_tries == 1 else 'tries'} within {self._deadline_s:g} s"
-        raise kind(f"reward service {self._url}: no usable answer in {tried}; the last: {last}")
+        raise kind(f"reward service {self._shown_url}: no usable answer in {tried}; the last: {last}")
 
     async def health(self, timeout_s: float) -> None:
         """Waits until the service says it is ready; RewardServiceUnavailable if it does not within `timeout_s`."""
@@ -139,11 +173,13 @@ class RewardClient:
                         last = f"status {response.status_code}, {error_detail(response.content)}"
                     await asyncio.sleep(min(_FIRST_BACKOFF_S, timeout_s / 10))
         except TimeoutError:
-            message = f"reward service {self._url} was not ready within {timeout_s:g} s: {last}; is it running there?"
+            message = (
+                f"reward service {self._shown_url} was not ready within {timeout_s:g} s: {last}; is it running there?"
+            )
             raise RewardServiceUnavailable(message) from None
 
     async def _post(self, body: bytes) -> bytes:
-        """One try. The body of a 200; _RetryLater if another try may help; RewardServiceError if not."""
+        """One try. The body of a 200; _RetryLater if another try may help; RequestRefusedError if not."""
         try:
             async with (
                 asyncio.timeout(self._timeout_s),  # httpx's own limits are for each read, which a drip would renew
@@ -164,17 +200,31 @@ class RewardClient:
         message = f"status {status}, {error_detail(bytes(answer))}"
         if status in _RETRIED_STATUSES or status >= 500:
             raise _RetryLater(message, wait_s=_retry_after_s(response.headers.get("retry-after")))
-        raise RewardServiceError(f"reward service {self._url} refused the request: {message}")
+        raise RequestRefusedError(f"reward service {self._shown_url} refused the request: {message}", status)
 
 
-def _parse_url(url: str) -> httpx.URL:
+def parse_url(url: str) -> httpx.URL:
+    """ValueError if it is not one to post to."""
+    shown = re.sub("//[^/@]*@", "//…@", url)
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"reward service url {url!r}: {error}") from None
+        raise ValueError(f"reward service url {shown!r}: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"reward service url {url!r} is not of the form http://HOST:PORT")
+        raise ValueError(f"reward service url {shown!r} is not of the form http://HOST:PORT")
     return parsed
+
+
+def shown_url(url: httpx.URL) -> str:
+    """For messages: without credentials."""
+    return str(url.copy_with(username=None, password=None)).rstrip("/")
+
+
+def _trusting(ca_file: str | Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # SSLError is one
+        raise ValueError(f"ca_file {str(ca_file)!r} cannot be used: {error}; it must hold certificates (PEM)") from None
 
 
 def _named(error: Exception) -> str:

@@ -1,9 +1,11 @@
-"""Reading the service's answers, trusting nothing: a wrong score is worse than none."""
+"""Requests and answers as bytes. Answers are trusted in nothing: a wrong score is worse than none."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -14,12 +16,72 @@ from reward_service.types import ItemResult, RewardItem, RewardScore, RewardSpec
 _MAX_SHOWN_CHARS = 200
 
 
-def encode_request(
-    items: Sequence[RewardItem], rewards: Sequence[RewardSpec], run_id: str | None, policy_version: int | None
-) -> bytes:
-    """Body of POST /v1/score."""
-    body = {"rewards": list(rewards), "items": list(items), "run_id": run_id, "policy_version": policy_version}
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreCall:
+    """A request that is ready to be sent. Its two parts are encoded apart, so that calls can be put together."""
+
+    items: tuple[RewardItem, ...]
+    rewards: tuple[RewardSpec, ...]
+    deadline: float
+    """When it must be answered, by the event loop's clock."""
+    head: bytes
+    """The body without its items; calls of the same head can share a request."""
+    encoded_items: bytes
+
+    @property
+    def body(self) -> bytes:
+        """Body of POST /v1/score."""
+        return self.head[:-1] + b',"items":[' + self.encoded_items + b"]}"
+
+
+def make_call(
+    items: Sequence[RewardItem],
+    rewards: Sequence[RewardSpec],
+    *,
+    run_id: str | None,
+    policy_version: int | None,
+    deadline: float,
+) -> ScoreCall:
+    """Encodes a request; ValueError if something in it is not for JSON."""
+    head = {"rewards": list(rewards), "run_id": run_id, "policy_version": policy_version}
+    return ScoreCall(
+        items=tuple(items),
+        rewards=tuple(rewards),
+        deadline=deadline,
+        head=_dumps(head),
+        encoded_items=_dumps(list(items))[1:-1],
+    )
+
+
+def merged(calls: Iterable[ScoreCall]) -> ScoreCall:
+    """One request for the items of all calls, which have the same head, in their order."""
+    calls = list(calls)
+    return ScoreCall(
+        items=tuple(item for call in calls for item in call.items),
+        rewards=calls[0].rewards,
+        deadline=min(call.deadline for call in calls),
+        head=calls[0].head,
+        encoded_items=b",".join(call.encoded_items for call in calls),
+    )
+
+
+def _dumps(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+    except orjson.JSONEncodeError as error:
+        raise ValueError(
+            f"the request cannot be put into JSON: {error}; references, metadata and params take texts, numbers,"
+            " booleans, lists and dictionaries"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """What orjson does not know: NumPy's scalars and arrays of objects, tensors, decimals."""
+    if isinstance(value, Decimal):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError
 
 
 def decode_response(body: bytes, items: Sequence[RewardItem], rewards: Sequence[RewardSpec]) -> list[ItemResult]:

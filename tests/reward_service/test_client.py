@@ -99,9 +99,10 @@ async def test_a_good_answer() -> None:
 
 
 async def test_what_the_client_sends_is_what_the_service_takes() -> None:
-    transport = httpx.ASGITransport(create_app(ServiceSettings()))
-    async with RewardClient(URL, transport=transport) as client:
-        await client.health(timeout_s=2.0)
+    app = create_app(ServiceSettings(num_workers=1, rewards=("gsm8k_format", "gsm8k_correctness")))
+    client = RewardClient(URL, transport=httpx.ASGITransport(app))
+    async with app.router.lifespan_context(app), client:
+        await client.health(timeout_s=10.0)
         results = await client.score(ITEMS, REWARDS, policy_version=0)
     assert [result.total for result in results] == [2.5, 0.0]
     assert results[1].rewards["gsm8k_correctness"].reason == "invalid_reference"
