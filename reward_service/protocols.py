@@ -4,6 +4,9 @@ OpenRLHF's remote reward sends lists: `query` is a prompt with its completion, `
 expects `rewards`, `scores` (which its dynamic sampling filters by, so they are in [0, 1]) and `extra_logs`, lists of as
 many numbers. slime sends one item a request and expects a bare number. Neither can say "no score": the profile says
 which number stands for it, and unless it does the answer is an error.
+
+Both decode the sampled tokens with the one that ended them, so that an answer arrives as "72<|im_end|>", which is no
+number: the profile names such texts, and they are taken off the end.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from reward_service.chat import transcript
 from reward_service.errors import InvalidRequestError, UnscorableError
 from reward_service.pool.messages import ScoredItem
 from reward_service.schemas import OpenRlhfRequest, OpenRlhfResponse, ScoreItem, SlimeRequest
 from reward_service.scoring import Plan
 from reward_service.settings import Profile
+
+_MAX_END_TOKENS = 4
 
 
 def from_openrlhf(body: OpenRlhfRequest, profile: Profile) -> list[ScoreItem]:
@@ -51,10 +57,7 @@ def to_openrlhf(plan: Plan, results: Sequence[ScoredItem], profile: Profile) -> 
 
 def from_slime(body: SlimeRequest, profile: Profile) -> list[ScoreItem]:
     """The one item; chat messages are put down as `role: content` lines."""
-    prompt = body.prompt
-    if not isinstance(prompt, str):
-        prompt = "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in prompt)
-    return [_item(prompt, body.response, body.label, profile, "")]
+    return [_item(transcript(body.prompt), body.response, body.label, profile, "")]
 
 
 def to_slime(plan: Plan, results: Sequence[ScoredItem], profile: Profile) -> float:
@@ -65,7 +68,19 @@ def to_slime(plan: Plan, results: Sequence[ScoredItem], profile: Profile) -> flo
 def _item(prompt: str, completion: str, label: Any, profile: Profile, item_id: str) -> ScoreItem:
     # A label that is an object already is the whole reference.
     reference = label if isinstance(label, dict) else {profile.label_key: label}
-    return ScoreItem(completion=completion, prompt=prompt, reference=reference, id=item_id)
+    return ScoreItem(
+        completion=_without_end_tokens(completion, profile), prompt=prompt, reference=reference, id=item_id
+    )
+
+
+def _without_end_tokens(completion: str, profile: Profile) -> str:
+    """A few at most: one ends the sampling, and a turn may have one of its own."""
+    for _ in range(_MAX_END_TOKENS):
+        ended = next((token for token in profile.end_tokens if completion.endswith(token)), None)
+        if ended is None:
+            break
+        completion = completion.removesuffix(ended)
+    return completion
 
 
 def _total(plan: Plan, result: ScoredItem, index: int, profile: Profile) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -18,6 +18,21 @@ _NUM_CORES = len(os.sched_getaffinity(0))
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+END_TOKENS = (
+    "<|im_end|>",  # Qwen, SmolLM and others that speak ChatML
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",  # Llama 3
+    "<|eom_id|>",
+    "</s>",  # Llama 2, Mistral
+    "<eos>",  # Gemma
+    "<end_of_turn>",
+    "<｜end▁of▁sentence｜>",  # DeepSeek
+    "<|end|>",  # Phi
+    "<|return|>",  # gpt-oss
+)
 
 
 class ProfileReward(_Settings):
@@ -37,6 +52,9 @@ class Profile(_Settings):
         None,
         allow_inf_nan=False,
         description="Number given where there is no score, which these protocols cannot say; null: an error 503.",
+    )
+    end_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        END_TOKENS, description="Texts of the tokens that end a completion, taken off its end: trainers send them too."
     )
 
 
