@@ -78,6 +78,10 @@ def check_limits(items: list[ScoreItem], settings: ServiceSettings) -> None:
     if len(items) > settings.max_items:
         raise LimitExceededError(f"{len(items)} items are more than max_items = {settings.max_items}; send fewer")
     limit = settings.max_text_chars
-    for index, item in enumerate(items):
-        if (length := max(len(item.prompt), len(item.completion))) > limit:
-            raise LimitExceededError(f"items.{index}: a text of {length} characters is over max_text_chars = {limit}")
+    if any(len(item.completion) > limit or len(item.prompt) > limit for item in items):
+        index, length = next(
+            (index, length)
+            for index, item in enumerate(items)
+            if (length := max(len(item.prompt), len(item.completion))) > limit
+        )
+        raise LimitExceededError(f"items.{index}: a text of {length} characters is over max_text_chars = {limit}")

@@ -111,9 +111,7 @@ async def list_rewards(request: Request) -> Response:
 @router.get("/v1/audit", responses=returns(AuditRecords, 401, 404, 422, 500, 503))
 async def audit(
     request: Request,
-    run_id: Annotated[
-        str | None, Query(description="The run; without it, requests that named none.")
-    ] = None,
+    run_id: Annotated[str | None, Query(description="The run; without it, requests that named none.")] = None,
     id: Annotated[str | None, Query(description="The item's id; without it, all items.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Most records.")] = 100,
 ) -> Response:

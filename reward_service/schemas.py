@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from msgspec import Meta, Raw, Struct, field
+from msgspec import Meta, Struct, field
 
 SCORE_REQUEST_EXAMPLE: dict[str, Any] = {
     "rewards": [{"name": "gsm8k_format"}, {"name": "gsm8k_correctness", "weight": 1.0, "params": {}}],
@@ -67,7 +67,7 @@ class RewardRequest(Struct, frozen=True, forbid_unknown_fields=True):
     params: Annotated[dict[str, Any], Meta(description="Its parameters.")] = field(default_factory=dict)
 
 
-class ScoreItem(Struct, frozen=True, forbid_unknown_fields=True):
+class ScoreItem(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """One completion to be scored."""
 
     completion: Annotated[str, Meta(description="What the model wrote.")]
@@ -116,21 +116,6 @@ class ScoreResponse(Struct, frozen=True):
     """Answer of POST /v1/score: as many results as items, in their order."""
 
     results: list[ScoreResult]
-    service: ServiceInfo
-
-
-class EncodedResult(Struct, frozen=True):
-    """A `ScoreResult` whose rewards a worker has encoded already."""
-
-    id: str
-    total: float | None
-    rewards: Raw
-
-
-class EncodedResponse(Struct, frozen=True):
-    """A `ScoreResponse` of `EncodedResult`s."""
-
-    results: list[EncodedResult]
     service: ServiceInfo
 
 

@@ -27,9 +27,10 @@ from reward_service.keys import ANONYMOUS, Caller, KeyRing, KeysError
 from reward_service.metrics import Metrics
 from reward_service.pool.messages import ScoredItem
 from reward_service.pool.pool import WorkerPool
+from reward_service.remote import RemoteScoring
 from reward_service.rewards.base import Reward
 from reward_service.sandbox.probe import resolve
-from reward_service.schemas import EncodedResponse, EncodedResult, ScoreItem, ServiceInfo
+from reward_service.schemas import ScoreItem, ServiceInfo
 from reward_service.scoring import Plan, make_plan
 from reward_service.settings import Profile, ServiceSettings
 from reward_service.types import RewardSpec
@@ -52,6 +53,7 @@ class RewardService:
         """Raises ServiceStartError for settings that cannot work here: profiles, keys, audit log, sandbox."""
         self.settings, self.rewards, self.version = settings, rewards, version
         self.pool = WorkerPool(settings, sorted({module for reward in rewards.values() for module in reward.preload}))
+        self._remote = RemoteScoring(settings, rewards, self.pool)
         self.bodies = Bodies(settings)
         self.metrics = Metrics(self.pool, self._audit_bytes if settings.audit is not None else None)
         self._audit: AuditHandle | None = None
@@ -70,7 +72,7 @@ class RewardService:
         """What would otherwise fail at the first request."""
         for name, specs in self._profiles.items():
             try:
-                make_plan(specs, self.rewards)
+                self._remote.prepare(make_plan(specs, self.rewards), specs)
             except ServiceError as error:
                 raise ServiceStartError(f"profile {name!r}: {error}") from None
         if "code" in self.rewards and self.settings.sandbox.mode != "auto":
@@ -93,6 +95,7 @@ class RewardService:
 
     async def close(self) -> None:
         """Ends the workers and commits what is not yet in the audit log; AuditError if that cannot be."""
+        await self._remote.close()
         await self.pool.close()
         if self._audit is not None:
             await self._audit.close()
@@ -126,13 +129,16 @@ class RewardService:
     ) -> Scored:
         """Every reward on every item, recorded. ServiceError if the request cannot be taken as a whole."""
         plan = make_plan(specs, self.rewards)
+        remote = self._remote.prepare(plan, specs)
         check_limits(items, self.settings)
         caller.spend(len(items))
         if self._audit is not None:
             await self._audit.room()
         deadlines_s = [self.settings.deadline_of(p.reward.name, p.reward.deadline_s) for p in plan]
-        tasks = [(item.completion, item.reference, item.prompt, item.metadata) for item in items]
-        results = await self.pool.score(specs, deadlines_s, tasks)
+        if remote is None:
+            results = await self.pool.score(specs, deadlines_s, items)
+        else:
+            results = await self._remote.score(remote, items)
         scored = Scored(plan, items, results)
         if self._audit is not None:
             self._audit.offer(_audit_batch(scored, caller, run_id, policy_version))
@@ -152,12 +158,9 @@ class RewardService:
 
     def encode(self, scored: Scored) -> bytes:
         """The answer of POST /v1/score."""
-        results = [
-            EncodedResult(item.id, result.total, msgspec.Raw(result.rewards))
-            for item, result in zip(scored.items, scored.results, strict=True)
-        ]
         versions = {planned.reward.name: planned.reward.version for planned in scored.plan}
-        return msgspec.json.encode(EncodedResponse(results, ServiceInfo(self.version, versions)))
+        service = msgspec.json.encode(ServiceInfo(self.version, versions))
+        return b'{"results":[%b],"service":%b}' % (b",".join([item.result for item in scored.results]), service)
 
     def _audit_bytes(self) -> int:
         return 0 if self._audit is None else self._audit.bytes_in_flight
@@ -171,13 +174,7 @@ def _audit_batch(scored: Scored, caller: Caller, run_id: str | None, policy_vers
         policy_version=policy_version,
         rewards=tuple(AppliedReward(p.reward.name, p.weight, p.reward.version) for p in scored.plan),
         items=[
-            AuditItem(
-                item.id,
-                item.group,
-                item.prompt,
-                item.completion,
-                b'{"total":%b,"rewards":%b}' % (msgspec.json.encode(result.total), result.rewards),
-            )
+            AuditItem(item.id, item.group, item.prompt, item.completion, result.result)
             for item, result in zip(scored.items, scored.results, strict=True)
         ],
     )

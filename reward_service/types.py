@@ -1,4 +1,4 @@
-"""What crosses the wire, as plain frozen data: the scoring and our client share it. Standard library only."""
+"""What crosses the wire, as plain frozen data: the scoring and our client share it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 
 class Reason(StrEnum):
@@ -45,13 +47,15 @@ class RewardItem:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardScore:
-    """What one reward says of one item: a score, or None with the reason."""
+class RewardScore(msgspec.Struct, frozen=True, kw_only=True):
+    """What one reward says of one item: a score, or None with the reason.
+
+    A struct, as there are tens of thousands a second: it is made and encoded several times as fast as a dataclass.
+    """
 
     score: float | None
     reason: str | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,16 +22,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from reward_service.errors import QueueFullError, ShuttingDownError
-from reward_service.pool.messages import Batch, Job, ScoredItem
+from reward_service.pool.messages import Batch, ScoredItem
 from reward_service.pool.process import WorkerFactory, WorkerProcess
 from reward_service.pool.request import Chunk, PoolRequest, Verdict
 from reward_service.pool.statistics import PoolStatistics
+from reward_service.schemas import ScoreItem
 from reward_service.settings import ServiceSettings
 from reward_service.types import Reason, RewardSpec
 
 logger = logging.getLogger(__name__)
 
 _WATCH_S: Final = 0.02
+_CHUNK_S: Final = 0.005
 _STUCK_S: Final = 0.1
 """Longer at one item than this, and a worker no longer counts as one of those that keep the queue short."""
 _TAKE_UP_S: Final = 30.0
@@ -91,30 +93,29 @@ class WorkerPool:
         return not self._closing and any(not self._is_stuck(worker) for worker in (*self._idle, *self._jobs))
 
     async def score(
-        self, specs: tuple[RewardSpec, ...], deadlines_s: Sequence[float], tasks: Sequence[tuple[Any, ...]]
+        self, specs: tuple[RewardSpec, ...], deadlines_s: Sequence[float], items: Sequence[ScoreItem]
     ) -> Sequence[ScoredItem]:
-        """The scores of `tasks` (fields of a `Task`), in their order, at the latest when `request_timeout_s` is over.
+        """The scores of `items`, in their order, at the latest when `request_timeout_s` is over.
 
         `deadlines_s`: for each reward of `specs`, seconds for one item. Raises QueueFullError when too much waits.
         """
-        if not tasks:
+        if not items:
             return ()
         if self._closing:
             raise ShuttingDownError("the service is shutting down; try another one, or later")
         room = self._settings.max_queued_items - self._queued_items
-        if len(tasks) > room and self._queued_items > 0:
+        if len(items) > room and self._queued_items > 0:
             raise QueueFullError(
                 f"{self._queued_items} items wait already, and max_queued_items = {self._settings.max_queued_items};"
                 " try again soon"
             )
         loop = asyncio.get_running_loop()
-        request = PoolRequest(specs, deadlines_s, tasks, loop.create_future())
+        request = PoolRequest(specs, deadlines_s, items, loop.create_future())
         self._requests.add(request)
         expiry = loop.call_later(self._settings.request_timeout_s, request.expire, self._settings.request_timeout_s)
-        # No longer than what keeps all workers busy, nor than what lets other requests have their turn.
-        length = min(self._settings.chunk_items, math.ceil(len(tasks) / self._settings.num_workers))
-        for start in range(0, len(tasks), length):
-            self._enqueue(Chunk(request, list(range(start, min(start + length, len(tasks))))))
+        length = self._chunk_length(specs, len(items))
+        for start in range(0, len(items), length):
+            self._enqueue(Chunk(request, list(range(start, min(start + length, len(items))))))
         self._pump()
         try:
             return await request.future
@@ -135,6 +136,13 @@ class WorkerPool:
         while self._tasks or self._workers:
             await asyncio.wait(self._tasks or {asyncio.ensure_future(asyncio.sleep(0.01))})
 
+    def _chunk_length(self, specs: Sequence[RewardSpec], num_items: int) -> int:
+        """Items of a chunk: `_CHUNK_S` of work by what its rewards took so far, or every worker its share if that is
+        not known. More would keep other requests waiting, less would be mostly messages."""
+        item_s = sum(self.statistics.item_s(spec.name) for spec in specs)
+        share = math.ceil(num_items / self._settings.num_workers)
+        return min(self._settings.chunk_items, math.ceil(_CHUNK_S / item_s) if item_s > 0 else share)
+
     def _enqueue(self, chunk: Chunk, *, first: bool = False) -> None:
         self._queued_items += len(chunk.positions)
         (self._queue.appendleft if first else self._queue.append)(chunk)
@@ -148,9 +156,7 @@ class WorkerPool:
                 continue
             worker = self._idle.pop()
             self._jobs[worker] = (chunk, time.monotonic())
-            worker.send(
-                Job(chunk.request.specs, [chunk.request.tasks[p] for p in chunk.positions], chunk.verdicts_by_index())
-            )
+            worker.send(chunk.job())
         if self._jobs and self._watching is None and not self._closing:
             self._watching = asyncio.get_running_loop().call_later(_WATCH_S, self._watch)
         self._grow()
@@ -198,8 +204,8 @@ class WorkerPool:
         if worker not in self._jobs or worker in self._ends:
             return  # it was killed while this was on its way; the items are scored again
         chunk, since = self._jobs[worker]
-        if len(batch.items) > len(chunk.positions) or not all(
-            len(item.scores) == len(chunk.request.specs) for item in batch.items
+        if len(batch.items) > len(chunk.positions) or any(
+            n != len(chunk.request.specs) for n in {len(item.scores) for item in batch.items}
         ):
             worker.kill()
             return

@@ -48,7 +48,7 @@ class WorkerProcess(asyncio.Protocol):
 
     def send(self, job: Job) -> None:
         assert self._transport is not None
-        self.num_items += len(job.tasks)
+        self.num_items += len(job.items)
         data = encode_job(job)
         header = _HEADER.pack(len(data)) if len(data) < 2**31 else _LONG_HEADER.pack(-1, len(data))
         self._transport.writelines((header, data))

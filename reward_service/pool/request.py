@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from reward_service.pool.messages import ScoredItem
+from reward_service.pool.messages import EncodedItem, Job, ScoredItem, encode_specs
+from reward_service.schemas import ScoreItem
 from reward_service.scoring import unscored
-from reward_service.types import Reason, RewardSpec
+from reward_service.types import Reason, RewardScore, RewardSpec
 
 
 class Verdict(NamedTuple):
@@ -32,33 +33,39 @@ class PoolRequest:
         self,
         specs: tuple[RewardSpec, ...],
         deadlines_s: Sequence[float],
-        tasks: Sequence[tuple[Any, ...]],
+        items: Sequence[ScoreItem],
         future: asyncio.Future[Sequence[ScoredItem]],
     ) -> None:
-        self.specs, self.deadlines_s, self.tasks, self.future = specs, deadlines_s, tasks, future
+        self.specs, self.deadlines_s, self.items, self.future = specs, deadlines_s, items, future
+        self.encoded_specs = msgspec.Raw(encode_specs(specs))
         self.abandoned = False
         self.num_kills = 0
         """Workers that ended with items of this request."""
-        self._results: list[ScoredItem | None] = [None] * len(tasks)
-        self._missing = len(tasks)
+        self._results: list[ScoredItem | None] = [None] * len(items)
+        self._missing = len(items)
 
-    def put(self, position: int, item: ScoredItem) -> None:
-        if self._results[position] is None:
-            self._results[position] = item
-            self._missing -= 1
-            if self._missing == 0 and not self.future.done():
-                self.future.set_result([result for result in self._results if result is not None])
+    def put(self, positions: Sequence[int], items: Sequence[ScoredItem]) -> None:
+        """Results of the items at these positions; the first that is put there stays."""
+        for position, item in zip(positions, items, strict=True):
+            if self._results[position] is None:
+                self._results[position] = item
+                self._missing -= 1
+        if self._missing == 0 and not self.future.done():
+            self.future.set_result([result for result in self._results if result is not None])
 
     def expire(self, timeout_s: float) -> None:
         """Answers with what there is; the rest has no score."""
         message = f"not reached within request_timeout_s = {timeout_s:g} s" if timeout_s else "the service shut down"
         reason = Reason.TIMEOUT if timeout_s else Reason.UNAVAILABLE
-        rewards = msgspec.json.encode({spec.name: unscored(reason, message) for spec in self.specs})
-        missing = ScoredItem(None, [None] * len(self.specs), rewards)
-        for position, result in enumerate(self._results):
-            if result is None:
-                self.put(position, missing)
+        scores = {spec.name: unscored(reason, message) for spec in self.specs}
+        missing = [position for position, result in enumerate(self._results) if result is None]
+        self.put(missing, [unscored_item(self.items[position].id, scores) for position in missing])
         self.abandoned = True
+
+
+def unscored_item(item_id: str, scores: dict[str, RewardScore]) -> ScoredItem:
+    """An item of which nothing is known, as a worker would have sent it."""
+    return ScoredItem(None, [None] * len(scores), msgspec.json.encode(EncodedItem(item_id, None, scores)))
 
 
 @dataclass(eq=False, slots=True)
@@ -74,15 +81,19 @@ class Chunk:
     on_trial: bool = False
     """Its only item was there when a worker died, which may have had other reasons."""
 
-    def verdicts_by_index(self) -> dict[int, dict[str, tuple[str, str]]]:
-        return {index: self.verdicts[p] for index, p in enumerate(self.positions) if p in self.verdicts}
+    def job(self) -> Job:
+        """What a worker is given."""
+        items = self.request.items
+        if len(self.positions) < len(items):
+            items = [items[position] for position in self.positions]
+        verdicts = {index: self.verdicts[p] for index, p in enumerate(self.positions) if p in self.verdicts}
+        return Job(self.request.encoded_specs, items, verdicts)
 
     def take(self, items: Sequence[ScoredItem]) -> None:
         """Results of the first items that are left."""
         done, self.positions = self.positions[: len(items)], self.positions[len(items) :]
         self.num_taken += len(items)
-        for position, item in zip(done, items, strict=True):
-            self.request.put(position, item)
+        self.request.put(done, items)
 
     def describe(self, verdict: Verdict) -> str:
         """What a worker was at, for the log: no text of the item."""
@@ -101,7 +112,11 @@ class Chunk:
             if not on_trial:
                 guilty = self.request.specs if verdict.reward is None else [self.request.specs[verdict.reward]]
                 verdicts |= {spec.name: (verdict.reason, verdict.message) for spec in guilty}
-            parts.append(Chunk(self.request, [bad], {bad: verdicts}, on_trial=on_trial))
+            if len(verdicts) < len(self.request.specs):
+                parts.append(Chunk(self.request, [bad], {bad: verdicts}, on_trial=on_trial))
+            else:  # nothing is left to be run
+                scores = {spec.name: unscored(*verdicts[spec.name]) for spec in self.request.specs}
+                self.request.put([bad], [unscored_item(self.request.items[bad].id, scores)])
         half = (len(rest) + 1) // 2
         for positions in (rest[:half], rest[half:]):
             if positions:

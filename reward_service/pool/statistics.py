@@ -26,12 +26,18 @@ class PoolStatistics:
         self.restarts: Counter[str] = Counter()
         """Workers that had to be replaced, by reason."""
 
+    def item_s(self, name: str) -> float:
+        """Seconds that the reward took for an item, on average; 0 if nothing is known."""
+        totals = self.rewards.get(name)
+        return totals.total_s / sum(totals.buckets) if totals is not None and totals.total_s > 0 else 0.0
+
     def add(self, stats: Iterable[RewardStats]) -> None:
         for one in stats:
             totals = self.rewards.setdefault(one.name, RewardTotals())
             totals.buckets = [old + new for old, new in zip(totals.buckets, one.buckets, strict=True)]
             totals.total_s += one.total_s
-            totals.reasons.update(one.reasons)
+            if one.reasons:
+                totals.reasons.update(one.reasons)
 
     def ended(self, reason: str) -> None:
         """A worker was killed, died, or was replaced."""

@@ -23,17 +23,29 @@ from typing import Any, Final
 
 import msgspec
 
-from reward_service.pool.messages import BUCKETS_S, Batch, Job, RewardStats, ScoredItem, decode_job, encode_batch
+from reward_service.pool.messages import (
+    BUCKETS_S,
+    Batch,
+    EncodedItem,
+    ReceivedJob,
+    RewardStats,
+    ScoredItem,
+    decode_job,
+    decode_specs,
+    encode_batch,
+)
 from reward_service.registry import load_rewards
 from reward_service.rewards.base import Reward, Task
+from reward_service.schemas import ScoreItem
 from reward_service.scoring import Plan, make_plan, score_one, unscored, weighted_total
 from reward_service.settings import ServiceSettings
-from reward_service.types import Reason, RewardScore, RewardSpec
+from reward_service.types import Reason, RewardScore
 
 FLUSH_S: Final = 0.02
 """What was scored is sent at least this often, so that a kill undoes little."""
 _PR_SET_PDEATHSIG: Final = 1
 _MAX_PLANS: Final = 64
+_NO_VERDICTS: Final[Mapping[str, tuple[str, str]]] = {}
 
 _to_json = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -42,7 +54,7 @@ def main(connection: Connection, progress: Any, settings_json: str, parent_pid: 
     """Process entry. `progress` is shared: [since (time.monotonic), item * 64 + reward, -1 between jobs]."""
     _settle(parent_pid)
     settings = ServiceSettings.model_validate_json(settings_json)
-    worker = _Worker(connection, progress, load_rewards(settings))
+    worker = _Worker(connection, memoryview(progress).cast("B").cast("d"), load_rewards(settings))
     gc.freeze()
     _limit_memory(settings.worker_memory_bytes)
     try:
@@ -58,18 +70,18 @@ class _Worker:
         self._connection, self._progress, self._rewards = connection, progress, rewards
         self._plans: dict[bytes, Plan] = {}
 
-    def run(self, job: Job) -> None:
-        plan = self._plan(job.specs)
+    def run(self, job: ReceivedJob) -> None:
+        plan = self._plan(bytes(job.specs))
         batch = _new_batch(plan)
         sent = time.monotonic()
-        for position, fields in enumerate(job.tasks):
-            batch.items.append(self._score(plan, position, Task(*fields), job.verdicts.get(position, {}), batch))
+        for position, item in enumerate(job.items):
+            batch.items.append(self._score(plan, position, item, job.verdicts.get(position, _NO_VERDICTS), batch))
             now = time.monotonic()
-            if now - sent > FLUSH_S and position + 1 < len(job.tasks) and not batch.leaving:
-                self._connection.send_bytes(encode_batch(batch))
-                batch, sent = _new_batch(plan), now
             if batch.leaving:
                 break
+            if now - sent > FLUSH_S and position + 1 < len(job.items):
+                self._connection.send_bytes(encode_batch(batch))
+                batch, sent = _new_batch(plan), now
         self._progress[1] = -1.0
         self._connection.send_bytes(encode_batch(batch))
         if batch.leaving:
@@ -79,51 +91,57 @@ class _Worker:
         self,
         plan: Plan,
         position: int,
-        task: Task,
+        item: ScoreItem,
         verdicts: Mapping[str, tuple[str, str]],
         batch: Batch,
     ) -> ScoredItem:
+        task = Task(item.completion, item.reference, item.prompt, item.metadata)
         scores: dict[str, RewardScore] = {}
-        began = time.monotonic()
+        progress, began = self._progress, time.monotonic()
         for index, planned in enumerate(plan):
             # In this order: whoever reads between the two takes the old item for younger than it is, never for older.
-            self._progress[0] = began
-            self._progress[1] = float(position * 64 + index)
+            progress[0] = began
+            progress[1] = position * 64 + index
             name = planned.reward.name
             verdict = verdicts.get(name)
             score = score_one(planned, task) if verdict is None else unscored(*verdict)
             now = time.monotonic()
-            stats = batch.stats[index]
-            stats.buckets[bisect_left(BUCKETS_S, now - began)] += 1
-            stats.total_s += now - began
+            _count(batch, index, now - began, score)
             began = now
-            if score.reason is not None:
-                stats.reasons[score.reason] = stats.reasons.get(score.reason, 0) + 1
-                if score.reason == Reason.OUT_OF_MEMORY:
-                    batch.leaving = "out of memory"
             scores[name] = score
-        return ScoredItem(weighted_total(plan, scores), [s.score for s in scores.values()], _encode(scores))
+        total = weighted_total(plan, scores)
+        return ScoredItem(total, [score.score for score in scores.values()], _encode(item.id, total, scores))
 
-    def _plan(self, specs: tuple[RewardSpec, ...]) -> Plan:
-        key = _to_json(specs)
-        if key not in self._plans:
+    def _plan(self, specs: bytes) -> Plan:
+        if specs not in self._plans:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            self._plans[key] = make_plan(specs, self._rewards)
-        return self._plans[key]
+            self._plans[specs] = make_plan(decode_specs(specs), self._rewards)
+        return self._plans[specs]
+
+
+def _count(batch: Batch, index: int, seconds: float, score: RewardScore) -> None:
+    stats = batch.stats[index]
+    stats.buckets[bisect_left(BUCKETS_S, seconds)] += 1
+    stats.total_s += seconds
+    if score.reason is not None:
+        stats.reasons[score.reason] = stats.reasons.get(score.reason, 0) + 1
+        if score.reason == Reason.OUT_OF_MEMORY:
+            batch.leaving = "out of memory"
 
 
 def _new_batch(plan: Plan) -> Batch:
     return Batch([], [RewardStats(planned.reward.name, [0] * (len(BUCKETS_S) + 1), 0.0, {}) for planned in plan])
 
 
-def _encode(scores: dict[str, RewardScore]) -> bytes:
+def _encode(item_id: str, total: float | None, scores: dict[str, RewardScore]) -> bytes:
     """As JSON. Details are for people, and a reward of somebody's own may put there what JSON does not take."""
     try:
-        return _to_json(scores)
+        return _to_json(EncodedItem(item_id, total, scores))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         told = {"message": f"the details were not JSON: {error}"[:200]}
-        return _to_json({name: RewardScore(score=s.score, reason=s.reason, details=told) for name, s in scores.items()})
+        plain = {name: RewardScore(score=s.score, reason=s.reason, details=told) for name, s in scores.items()}
+        return _to_json(EncodedItem(item_id, total, plain))
 
 
 def _settle(parent_pid: int) -> None:

@@ -18,6 +18,7 @@ from reward_service.pool.messages import ScoredItem
 from reward_service.pool.pool import WorkerPool
 from reward_service.pool.request import Chunk, PoolRequest, Verdict
 from reward_service.rewards.custom import CustomRewardSpec
+from reward_service.schemas import ScoreItem
 from reward_service.settings import ServiceSettings
 from reward_service.types import RewardSpec
 
@@ -41,17 +42,18 @@ async def running(**settings: Any) -> AsyncIterator[WorkerPool]:
 
 async def score(pool: WorkerPool, completions: Sequence[str], *rewards: str) -> Sequence[ScoredItem]:
     specs = tuple(RewardSpec(name=name) for name in rewards)
-    return await pool.score(
-        specs, [DEADLINE_S] * len(specs), [(completion, None, "", {}) for completion in completions]
-    )
+    items = [ScoreItem(completion, id=str(index)) for index, completion in enumerate(completions)]
+    answers = await pool.score(specs, [DEADLINE_S] * len(specs), items)
+    assert [msgspec.json.decode(answer.result)["id"] for answer in answers] == [item.id for item in items]
+    return answers
 
 
 def reasons(item: ScoredItem) -> dict[str, str | None]:
-    return {name: score["reason"] for name, score in msgspec.json.decode(item.rewards).items()}
+    return {name: score["reason"] for name, score in msgspec.json.decode(item.result)["rewards"].items()}
 
 
 def message(item: ScoredItem, name: str) -> str:
-    return str(msgspec.json.decode(item.rewards)[name]["details"]["message"])
+    return str(msgspec.json.decode(item.result)["rewards"][name]["details"]["message"])
 
 
 @pytest.mark.parametrize("how", ["sleeps", "spins", "holds", "deaf"])
@@ -129,7 +131,7 @@ async def test_memory_is_bounded() -> None:
 async def test_details_that_are_not_json_are_told_of() -> None:
     async with running() as pool:
         [item] = await score(pool, ["a"], "tells")
-        told = msgspec.json.decode(item.rewards)["tells"]
+        told = msgspec.json.decode(item.result)["rewards"]["tells"]
         assert told["score"] == 1.0
         assert told["details"]
 
@@ -201,11 +203,15 @@ async def test_results_are_in_order_whatever_happens_to_single_ones() -> None:
 
 async def test_a_chunk_is_split_around_what_held_it_up() -> None:
     future: asyncio.Future[Sequence[ScoredItem]] = asyncio.get_running_loop().create_future()
-    request = PoolRequest((RewardSpec(name="a"), RewardSpec(name="b")), [1, 1], [()] * 6, future)
+    request = PoolRequest((RewardSpec(name="a"), RewardSpec(name="b")), [1, 1], [ScoreItem("")] * 6, future)
     chunk = Chunk(request, [1, 2, 3, 4, 5])
     chunk.take([ScoredItem(1.0, [1.0, 1.0], b"{}")])  # position 1 is done; the worker's third is position 3
     parts = chunk.split(Verdict(2, 1, "timeout", "late"))
     assert [part.positions for part in parts] == [[3], [2, 4], [5]]
-    assert parts[0].verdicts_by_index() == {0: {"b": ("timeout", "late")}}
-    [again, *_] = parts[0].split(Verdict(0, 0, "timeout", "late too"))
-    assert again.verdicts_by_index() == {0: {"a": ("timeout", "late too"), "b": ("timeout", "late")}}
+    assert parts[0].job().verdicts == {0: {"b": ("timeout", "late")}}
+    assert parts[0].split(Verdict(0, 0, "timeout", "late too")) == []  # neither reward is left to be run: it is answered
+    for part in (*parts[1:], Chunk(request, [0])):
+        part.take([ScoredItem(1.0, [1.0, 1.0], b"{}")] * len(part.positions))
+    answers = await future
+    assert reasons(answers[3]) == {"a": "timeout", "b": "timeout"}
+    assert message(answers[3], "a") == "late too"
