@@ -60,7 +60,7 @@ class Batcher:
         """Sends what is waiting; returns when all of it is answered."""
         for head in list(self._open):
             self._close(head)
-        await asyncio.gather(*self._sending)
+        await asyncio.gather(*self._sending, return_exceptions=True)  # of which their callers know
 
     def _close(self, head: bytes) -> None:
         batch = self._open.pop(head)
@@ -68,6 +68,13 @@ class Batcher:
         task = asyncio.get_running_loop().create_task(self._answer(batch.calls))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
+
+        def end_if_nobody_waits(_: object) -> None:
+            if all(answer.done() for _, answer in batch.calls):
+                task.cancel()
+
+        for _, answer in batch.calls:
+            answer.add_done_callback(end_if_nobody_waits)
 
     async def _answer(self, calls: Sequence[tuple[ScoreCall, asyncio.Future[list[ItemResult]]]]) -> None:
         calls = [(call, answer) for call, answer in calls if not answer.done()]  # one that is done was given up

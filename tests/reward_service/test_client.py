@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +18,13 @@ import orjson
 import pytest
 
 from reward_service.app import create_app
-from reward_service.clients.errors import BadAnswerError, RewardServiceError, RewardServiceUnavailable
+from reward_service.child import start_in_subprocess
+from reward_service.clients.errors import (
+    BadAnswerError,
+    RequestRefusedError,
+    RewardServiceError,
+    RewardServiceUnavailable,
+)
 from reward_service.clients.http import RewardClient, _retry_after_s
 from reward_service.settings import ServiceSettings
 from reward_service.types import ItemResult, RewardItem, RewardScore, RewardSpec
@@ -294,14 +303,72 @@ def test_urls_that_are_none(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"timeout_s": 0}, {"deadline_s": -1}, {"max_concurrency": 0}, {"timeout_s": float("nan")}]
+    "settings",
+    [
+        {"batch_items": 0},
+        {"batch_window_s": -1},
+        {"timeout_s": 0},
+        {"deadline_s": -1},
+        {"max_concurrency": 0},
+        {"timeout_s": float("nan")},
+    ],
 )
 def test_settings_that_cannot_work(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match=r"must be (positive|in)"):
         RewardClient(URL, **settings)
 
 
-@pytest.mark.parametrize("kind", [RewardServiceError, RewardServiceUnavailable, BadAnswerError])
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """For 127.0.0.1, signed by itself, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("the certificate is made by openssl")
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=rewards -addext subjectAltName=IP:127.0.0.1"
+    arguments = [*command.split(), "-out", str(files[0]), "-keyout", str(files[1])]
+    subprocess.run(arguments, check=True, capture_output=True, timeout=60)
+    return files
+
+
+async def test_tls_with_a_certificate_of_ones_own(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = ServiceSettings(
+        port=0, num_workers=1, rewards=("gsm8k_format",), ssl_certfile=certificate[0], ssl_keyfile=certificate[1]
+    )
+    with start_in_subprocess(settings, log_path=tmp_path / "log") as service:
+        assert service.url.startswith("https://")
+        async with RewardClient(service.url, ca_file=certificate[0]) as client:
+            results = await client.score(ITEMS, REWARDS[:1])
+            assert [result.total for result in results] == [0.5, 0.0]
+        async with RewardClient(service.url, deadline_s=0.3) as client:
+            with pytest.raises(RewardServiceUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
+                await client.score(ITEMS, REWARDS)
+
+
+def test_a_ca_file_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("hello")
+    for path in (tmp_path / "ca.pem", tmp_path / "none.pem"):
+        with pytest.raises(ValueError, match=r"ca_file '.*pem' cannot be used"):
+            RewardClient("https://rewards", ca_file=path)
+
+
+async def test_credentials_in_the_url_are_sent_and_not_shown() -> None:
+    requests: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(401)
+
+    async with RewardClient("http://any:secret@rewards.test", transport=httpx.MockTransport(handler)) as client:
+        with pytest.raises(RequestRefusedError, match=r"^reward service http://rewards\.test refused") as caught:
+            await client.score(ITEMS, REWARDS)
+    assert requests[0].headers["authorization"].startswith("Basic ")
+    assert "secret" not in str(caught.value)
+    with pytest.raises(ValueError, match="//…@h:x") as raised:
+        RewardClient("http://any:secret@h:x")
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [RewardServiceError, RequestRefusedError, RewardServiceUnavailable, BadAnswerError])
 def test_errors_survive_pickling(kind: type[Exception]) -> None:
     error = pickle.loads(pickle.dumps(kind("why")))
     assert (type(error), str(error)) == (kind, "why")
