@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reward_service.clients.errors import RewardServiceUnavailable
+import httpx
+
+from reward_service.clients.errors import RequestRefusedError, RewardServiceUnavailable
 from reward_service.clients.http import RewardClient, parse_url, shown_url
 from reward_service.types import ItemResult, RewardItem, RewardSpec
 
@@ -89,7 +91,9 @@ class BlockingRewardClient:
                 self._thread = thread
                 thread.adopt(self._client, self)
             client = self._client
-        return thread.submit(_score_in_parts(client, list(items), rewards, run_id, policy_version, self.settings))
+        return thread.submit(
+            _score_in_parts(client, list(items), rewards, run_id, policy_version, self.settings.max_items)
+        )
 
     def _make(self) -> RewardClient:
         settings = self.settings
@@ -117,18 +121,25 @@ async def _score_in_parts(
     rewards: Sequence[RewardSpec],
     run_id: str | None,
     policy_version: int | None,
-    settings: ClientSettings,
+    max_items: int,
 ) -> list[ItemResult]:
-    size = settings.max_items
-    parts = [
-        asyncio.ensure_future(client.score(items[start : start + size], rewards, run_id, policy_version))
-        for start in range(0, len(items), size)
-    ]
+    """All parts at once, as far as the client's places reach; one that is too large for the service in halves."""
+
+    async def score(part: list[RewardItem]) -> list[ItemResult]:
+        try:
+            return await client.score(part, rewards, run_id, policy_version)
+        except RequestRefusedError as error:
+            if error.status != httpx.codes.REQUEST_ENTITY_TOO_LARGE or len(part) == 1:
+                raise
+        half = len(part) // 2
+        return await score(part[:half]) + await score(part[half:])
+
+    tasks = [asyncio.ensure_future(score(items[at : at + max_items])) for at in range(0, len(items), max_items)]
     try:
-        return [result for part in await asyncio.gather(*parts) for result in part]
+        return [result for part in await asyncio.gather(*tasks) for result in part]
     finally:
-        for part in parts:  # the others, if one has failed
-            part.cancel()
+        for task in tasks:  # the others, if one has failed
+            task.cancel()
 
 
 class _LoopThread:

@@ -254,7 +254,7 @@ _scorers: dict[bytes, VerlScorer] = {}
 def _scorer(settings: Mapping[str, Any]) -> VerlScorer:
     """One for each distinct settings."""
     read = read_settings(settings, os.environ)
-    key = msgspec.json.encode(read)
+    key = msgspec.msgpack.encode(read)
     with _lock:
         if key not in _scorers:
             _scorers[key] = VerlScorer(read)

@@ -38,6 +38,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
         num_workers=1,
         rewards=("gsm8k_format", "gsm8k_correctness", "last_number", "length", "distance"),
         custom_rewards=(DISTANCE,),
+        max_body_bytes=16384,
         audit=AuditSettings(database=f"sqlite:///{folder}/audit.db"),
     )
     with start_in_subprocess(settings, log_path=folder / "log") as running:
@@ -105,6 +106,14 @@ def test_many_are_sent_in_parts(service: RunningService) -> None:
     scores = reward(["q"] * 100, [f"it is {n}" for n in range(100)], final_answer=[n - n % 2 for n in range(100)])
     assert scores == [float(n % 2 == 0) for n in range(100)]
     assert reward([], []) == []
+
+
+def test_what_is_too_large_for_one_request_is_sent_in_halves(service: RunningService) -> None:
+    reward = RemoteReward(service.url, "last_number")
+    texts = [f"{'so ' * 1000}it is {n}" for n in range(16)]  # 48 kB, of which the service takes 16
+    assert reward(["q"] * 16, texts, final_answer=list(range(16))) == [1.0] * 16
+    with pytest.raises(RequestRefusedError, match="body_too_large"):
+        reward(["q"] * 2, ["x" * 20_000, "x"], final_answer=[1, 1])
 
 
 def test_why_nothing_is_scored_is_said_once(service: RunningService, caplog: pytest.LogCaptureFixture) -> None:
