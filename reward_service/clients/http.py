@@ -44,8 +44,9 @@ class RewardClient:
 
     With `batch_window_s`, calls of the same rewards, run and policy version that come within so many seconds of the
     first are sent together, `batch_items` items a request at most, and each gets its own results. It is off by default:
-    a trainer that calls once a group would only wait. It is for callers of single items, of which it makes many times
-    more a second.
+    a trainer that calls once a group would only wait. It is for callers of single items: 3000 at once are scored at
+    12,600 a second with 2 ms and at 700 without (two cores, the service on one of them), but a call on its own takes
+    6 ms instead of 2.
 
     A URL may carry credentials, `https://anyone:KEY@host`; messages never show them.
 
