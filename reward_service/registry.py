@@ -9,6 +9,7 @@ from reward_service.rewards import BUILTIN_REWARDS
 from reward_service.rewards.base import Reward
 from reward_service.rewards.code import make_code_reward
 from reward_service.rewards.custom import CustomRewardError, entry_point_specs, load_custom
+from reward_service.rewards.judge import make_judge_reward
 from reward_service.settings import ServiceSettings
 
 
@@ -20,6 +21,9 @@ def load_rewards(settings: ServiceSettings) -> Mapping[str, Reward]:
     rewards = dict(BUILTIN_REWARDS)
     code = make_code_reward(settings.sandbox)
     rewards[code.name] = code
+    if settings.judge is not None:
+        judge = make_judge_reward(settings.judge)
+        rewards[judge.name] = judge
     wanted = None if settings.rewards is None else set(settings.rewards)
     installed = [] if wanted is None else [spec for spec in entry_point_specs() if spec.name in wanted]
     try:

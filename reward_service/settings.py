@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reward_service.audit.settings import AuditSettings
+from reward_service.judging.settings import JudgeSettings
 from reward_service.rewards.custom import CustomRewardSpec
 from reward_service.sandbox.settings import SandboxSettings
 
@@ -77,6 +78,7 @@ class ServiceSettings(_Settings):
     rewards: tuple[str, ...] | None = Field(None, min_length=1, description="Rewards to serve; null: all there are.")
     custom_rewards: tuple[CustomRewardSpec, ...] = Field((), description="Rewards of your own, `module:function`.")
     sandbox: SandboxSettings = Field(default_factory=SandboxSettings, description="How the reward `code` runs code.")
+    judge: JudgeSettings | None = Field(None, description="Endpoint of the reward `judge`; null: there is no judge.")
     profiles: Mapping[str, Profile] = Field(
         default_factory=lambda: {"gsm8k": GSM8K_PROFILE}, description="Profiles of /get_reward and /rm, by name."
     )
