@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import ssl
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx
 
+from reward_service.backoff import backoff_s, retry_after_s
 from reward_service.clients.batching import Batcher
 from reward_service.clients.errors import BadAnswerError, RequestRefusedError, RewardServiceUnavailable
 from reward_service.clients.wire import ScoreCall, decode_response, error_detail, make_call
 from reward_service.types import ItemResult, RewardItem, RewardSpec
 
-_FIRST_BACKOFF_S = 0.1
-_MAX_BACKOFF_S = 10.0
+_READY_POLL_S = 0.1
 _MAX_RESPONSE_BYTES = 256 * 2**20
 _RETRIED_STATUSES = frozenset({408, 425, 429})
 _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -146,12 +143,12 @@ class RewardClient:
                         return decode_response(await self._post(body), call.items, call.rewards)
                     except (_RetryLater, BadAnswerError) as error:
                         last = error
-                    backoff_s = random.uniform(0.0, min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0 ** min(num_tries, 30)))
+                    pause_s = backoff_s(num_tries)
                     if isinstance(last, _RetryLater):
-                        backoff_s = max(backoff_s, last.wait_s)
-                    if asyncio.get_running_loop().time() + backoff_s >= call.deadline:
+                        pause_s = max(pause_s, last.wait_s)
+                    if asyncio.get_running_loop().time() + pause_s >= call.deadline:
                         break  # nothing to be gained by sleeping into the deadline
-                    await asyncio.sleep(backoff_s)
+                    await asyncio.sleep(pause_s)
         except TimeoutError:
             last = last or TimeoutError("still waiting for an answer, or for a free place among the concurrent calls")
         kind = BadAnswerError if isinstance(last, BadAnswerError) else RewardServiceUnavailable
@@ -172,7 +169,7 @@ class RewardClient:
                         if response.status_code == httpx.codes.OK:
                             return
                         last = f"status {response.status_code}, {error_detail(response.content)}"
-                    await asyncio.sleep(min(_FIRST_BACKOFF_S, timeout_s / 10))
+                    await asyncio.sleep(min(_READY_POLL_S, timeout_s / 10))
         except TimeoutError:
             message = (
                 f"reward service {self._shown_url} was not ready within {timeout_s:g} s: {last}; is it running there?"
@@ -200,7 +197,7 @@ class RewardClient:
             return bytes(answer)
         message = f"status {status}, {error_detail(bytes(answer))}"
         if status in _RETRIED_STATUSES or status >= 500:
-            raise _RetryLater(message, wait_s=_retry_after_s(response.headers.get("retry-after")))
+            raise _RetryLater(message, wait_s=retry_after_s(response.headers.get("retry-after")))
         raise RequestRefusedError(f"reward service {self._shown_url} refused the request: {message}", status)
 
 
@@ -230,15 +227,3 @@ def _trusting(ca_file: str | Path) -> ssl.SSLContext:
 
 def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _retry_after_s(value: str | None) -> float:
-    """Seconds that a Retry-After header asks to wait (it may be a number or a date); 0 if it does not say."""
-    if value is None:
-        return 0.0
-    if value.isascii() and value.isdigit():
-        return float(value[:9])
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0

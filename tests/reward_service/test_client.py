@@ -18,6 +18,7 @@ import orjson
 import pytest
 
 from reward_service.app import create_app
+from reward_service.backoff import retry_after_s
 from reward_service.child import start_in_subprocess
 from reward_service.clients.errors import (
     BadAnswerError,
@@ -25,7 +26,7 @@ from reward_service.clients.errors import (
     RewardServiceError,
     RewardServiceUnavailable,
 )
-from reward_service.clients.http import RewardClient, _retry_after_s
+from reward_service.clients.http import RewardClient
 from reward_service.settings import ServiceSettings
 from reward_service.types import ItemResult, RewardItem, RewardScore, RewardSpec
 
@@ -195,10 +196,10 @@ async def test_retry_after_beyond_the_deadline_is_not_slept_through() -> None:
 
 def test_retry_after_forms() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert 55 < _retry_after_s(later) <= 60
-    assert _retry_after_s("7") == 7.0
+    assert 55 < retry_after_s(later) <= 60
+    assert retry_after_s("7") == 7.0
     for value in (None, "", "soon", "-5", "٧", "Wed, 21 Oct 2015 07:28:00 GMT"):
-        assert _retry_after_s(value) == 0.0
+        assert retry_after_s(value) == 0.0
 
 
 def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
