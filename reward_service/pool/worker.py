@@ -17,6 +17,7 @@ import sys
 import time
 from bisect import bisect_left
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
@@ -145,7 +146,15 @@ def _encode(item_id: str, total: float | None, scores: dict[str, RewardScore]) -
 
 
 def _settle(parent_pid: int) -> None:
-    """Ends with the process it was forked from, leaves Ctrl-C to the server, and prints where the log is."""
+    """Ends with the process it was forked from, leaves Ctrl-C to the server, and prints where the log is.
+
+    The server of forks ends when the last end of a pipe is closed, and gives each fork one, so that it could fork too:
+    a worker that hangs would keep it, and itself, alive after the service was killed.
+    """
+    forks: Any = forkserver._forkserver  # has no public name
+    if (alive_fd := getattr(forks, "_forkserver_alive_fd", None)) is not None:
+        os.close(alive_fd)
+        forks._forkserver_alive_fd = None
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -209,7 +209,7 @@ async def test_a_chunk_is_split_around_what_held_it_up() -> None:
     parts = chunk.split(Verdict(2, 1, "timeout", "late"))
     assert [part.positions for part in parts] == [[3], [2, 4], [5]]
     assert parts[0].job().verdicts == {0: {"b": ("timeout", "late")}}
-    assert parts[0].split(Verdict(0, 0, "timeout", "late too")) == []  # neither reward is left to be run: it is answered
+    assert parts[0].split(Verdict(0, 0, "timeout", "late too")) == []  # no reward is left to be run
     for part in (*parts[1:], Chunk(request, [0])):
         part.take([ScoredItem(1.0, [1.0, 1.0], b"{}")] * len(part.positions))
     answers = await future
