@@ -52,7 +52,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = openapi.document(app, keys=settings.keys_file is not None)
+            app.openapi_schema = openapi.document(app, settings, service.rewards)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way

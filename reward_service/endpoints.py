@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
@@ -32,11 +32,16 @@ from reward_service.service import RewardService
 from reward_service.types import RewardSpec
 
 router = APIRouter()
-DEFAULT_PROFILE = "gsm8k"
+DEFAULT_PROFILE: Final = "gsm8k"
+OPEN: Final[dict[str, Any]] = {"security": []}
+"""Of endpoints that ask for no key."""
+REFUSALS: Final = (401, 404, 408, 409, 413, 422, 429, 500, 503)
 
 
 @router.post(
-    "/v1/score", responses=returns(ScoreResponse, 401, 408, 413, 422, 429, 500, 503), openapi_extra=takes(ScoreRequest)
+    "/v1/score",
+    responses=returns(ScoreResponse, *REFUSALS),
+    openapi_extra=takes(ScoreRequest),
 )
 async def score(request: Request) -> Response:
     """Score completions: applies the rewards to every item. What could not be scored is null with a reason, never 0."""
@@ -50,7 +55,7 @@ async def score(request: Request) -> Response:
 
 @router.post(
     "/get_reward",
-    responses=returns(OpenRlhfResponse, 401, 404, 408, 413, 422, 429, 500, 503),
+    responses=returns(OpenRlhfResponse, *REFUSALS),
     openapi_extra=takes(OpenRlhfRequest),
 )
 async def openrlhf(request: Request) -> Response:
@@ -60,7 +65,7 @@ async def openrlhf(request: Request) -> Response:
 
 @router.post(
     "/get_reward/{profile}",
-    responses=returns(OpenRlhfResponse, 401, 404, 408, 413, 422, 429, 500, 503),
+    responses=returns(OpenRlhfResponse, *REFUSALS),
     openapi_extra=takes(OpenRlhfRequest),
 )
 async def openrlhf_profile(request: Request, profile: str) -> Response:
@@ -72,14 +77,16 @@ async def openrlhf_profile(request: Request, profile: str) -> Response:
         return _json(msgspec.json.encode(protocols.to_openrlhf(scored.plan, scored.results, settings)))
 
 
-@router.post("/rm", responses=returns(float, 401, 404, 408, 413, 422, 429, 500, 503), openapi_extra=takes(SlimeRequest))
+@router.post("/rm", responses=returns(float, *REFUSALS), openapi_extra=takes(SlimeRequest))
 async def slime(request: Request) -> Response:
     """slime's `--rm-url`, by the profile `gsm8k`."""
     return await slime_profile(request, DEFAULT_PROFILE)
 
 
 @router.post(
-    "/rm/{profile}", responses=returns(float, 401, 404, 408, 413, 422, 429, 500, 503), openapi_extra=takes(SlimeRequest)
+    "/rm/{profile}",
+    responses=returns(float, *REFUSALS),
+    openapi_extra=takes(SlimeRequest),
 )
 async def slime_profile(request: Request, profile: str) -> Response:
     """slime's `--rm-url`, by a profile of the service's settings."""
@@ -120,13 +127,13 @@ async def audit(
     return _json(msgspec.json.encode(AuditRecords(records)))
 
 
-@router.get("/healthz", responses=returns(Health))
+@router.get("/healthz", responses=returns(Health), openapi_extra=OPEN)
 async def healthz() -> Response:
     """Is the process alive? Answers as long as the event loop does."""
     return _json(msgspec.json.encode(Health("ok")))
 
 
-@router.get("/readyz", responses=returns(Health, 503))
+@router.get("/readyz", responses=returns(Health, 503), openapi_extra=OPEN)
 async def readyz(request: Request) -> Response:
     """Can it score? There is a worker that no item holds up."""
     if (why := _service(request).unready) is not None:
@@ -134,7 +141,11 @@ async def readyz(request: Request) -> Response:
     return _json(msgspec.json.encode(Health("ok")))
 
 
-@router.get("/metrics", responses={200: {"description": "Prometheus's text format.", "content": {"text/plain": {}}}})
+@router.get(
+    "/metrics",
+    responses={200: {"description": "Prometheus's text format.", "content": {"text/plain": {}}}},
+    openapi_extra=OPEN,
+)
 async def metrics(request: Request) -> Response:
     """Requests, items, seconds a reward takes, queue, workers."""
     return Response(_service(request).metrics.text(), media_type=CONTENT_TYPE)

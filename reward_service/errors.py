@@ -23,10 +23,17 @@ class InvalidRequestError(ServiceError):
     error = "invalid_request"
 
 
+class ContradictionError(ServiceError):
+    """The body is what the schema asks for, but its parts do not fit one another."""
+
+    status = 409
+    error = "contradiction"
+
+
 class UnknownRewardError(ServiceError):
     """A reward of that name is not served here."""
 
-    status = 422
+    status = 404
     error = "unknown_reward"
 
 
@@ -81,10 +88,17 @@ class NoAuditError(ServiceError):
 
 
 class UnscorableError(ServiceError):
-    """An item has no score, and the protocol has no way to say so."""
+    """An item has no score now, and the protocol has no way to say so."""
 
     status = 503
     error = "unscorable"
+
+
+class InvalidLabelError(ServiceError):
+    """A label is not what the profile's rewards compare with, and the protocol has no way to say so."""
+
+    status = 409
+    error = "invalid_label"
 
 
 class ShuttingDownError(ServiceError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -9,6 +10,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from reward_service import schemas
+from reward_service.rewards.base import Reward
+from reward_service.settings import ServiceSettings
 
 _BODIES = (
     schemas.ScoreRequest,
@@ -30,7 +33,8 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
 }
 _ERRORS = {
     401: "No valid API key.",
-    404: "There is nothing of that name.",
+    404: "There is nothing of that name: no such reward, profile or log.",
+    409: "The parts of the body contradict one another, or a label is not what the profile's rewards compare with.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
     422: "Not JSON, against the schema, beyond a limit, or an unknown reward.",
@@ -53,14 +57,22 @@ def takes(body: type) -> dict[str, Any]:
     return {"requestBody": {"required": True, **_content(body)}}
 
 
-def document(app: FastAPI, *, keys: bool) -> dict[str, Any]:
-    """The document of `app`."""
+def document(app: FastAPI, settings: ServiceSettings, rewards: Mapping[str, Reward]) -> dict[str, Any]:
+    """The document of `app`: with the limits, rewards and profiles of this very service."""
     found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
     _, bodies = msgspec.json.schema_components(_BODIES, ref_template="#/components/schemas/{name}")
     for name, example in _EXAMPLES.items():
         bodies[name]["examples"] = [example]
+    bodies["RewardRequest"]["oneOf"] = [_asked_for(bodies["RewardRequest"], reward) for reward in rewards.values()]
+    bodies["ScoreRequest"]["properties"]["items"]["maxItems"] = settings.max_items
+    bodies["OpenRlhfRequest"]["properties"]["query"]["maxItems"] = settings.max_items
+    for name, text in (("ScoreItem", "completion"), ("ScoreItem", "prompt"), ("SlimeRequest", "response")):
+        bodies[name]["properties"][text]["maxLength"] = settings.max_text_chars
+    for path, operations in found["paths"].items():
+        if path.endswith("{profile}"):
+            operations["post"]["parameters"][0]["schema"]["enum"] = sorted(settings.profiles)
     found.setdefault("components", {})["schemas"] = bodies
-    if keys:
+    if settings.keys_file is not None:
         found["components"]["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
             "basic": {"type": "http", "scheme": "basic", "description": "The key as password, any user name."},
@@ -68,6 +80,12 @@ def document(app: FastAPI, *, keys: bool) -> dict[str, Any]:
         }
         found["security"] = [{"bearer": []}, {"basic": []}, {"header": []}]
     return found
+
+
+def _asked_for(generic: dict[str, Any], reward: Reward) -> dict[str, Any]:
+    """What a request for this reward looks like."""
+    properties = {**generic["properties"], "name": {"const": reward.name}, "params": reward.params.model_json_schema()}
+    return {**generic, "title": reward.name, "description": reward.description, "properties": properties}
 
 
 def _content(body: type) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 OpenRLHF's remote reward sends lists: `query` is a prompt with its completion, `prompts` and `labels` belong to it; it
 expects `rewards`, `scores` (which its dynamic sampling filters by, so they are in [0, 1]) and `extra_logs`, lists of as
 many numbers. slime sends one item a request and expects a bare number. Neither can say "no score": the profile says
-which number stands for it, and unless it does the answer is an error.
+which number stands for it, and unless it does the answer is an error: 409 where the label is at fault, else 503.
 
 Both decode the sampled tokens with the one that ended them, so that an answer arrives as "72<|im_end|>", which is no
 number: the profile names such texts, and they are taken off the end.
@@ -14,28 +14,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from reward_service.chat import transcript
-from reward_service.errors import InvalidRequestError, UnscorableError
-from reward_service.pool.messages import ScoredItem
+from reward_service.errors import ContradictionError, InvalidLabelError, UnscorableError
+from reward_service.pool.messages import EncodedItem, ScoredItem
 from reward_service.schemas import OpenRlhfRequest, OpenRlhfResponse, ScoreItem, SlimeRequest
 from reward_service.scoring import Plan
 from reward_service.settings import Profile
+from reward_service.types import Reason
 
 _MAX_END_TOKENS = 4
 
 
 def from_openrlhf(body: OpenRlhfRequest, profile: Profile) -> list[ScoreItem]:
-    """The items; the completion is the query without its leading prompt. InvalidRequestError if one does not lead."""
+    """The items; the completion is the query without its leading prompt. ContradictionError if one does not lead."""
     lengths = {len(body.query), len(body.prompts), len(body.labels)}
     if len(lengths) > 1:
-        raise InvalidRequestError(
+        raise ContradictionError(
             f"query, prompts and labels must be as long as one another; they have {len(body.query)},"
             f" {len(body.prompts)} and {len(body.labels)} entries"
         )
     items = []
     for index, (query, prompt, label) in enumerate(zip(body.query, body.prompts, body.labels, strict=True)):
         if not query.startswith(prompt):
-            raise InvalidRequestError(
+            raise ContradictionError(
                 f"query.{index} does not begin with prompts.{index}, so its completion cannot be told apart"
             )
         items.append(_item(prompt, query[len(prompt) :], label, profile, str(index)))
@@ -89,7 +92,9 @@ def _total(plan: Plan, result: ScoredItem, index: int, profile: Profile) -> floa
     if not missing and result.total is not None:
         return result.total
     if profile.unscorable is None:
-        raise UnscorableError(
+        rewards = msgspec.json.decode(result.result, type=EncodedItem).rewards
+        of_label = all(rewards[name].reason == Reason.INVALID_REFERENCE for name in missing)
+        raise (InvalidLabelError if of_label else UnscorableError)(
             f"item {index} has no score for {', '.join(missing)}, which this protocol cannot say; the profile's setting"
             " `unscorable` can name a number for it, or use POST /v1/score"
         )

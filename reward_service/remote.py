@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -154,9 +155,15 @@ class RemoteScoring:
         if isinstance(self._rewards.get(gate.name), JudgeReward):
             raise InvalidParamsError(f"params of reward {judge!r}: gate {gate.name!r} is a judge itself")
         try:
-            return make_plan([RewardSpec(name=gate.name, params=gate.params)], self._rewards)[0].params
+            (planned,) = make_plan([RewardSpec(name=gate.name, params=gate.params)], self._rewards)
         except ServiceError as error:
             raise InvalidParamsError(f"params of reward {judge!r}: gate: {error}") from None
+        if gate.threshold > planned.reward.high:
+            raise InvalidParamsError(
+                f"params of reward {judge!r}: threshold = {gate.threshold:g}, and gate {gate.name!r} scores"
+                f" {planned.reward.high:g} at most"
+            )
+        return planned.params
 
     @contextmanager
     def _room(self, num_items: int) -> Iterator[None]:
@@ -180,19 +187,20 @@ class RemoteScoring:
         judge, params = self._judges[planned.reward.name], planned.params
         assert isinstance(params, Params)
         grades: dict[int, RewardScore] = {}
-        positions = iter(range(len(items)))
+        if params.gate is not None:
+            verdicts = enumerate(gated(params.gate, rewards) for rewards in found)
+            grades = {position: verdict for position, verdict in verdicts if verdict is not None}
+        positions = iter([position for position in range(len(items)) if position not in grades])
         stats = RewardStats(planned.reward.name, [0] * (len(BUCKETS_S) + 1))
 
         async def take_turns() -> None:
             for position in positions:
-                began = time.monotonic()
-                grade = None if params.gate is None else gated(params.gate, found[position])
-                if grade is None:
-                    item = items[position]
-                    task = Task(item.completion, item.reference, item.prompt, item.metadata)
-                    grade = await _grade(judge, task, params)
-                grades[position] = grade
-                _count(stats, time.monotonic() - began, grade)
+                item, began = items[position], time.monotonic()
+                task = Task(item.completion, item.reference, item.prompt, item.metadata)
+                grades[position] = await _grade(judge, task, params)
+                seconds = time.monotonic() - began
+                stats.buckets[bisect_left(BUCKETS_S, seconds)] += 1
+                stats.total_s += seconds
 
         # No more of a request at a time than the judge takes calls, so that requests share it in turns.
         with suppress(TimeoutError):
@@ -200,10 +208,10 @@ class RemoteScoring:
                 for _ in range(min(len(items), judge.max_concurrency)):
                     group.create_task(take_turns())
         late = unscored(Reason.TIMEOUT, f"not judged within request_timeout_s = {self._settings.request_timeout_s:g} s")
-        if num_late := len(items) - len(grades):
-            stats.reasons[Reason.TIMEOUT] = stats.reasons.get(Reason.TIMEOUT, 0) + num_late
+        scores = [grades.get(position, late) for position in range(len(items))]
+        stats.reasons = dict(Counter(score.reason for score in scores if score.reason is not None))
         self._pool.statistics.add([stats])
-        return [grades.get(position, late) for position in range(len(items))]
+        return scores
 
 
 def gated(gate: Gate, found: _Found) -> RewardScore | None:
@@ -211,7 +219,8 @@ def gated(gate: Gate, found: _Found) -> RewardScore | None:
     verdict = _decode_verdict(found[gate.name])
     told = {"gated": {"by": gate.name, "score": verdict.score, "threshold": gate.threshold}}
     if verdict.score is None:
-        return RewardScore(score=None, reason=verdict.reason, details=told)
+        message = f"the gate {gate.name!r} has no score"
+        return RewardScore(score=None, reason=verdict.reason, details={"message": message, **told})
     return RewardScore(score=0.0, details=told) if verdict.score < gate.threshold else None
 
 
@@ -236,10 +245,3 @@ async def _grade(judge: Judge, task: Task, params: Params) -> RewardScore:
     except Exception as error:  # one item's misfortune is not the request's; what is cancelled passes through
         logger.exception("a judge failed")
         return unscored(Reason.VERIFIER_ERROR, f"{type(error).__name__}: {error}")
-
-
-def _count(stats: RewardStats, seconds: float, grade: RewardScore) -> None:
-    stats.buckets[bisect_left(BUCKETS_S, seconds)] += 1
-    stats.total_s += seconds
-    if grade.reason is not None:
-        stats.reasons[grade.reason] = stats.reasons.get(grade.reason, 0) + 1

@@ -6,10 +6,12 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 from pydantic import ValidationError
 
-from reward_service.errors import InvalidParamsError, InvalidRequestError, UnknownRewardError
+from reward_service.errors import ContradictionError, InvalidParamsError, UnknownRewardError
 from reward_service.rewards.base import NotScorableError, Reward, RewardParams, Task
 from reward_service.types import Reason, RewardScore, RewardSpec
 
@@ -39,15 +41,21 @@ def make_plan(specs: Iterable[RewardSpec], rewards: Mapping[str, Reward]) -> Pla
                 f"there is no reward {spec.name!r:.100}; this service has {', '.join(sorted(rewards))}"
             )
         if spec.name in plan:
-            raise InvalidRequestError(
-                f"reward {spec.name!r} is asked for twice; results are keyed by name, so ask once"
-            )
+            raise ContradictionError(f"reward {spec.name!r} is asked for twice; results are keyed by name, so ask once")
         try:
-            params = rewards[spec.name].params.model_validate(spec.params)
+            params = _validated(rewards[spec.name].params, spec.params)
         except ValidationError as error:
-            raise InvalidParamsError(f"params of reward {spec.name!r}: {describe(error)}") from None
+            # What a validator of the reward's own refuses fits the schema, but not together.
+            kind = ContradictionError if {e["type"] for e in error.errors()} == {"value_error"} else InvalidParamsError
+            raise kind(f"params of reward {spec.name!r}: {describe(error)}") from None
         plan[spec.name] = PlannedReward(reward=rewards[spec.name], weight=spec.weight, params=params)
     return tuple(plan.values())
+
+
+def _validated(model: type[RewardParams], params: Mapping[str, Any]) -> RewardParams:
+    """As JSON, where strict means what the published schema means; to which 2.0 is an integer."""
+    whole = {k: int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**53 else v for k, v in params.items()}
+    return model.model_validate_json(msgspec.json.encode(whole), strict=True)
 
 
 def unscored(reason: str, message: str) -> RewardScore:

@@ -52,7 +52,7 @@ class Profile(_Settings):
     unscorable: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="Number given where there is no score, which these protocols cannot say; null: an error 503.",
+        description="Number given where there is no score, which these protocols cannot say; null: an error.",
     )
     end_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         END_TOKENS, description="Texts of the tokens that end a completion, taken off its end: trainers send them too."

@@ -159,7 +159,7 @@ async def test_a_reward_that_fails_costs_only_its_own_score(bad: str) -> None:
         ({"rewards": PAIR, "items": [item(id=7)]}, "invalid_request"),
         ({"rewards": PAIR, "items": [item(refrence={})]}, "invalid_request"),
         ({"rewards": PAIR, "items": [], "policy_version": -1}, "invalid_request"),
-        ({"rewards": [PAIR[0], PAIR[0]], "items": []}, "invalid_request"),
+        ({"rewards": [PAIR[0], PAIR[0]], "items": []}, "contradiction"),
         (b'{"rewards": [{"name": "gsm8k_format", "weight": NaN}], "items": []}', "invalid_request"),
         ({"rewards": [{"name": "gsm8k_format", "weight": 1e300}], "items": []}, "invalid_request"),
         ({"rewards": [{"name": "nonesuch"}], "items": []}, "unknown_reward"),
@@ -170,7 +170,7 @@ async def test_a_reward_that_fails_costs_only_its_own_score(bad: str) -> None:
 )
 async def test_bad_requests(client: httpx.AsyncClient, body: Any, error: str) -> None:
     response = await client.post("/v1/score", content=body if isinstance(body, bytes) else orjson.dumps(body))
-    assert response.status_code == 422
+    assert response.status_code == {"contradiction": 409, "unknown_reward": 404}.get(error, 422)
     assert error_of(response) == error
     assert len(response.content) < 2000
 

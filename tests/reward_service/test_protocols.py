@@ -135,13 +135,13 @@ async def test_unknown_profile(service: Service) -> None:
 
 async def test_unscorable(service: Service) -> None:
     response = get_reward(f"{service.url}/get_reward", [GOOD, GOOD], ["72", "nobody knows"])
-    assert (response.status_code, response.json()["error"]) == (503, "unscorable")
+    assert (response.status_code, response.json()["error"]) == (409, "invalid_label")
     assert response.json()["detail"].startswith("item 1 has no score for gsm8k_correctness")
     response = get_reward(f"{service.url}/get_reward/lost-is-minus-one", [GOOD, GOOD], ["72", None])
     assert response.json()["rewards"] == [1.5, -1.0]
     assert response.json()["scores"] == [1.0, 0.0]
     status, answer = await rm(f"{service.url}/rm", prompt="q", response=GOOD, label=None)
-    assert (status, answer["error"]) == (503, "unscorable")
+    assert (status, answer["error"]) == (409, "invalid_label")
     assert await rm(f"{service.url}/rm/lost-is-minus-one", prompt="q", response=GOOD, label=None) == (200, -1.0)
 
 
@@ -152,7 +152,7 @@ def test_a_label_may_be_the_whole_reference(service: Service) -> None:
 def test_a_query_without_its_leading_prompt(service: Service) -> None:
     """Where the completion begins cannot be told, so nothing is guessed."""
     response = get_reward(f"{service.url}/get_reward", [GOOD, GOOD], ["72", "72"], prompts=[PROMPT, "another"])
-    assert (response.status_code, response.json()["error"]) == (422, "invalid_request")
+    assert (response.status_code, response.json()["error"]) == (409, "contradiction")
     assert "query.1 does not begin with prompts.1" in response.json()["detail"]
     response = get_reward(f"{service.url}/get_reward", [GOOD], ["72"], prompts=[""])
     assert response.json()["rewards"] == [1.5]  # no prompt leads everything
@@ -160,7 +160,7 @@ def test_a_query_without_its_leading_prompt(service: Service) -> None:
 
 def test_lists_of_other_lengths(service: Service) -> None:
     response = get_reward(f"{service.url}/get_reward", [GOOD], ["72", "72"])
-    assert response.status_code == 422
+    assert response.status_code == 409
     assert "they have 1, 1 and 2 entries" in response.json()["detail"]
     assert get_reward(f"{service.url}/get_reward", [], []).json()["rewards"] == []
 
