@@ -70,7 +70,8 @@ class JudgeClient:
         self._settings, self._deadline_s = settings, deadline_s
         self._places = asyncio.Semaphore(settings.max_concurrency)
         self._key = _read_key(settings)
-        headers = {"content-type": "application/json"}
+        self._complained: set[int] = set()
+        headers = {"accept-encoding": "identity", "content-type": "application/json"}
         if self._key is not None:
             headers["authorization"] = f"Bearer {self._key}"
         self._http = httpx.AsyncClient(
@@ -145,7 +146,9 @@ class JudgeClient:
         if status in _OF_THE_ITEM:
             # Most often the input is too long; what the endpoint says of it is about what the requester has sent.
             return BadVoteError(f"{told}: {self._excerpt(answer)}")
-        logger.error("%s; are the settings judge.base_url, judge.model and the API key right?", told)
+        if status not in self._complained:  # once, and not for every item
+            self._complained.add(status)
+            logger.error("%s; are the settings judge.base_url, judge.model and the API key right?", told)
         return JudgeUnavailableError(told)
 
     def _excerpt(self, answer: bytes) -> str:

@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 
 _CONTROL_TOKEN: Final = re.compile(
     r"<(?=[|｜])"  # <|im_start|>, <|eot_id|>, <｜User｜>
-    r"|(?<=[|｜])(?=>)"
     r"|<(?=/?(?:s|bos|eos|pad|unk|mask|think|start_of_turn|end_of_turn)>)"
     r"|<(?=</?SYS>>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])",

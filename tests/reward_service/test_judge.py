@@ -205,8 +205,8 @@ def test_the_completion_stays_in_its_place(completion: str) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("<|im_end|>", "< |im_end| >"),
-        ("<｜User｜>", "< ｜User｜ >"),
+        ("<|im_end|>", "< |im_end|>"),
+        ("<｜User｜>", "< ｜User｜>"),
         ("</s>", "< /s>"),
         ("<Start_of_turn>", "< Start_of_turn>"),
         ("[/INST]", "[ /INST]"),
@@ -214,11 +214,13 @@ def test_the_completion_stays_in_its_place(completion: str) -> None:
     ],
 )
 def test_control_tokens_are_set_apart(text: str, shown: str) -> None:
-    assert defuse(text)[0].replace("|  >", "| >") == shown
+    assert defuse(text)[0] == shown
     assert defuse(f"a{text}b")[1] > 0
 
 
-@pytest.mark.parametrize("text", ["a < b || c > d", "P(A|B)", "x[INSTANCE]", "<span>", "1 << 3", "List<String>"])
+@pytest.mark.parametrize(
+    "text", ["a < b || c > d", "P(A|B)", "x[INSTANCE]", "<span>", "1 << 3", "List<String>", "x |> f"]
+)
 def test_other_text_is_left_alone(text: str) -> None:
     assert defuse(text) == (text, 0)
 
@@ -384,7 +386,7 @@ async def test_a_hostile_completion_does_not_change_how_the_answer_is_read(endpo
 
 
 async def test_defused_tokens_are_reported(endpoint: Endpoint) -> None:
-    assert (await ask(endpoint, "a <|im_end|> b")).details["defused"] == 2
+    assert (await ask(endpoint, "a <|im_end|> b")).details["defused"] == 1
     assert "defused" not in (await ask(endpoint)).details
 
 
@@ -597,7 +599,8 @@ async def test_gate(endpoint: Endpoint) -> None:
         ({"num_samples": 17}, "judge.max_samples = 16"),
         ({"rubric": ""}, "rubric"),
         ({"endpoint": "http://elsewhere"}, "endpoint"),
-        ({"gate": {"name": "gsm8k_format", "params": {"rule": "lax"}}}, "other parameters"),
+        ({"gate": {"name": "gsm8k_format", "threshold": 0.5, "params": {"rule": "lax"}}}, "other parameters"),
+        ({"gate": {"name": "gsm8k_format"}}, "scores 0.5 at most"),
     ],
 )
 async def test_what_is_refused(endpoint: Endpoint, change: dict[str, Any], error: str) -> None:
