@@ -55,7 +55,7 @@ class Batch(msgspec.Struct, array_like=True):
 class Job(msgspec.Struct, array_like=True, frozen=True):
     """Items for one worker. `verdicts` says of an item's position which rewards are not to be run, and why."""
 
-    specs: msgspec.Raw
+    specs: bytes
     """The rewards, as `encode_specs` has them: the same bytes for the same rewards, so that plans can be kept."""
     items: Sequence[ScoreItem]
     verdicts: dict[int, dict[str, tuple[str, str]]]
@@ -65,16 +65,28 @@ class Job(msgspec.Struct, array_like=True, frozen=True):
 class ReceivedJob(msgspec.Struct, array_like=True, frozen=True):
     """A `Job` at the worker's end."""
 
-    specs: msgspec.Raw
+    specs: bytes
     items: list[ScoreItem]
     verdicts: dict[int, dict[str, tuple[str, str]]]
 
 
-_encoder = msgspec.msgpack.Encoder()
+def encode_job(job: Job) -> bytes:
+    """As msgpack, or as JSON where a reference holds an integer of more than 64 bits."""
+    try:
+        return msgspec.msgpack.encode(job)
+    except OverflowError:
+        return msgspec.json.encode(job)
 
-encode_job = _encoder.encode
-decode_job = msgspec.msgpack.Decoder(ReceivedJob).decode
-encode_specs = _encoder.encode
-decode_specs = msgspec.msgpack.Decoder(tuple[RewardSpec, ...]).decode
-encode_batch = _encoder.encode
+
+def decode_job(data: bytes) -> ReceivedJob:
+    """The inverse of `encode_job`; the first byte tells which it is."""
+    return _job_of_json(data) if data[:1] == b"[" else _job_of_msgpack(data)
+
+
+_job_of_msgpack = msgspec.msgpack.Decoder(ReceivedJob).decode
+_job_of_json = msgspec.json.Decoder(ReceivedJob).decode
+
+encode_specs = msgspec.json.Encoder().encode
+decode_specs = msgspec.json.Decoder(tuple[RewardSpec, ...]).decode
+encode_batch = msgspec.msgpack.Encoder().encode
 decode_batch = msgspec.msgpack.Decoder(Batch).decode

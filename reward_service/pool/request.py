@@ -37,7 +37,7 @@ class PoolRequest:
         future: asyncio.Future[Sequence[ScoredItem]],
     ) -> None:
         self.specs, self.deadlines_s, self.items, self.future = specs, deadlines_s, items, future
-        self.encoded_specs = msgspec.Raw(encode_specs(specs))
+        self.encoded_specs = encode_specs(specs)
         self.abandoned = False
         self.num_kills = 0
         """Workers that ended with items of this request."""

@@ -72,7 +72,7 @@ class _Worker:
         self._plans: dict[bytes, Plan] = {}
 
     def run(self, job: ReceivedJob) -> None:
-        plan = self._plan(bytes(job.specs))
+        plan = self._plan(job.specs)
         batch = _new_batch(plan)
         sent = time.monotonic()
         for position, item in enumerate(job.items):

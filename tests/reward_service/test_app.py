@@ -128,6 +128,12 @@ async def test_total_is_null_if_nothing_was_scored(client: httpx.AsyncClient) ->
         assert result["rewards"]["last_number"]["details"]["message"]
 
 
+async def test_references_may_hold_any_json(client: httpx.AsyncClient) -> None:
+    reference = {"final_answer": 10**40, "more": [2**64, -(2**70), 1e-320, None, {"\x00": "\U0001f600"}]}
+    body = {"rewards": PAIR, "items": [{"completion": f"#### The final answer is {10**40}", "reference": reference}]}
+    assert (await client.post("/v1/score", json=body)).json()["results"][0]["total"] == 1.5
+
+
 async def test_no_items_no_results(client: httpx.AsyncClient) -> None:
     assert (await client.post("/v1/score", json={"rewards": PAIR, "items": []})).json()["results"] == []
 
