@@ -140,6 +140,7 @@ def _add_bench(commands: Any) -> None:
         "--sweep", action=argparse.BooleanOptionalAction, default=True, help="every batch size with 1, 8 and 64 clients"
     )
     reward.add_argument("--data-file", help="GSM8K's training file, for real items (default: generated ones)")
+    reward.add_argument("--soak", type=_positive, metavar="SECONDS", help="instead: load with items that misbehave")
     reward.set_defaults(run=_bench_reward)
 
 
@@ -245,8 +246,10 @@ def _bench_learner(arguments: argparse.Namespace) -> int:
 
 
 def _bench_reward(arguments: argparse.Namespace) -> int:
-    from orchestration.bench import reward, run_bench
+    from orchestration.bench import reward, reward_soak, run_bench
 
+    if arguments.soak is not None:
+        return run_bench("soak", lambda: reward_soak.run(arguments.soak), as_json=arguments.json)
     given = vars(arguments)
     options = reward.RewardBench(**{name: given[name] for name in reward.RewardBench.__slots__})
     return run_bench("reward", lambda: reward.run(options), as_json=arguments.json)
