@@ -10,7 +10,9 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from learner.cpu_memory import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
+from orchestration.placement import Placement
 from rollout_server.types import (
     AdapterPayload,
     Completion,
@@ -114,3 +116,17 @@ class LearnerActor:
 def whereabouts() -> str:
     """Host and process of the caller, for messages."""
     return f"host {socket.gethostname()}, pid {os.getpid()}"
+
+
+def actor_environment(placement: Placement, actor_class: type) -> dict[str, str]:
+    """Environment variables of an actor's process.
+
+    Ray sets OMP_NUM_THREADS to the CPUs an actor reserves; on a machine without GPU each actor uses all cores in turn.
+    """
+    environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    if placement.device == "cpu":
+        environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
+        environment["DS_ACCELERATOR"] = "cpu"
+        if actor_class is LearnerActor:
+            environment |= CPU_ENVIRONMENT
+    return environment

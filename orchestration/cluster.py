@@ -10,22 +10,25 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.metrics import Gauge
 from ray.util.placement_group import PlacementGroup, placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from learner.cpu_memory import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
-from orchestration.actors import LearnerActor, RolloutActor
+from orchestration.actors import LearnerActor, RolloutActor, actor_environment
 from orchestration.config import RunConfig
 from orchestration.errors import MachineError, RemoteTimeoutError, WorkerDiedError
 from orchestration.machine_needs import model_size, object_store_bytes
 from orchestration.placement import Placement, Slot, effective_rollout, place
 from orchestration.ports import AdapterHandle
+from orchestration.reward_actor import ClusterNode, RewardServiceActor, ServiceEndpoint
+from orchestration.reward_config import ActorDeployment
+from orchestration.reward_deployment import preferred_node, start_on
 from orchestration.tasks import gather_or_cancel
 from rollout_server.balancing import Balancer, prefix_key
 from rollout_server.types import (
@@ -329,6 +332,29 @@ class Cluster:
         await self._start_all(ranks, timeout_s, lambda index: ({**settings, "rank": index},))
         return RayLearner(ranks, self._config)
 
+    async def start_reward_service(self, log_folder: Path) -> tuple[RemoteActor, ServiceEndpoint]:
+        """Start the reward service on a CPU node, where there is one; returns when it is ready to score.
+
+        Raises MachineError when no node takes it, ServiceStartError when it does not start there.
+        """
+        reward, deployment = self._config.reward, self._config.reward.deployment
+        assert self.placement is not None, "connect() comes first"
+        assert isinstance(deployment, ActorDeployment)
+        options: dict[str, Any] = {"num_cpus": deployment.num_cpus, "resources": deployment.resources}
+        if (node := preferred_node(alive_nodes(), deployment)) is not None:
+            # Soft by the public rule waits for a node that is full; with the private one another is taken.
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
+                node.node_id, soft=True, _spill_on_unavailable=True
+            )
+        environment = {"env_vars": actor_environment(self.placement, RewardServiceActor)}
+        actor_class = ray.remote(RewardServiceActor).options(
+            name="reward-0", max_concurrency=4, runtime_env=environment, **options
+        )
+        actor = RemoteActor("reward-0", actor_class.remote("reward-0", own_node))
+        self._actors.append(actor)
+        endpoint = await start_on(actor, reward, driver_node_id=own_node().node_id, log_folder=log_folder)
+        return actor, endpoint
+
     @staticmethod
     async def _start_all(
         actors: Sequence[RemoteActor],
@@ -352,15 +378,16 @@ class Cluster:
         ray.shutdown()
 
 
-def actor_environment(placement: Placement, actor_class: type) -> dict[str, str]:
-    """Environment variables of an actor's process.
+def alive_nodes() -> list[ClusterNode]:
+    """The cluster's nodes, with what each has in all."""
+    return [
+        ClusterNode(node_id=node["NodeID"], address=node["NodeManagerAddress"], resources=node["Resources"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
-    Ray sets OMP_NUM_THREADS to the CPUs an actor reserves; on a machine without GPU each actor uses all cores in turn.
-    """
-    environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-    if placement.device == "cpu":
-        environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
-        environment["DS_ACCELERATOR"] = "cpu"
-        if actor_class is LearnerActor:
-            environment |= CPU_ENVIRONMENT
-    return environment
+
+def own_node() -> ClusterNode:
+    """The node of the calling process."""
+    node_id = ray.get_runtime_context().get_node_id()
+    return next(node for node in alive_nodes() if node.node_id == node_id)

@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from learner.config import LearnerConfig
 from orchestration.errors import ConfigError
+from orchestration.reward_config import RewardConfig
+from orchestration.section import Section
 from rollout_server.config import RolloutConfig
-
-
-class Section(BaseModel):
-    """A group of settings; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ModelConfig(Section):
@@ -70,35 +66,6 @@ class CopyData(Section):
 
 
 DataConfig = Annotated[ArithmeticData | Gsm8kData | CopyData, Field(discriminator="kind")]
-
-
-class RewardSpec(Section):
-    """One named reward of the service."""
-
-    name: str = Field(description="Its name at the service.")
-    weight: float = Field(1.0, description="Its weight in the total.")
-    params: dict[str, Any] = Field(default_factory=dict, description="Its parameters.")
-
-
-class RewardConfig(Section):
-    """Where completions are scored, and by what."""
-
-    url: str | None = Field(None, description="A running reward service; unset: one is started on loopback.")
-    api_key: str | None = Field(None, description="Key of that service.", repr=False, exclude=True)
-    rewards: tuple[RewardSpec, ...] = Field(
-        (RewardSpec(name="gsm8k_format"), RewardSpec(name="gsm8k_correctness")),
-        min_length=1,
-        description="Rewards whose weighted sum is learned from.",
-    )
-    control: Literal["none", "random"] = Field(
-        "none",
-        description="random: train on random draws instead of the rewards (which are still measured): a control "
-        "that shows whether a gain comes from the rewards.",
-    )
-    timeout_s: float = Field(30.0, gt=0, description="Limit on one HTTP call, seconds.")
-    deadline_s: float = Field(120.0, gt=0, description="Retries go on so long, seconds; then the run stops.")
-    max_concurrency: int = Field(32, ge=1, description="Calls under way at once.")
-    start_timeout_s: float = Field(60.0, gt=0, description="Limit on the loopback service's start, seconds.")
 
 
 class RunConfig(Section):
@@ -221,6 +188,9 @@ FOLLOWING_KEYS: Mapping[str, str] = {
 }
 """The learner's copies of what is written once, elsewhere: dr_grpo's constant length, a schedule's end, the weights."""
 
+UNIONS = ("data", "reward.deployment")
+"""Settings that are one of several kinds: a word alone is the kind, `reward.deployment=actor`."""
+
 _NEVER = 2**31  # the end of a schedule in a run without steps
 
 
@@ -237,11 +207,13 @@ def load_config(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> Ru
         ConfigError: one line, naming the offending key or value and what to do.
     """
     tree = _read_recipe(recipe)
+    _spell_out_kinds(tree)
     for override in overrides:
         key, value = _parse_override(override)
         if key in FOLLOWING_KEYS:
             raise ConfigError(f"{key!r} follows {FOLLOWING_KEYS[key]!r}: set that")
         _assign(tree, key, value, override)
+        _spell_out_kinds(tree)
     return _validate(tree)
 
 
@@ -313,6 +285,17 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any, override: str) -> Non
     node[leaf] = value
 
 
+def _spell_out_kinds(tree: dict[str, Any]) -> None:
+    """Writes `{kind: actor}` where a union's value is `actor`, so that the rest of its settings can be added."""
+    for dotted in UNIONS:
+        *parents, leaf = dotted.split(".")
+        node: Any = tree
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict) and isinstance(node.get(leaf), str):
+            node[leaf] = {"kind": node[leaf]}
+
+
 def _validate(tree: dict[str, Any]) -> RunConfig:
     if isinstance(tree.get("data"), dict):
         tree["data"].setdefault("kind", "arithmetic")
@@ -325,12 +308,14 @@ def _validate(tree: dict[str, Any]) -> RunConfig:
 def _explain(error: ValidationError) -> str:
     """The first problem as one sentence."""
     problem = error.errors()[0]
-    kinds = {"arithmetic", "gsm8k", "copy"}  # pydantic puts the union's tag into the path
+    kinds = {"arithmetic", "gsm8k", "copy", "local", "actor"}  # pydantic puts the union's tag into the path
     dotted = ".".join(str(part) for part in problem["loc"] if part not in kinds)
     if problem["type"] == "extra_forbidden":
         known = [*flat_keys(), *(name for name, value in RunConfig.model_fields.items() if value.default_factory)]
         if dotted in RENAMED_KEYS:
             return f"unknown setting {dotted!r}; here it is {RENAMED_KEYS[dotted]!r}"
+        if dotted in known:
+            return f"{dotted!r} is a setting of another kind of {dotted.rpartition('.')[0]!r}"
         return f"unknown setting {dotted!r}{_nearest(dotted, known)}"
     message = problem["msg"].removeprefix("Value error, ")
     if not dotted:

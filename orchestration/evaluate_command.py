@@ -23,10 +23,11 @@ from orchestration.evaluation import evaluate
 from orchestration.machine_facts import collect
 from orchestration.noise import noise_to_file
 from orchestration.placement import place
+from orchestration.reward_deployment import JUDGES, reward_client
 from orchestration.run_folder import CONFIG_FILE
 from orchestration.scoring import HttpScorer
 from orchestration.statistics import bootstrap_mean
-from orchestration.train import JUDGES, make_prompt_builder, reward_client, training_sampling
+from orchestration.train import make_prompt_builder, training_sampling
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
 from rollout_server.errors import RolloutError

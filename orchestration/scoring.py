@@ -7,9 +7,9 @@ import random
 from collections.abc import Sequence
 
 from learner.types import ScoredCompletion
-from orchestration.config import RewardSpec
 from orchestration.errors import RewardsUnavailableError
 from orchestration.ports import Problem, Scorer
+from orchestration.reward_config import RewardSpec
 from reward_service.clients.errors import RewardServiceError
 from reward_service.clients.http import RewardClient
 from reward_service.types import RewardItem

@@ -6,14 +6,14 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from learner.errors import LearnerError
 from orchestration import doctor
-from orchestration.config import RewardConfig, RewardSpec, RunConfig
+from orchestration.config import RunConfig
 from orchestration.data.cache import Progress
 from orchestration.data.datasets import load_problems
 from orchestration.data.dequantized import served_model
@@ -21,17 +21,22 @@ from orchestration.data.models import resolve_model
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.tokenizer import load_tokenizer
-from orchestration.errors import ConfigError, RlvrError
-from orchestration.evaluation import LENIENT, STRICT
+from orchestration.errors import RlvrError
 from orchestration.loop import Rooms, TrainingLoop
 from orchestration.machine_facts import collect
 from orchestration.ports import BuiltPrompt, Scorer
 from orchestration.report import Reporter, make_reporter
+from orchestration.reward_deployment import (
+    JUDGES,
+    WatchedScorer,
+    actor_client,
+    reward_client,
+    service_settings,
+)
 from orchestration.run_folder import RunFolder
 from orchestration.scoring import HttpScorer, RandomControlScorer
 from orchestration.source import PromptSource
 from orchestration.tasks import unless_set
-from reward_service.child import start_in_subprocess
 from reward_service.clients.errors import RewardServiceError
 from reward_service.clients.http import RewardClient
 from reward_service.errors import ServiceStartError
@@ -39,8 +44,6 @@ from rollout_server.errors import RolloutError
 from rollout_server.types import SamplingParams
 
 Result = TypeVar("Result")
-
-JUDGES = (RewardSpec(name=STRICT), RewardSpec(name=LENIENT))
 
 
 class Interrupted(Exception):  # noqa: N818  # not an error: the user asked for it
@@ -65,6 +68,8 @@ async def _train(config: RunConfig) -> int:
     with signals_set(stop), closing(make_reporter(sys.stdout)) as reporter:
         # Everything that can be wrong cheaply comes before the first folder is made and the first process started.
         doctor.require_machine(config)
+        if config.reward.url is None:
+            service_settings(config.reward)  # read for what may be wrong with it
         problems = load_problems(config.data)
         model_path = await _unless_stopped(stop, _resolve_model(config, reporter))
         builder = make_prompt_builder(config, problems, model_path)
@@ -115,16 +120,20 @@ async def _start_rooms(
 ) -> Rooms:
     from orchestration.cluster import Cluster  # loads ray, a second or two: not before the cheap checks
 
-    client = await stack.enter_async_context(reward_client(config.reward, folder.path / "logs"))
-    scorer: Scorer = HttpScorer(client, config.reward.rewards, run_id=folder.path.name)
-    if config.reward.control == "random":
-        scorer = RandomControlScorer(scorer, seed=config.seed)
-    judge = HttpScorer(client, JUDGES, run_id=folder.path.name)
-
     cluster = Cluster(config, run_id=f"{folder.path.name}-{os.getpid()}", model_path=str(model_path))
+    in_cluster = config.reward.deployment.kind == "actor"
+    if not in_cluster:  # comes first, as it is up, or shows what is wrong, sooner than Ray
+        client = await stack.enter_async_context(reward_client(config.reward, folder.path / "logs"))
+        scorer, judge = make_scorers(config, client, run_id=folder.path.name)
     stack.push_async_callback(cluster.shutdown)
     placement = cluster.connect()
     reporter.start(config, f"{placement.mode}: {cluster.describe()}")
+    if in_cluster:
+        reporter.phase("starting", "the reward service")
+        actor, endpoint = await cluster.start_reward_service(folder.path / "logs")
+        reporter.note("info", f"the reward service is on {actor.where}")
+        client, watch = await stack.enter_async_context(actor_client(config.reward, actor, endpoint))
+        scorer, judge = (WatchedScorer(s, watch) for s in make_scorers(config, client, run_id=folder.path.name))
     if config.learner.lora.modules_to_save:
         reporter.note(
             "info",
@@ -147,6 +156,14 @@ async def _start_rooms(
     )
 
 
+def make_scorers(config: RunConfig, client: RewardClient, *, run_id: str) -> tuple[Scorer, Scorer]:
+    """What training learns from, and what evaluations are decided by."""
+    scorer: Scorer = HttpScorer(client, config.reward.rewards, run_id=run_id)
+    if config.reward.control == "random":
+        scorer = RandomControlScorer(scorer, seed=config.seed)
+    return scorer, HttpScorer(client, JUDGES, run_id=run_id)
+
+
 def training_sampling(config: RunConfig, builder: PromptBuilder) -> SamplingParams:
     """How the run's groups are drawn; a completion ends where the settings or the prompt's layout say."""
     rollout = config.rollout
@@ -165,36 +182,6 @@ def make_prompt_builder(config: RunConfig, problems: Problems, model_path: Path)
     """The run's prompts; they leave room for a whole completion in the context."""
     room = config.rollout.max_model_len - config.rollout.max_completion_length
     return PromptBuilder(load_tokenizer(model_path), problems.shots, room)
-
-
-@asynccontextmanager
-async def reward_client(config: RewardConfig, log_folder: Path) -> AsyncIterator[RewardClient]:
-    """A client of the configured service, or of one started on loopback for as long as the block lasts.
-
-    Raises ConfigError for a malformed URL; RewardServiceError or ServiceStartError when nothing healthy answers.
-    """
-    service = None
-    if config.url is None:
-        service = await asyncio.to_thread(
-            start_in_subprocess, log_path=log_folder / "reward_service.log", timeout_s=config.start_timeout_s
-        )
-    try:
-        client = RewardClient(
-            service.url if service is not None else str(config.url),
-            timeout_s=config.timeout_s,
-            deadline_s=config.deadline_s,
-            max_concurrency=config.max_concurrency,
-            api_key=config.api_key,
-        )
-    except ValueError as error:
-        raise ConfigError(f"reward.url={config.url!r}: {error}") from error
-    try:
-        async with client:
-            await client.health(timeout_s=config.timeout_s)
-            yield client
-    finally:
-        if service is not None:
-            await asyncio.to_thread(service.stop)
 
 
 @contextmanager

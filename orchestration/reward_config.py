@@ -1,0 +1,93 @@
+"""Settings of the rewards: which, and where they are computed. Loads no heavy library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from orchestration.section import Section
+
+
+class RewardSpec(Section):
+    """One named reward of the service."""
+
+    name: str = Field(description="Its name at the service.")
+    weight: float = Field(1.0, description="Its weight in the total.")
+    params: dict[str, Any] = Field(default_factory=dict, description="Its parameters.")
+
+
+class LocalDeployment(Section):
+    """The run's own service is a child process of the driver, on loopback."""
+
+    kind: Literal["local"] = "local"
+
+
+class ActorDeployment(Section):
+    """The run's own service is a Ray actor: on a node without GPUs where the cluster has one with room for it.
+
+    It listens on its node's address and demands a key that is made for the run. There is no TLS: who can read the
+    network between the nodes can read the key.
+    """
+
+    kind: Literal["actor"] = "actor"
+    num_cpus: float = Field(
+        1.0, gt=0, le=1024, allow_inf_nan=False, description="Cores it reserves; as many scoring processes are started."
+    )
+    resources: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict, description='Ray resources that its node has to have, such as {"reward": 1}.'
+    )
+
+    @field_validator("resources")
+    @classmethod
+    def _are_custom(cls, resources: dict[str, float]) -> dict[str, float]:
+        if own := {"CPU", "GPU", "memory", "object_store_memory"} & resources.keys():
+            raise ValueError(f"resource {min(own)} is Ray's own: cores are num_cpus, and the service needs no GPU")
+        return resources
+
+
+Deployment = Annotated[LocalDeployment | ActorDeployment, Field(discriminator="kind")]
+
+
+class RewardConfig(Section):
+    """Where completions are scored, and by what."""
+
+    url: str | None = Field(None, description="A running reward service; unset: the run starts one, see `deployment`.")
+    api_key: str | None = Field(None, description="Key of that service.", repr=False, exclude=True)
+    deployment: Deployment = Field(
+        default_factory=LocalDeployment,
+        description="Where the run starts its own service: local or actor; `rlvr eval` always takes local.",
+    )
+    settings_file: Path | None = Field(
+        None,
+        description="The service's own settings, as for `rlvr reward serve --settings` (rewards of your own, sandbox, "
+        "judge, audit), for a service that the run starts. Which rewards are served, address, port, keys and TLS are "
+        "the run's; other paths in it are those of the service's node.",
+    )
+    rewards: tuple[RewardSpec, ...] = Field(
+        (RewardSpec(name="gsm8k_format"), RewardSpec(name="gsm8k_correctness")),
+        min_length=1,
+        description="Rewards whose weighted sum is learned from.",
+    )
+    control: Literal["none", "random"] = Field(
+        "none",
+        description="random: train on random draws instead of the rewards (which are still measured): a control "
+        "that shows whether a gain comes from the rewards.",
+    )
+    timeout_s: float = Field(30.0, gt=0, description="Limit on one HTTP call, seconds.")
+    deadline_s: float = Field(120.0, gt=0, description="Retries go on so long, seconds; then the run stops.")
+    max_concurrency: int = Field(32, ge=1, description="Calls under way at once.")
+    start_timeout_s: float = Field(60.0, gt=0, description="Limit on the start of the run's own service, seconds.")
+
+    @model_validator(mode="after")
+    def _one_service(self) -> RewardConfig:
+        if self.url is None:
+            return self
+        for name, given in (
+            ("deployment=actor", self.deployment.kind == "actor"),
+            (f"settings_file={self.settings_file}", self.settings_file is not None),
+        ):
+            if given:
+                raise ValueError(f"reward.{name} is about a service that the run starts; leave it out, or reward.url")
+        return self
