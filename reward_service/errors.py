@@ -146,7 +146,7 @@ class RateLimitedError(ServiceError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-        self.headers = MappingProxyType({"retry-after": str(max(1, math.ceil(retry_after_s)))})
+        self.headers = {"retry-after": str(max(1, math.ceil(retry_after_s)))}
 
 
 class ServiceStartError(Exception):
