@@ -35,6 +35,7 @@ def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Ray's files of this test; short, as sockets lie in it."""
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))  # an actor that is killed leaves a folder
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
