@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
 from typing import Any, NamedTuple
 
 import msgspec
@@ -35,6 +35,8 @@ from reward_service.scoring import Plan, make_plan
 from reward_service.settings import Profile, ServiceSettings
 from reward_service.types import RewardSpec
 
+_RESULT_BYTES = 400
+"""About what an item's identifiers and scores take in the audit log's messages."""
 NOBODY = Caller(name=ANONYMOUS)
 
 
@@ -132,18 +134,27 @@ class RewardService:
         remote = self._remote.prepare(plan, specs)
         check_limits(items, self.settings)
         caller.spend(len(items))
-        if self._audit is not None:
-            await self._audit.room()
         deadlines_s = [self.settings.deadline_of(p.reward.name, p.reward.deadline_s) for p in plan]
-        if remote is None:
-            results = await self.pool.score(specs, deadlines_s, items)
-        else:
-            results = await self._remote.score(remote, items)
-        scored = Scored(plan, items, results)
-        if self._audit is not None:
-            self._audit.offer(_audit_batch(scored, caller, run_id, policy_version))
+        async with self._recording(items) as audit:
+            if remote is None:
+                results = await self.pool.score(specs, deadlines_s, items)
+            else:
+                results = await self._remote.score(remote, items)
+            scored = Scored(plan, items, results)
+            if audit is not None:
+                audit.offer(_audit_batch(scored, caller, run_id, policy_version))
         self.metrics.items.inc(len(items))
         return scored
+
+    @asynccontextmanager
+    async def _recording(self, items: Sequence[ScoreItem]) -> AsyncIterator[AuditHandle | None]:
+        """The audit log, once it has room for these items; None if there is none."""
+        if self._audit is None:
+            yield None
+            return
+        size = sum(len(item.prompt) + len(item.completion) + _RESULT_BYTES for item in items)
+        async with self._audit.room(size):
+            yield self._audit
 
     async def explain(
         self, caller: Caller, run_id: str | None, item_id: str | None, limit: int

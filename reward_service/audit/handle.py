@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Final, Self, cast
 
 import msgspec
@@ -41,6 +42,7 @@ class AuditHandle:
         self._start = Start(settings.model_dump_json(), secrets.token_hex(16), service_version)
         self._unacked: deque[bytes] = deque()
         self._in_flight = 0
+        self._reserved = 0
         self._sent = 0
         self._committed = 0
         self._head = Head(0, "")
@@ -81,28 +83,39 @@ class AuditHandle:
     def offer(self, batch: AuditBatch) -> None:
         """Hands over the decisions of one request; does not wait.
 
-        Raises AuditUnavailableError if they cannot be recorded: the request must not be answered then.
+        Raises AuditUnavailableError if they cannot be recorded: the request must not be answered then. What bounds the
+        bytes in flight is `room`.
         """
         self._require_working()
         data = frame(batch)
-        limit = self._settings.max_bytes_in_flight
-        if self._in_flight and self._in_flight + len(data) > limit:
-            raise AuditUnavailableError(f"the audit log is behind by max_bytes_in_flight = {limit}; try again later")
         self._unacked.append(data)
         self._in_flight += len(data)
         self._sent += 1
         assert self._link is not None
         self._link.write(data)
 
-    async def room(self) -> None:
+    @asynccontextmanager
+    async def room(self, num_bytes: int) -> AsyncIterator[None]:
         """Waits, before a request is worked on, until its decisions can be handed over when they are there.
 
-        Raises AuditUnavailableError if the writer has failed or does not catch up within `room_timeout_s`.
+        About `num_bytes` are kept free for them until the block ends: requests under way at once would otherwise find
+        the room taken by one another. Raises AuditUnavailableError if the writer has failed or does not catch up
+        within `room_timeout_s`.
         """
-        half = self._settings.max_bytes_in_flight // 2
-        if self._failed is None and self._in_flight <= half:
-            return
-        await self._until(lambda: self._in_flight <= half, self._settings.room_timeout_s)
+        limit = self._settings.max_bytes_in_flight
+
+        def fits() -> bool:
+            held = self._in_flight + self._reserved
+            return held == 0 or held + num_bytes <= limit
+
+        if self._failed is not None or not fits():
+            await self._until(fits, self._settings.room_timeout_s)
+        self._reserved += num_bytes
+        try:
+            yield
+        finally:
+            self._reserved -= num_bytes
+            self._wake()
 
     async def flush(self, timeout_s: float) -> None:
         """Waits until everything offered so far is committed; AuditUnavailableError if it is not in time."""

@@ -30,9 +30,11 @@ class AuditSettings(BaseModel):
     flush_s: float = Field(0.5, gt=0, le=60, description="A record is committed at the latest after so many seconds.")
     flush_records: int = Field(10_000, ge=1, description="Records that are committed without waiting for flush_s.")
     max_bytes_in_flight: int = Field(
-        64 * 2**20, ge=2**16, description="Bytes handed over and not yet committed; beyond it the service answers 503."
+        64 * 2**20, ge=2**16, description="Bytes handed over and not yet committed; beyond it requests wait."
     )
-    room_timeout_s: float = Field(2.0, gt=0, description="Time a request waits for the writer to catch up, seconds.")
+    room_timeout_s: float = Field(
+        10.0, gt=0, description="Time a request waits for the writer to catch up, seconds; then 503."
+    )
     busy_timeout_s: float = Field(10.0, gt=0, description="Time to wait for another writer's transaction, seconds.")
     start_timeout_s: float = Field(30.0, gt=0, description="Time the writer has to start, seconds.")
     drain_timeout_s: float = Field(

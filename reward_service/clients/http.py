@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import re
 import ssl
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from reward_service.types import ItemResult, RewardItem, RewardSpec
 _READY_POLL_S = 0.1
 _MAX_RESPONSE_BYTES = 256 * 2**20
 _RETRIED_STATUSES = frozenset({408, 425, 429})
-_LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class _RetryLater(Exception):  # noqa: N818  # a signal between two functions here
@@ -91,7 +91,7 @@ class RewardClient:
             limits=httpx.Limits(max_connections=max_concurrency + 1, max_keepalive_connections=max_concurrency + 1),
             transport=transport,
             verify=True if ca_file is None else _trusting(ca_file),
-            trust_env=parsed.host not in _LOOPBACK_HOSTS,  # a proxy for the outside is none for this machine
+            trust_env=not _is_near(parsed.host),
         )
         self._batcher = (
             Batcher(self._send, window_s=batch_window_s, max_items=batch_items) if batch_window_s > 0 else None

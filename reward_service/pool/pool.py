@@ -175,7 +175,7 @@ class WorkerPool:
             await asyncio.sleep(min(_MAX_BACKOFF_S, _FIRST_BACKOFF_S * 2.0**self._failed_starts))
         try:
             worker = await self._factory.start(self._on_ready, self._on_batch, self._on_end)
-        except (OSError, EOFError) as error:
+        except Exception as error:  # whatever it is, the next try may do better, and requests must not wait for ever
             self._failed_starts += 1
             logger.error("a worker did not start: %s: %s", type(error).__name__, error)
         else:
