@@ -201,6 +201,15 @@ class RewardClient:
         raise RequestRefusedError(f"reward service {self._shown_url} refused the request: {message}", status)
 
 
+def _is_near(host: str) -> bool:
+    """Whether a host is this machine, or a private network's address: a proxy for the outside is none for these."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_private
+
+
 def parse_url(url: str) -> httpx.URL:
     """ValueError if it is not one to post to."""
     shown = re.sub("//[^/@]*@", "//…@", url)
