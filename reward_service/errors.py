@@ -108,6 +108,13 @@ class ShuttingDownError(ServiceError):
     error = "shutting_down"
 
 
+class ClientGoneError(ServiceError):
+    """Whoever asked has hung up; nobody reads this."""
+
+    status = 499
+    error = "client_gone"
+
+
 class NotReadyError(ServiceError):
     """No worker can score at the moment."""
 

@@ -196,6 +196,17 @@ def test_what_was_accepted_is_answered_on_sigterm(tmp_path: Path) -> None:
         assert "Traceback" not in service.log_path.read_text()
 
 
+def test_what_nobody_waits_for_any_more_is_given_up(tmp_path: Path) -> None:
+    with serving(tmp_path, "hangs", deadline_s=60) as service:
+        body = {"rewards": [{"name": "hangs"}], "items": [{"completion": "sleeps"}] * 3}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{service.url}/v1/score", json=body, timeout=0.5, trust_env=False)
+        gone = 'reward_workers_restarted_total{reason="abandoned"}'
+        assert wait_until(lambda: gone in get(service, "/metrics").text)
+        assert 'reward_requests_total{endpoint="/v1/score",status="499"} 1.0' in get(service, "/metrics").text
+        assert "Traceback" not in service.log_path.read_text()
+
+
 def test_a_killed_service_leaves_no_process(tmp_path: Path) -> None:
     with serving(tmp_path, "hangs", audit=AuditSettings(database=str(tmp_path / "a.db"))) as service:
         body = {"rewards": [{"name": "hangs"}], "items": [{"completion": "spins"}, {"completion": "deaf"}]}
