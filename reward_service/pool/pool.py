@@ -197,6 +197,7 @@ class WorkerPool:
 
     def _on_ready(self, worker: WorkerProcess) -> None:
         self._failed_starts = 0
+        worker.was_ready = True
         self._idle.append(worker)
         self._pump()
 
@@ -212,8 +213,8 @@ class WorkerPool:
         self.statistics.add(batch.stats)
         chunk.take(batch.items)
         if batch.leaving:
-            self._ends[worker] = End(batch.leaving)
-            return  # it ends by itself, and then the rest of its chunk comes back
+            self._end(worker, End(batch.leaving))  # the rest of its chunk comes back with its end
+            return
         if not chunk.positions:
             del self._jobs[worker]
             self._put_back(worker)
@@ -261,6 +262,9 @@ class WorkerPool:
     def _on_end(self, worker: WorkerProcess) -> None:
         """Brings back what a worker left undone. Its progress is still: what it was at when it ended is known."""
         self._workers.discard(worker)
+        if not worker.was_ready and not self._closing:
+            self._failed_starts += 1
+            logger.error("a worker ended before it was ready; its output says more")
         if worker in self._idle:
             self._idle.remove(worker)
         chunk, _ = self._jobs.pop(worker, (None, 0.0))

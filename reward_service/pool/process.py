@@ -41,6 +41,7 @@ class WorkerProcess(asyncio.Protocol):
         self.num_items = 0
         """Items it was given so far."""
         self.demoted = False
+        self.was_ready = False
 
     @property
     def pid(self) -> int:

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -147,6 +148,26 @@ async def test_a_held_up_worker_is_left_the_spare_time_and_then_replaced() -> No
         while pool.num_workers > 1:
             await asyncio.sleep(0.01)
         assert held_up not in pool._workers
+
+
+async def test_workers_that_cannot_start_are_tried_again_with_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text(
+        "import multiprocessing, pathlib\n"
+        "def score(completion, reference, params): return 1.0\n"
+        "if multiprocessing.parent_process() is not None:\n"
+        f"    with open({str(tmp_path / 'starts')!r}, 'a') as file: file.write('x')\n"
+        "    raise ImportError('not in a worker')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    custom = (CustomRewardSpec(name="only_here", target="only_here:score"),)
+    pool = WorkerPool(ServiceSettings(custom_rewards=custom, rewards=("only_here",), num_workers=1), ())
+    await pool.start()
+    await asyncio.sleep(2.0)
+    assert not pool.ready
+    await pool.close()
+    assert 2 <= len((tmp_path / "starts").read_text()) <= 6  # 0.2, 0.4, 0.8 s … apart
 
 
 async def test_workers_are_recycled() -> None:
