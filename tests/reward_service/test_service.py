@@ -162,7 +162,7 @@ def test_nothing_is_answered_that_cannot_be_recorded(tmp_path: Path) -> None:
 
 
 def test_metrics_count_what_happened(tmp_path: Path) -> None:
-    with serving(tmp_path, "hangs", deadline_s=0.3) as service:
+    with serving(tmp_path, "hangs", deadline_s=1.0) as service:
         post(service)
         rewards = [*PAIR, {"name": "hangs"}]
         post(service, {"rewards": rewards, "items": [{"completion": "sleeps"}, {"completion": GOOD}]})
