@@ -32,6 +32,7 @@ COPY orchestration ./orchestration
 COPY learner ./learner
 COPY rollout_server ./rollout_server
 RUN /opt/rlvr/bin/python -m pip install --no-deps --no-build-isolation .
+# hadolint ignore=DL3059 # the layers of this stage go nowhere
 RUN /opt/rlvr/bin/python -m pip uninstall --yes setuptools pip
 
 FROM python:3.11.14-slim-bookworm
