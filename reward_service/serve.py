@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import uvicorn
 
@@ -59,7 +60,7 @@ def serve(settings: ServiceSettings, *, parent_pid: int | None = None) -> None:
         raise ServiceStartError(f"cannot use the certificate {settings.ssl_certfile}: {error}") from None
     if (warning := binding_warning(settings.host, has_keys=keys, has_tls=tls)) is not None:
         logger.warning("%s", warning)
-    server = _AnnouncingServer(config, url)
+    server = _Server(config, url, hurry=app.state.service.pool.hurry, hurry_after_s=0.8 * settings.shutdown_timeout_s)
     if parent_pid is not None:
         threading.Thread(
             target=_end_with_parent, args=(server, parent_pid, settings.shutdown_timeout_s), daemon=True
@@ -101,17 +102,25 @@ def _url(host: str, port: int, *, tls: bool) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-class _AnnouncingServer(uvicorn.Server):
-    """Says where it is once it accepts connections."""
+class _Server(uvicorn.Server):
+    """Says where it is once it accepts connections, and answers what it has accepted before it ends."""
 
-    def __init__(self, config: uvicorn.Config, url: str) -> None:
+    def __init__(self, config: uvicorn.Config, url: str, *, hurry: Callable[[], None], hurry_after_s: float) -> None:
         super().__init__(config)
-        self._url = url
+        self._url, self._hurry, self._hurry_after_s = url, hurry, hurry_after_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
             print(f"{ANNOUNCEMENT}{self._url}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What is not done when most of the time is over is answered as it is: after all of it connections are cut."""
+        hurry = asyncio.get_running_loop().call_later(self._hurry_after_s, self._hurry)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            hurry.cancel()
 
 
 def _end_with_parent(server: uvicorn.Server, parent_pid: int, shutdown_timeout_s: float) -> None:

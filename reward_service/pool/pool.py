@@ -124,11 +124,15 @@ class WorkerPool:
             request.abandoned = True
             self._requests.discard(request)
 
-    async def close(self) -> None:
-        """Answers nothing more: kills what still works and waits for all workers' ends."""
-        self._closing = True
-        for request in self._requests:
+    def hurry(self) -> None:
+        """Answers all requests with what there is, as the service ends."""
+        for request in list(self._requests):
             request.expire(0.0)
+
+    async def close(self) -> None:
+        """Kills what still works and waits for all workers' ends; what was not reached has no score."""
+        self.hurry()
+        self._closing = True
         for worker in list(self._workers):
             worker.kill()
         if self._watching is not None:

@@ -196,6 +196,19 @@ def test_what_was_accepted_is_answered_on_sigterm(tmp_path: Path) -> None:
         assert "Traceback" not in service.log_path.read_text()
 
 
+def test_what_is_not_done_when_the_time_to_end_is_over_is_answered_as_it_is(tmp_path: Path) -> None:
+    with serving(tmp_path, "hangs", deadline_s=60, shutdown_timeout_s=3, chunk_items=1) as service:
+        body = {"rewards": [{"name": "hangs"}], "items": [{"completion": "x"}, {"completion": "sleeps"}]}
+        with ThreadPoolExecutor() as executor:
+            pending = executor.submit(post, service, body)
+            time.sleep(0.5)
+            service.process.send_signal(signal.SIGTERM)
+            done, cut = pending.result(20).json()["results"]
+        assert done["total"] == 1.0
+        assert cut["rewards"]["hangs"]["reason"] == "unavailable"
+        service.process.wait(10)
+
+
 def test_what_nobody_waits_for_any_more_is_given_up(tmp_path: Path) -> None:
     with serving(tmp_path, "hangs", deadline_s=60) as service:
         body = {"rewards": [{"name": "hangs"}], "items": [{"completion": "sleeps"}] * 3}
