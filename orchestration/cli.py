@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
-from orchestration.config import load_config, recipe_names
+from orchestration.config import load_config
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.reward_commands import add_reward_commands
+from orchestration.settings_tree import recipe_names
 from reward_service.command_line import add_serve_arguments, read_settings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

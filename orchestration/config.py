@@ -5,11 +5,9 @@ Loads no heavy library: `rlvr --help`, `rlvr doctor` and every submit backend st
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -18,7 +16,11 @@ from learner.config import LearnerConfig
 from orchestration.errors import ConfigError
 from orchestration.reward_config import RewardConfig
 from orchestration.section import Section
+from orchestration.settings_tree import assign, nearest, parse_override, read_recipe, spell_out_kinds, walk_keys
+from orchestration.submit.settings import SubmitConfig
 from rollout_server.config import RolloutConfig
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class ModelConfig(Section):
@@ -105,6 +107,12 @@ class RunConfig(Section):
         description="split: rollout workers and learner ranks on GPUs of their own; colocated: they share; "
         "auto: split when there are enough GPUs.",
     )
+    rollout_nodes: str | None = Field(
+        None,
+        description="Name of a Ray resource that the nodes for rollout workers carry, as by `ray start --resources`; "
+        "unset: any node.",
+    )
+    learner_nodes: str | None = Field(None, description="The same for learner ranks.")
     dashboard: bool = Field(True, description="Start Ray's dashboard and node metrics.")
     ray_address: str | None = Field(None, description="A running Ray cluster; unset: one is started here for the run.")
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -160,6 +168,11 @@ class RunConfig(Section):
                 f"max_staleness={self.max_staleness} needs rollout.max_adapter_versions of at least "
                 f"{self.max_staleness + 2}, got {self.rollout.max_adapter_versions}"
             )
+        if self.placement == "colocated" and self.rollout_nodes != self.learner_nodes:
+            raise ValueError(
+                f"placement=colocated shares GPUs between rooms that rollout_nodes={self.rollout_nodes} and "
+                f"learner_nodes={self.learner_nodes} keep on different nodes: use placement=split"
+            )
         if self.data.kind == "gsm8k" and self.data.train_file == self.data.eval_file:
             raise ValueError(f"data.train_file and data.eval_file are the same file: {self.data.train_file}")
         return self
@@ -194,10 +207,12 @@ UNIONS = ("data", "reward.deployment")
 _NEVER = 2**31  # the end of a schedule in a run without steps
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    folder = resources.files("orchestration") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Everything a recipe and its overrides say."""
+
+    run: RunConfig
+    submit: SubmitConfig
 
 
 def load_config(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> RunConfig:
@@ -206,15 +221,23 @@ def load_config(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> Ru
     Raises:
         ConfigError: one line, naming the offending key or value and what to do.
     """
-    tree = _read_recipe(recipe)
-    _spell_out_kinds(tree)
+    return load_settings(recipe, overrides).run
+
+
+def load_settings(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> Settings:
+    """As `load_config`, with the settings of where the run is submitted to."""
+    tree = read_recipe(recipe)
+    spell_out_kinds(tree, UNIONS)
     for override in overrides:
-        key, value = _parse_override(override)
+        key, value = parse_override(override)
         if key in FOLLOWING_KEYS:
             raise ConfigError(f"{key!r} follows {FOLLOWING_KEYS[key]!r}: set that")
-        _assign(tree, key, value, override)
-        _spell_out_kinds(tree)
-    return _validate(tree)
+        assign(tree, key, value, override)
+        spell_out_kinds(tree, UNIONS)
+    if isinstance(tree.get("data"), dict):
+        tree["data"].setdefault("kind", "arithmetic")
+    submit = {name: tree.pop(name) for name in SubmitConfig.model_fields if name in tree}
+    return Settings(run=_validated(RunConfig, tree), submit=_validated(SubmitConfig, submit))
 
 
 def dump_config(config: RunConfig) -> str:
@@ -223,84 +246,13 @@ def dump_config(config: RunConfig) -> str:
 
 
 def flat_keys() -> list[str]:
-    """All dotted keys of a configuration, over all variants of its unions."""
-    return sorted(set(_walk_keys(RunConfig, "")))
+    """All dotted keys of a configuration and its submission, over all variants of their unions."""
+    return sorted({*walk_keys(RunConfig), *walk_keys(SubmitConfig)})
 
 
-def _read_recipe(recipe: str) -> dict[str, Any]:
-    name = recipe
-    if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
-        path = Path(recipe)
-        if not path.is_file():
-            raise ConfigError(
-                f"recipe file {recipe!r} does not exist; shipped recipes are: {', '.join(recipe_names())}"
-            )
-        text, name = path.read_text(encoding="utf-8"), path.stem
-    elif recipe in recipe_names():
-        text = (resources.files("orchestration") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
-    else:
-        raise ConfigError(
-            f"unknown recipe {recipe!r}{_nearest(recipe, recipe_names())}; recipes are: {', '.join(recipe_names())}, "
-            f"or the path of a YAML file"
-        )
+def _validated(model: type[Checked], tree: dict[str, Any]) -> Checked:
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {recipe!r} is not valid YAML: {' '.join(str(error).split())}") from error
-    if tree is None:
-        tree = {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"recipe {recipe!r} must be a mapping of settings, got {type(tree).__name__}")
-    tree.setdefault("recipe", name)
-    return tree
-
-
-def _parse_override(override: str) -> tuple[str, Any]:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"{override!r} is not an override; write key=value, for example max_steps=20")
-    try:
-        return key, yaml.safe_load(_scientific(text)) if text else None
-    except yaml.YAMLError:
-        return key, text
-
-
-def _scientific(text: str) -> str:
-    """YAML reads `1e-4` as text; people mean the number."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return repr(number) if "e" in text.lower() else text
-
-
-def _assign(tree: dict[str, Any], dotted: str, value: Any, override: str) -> None:
-    *parents, leaf = dotted.split(".")
-    node = tree
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"{override!r}: {parent!r} is a value, not a section")
-        node = child
-    node[leaf] = value
-
-
-def _spell_out_kinds(tree: dict[str, Any]) -> None:
-    """Writes `{kind: actor}` where a union's value is `actor`, so that the rest of its settings can be added."""
-    for dotted in UNIONS:
-        *parents, leaf = dotted.split(".")
-        node: Any = tree
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, dict) else None
-        if isinstance(node, dict) and isinstance(node.get(leaf), str):
-            node[leaf] = {"kind": node[leaf]}
-
-
-def _validate(tree: dict[str, Any]) -> RunConfig:
-    if isinstance(tree.get("data"), dict):
-        tree["data"].setdefault("kind", "arithmetic")
-    try:
-        return RunConfig.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
 
@@ -309,40 +261,16 @@ def _explain(error: ValidationError) -> str:
     """The first problem as one sentence."""
     problem = error.errors()[0]
     kinds = {"arithmetic", "gsm8k", "copy", "local", "actor"}  # pydantic puts the union's tag into the path
-    dotted = ".".join(str(part) for part in problem["loc"] if part not in kinds)
+    dotted = ".".join(str(part) for i, part in enumerate(problem["loc"]) if i == 0 or part not in kinds)
     if problem["type"] == "extra_forbidden":
-        known = [*flat_keys(), *(name for name, value in RunConfig.model_fields.items() if value.default_factory)]
+        sections = [*RunConfig.model_fields.items(), *SubmitConfig.model_fields.items()]
+        known = [*flat_keys(), *(name for name, value in sections if value.default_factory)]
         if dotted in RENAMED_KEYS:
             return f"unknown setting {dotted!r}; here it is {RENAMED_KEYS[dotted]!r}"
         if dotted in known:
             return f"{dotted!r} is a setting of another kind of {dotted.rpartition('.')[0]!r}"
-        return f"unknown setting {dotted!r}{_nearest(dotted, known)}"
+        return f"unknown setting {dotted!r}{nearest(dotted, known)}"
     message = problem["msg"].removeprefix("Value error, ")
     if not dotted:
         return message
     return f"{dotted}={problem['input']!r}: {message[0].lower()}{message[1:]}"
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if not close:  # the right leaf in the wrong section
-        leaf = word.rpartition(".")[2]
-        close = [key for key in known if key.rpartition(".")[2] == leaf][:1]
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _walk_keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        dotted = f"{prefix}{name}"
-        nested = [
-            kind for kind in _variants(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)
-        ]
-        if nested and not str(field.annotation).startswith("tuple"):
-            for kind in nested:
-                yield from _walk_keys(kind, f"{dotted}.")
-        else:
-            yield dotted
-
-
-def _variants(annotation: Any) -> tuple[Any, ...]:
-    return getattr(annotation, "__args__", None) or (annotation,)

@@ -29,3 +29,7 @@ class RemoteTimeoutError(RlvrError):
 
 class RewardsUnavailableError(RlvrError):
     """The reward service did not answer, or answered nonsense, until the deadline."""
+
+
+class SubmitError(RlvrError):
+    """A place that takes jobs refused, or did not answer."""

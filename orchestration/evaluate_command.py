@@ -14,7 +14,7 @@ import yaml
 
 from learner.errors import LearnerError
 from orchestration import doctor
-from orchestration.config import RunConfig, load_config, recipe_names
+from orchestration.config import RunConfig, load_config
 from orchestration.data.datasets import load_problems
 from orchestration.data.dequantized import served_model
 from orchestration.data.models import resolve_model
@@ -26,6 +26,7 @@ from orchestration.placement import place
 from orchestration.reward_deployment import JUDGES, reward_client
 from orchestration.run_folder import CONFIG_FILE
 from orchestration.scoring import HttpScorer
+from orchestration.settings_tree import recipe_names
 from orchestration.statistics import bootstrap_mean
 from orchestration.train import make_prompt_builder, training_sampling
 from reward_service.clients.errors import RewardServiceError

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestration.config import dump_config, flat_keys, load_config, recipe_names
+from orchestration.config import dump_config, flat_keys, load_config
 from orchestration.errors import ConfigError
+from orchestration.settings_tree import recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -1,0 +1,125 @@
+"""Settings as text: recipes in YAML, `dotted.key=value` overrides, and the nearest right key to a wrong one.
+
+Knows nothing of the settings themselves; loads no heavy library.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from orchestration.errors import ConfigError
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = resources.files("orchestration") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """A shipped recipe, or a YAML file, as a tree of settings with the recipe's name in it.
+
+    Raises ConfigError naming the recipe.
+    """
+    name = recipe
+    if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
+        path = Path(recipe)
+        if not path.is_file():
+            raise ConfigError(
+                f"recipe file {recipe!r} does not exist; shipped recipes are: {', '.join(recipe_names())}"
+            )
+        text, name = path.read_text(encoding="utf-8"), path.stem
+    elif recipe in recipe_names():
+        text = (resources.files("orchestration") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(
+            f"unknown recipe {recipe!r}{nearest(recipe, recipe_names())}; recipes are: {', '.join(recipe_names())}, "
+            f"or the path of a YAML file"
+        )
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {recipe!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {recipe!r} must be a mapping of settings, got {type(tree).__name__}")
+    tree.setdefault("recipe", name)
+    return tree
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """`a.b=1e-4` as `("a.b", 0.0001)`; the value is read as YAML. Raises ConfigError when it is not of that form."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"{override!r} is not an override; write key=value, for example max_steps=20")
+    try:
+        return key, yaml.safe_load(_scientific(text)) if text else None
+    except yaml.YAMLError:
+        return key, text
+
+
+def _scientific(text: str) -> str:
+    """YAML reads `1e-4` as text; people mean the number."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return repr(number) if "e" in text.lower() else text
+
+
+def assign(tree: dict[str, Any], dotted: str, value: Any, override: str) -> None:
+    """Write a value at its dotted place; raises ConfigError naming `override` when a value is in the way."""
+    *parents, leaf = dotted.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{override!r}: {parent!r} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def spell_out_kinds(tree: dict[str, Any], unions: Sequence[str]) -> None:
+    """Writes `{kind: actor}` where a union's value is `actor`, so that the rest of its settings can be added."""
+    for dotted in unions:
+        *parents, leaf = dotted.split(".")
+        node: Any = tree
+        for parent in parents:
+            node = node.get(parent) if isinstance(node, dict) else None
+        if isinstance(node, dict) and isinstance(node.get(leaf), str):
+            node[leaf] = {"kind": node[leaf]}
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean 'learner.loss.beta'?`, or nothing when no known key is like it."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not close:  # the right leaf in the wrong section
+        leaf = word.rpartition(".")[2]
+        close = [key for key in known if key.rpartition(".")[2] == leaf][:1]
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def walk_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All dotted keys of a group of settings, over all variants of its unions."""
+    for name, field in section.model_fields.items():
+        dotted = f"{prefix}{name}"
+        nested = [
+            kind for kind in _variants(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if nested and not str(field.annotation).startswith("tuple"):
+            for kind in nested:
+                yield from walk_keys(kind, f"{dotted}.")
+        else:
+            yield dotted
+
+
+def _variants(annotation: Any) -> tuple[Any, ...]:
+    return getattr(annotation, "__args__", None) or (annotation,)

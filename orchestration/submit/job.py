@@ -1,0 +1,107 @@
+"""What is submitted, what is known of it afterwards, and what every place must be able to do with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from orchestration.config import RunConfig
+from orchestration.submit.package import CodePackage
+
+Say = Callable[[str], None]
+"""Told, in one line, what is going on."""
+
+
+class JobState(StrEnum):
+    """Where a job is in its life."""
+
+    PENDING = "pending"
+    """Taken, not running yet: waiting for hosts, or for the cluster."""
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """By a person."""
+    UNKNOWN = "unknown"
+    """Its place did not answer, or knows it no more."""
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobStatus:
+    """A job's state, and why."""
+
+    state: JobState
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobSpec:
+    """One run, ready to be sent somewhere; the same wherever it goes."""
+
+    name: str
+    """Small letters, digits and hyphens, at most `settings.MAX_NAME_CHARS`; unique by its time."""
+    run: RunConfig
+    """Resolved. Paths in it are those of the machine that submits: a backend makes them those of its place."""
+    code: CodePackage
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def data_files(self) -> dict[str, str]:
+        """Files that the run reads, by the setting that names them."""
+        if self.run.data.kind != "gsm8k":
+            return {}
+        return {"data.train_file": self.run.data.train_file, "data.eval_file": self.run.data.eval_file}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What would be sent."""
+
+    request: Mapping[str, Any]
+    """The request as JSON, secrets left out."""
+    text: str
+    """The same for a person, as YAML."""
+
+
+class Backend(Protocol):
+    """A place that takes jobs. A `reference` is what it needs to find a job again, in strings."""
+
+    def plan(self, job: JobSpec) -> Plan:
+        """What `submit` would send. Needs no account, no credentials and no network.
+
+        Raises ConfigError for everything that the place would refuse, or worse accept.
+        """
+        ...
+
+    def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
+        """Send it; returns its reference. Raises ConfigError as `plan` does, SubmitError when the place refuses."""
+        ...
+
+    def status(self, reference: Mapping[str, str]) -> JobStatus:
+        """Raises SubmitError when its place does not answer."""
+        ...
+
+    def logs(self, reference: Mapping[str, str], *, follow: bool) -> Iterator[str]:
+        """What it printed so far, in pieces; with `follow` until it ends."""
+        ...
+
+    def stop(self, reference: Mapping[str, str]) -> None:
+        """Ask it to save its state and end. A job that has ended already is left as it is."""
+        ...
+
+    def dashboard_hint(self, reference: Mapping[str, str]) -> str:
+        """How its Ray dashboard is opened, in a sentence or a command."""
+        ...
+
+
+def job_name(recipe: str, *, now: time.struct_time | None = None) -> str:
+    """`rlvr-gsm8k-20261121-172233`, from a recipe's name."""
+    words = "".join(c if c.isascii() and c.isalnum() else "-" for c in recipe.lower()).strip("-")
+    return f"rlvr-{words[:30].strip('-') or 'run'}-{time.strftime('%Y%m%d-%H%M%S', now or time.gmtime())}"

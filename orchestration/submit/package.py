@@ -1,0 +1,142 @@
+"""The code that a job runs: our packages as they are imported here, never data and never secrets.
+
+The package is a folder that works as an entry of sys.path on a machine which has our dependencies but not us: the four
+rooms, and the distribution's metadata, in which vLLM finds our plugin. A zip of it is the same bytes every time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from orchestration.errors import ConfigError
+
+ROOMS = ("learner", "orchestration", "reward_service", "rollout_server")
+MAX_INCLUDED_BYTES = 50 * 2**20
+"""Of `job.include`: more than that is data."""
+
+_DISTRIBUTION = "rlvr"
+_METADATA = ("METADATA", "entry_points.txt")
+_SUFFIXES = (".py", ".yaml", ".typed")
+_SECRET_NAMES = (".env", ".netrc", "credentials", "auth_token", "kubeconfig", "id_rsa", "id_ed25519")
+_SECRET_SUFFIXES = (".pem", ".key", ".p12", ".pfx")
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodePackage:
+    """A folder with everything that has to be importable."""
+
+    folder: Path
+    digest: str
+    """SHA-256 of names and contents, hexadecimal."""
+    num_files: int
+    num_bytes: int
+
+    def describe(self) -> str:
+        return f"{self.num_files} files, {self.num_bytes / 1000:.0f} kB, sha256 {self.digest[:12]}"
+
+    def zipped(self) -> bytes:
+        """The folder as a zip; equal folders give equal bytes."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+            for path in _files(self.folder):
+                entry = zipfile.ZipInfo(path.relative_to(self.folder).as_posix(), _EPOCH)
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, path.read_bytes())
+        return buffer.getvalue()
+
+
+@contextmanager
+def packed_code(include: Sequence[Path] = ()) -> Iterator[CodePackage]:
+    """The package in a folder of its own, for as long as the block lasts.
+
+    Args:
+        include: files and folders of the user to put beside our rooms, each under its own name.
+
+    Raises ConfigError when one of them is not there, has a name that is taken, is a secret, or is too large.
+    """
+    with tempfile.TemporaryDirectory(prefix="rlvr-code-") as name:
+        folder = Path(name)
+        for room in ROOMS:
+            _copy_room(room, folder / room)
+        _copy_metadata(folder)
+        _copy_included(include, folder)
+        yield _described(folder)
+
+
+def _copy_room(room: str, target: Path) -> None:
+    spec = importlib.util.find_spec(room)
+    assert spec is not None, "it is running"
+    assert spec.origin is not None
+    source = Path(spec.origin).parent
+    for path in _files(source):
+        if path.suffix in _SUFFIXES:
+            place = target / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+
+
+def _copy_metadata(folder: Path) -> None:
+    distribution = metadata.distribution(_DISTRIBUTION)
+    place = folder / f"{_DISTRIBUTION}-{distribution.version}.dist-info"
+    place.mkdir()
+    for name in _METADATA:
+        (place / name).write_text(distribution.read_text(name) or "", encoding="utf-8")
+
+
+def _copy_included(include: Sequence[Path], folder: Path) -> None:
+    for source in include:
+        place = folder / source.name
+        if not source.exists():
+            raise ConfigError(f"job.include={str(source)!r} does not exist; give a file or a folder")
+        if place.exists() or not source.name:
+            raise ConfigError(f"job.include={str(source)!r}: the name {source.name!r} is taken; rename it")
+        files = [source] if source.is_file() else list(_files(source))
+        if secret := next((path for path in files if _is_secret(path)), None):
+            raise ConfigError(
+                f"job.include={str(source)!r} holds {secret.name!r}, which looks like a secret; code is stored where "
+                f"others can read it: leave it out"
+            )
+        num_bytes = sum(path.stat().st_size for path in files)
+        if num_bytes > MAX_INCLUDED_BYTES:
+            raise ConfigError(
+                f"job.include={str(source)!r} has {num_bytes / 2**20:.0f} MiB, and {MAX_INCLUDED_BYTES // 2**20} is the most "
+                f"that is taken for code; put data on S3 or on storage that the cluster shares"
+            )
+        for path in files:
+            target = place if source.is_file() else place / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def _is_secret(path: Path) -> bool:
+    name = path.name.lower()
+    return name in _SECRET_NAMES or name.startswith(".env.") or path.suffix.lower() in _SECRET_SUFFIXES
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All plain files, in the order of their names; caches and links are passed over."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink() and "__pycache__" not in path.parts:
+            yield path
+
+
+def _described(folder: Path) -> CodePackage:
+    digest, num_files, num_bytes = hashlib.sha256(), 0, 0
+    for path in _files(folder):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+        num_files, num_bytes = num_files + 1, num_bytes + len(content)
+    return CodePackage(folder=folder, digest=digest.hexdigest(), num_files=num_files, num_bytes=num_bytes)

@@ -1,0 +1,42 @@
+"""Settings of a SageMaker training job. Loads no heavy library."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from orchestration.section import Section
+
+
+class InstanceGroup(Section):
+    """Hosts of one kind in a heterogeneous cluster; all of them carry the Ray resource of the group's role."""
+
+    role: Literal["rollout", "learner", "reward"] = Field(description="What runs there.")
+    instance_type: str = Field(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9-]+$", description="Such as ml.p4d.24xlarge.")
+    instance_count: int = Field(1, ge=1, le=100, description="Hosts.")
+
+
+class SageMakerConfig(Section):
+    """A SageMaker training job that holds a Ray cluster of its own."""
+
+    role: str | None = Field(None, description="ARN of the execution role.")
+    bucket: str | None = Field(None, description="S3 bucket for code, configuration, data and results.")
+    prefix: str = Field("rlvr", description="In front of all keys in the bucket.")
+    region: str | None = Field(None, description="AWS region; unset: the AWS configuration's.")
+    image: str | None = Field(None, description="The training image, docker/rollout_learner.Dockerfile pushed to ECR.")
+    instance_type: str | None = Field(None, pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9-]+$", description="ml.p4d.24xlarge …")
+    instance_count: int = Field(1, ge=1, le=100, description="Hosts of that type.")
+    instance_groups: tuple[InstanceGroup, ...] = Field((), description="A heterogeneous cluster, in place of a type.")
+    volume_size_gib: int = Field(200, ge=1, le=16384, description="Disk of each host.")
+    max_runtime_s: int = Field(86400, ge=1, description="The job is stopped after so long, seconds.")
+    spot: bool = Field(False, description="Spare capacity: cheaper, and interrupted at two minutes' notice.")
+    max_wait_s: int | None = Field(None, ge=1, description="With spot: waiting and running together, seconds.")
+    keep_alive_s: int = Field(0, ge=0, description="Warm pool: the hosts stay so long for the next job, seconds.")
+    remote_debug: bool = Field(
+        True, description="SSM may open a shell or a port of the hosts: the way to the dashboard."
+    )
+    join_timeout_s: float = Field(900.0, gt=0, description="All hosts have joined within so long, seconds.")
+    subnets: tuple[str, ...] = Field((), description="Of a VPC of your own, with security_group_ids.")
+    security_group_ids: tuple[str, ...] = Field((), description="Of that VPC.")
+    tags: dict[str, str] = Field(default_factory=dict, description="Tags of the job.")
