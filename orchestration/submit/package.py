@@ -111,8 +111,8 @@ def _copy_included(include: Sequence[Path], folder: Path) -> None:
         num_bytes = sum(path.stat().st_size for path in files)
         if num_bytes > MAX_INCLUDED_BYTES:
             raise ConfigError(
-                f"job.include={str(source)!r} has {num_bytes / 2**20:.0f} MiB, and {MAX_INCLUDED_BYTES // 2**20} is the most "
-                f"that is taken for code; put data on S3 or on storage that the cluster shares"
+                f"job.include={str(source)!r} has {num_bytes / 2**20:.0f} MiB, and code has at most "
+                f"{MAX_INCLUDED_BYTES // 2**20}; put data on S3 or on storage that the cluster shares"
             )
         for path in files:
             target = place if source.is_file() else place / path.relative_to(source)
