@@ -5,6 +5,7 @@ Nothing here imports ray; what an actor needs of it is handed in.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from learner.cpu_memory import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
+from orchestration.config import RunConfig
+from orchestration.data.model_here import model_here
 from orchestration.placement import Placement
 from rollout_server.types import (
     AdapterPayload,
@@ -25,6 +28,7 @@ from rollout_server.types import (
 
 if TYPE_CHECKING:
     from learner.worker import LearnerRank
+    from rollout_server.worker import RolloutWorker
 
 Gauges = Callable[[str], Callable[[Mapping[str, float]], None]]
 """Makes an actor's metrics sink out of its name."""
@@ -33,17 +37,27 @@ Gauges = Callable[[str], Callable[[Mapping[str, float]], None]]
 class RolloutActor:
     """Hosts a rollout worker; an async actor, so requests overlap."""
 
-    def __init__(self, name: str, gauges: Gauges, settings: Mapping[str, Any]) -> None:
-        from rollout_server.worker import RolloutWorker  # loads torch and vllm: only in this process
-
-        self._name = name
-        self._worker = RolloutWorker(name=name, metrics_sink=gauges(name), **settings)
+    def __init__(self, name: str, gauges: Gauges, config: RunConfig, settings: Mapping[str, Any]) -> None:
+        self._name, self._gauges = name, gauges(name)
+        self._config, self._settings = config, settings
+        self._started: RolloutWorker | None = None
 
     def __repr__(self) -> str:  # Ray puts it in front of log lines
         return self._name
 
+    @property
+    def _worker(self) -> RolloutWorker:
+        assert self._started is not None, "start() comes first"
+        return self._started
+
     async def start(self) -> str:
-        await self._worker.start()
+        from rollout_server.worker import RolloutWorker  # loads torch and vllm: only in this process
+
+        model = await asyncio.to_thread(model_here, self._config, device=self._settings["device"], served=True)
+        self._started = RolloutWorker(
+            name=self._name, metrics_sink=self._gauges, model_path=str(model), **self._settings
+        )
+        await self._started.start()
         return whereabouts()
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
@@ -59,7 +73,8 @@ class RolloutActor:
         return await self._worker.recent_steps()
 
     async def shutdown(self) -> None:
-        await self._worker.shutdown()
+        if self._started is not None:
+            await self._started.shutdown()
 
 
 class LearnerActor:
@@ -79,10 +94,11 @@ class LearnerActor:
             probe.bind(("", 0))
             return self._node_ip(), int(probe.getsockname()[1])
 
-    def start(self, settings: Mapping[str, Any]) -> str:
+    def start(self, config: RunConfig, settings: Mapping[str, Any]) -> str:
         from learner.worker import LearnerRank  # loads torch and deepspeed: only in this process
 
-        self._rank = LearnerRank(**settings)
+        model = model_here(config, device=settings["device"], served=False)
+        self._rank = LearnerRank(model_path=str(model), **settings)
         self._rank.start()
         return whereabouts()
 

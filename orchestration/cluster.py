@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.actors import LearnerActor, RolloutActor, actor_environment
 from orchestration.config import RunConfig
+from orchestration.data.model_here import named_anywhere
 from orchestration.errors import MachineError, RemoteTimeoutError, WorkerDiedError
 from orchestration.machine_needs import model_size, object_store_bytes
 from orchestration.placement import Placement, Slot, effective_rollout, place
@@ -202,8 +203,8 @@ class RayLearner:
 class Cluster:
     """A Ray cluster, joined or started here, with this run's actors in it."""
 
-    def __init__(self, config: RunConfig, *, run_id: str, model_path: str) -> None:
-        self._config, self._run_id, self._model_path = config, run_id, model_path
+    def __init__(self, config: RunConfig, *, run_id: str) -> None:
+        self._config, self._run_id = named_anywhere(config), run_id
         self._owns_ray = False
         self._group: PlacementGroup | None = None
         self._actors: list[RemoteActor] = []
@@ -228,7 +229,7 @@ class Cluster:
             if config.ray_address is not None:
                 context = ray.init(address=config.ray_address, **common)
             else:
-                store = object_store_bytes(model_size(self._model_path), config.learner)
+                store = object_store_bytes(model_size(config.model.name), config.learner)
                 context = ray.init(include_dashboard=config.dashboard, object_store_memory=store, **common)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = config.ray_address or "this machine"
@@ -261,7 +262,10 @@ class Cluster:
         if placement.num_gpus == 0:
             return
         bundles = [
-            {"GPU": gpus, "CPU": cpus} for gpus, cpus in zip(placement.bundle_gpus, placement.bundle_cpus, strict=True)
+            {"GPU": gpus, "CPU": cpus, **marks}
+            for gpus, cpus, marks in zip(
+                placement.bundle_gpus, placement.bundle_cpus, placement.bundle_marks, strict=True
+            )
         ]
         self._group = placement_group(bundles, strategy="PACK", name=f"rlvr-{self._run_id}")
         if not self._group.wait(timeout_seconds=120):
@@ -277,6 +281,7 @@ class Cluster:
             "name": slot.name,
             "num_gpus": slot.num_gpus,
             "num_cpus": slot.num_cpus,
+            "resources": dict(slot.marks),
             "runtime_env": {"env_vars": actor_environment(self.placement, actor_class)},
         }
         if max_concurrency is not None:
@@ -289,11 +294,10 @@ class Cluster:
         self._actors.append(actor)
         return actor
 
-    async def start_rollout(self, model_path: str | None = None) -> RayGenerator:
-        """Start all engines, on `model_path` if that is not the learner's model; returns when each can generate."""
+    async def start_rollout(self) -> RayGenerator:
+        """Start all engines; returns when each can generate."""
         assert self.placement is not None, "connect() comes first"
         settings = {
-            "model_path": model_path or self._model_path,
             "config": effective_rollout(self._config.rollout, self.placement),
             "device": self.placement.device,
             "run_id": self._run_id,
@@ -303,6 +307,7 @@ class Cluster:
                 RolloutActor,
                 slot,
                 RayGauges,
+                self._config,
                 {**settings, "seed": self._config.seed * 1000 + index},
                 max_concurrency=10_000,
             )
@@ -323,13 +328,12 @@ class Cluster:
             "world_size": len(ranks),
             "master_addr": address,
             "master_port": port,
-            "model_path": self._model_path,
             "config": self._config.learner,
             "temperature": self._config.rollout.temperature,
             "seed": self._config.seed,
             "device": self.placement.device,
         }
-        await self._start_all(ranks, timeout_s, lambda index: ({**settings, "rank": index},))
+        await self._start_all(ranks, timeout_s, lambda index: (self._config, {**settings, "rank": index}))
         return RayLearner(ranks, self._config)
 
     async def start_reward_service(self, log_folder: Path) -> tuple[RemoteActor, ServiceEndpoint]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -12,6 +13,11 @@ from rollout_server.config import RolloutConfig
 
 COLOCATED_MEMORY_SHARE = 0.45
 """vLLM's share of a GPU that a learner rank uses too; the rank needs its activations beside the base's weights."""
+
+
+MARK = 0.001
+"""What an actor takes of the resource that marks its nodes (Ray counts in steps of 0.0001): a host that carries 1 of it
+holds any number of actors."""
 
 
 class PlacementMode(StrEnum):
@@ -36,17 +42,20 @@ class Slot:
     num_gpus: float
     """GPUs it reserves; a fraction when it shares one."""
     num_cpus: float
+    marks: Mapping[str, float] = field(default_factory=dict)
+    """Ray resources that only the nodes meant for it have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """The whole division. `bundle_gpus[i]` and `bundle_cpus[i]` are what bundle i reserves."""
+    """The whole division. `bundle_gpus[i]`, `bundle_cpus[i]` and `bundle_marks[i]` are what bundle i reserves."""
 
     mode: PlacementMode
     rollout: tuple[Slot, ...]
     learner: tuple[Slot, ...]
     bundle_gpus: tuple[float, ...]
     bundle_cpus: tuple[float, ...]
+    bundle_marks: tuple[Mapping[str, float], ...]
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -71,7 +80,7 @@ def place(config: RunConfig, *, num_gpus: int) -> Placement:
     if config.device == "cuda" and num_gpus == 0:
         raise MachineError("device=cuda, but this machine has no GPU that Ray can see; use device=cpu or device=auto")
     if config.device == "cpu" or num_gpus == 0:
-        return _on_cpu(workers, ranks, width)
+        return _on_cpu(config)
     needs_split = workers * width + ranks
     if config.placement == "split" or (config.placement == "auto" and num_gpus >= needs_split):
         if num_gpus < needs_split:
@@ -80,7 +89,12 @@ def place(config: RunConfig, *, num_gpus: int) -> Placement:
                 f"ranks) but there are {num_gpus}; use placement=colocated or fewer rollout.num_workers / "
                 f"learner.num_ranks"
             )
-        return _split(workers, ranks, width)
+        return _split(config)
+    if config.rollout_nodes != config.learner_nodes:
+        raise MachineError(
+            f"rollout_nodes={config.rollout_nodes} and learner_nodes={config.learner_nodes} need {needs_split} GPUs, "
+            f"none of them shared, but there are {num_gpus}; lower rollout.num_workers or learner.num_ranks"
+        )
     if width > 1:
         raise MachineError(
             f"rollout.tensor_parallel_size={width} needs GPUs of its own ({needs_split} in all), but there are "
@@ -91,7 +105,7 @@ def place(config: RunConfig, *, num_gpus: int) -> Placement:
             f"{workers} rollout workers and {ranks} learner ranks need at least {max(workers, ranks)} GPUs but there "
             f"are {num_gpus}; lower rollout.num_workers or learner.num_ranks"
         )
-    return _colocated(workers, ranks)
+    return _colocated(config)
 
 
 def effective_rollout(config: RolloutConfig, placement: Placement) -> RolloutConfig:
@@ -102,38 +116,63 @@ def effective_rollout(config: RolloutConfig, placement: Placement) -> RolloutCon
     return config.model_copy(update={"gpu_memory_utilization": share})
 
 
-def _on_cpu(workers: int, ranks: int, width: int) -> Placement:
-    if width > 1:
+def _marks(nodes: str | None) -> dict[str, float]:
+    return {} if nodes is None else {nodes: MARK}
+
+
+def _slots(config: RunConfig, *, num_gpus: float, num_cpus: float) -> tuple[tuple[Slot, ...], tuple[Slot, ...]]:
+    """Those of the rollout workers and of the learner ranks, each in the bundle of its own number."""
+    rooms = (
+        ("rollout", config.rollout.num_workers, config.rollout_nodes),
+        ("learner", config.learner.num_ranks, config.learner_nodes),
+    )
+    rollout, learner = (
+        tuple(
+            Slot(name=f"{room}-{i}", bundle=i, num_gpus=num_gpus, num_cpus=num_cpus, marks=_marks(nodes))
+            for i in range(count)
+        )
+        for room, count, nodes in rooms
+    )
+    return rollout, learner
+
+
+def _on_cpu(config: RunConfig) -> Placement:
+    if config.rollout.tensor_parallel_size > 1:
+        width = config.rollout.tensor_parallel_size
         raise MachineError(f"rollout.tensor_parallel_size={width} needs GPUs; on CPUs it must be 1")
     # Actors take turns on the cores, so they reserve none: a two-core laptop must be able to hold them all.
-    names = [f"rollout-{i}" for i in range(workers)], [f"learner-{i}" for i in range(ranks)]
-    rollout, learner = (tuple(Slot(name=n, bundle=0, num_gpus=0.0, num_cpus=0.0) for n in group) for group in names)
-    return Placement(mode=PlacementMode.CPU, rollout=rollout, learner=learner, bundle_gpus=(0.0,), bundle_cpus=(1.0,))
+    rollout, learner = _slots(config, num_gpus=0.0, num_cpus=0.0)
+    return Placement(
+        mode=PlacementMode.CPU, rollout=rollout, learner=learner, bundle_gpus=(), bundle_cpus=(), bundle_marks=()
+    )
 
 
-def _split(workers: int, ranks: int, width: int) -> Placement:
-    rollout = tuple(Slot(name=f"rollout-{i}", bundle=i, num_gpus=float(width), num_cpus=1.0) for i in range(workers))
-    learner = tuple(Slot(name=f"learner-{i}", bundle=workers + i, num_gpus=1.0, num_cpus=1.0) for i in range(ranks))
+def _split(config: RunConfig) -> Placement:
+    """Rollout worker i has bundle i, and the learner's ranks have those behind."""
+    workers, width = config.rollout.num_workers, float(config.rollout.tensor_parallel_size)
+    rollout, learner = _slots(config, num_gpus=1.0, num_cpus=1.0)
+    rollout = tuple(replace(slot, num_gpus=width) for slot in rollout)
+    learner = tuple(replace(slot, bundle=slot.bundle + workers) for slot in learner)
+    slots = (*rollout, *learner)
     return Placement(
         mode=PlacementMode.SPLIT,
         rollout=rollout,
         learner=learner,
-        bundle_gpus=(float(width),) * workers + (1.0,) * ranks,
-        bundle_cpus=(1.0,) * (workers + ranks),
+        bundle_gpus=tuple(slot.num_gpus for slot in slots),
+        bundle_cpus=tuple(slot.num_cpus for slot in slots),
+        bundle_marks=tuple(slot.marks for slot in slots),
     )
 
 
-def _colocated(workers: int, ranks: int) -> Placement:
+def _colocated(config: RunConfig) -> Placement:
     """Worker i and rank i share GPU i."""
-    num_bundles = max(workers, ranks)
-    names = [f"rollout-{i}" for i in range(workers)], [f"learner-{i}" for i in range(ranks)]
-    rollout, learner = (
-        tuple(Slot(name=name, bundle=i, num_gpus=0.5, num_cpus=1.0) for i, name in enumerate(group)) for group in names
-    )
+    rollout, learner = _slots(config, num_gpus=0.5, num_cpus=1.0)
+    num_bundles = max(len(rollout), len(learner))
     return Placement(
         mode=PlacementMode.COLOCATED,
         rollout=rollout,
         learner=learner,
         bundle_gpus=(1.0,) * num_bundles,
         bundle_cpus=(2.0,) * num_bundles,
+        bundle_marks=({name: 2 * mark for name, mark in _marks(config.rollout_nodes).items()},) * num_bundles,
     )

@@ -23,7 +23,6 @@ from orchestration.data.prompts import PromptBuilder
 from orchestration.data.tokenizer import load_tokenizer
 from orchestration.errors import RlvrError
 from orchestration.loop import Rooms, TrainingLoop
-from orchestration.machine_facts import collect
 from orchestration.ports import BuiltPrompt, Scorer
 from orchestration.report import Reporter, make_reporter
 from orchestration.reward_deployment import (
@@ -120,7 +119,7 @@ async def _start_rooms(
 ) -> Rooms:
     from orchestration.cluster import Cluster  # loads ray, a second or two: not before the cheap checks
 
-    cluster = Cluster(config, run_id=f"{folder.path.name}-{os.getpid()}", model_path=str(model_path))
+    cluster = Cluster(config, run_id=f"{folder.path.name}-{os.getpid()}")
     in_cluster = config.reward.deployment.kind == "actor"
     if not in_cluster:  # comes first, as it is up, or shows what is wrong, sooner than Ray
         client = await stack.enter_async_context(reward_client(config.reward, folder.path / "logs"))
@@ -140,11 +139,11 @@ async def _start_rooms(
             f"modules_to_save={', '.join(config.learner.lora.modules_to_save)}: what is trained whole cannot be served "
             f"in several versions, so every publish waits until generation has drained",
         )
-    # A cluster's driver may have no GPU, and then quantises on its processor.
-    device = placement.device if collect().gpus else "cpu"
-    served = await asyncio.to_thread(served_model, model_path, config, device=device, progress=_progress_to(reporter))
+    if config.ray_address is None:  # the workers would do it in silence; on other nodes they have to
+        progress = _progress_to(reporter)
+        await asyncio.to_thread(served_model, model_path, config, device=placement.device, progress=progress)
     reporter.phase("starting", "vLLM engines and learner ranks")
-    generator, learner = await asyncio.gather(cluster.start_rollout(str(served)), cluster.start_learner())
+    generator, learner = await asyncio.gather(cluster.start_rollout(), cluster.start_learner())
     return Rooms(
         generator=generator,
         learner=learner,

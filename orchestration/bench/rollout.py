@@ -72,7 +72,7 @@ async def _measure(config: RunConfig) -> dict[str, Any]:
     prompts, sampling = _workload(config, model_path)
     payload = random_adapter(model_path, rank=config.learner.lora.r)
     async with AsyncExitStack() as stack:
-        cluster = Cluster(config, run_id=f"bench-rollout-{os.getpid()}", model_path=str(model_path))
+        cluster = Cluster(config, run_id=f"bench-rollout-{os.getpid()}")
         stack.push_async_callback(cluster.shutdown)
         placement = cluster.connect()
         generator = await cluster.start_rollout()

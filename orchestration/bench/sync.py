@@ -27,7 +27,6 @@ from orchestration.bench.machine import machine_line
 from orchestration.cluster import Cluster, RayGenerator
 from orchestration.config import RunConfig, load_config
 from orchestration.data.datasets import load_problems
-from orchestration.data.dequantized import served_model
 from orchestration.data.models import resolve_model
 from orchestration.source import PromptSource
 from orchestration.tasks import gather_or_cancel
@@ -56,11 +55,10 @@ async def _measure(config: RunConfig) -> dict[str, Any]:
     builder = make_prompt_builder(config, problems, model_path)
     source = PromptSource(problems.train, builder.build, config.seed)
     async with AsyncExitStack() as stack:
-        cluster = Cluster(config, run_id=f"bench-sync-{os.getpid()}", model_path=str(model_path))
+        cluster = Cluster(config, run_id=f"bench-sync-{os.getpid()}")
         stack.push_async_callback(cluster.shutdown)
         placement = cluster.connect()
-        served = await asyncio.to_thread(served_model, model_path, config, device=placement.device)
-        generator, learner = await asyncio.gather(cluster.start_rollout(str(served)), cluster.start_learner())
+        generator, learner = await asyncio.gather(cluster.start_rollout(), cluster.start_learner())
         load = _Load(generator, source, training_sampling(config, builder))
         stack.push_async_callback(load.stop)
         load.start(config.prompts_per_step * len(placement.rollout))

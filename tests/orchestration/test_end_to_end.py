@@ -150,7 +150,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], ti
 
 async def test_names_and_metrics_in_the_dashboard_and_a_worker_that_dies() -> None:
     config = load_config("tiny")
-    cluster = Cluster(config, run_id=f"test-{os.getpid()}", model_path=str(resolve_model("tiny")))
+    cluster = Cluster(config, run_id=f"test-{os.getpid()}")
     try:
         cluster.connect()
         generator = await cluster.start_rollout()

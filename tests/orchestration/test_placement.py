@@ -6,7 +6,7 @@ import pytest
 
 from orchestration.config import RunConfig
 from orchestration.errors import MachineError
-from orchestration.placement import COLOCATED_MEMORY_SHARE, PlacementMode, effective_rollout, place
+from orchestration.placement import COLOCATED_MEMORY_SHARE, MARK, PlacementMode, effective_rollout, place
 
 
 def config(workers: int = 1, ranks: int = 1, width: int = 1, **changes: object) -> RunConfig:
@@ -51,6 +51,24 @@ def test_without_gpus_actors_reserve_nothing() -> None:
     assert placement.device == "cpu"
     assert placement.num_gpus == 0
     assert {slot.num_cpus for slot in (*placement.rollout, *placement.learner)} == {0.0}
+
+
+def test_marked_nodes_are_asked_for() -> None:
+    marked = config(2, 1, rollout_nodes="rollout", learner_nodes="learner")
+    for num_gpus in (0, 3):
+        placement = place(marked, num_gpus=num_gpus)
+        assert [slot.marks for slot in placement.rollout] == [{"rollout": MARK}] * 2
+        assert [slot.marks for slot in placement.learner] == [{"learner": MARK}]
+    assert placement.bundle_marks == ({"rollout": MARK}, {"rollout": MARK}, {"learner": MARK})
+
+
+def test_rooms_on_nodes_of_their_own_share_no_gpu() -> None:
+    with pytest.raises(MachineError, match="rollout_nodes=rollout and learner_nodes=None need 2 GPUs"):
+        place(config(rollout_nodes="rollout"), num_gpus=1)
+    with pytest.raises(ValueError, match="use placement=split"):
+        config(rollout_nodes="rollout", placement="colocated")
+    shared = place(config(rollout_nodes="gpu", learner_nodes="gpu"), num_gpus=1)
+    assert shared.bundle_marks == ({"gpu": 2 * MARK},)  # both actors of the bundle take theirs out of it
 
 
 def test_device_cpu_leaves_gpus_alone() -> None:

@@ -107,7 +107,7 @@ async def test_it_goes_to_the_node_without_gpus_and_its_death_is_told(
     two_nodes: Any, tmp_path: Path, ray_folder: Path
 ) -> None:
     settings = config(f"ray_address={two_nodes.address}", "reward.deployment.resources.reward=1")
-    cluster = Cluster(settings, run_id=f"test-{os.getpid()}", model_path="unused")
+    cluster = Cluster(settings, run_id=f"test-{os.getpid()}")
     try:
         cluster.connect()
         assert sorted(node.resources.get("GPU", 0) for node in alive_nodes()) == [0, 1]
@@ -139,7 +139,7 @@ def logged_pid(ray_folder: Path) -> str:
 
 async def test_a_resource_that_no_node_has_is_said_at_once(ray_folder: Path, tmp_path: Path) -> None:
     settings = config("reward.deployment.resources.reward=1")
-    cluster = Cluster(settings, run_id=f"test-{os.getpid()}", model_path="unused")
+    cluster = Cluster(settings, run_id=f"test-{os.getpid()}")
     try:
         cluster.connect()
         with pytest.raises(MachineError, match=r"a node with 1 CPU, 1 reward, and the cluster has .*, 0 reward;"):
@@ -156,7 +156,7 @@ from orchestration.config import load_config
 
 async def main():
     config = load_config("tiny", ["reward.deployment=actor", "dashboard=false"])
-    cluster = Cluster(config, run_id="killed", model_path=sys.argv[1])
+    cluster = Cluster(config, run_id="killed")
     cluster.connect()
     await cluster.start_reward_service(Path(sys.argv[1]))
     print("ready", flush=True)
