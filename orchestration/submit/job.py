@@ -104,4 +104,4 @@ class Backend(Protocol):
 def job_name(recipe: str, *, now: time.struct_time | None = None) -> str:
     """`rlvr-gsm8k-20261121-172233`, from a recipe's name."""
     words = "".join(c if c.isascii() and c.isalnum() else "-" for c in recipe.lower()).strip("-")
-    return f"rlvr-{words[:30].strip('-') or 'run'}-{time.strftime('%Y%m%d-%H%M%S', now or time.gmtime())}"
+    return f"rlvr-{words[:26].strip('-') or 'run'}-{time.strftime('%Y%m%d-%H%M%S', now or time.gmtime())}"
