@@ -27,6 +27,7 @@ from orchestration.errors import MachineError, RemoteTimeoutError, WorkerDiedErr
 from orchestration.machine_needs import model_size, object_store_bytes
 from orchestration.placement import Placement, Slot, effective_rollout, place
 from orchestration.ports import AdapterHandle
+from orchestration.ray_environment import NODE_ENVIRONMENT, without_token
 from orchestration.reward_actor import ClusterNode, RewardServiceActor, ServiceEndpoint
 from orchestration.reward_config import ActorDeployment
 from orchestration.reward_deployment import preferred_node, start_on
@@ -218,12 +219,8 @@ class Cluster:
             MachineError: Ray does not start or join, or there are too few GPUs.
         """
         config = self._config
-        # A stray ~/.ray/auth_token would switch token authentication on for a cluster started here.
-        if config.ray_address is None:
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Ray's default of 15 lets anything else on the machine starve engines and learner: they are the main job.
-        os.environ.setdefault("RAY_worker_niceness", "0")
+        for name, value in {**NODE_ENVIRONMENT, **(without_token() if config.ray_address is None else {})}.items():
+            os.environ.setdefault(name, value)
         common = {"logging_level": "ERROR", "log_to_driver": False, "namespace": f"rlvr-{self._run_id}"}
         try:
             if config.ray_address is not None:

@@ -55,6 +55,7 @@ class RewardConfig(Section):
 
     url: str | None = Field(None, description="A running reward service; unset: the run starts one, see `deployment`.")
     api_key: str | None = Field(None, description="Key of that service.", repr=False, exclude=True)
+    api_key_file: Path | None = Field(None, description="File that holds that key, where the run's driver is.")
     deployment: Deployment = Field(
         default_factory=LocalDeployment,
         description="Where the run starts its own service: local or actor; `rlvr eval` always takes local.",
@@ -82,7 +83,11 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _one_service(self) -> RewardConfig:
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("reward.api_key and reward.api_key_file are two ways to say one thing: leave one out")
         if self.url is None:
+            if self.api_key_file is not None:
+                raise ValueError("reward.api_key_file is for a service that runs already: give its reward.url")
             return self
         for name, given in (
             ("deployment=actor", self.deployment.kind == "actor"),

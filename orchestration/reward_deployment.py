@@ -117,7 +117,7 @@ async def reward_client(config: RewardConfig, log_folder: Path) -> AsyncIterator
     Raises ConfigError for a malformed URL; RewardServiceError or ServiceStartError when nothing healthy answers.
     """
     if config.url is not None:
-        async with _client(config, config.url, config.api_key) as client:
+        async with _client(config, config.url, _api_key(config)) as client:
             yield client
         return
     settings = ServiceSettings.model_validate(service_settings(config) | {"port": 0})
@@ -129,6 +129,17 @@ async def reward_client(config: RewardConfig, log_folder: Path) -> AsyncIterator
             yield client
     finally:
         await asyncio.to_thread(service.stop)
+
+
+def _api_key(config: RewardConfig) -> str | None:
+    if config.api_key_file is None:
+        return config.api_key
+    try:
+        return config.api_key_file.expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"reward.api_key_file={str(config.api_key_file)!r} cannot be read: {error}; put the service's key there"
+        ) from error
 
 
 @asynccontextmanager

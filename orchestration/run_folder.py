@@ -29,6 +29,7 @@ from typing import Any
 from learner.types import ScoredGroup
 from orchestration.config import RunConfig, dump_config
 from orchestration.errors import ConfigError, MachineError, RlvrError
+from orchestration.files import atomic_write
 from rollout_server.full_tensors import standalone
 
 CONFIG_FILE = "config.yaml"
@@ -174,25 +175,6 @@ class RunFolder:
                 if number.isdigit() and int(number) > step:  # this step's own file is replaced when it is written
                     file.unlink()
         self._first_write = False
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a whole file beside its place, flush it to the disk and rename it: readers see the old or the new file.
-
-    Raises:
-        OSError: as the file system has it; the old file, if any, is untouched and nothing is left beside it.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
 
 
 def completions_table(

@@ -29,8 +29,10 @@ OPENINGS = {
 HOLDERS = {
     "vllm": ("rollout_server/engine.py", "rollout_server/cpu_lora_plugin.py"),
     "deepspeed": ("learner/engine.py",),
-    "ray": ("orchestration/cluster.py",),
-    "sagemaker": ("orchestration/submit/*",),
+    "ray": ("orchestration/cluster.py", "orchestration/submit/ray_jobs.py"),
+    "sagemaker": ("orchestration/submit/sagemaker*",),
+    "kubernetes": ("orchestration/submit/hyperpod*",),
+    "boto3": ("orchestration/submit/sagemaker*", "orchestration/data/s3.py"),
 }
 
 # room → libraries it must work without

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from orchestration.config import RunConfig
 from orchestration.submit.package import CodePackage
+from orchestration.submit.places import data_files
 
 Say = Callable[[str], None]
 """Told, in one line, what is going on."""
@@ -55,9 +56,7 @@ class JobSpec:
     @property
     def data_files(self) -> dict[str, str]:
         """Files that the run reads, by the setting that names them."""
-        if self.run.data.kind != "gsm8k":
-            return {}
-        return {"data.train_file": self.run.data.train_file, "data.eval_file": self.run.data.eval_file}
+        return data_files(self.run)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

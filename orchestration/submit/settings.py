@@ -47,6 +47,9 @@ class LocalConfig(Section):
         900.0, ge=0, description="The head, and with it the dashboard, stays so long after its last job, seconds."
     )
     start_timeout_s: float = Field(120.0, gt=0, description="Limit on the head's start, seconds.")
+    stop_timeout_s: float = Field(
+        300.0, gt=0, description="A stopped job has so long to save its state before it is killed, seconds."
+    )
 
 
 class RayConfig(Section):
@@ -66,6 +69,7 @@ class RayConfig(Section):
         "~/rlvr-runs",
         description="Folder on the cluster that run folders go to: shared storage, or it stays on the driver's node.",
     )
+    check_gpus: bool = Field(True, description="Refuse a run that needs more GPUs than the cluster has now.")
     timeout_s: float = Field(30.0, gt=0, description="Limit on one call of the dashboard, seconds.")
     stop_timeout_s: float = Field(
         300.0, gt=0, description="A stopped job has so long to save its state before it is killed, seconds."

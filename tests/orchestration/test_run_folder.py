@@ -11,7 +11,8 @@ from pyarrow import parquet
 from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.config import RunConfig, load_config
 from orchestration.errors import ConfigError, MachineError, RlvrError
-from orchestration.run_folder import RunFolder, atomic_write
+from orchestration.files import atomic_write
+from orchestration.run_folder import RunFolder
 from rollout_server.types import Completion, FinishReason
 
 

@@ -1,0 +1,86 @@
+"""What was submitted from here: one small file for each job, so that `rlvr jobs` finds it again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestration.errors import ConfigError, MachineError
+from orchestration.files import atomic_write
+from orchestration.settings_tree import nearest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobRecord:
+    """A submitted job."""
+
+    name: str
+    place: str
+    """The backend's name: local, ray, sagemaker or hyperpod."""
+    recipe: str
+    submitted_at: str
+    """UTC, as 2026-11-21T17:22:33Z."""
+    reference: Mapping[str, str]
+    """What the backend finds it by. Nothing secret."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The backend's section of the settings it was submitted with."""
+
+
+def state_root() -> Path:
+    """`$RLVR_STATE`, or `~/.local/state/rlvr`."""
+    given = os.environ.get("RLVR_STATE")
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(given) if given else Path(base) / "rlvr"
+
+
+class JobBook:
+    """The records in a folder, `<name>.json` each."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder or state_root() / "jobs"
+
+    def refuse_taken(self, name: str) -> None:
+        """Raises ConfigError when a job of that name was submitted before."""
+        if self._path(name).exists():
+            raise ConfigError(f"a job {name!r} was submitted before; choose another job.name")
+
+    def write(self, record: JobRecord) -> None:
+        """Raises MachineError when it cannot be written."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(self._path(record.name), json.dumps(asdict(record), indent=2).encode())
+        except OSError as error:
+            raise MachineError(
+                f"{self._path(record.name)} cannot be written ({error.strerror}): the job {record.name} is submitted "
+                f"all the same, as {json.dumps(dict(record.reference))}"
+            ) from error
+
+    def read(self, name: str) -> JobRecord:
+        """Raises ConfigError when there is no such job, with the nearest name."""
+        try:
+            return JobRecord(**json.loads(self._path(name).read_bytes()))
+        except FileNotFoundError:
+            known = [record.name for record in self.all()]
+            hint = nearest(name, known) or "; `rlvr jobs list` shows those there are"
+            raise ConfigError(f"no job {name!r} was submitted from here{hint}") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{self._path(name)} is not a job's record ({error}); remove it") from error
+
+    def all(self) -> list[JobRecord]:
+        """All jobs, the newest first; files that are no records are passed over."""
+        records = []
+        for path in self._folder.glob("*.json"):
+            try:
+                records.append(JobRecord(**json.loads(path.read_bytes())))
+            except (OSError, ValueError, TypeError):
+                continue
+        return sorted(records, key=lambda record: (record.submitted_at, record.name), reverse=True)
+
+    def _path(self, name: str) -> Path:
+        if not name or "/" in name or name.startswith("."):
+            raise ConfigError(f"{name!r} is not a job's name")
+        return self._folder / f"{name}.json"

@@ -1,0 +1,177 @@
+"""Ray's job interface, with a limit on every call and its errors in words. Imports ray's job client, not its core.
+
+Used by every place that has a Ray dashboard: this machine, a cluster, HyperPod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from orchestration.errors import SubmitError
+from orchestration.submit.job import JobState, JobStatus
+
+RUN_FILE = "run.yaml"
+"""The run's settings, in the job's working directory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """How a dashboard is reached."""
+
+    address: str
+    """http(s)://HOST:PORT, or a scheme that a package of the cluster's vendor resolves."""
+    token: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+    timeout_s: float = 30.0
+
+
+def entrypoint(config_path: str = RUN_FILE, *, python: str = "python") -> str:
+    """The job's shell command."""
+    return shlex.join([python, "-m", "orchestration.cli", "train", config_path])
+
+
+class RayJobs:
+    """The jobs of one cluster. Every method raises SubmitError, in one sentence with the remedy."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        with self._explained():
+            self._client = _timed_client(endpoint)
+
+    def submit(
+        self, *, name: str, command: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Send a job; a folder as its `working_dir` is uploaded."""
+        with self._explained(name):
+            self._client.submit_job(
+                entrypoint=command, submission_id=name, runtime_env=dict(runtime_env), metadata=dict(metadata or {})
+            )
+
+    def status(self, name: str) -> JobStatus:
+        with self._explained(name):
+            info = self._client.get_job_info(name)
+        return JobStatus(state=JobState(str(info.status.value).lower()), message=_one_line(info.message or ""))
+
+    def unfinished(self) -> list[str]:
+        """Names of the submitted jobs that have not ended."""
+        with self._explained():
+            jobs = self._client.list_jobs()
+        return [
+            job.submission_id for job in jobs if job.submission_id and not JobState(str(job.status.value).lower()).ended
+        ]
+
+    def logs(self, name: str, *, follow: bool) -> Iterator[str]:
+        """What the job printed, in pieces; with `follow` until it ends."""
+        if not follow:
+            with self._explained(name):
+                yield self._client.get_job_logs(name)
+            return
+        pieces = self._client.tail_job_logs(name)
+        with asyncio.Runner() as runner, self._explained(name):
+            try:
+                while True:
+                    try:
+                        yield runner.run(anext(pieces))
+                    except StopAsyncIteration:
+                        return
+            finally:
+                with suppress(RuntimeError):
+                    runner.run(pieces.aclose())
+
+    def stop(self, name: str) -> None:
+        """Ask it to end: it gets SIGTERM and has RAY_JOB_STOP_WAIT_TIME_S of its environment before SIGKILL."""
+        with self._explained(name):
+            self._client.stop_job(name)
+
+    def check_version(self) -> str:
+        """The cluster's version of Ray. Raises SubmitError when our code does not run on it."""
+        with self._explained():
+            version = str(self._client._do_request("GET", "/api/version").json()["ray_version"])
+        wanted = _supported_ray()
+        if not wanted.specifier.contains(Version(version), prereleases=True):
+            raise SubmitError(
+                f"the cluster at {self._endpoint.address} runs Ray {version}, and this needs {wanted}: "
+                f"give the cluster a newer Ray"
+            )
+        return version
+
+    def nodes(self) -> list[dict[str, float]]:
+        """What each living node has in all: CPU, GPU and the resources of its operator."""
+        with self._explained():
+            answer = self._client._do_request("GET", "/api/v0/nodes?limit=10000&detail=1")
+            answer.raise_for_status()
+            rows: Sequence[Mapping[str, Any]] = answer.json()["data"]["result"]["result"]
+        return [dict(row["resources_total"]) for row in rows if row["state"] == "ALIVE"]
+
+    @contextmanager
+    def _explained(self, job: str | None = None) -> Iterator[None]:
+        """Turns what ray, requests and aiohttp raise into SubmitError."""
+        import aiohttp
+        import requests
+        from ray.exceptions import AuthenticationError
+
+        address = self._endpoint.address
+        try:
+            yield
+        except AuthenticationError as error:
+            given = "the token it was given" if self._endpoint.token else "a call without a token"
+            raise SubmitError(
+                f"the Ray cluster at {address} refused {given}; set ray.token_file to a file with its token"
+            ) from error
+        except requests.exceptions.SSLError as error:
+            raise SubmitError(
+                f"the certificate of {address} is not trusted ({_one_line(error)}); set ray.ca_file to its authority"
+            ) from error
+        except (requests.exceptions.Timeout, TimeoutError) as error:
+            raise SubmitError(
+                f"the Ray dashboard at {address} did not answer within {self._endpoint.timeout_s:g} s; raise "
+                f"ray.timeout_s, or look after the cluster"
+            ) from error
+        except (ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError) as error:
+            raise SubmitError(
+                f"no Ray dashboard answers at {address} ({_one_line(error)}); is the cluster up, and its address "
+                f"http(s)://HOST:8265?"
+            ) from error
+        except (RuntimeError, ValueError, KeyError) as error:
+            text = _one_line(error)
+            if job is not None and ("does not exist" in text or "status code 404" in text):
+                raise SubmitError(f"the Ray cluster at {address} knows no job {job!r}; was it restarted?") from error
+            if "already" in text and "submission_id" in text:
+                raise SubmitError(f"the Ray cluster at {address} has a job {job!r}; choose another job.name") from error
+            raise SubmitError(f"the Ray cluster at {address} refused: {text}") from error
+
+
+def _timed_client(endpoint: Endpoint) -> Any:
+    from ray.job_submission import JobSubmissionClient
+
+    class TimedClient(JobSubmissionClient):  # type: ignore[misc]  # untyped
+        """Ray's client waits for ever: it hands no time-out to `requests`."""
+
+        def _do_request(self, method: str, endpoint_path: str, **options: Any) -> Any:
+            options.setdefault("timeout", endpoint.timeout_s)
+            return super()._do_request(method, endpoint_path, **options)
+
+    headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else None
+    verify: str | bool = True if endpoint.ca_file is None else str(endpoint.ca_file)
+    return TimedClient(endpoint.address, headers=headers, verify=verify)
+
+
+def _supported_ray() -> Requirement:
+    """Our own requirement of Ray, from the distribution's metadata."""
+    requirements = (Requirement(line) for line in metadata.requires("rlvr") or ())
+    return next(requirement for requirement in requirements if requirement.name == "ray")
+
+
+def _one_line(text: object, max_chars: int = 300) -> str:
+    line = " ".join(str(text).split())
+    return line if len(line) <= max_chars else f"{line[:max_chars]}…"
