@@ -1,4 +1,4 @@
-"""The command line: `rlvr train | eval | reward serve | model fetch | doctor | bench`.
+"""The command line: `rlvr train | submit | jobs | eval | reward serve | model fetch | doctor | bench`.
 
 Only the standard library and the configuration are loaded here; each command imports what it needs when it runs.
 """
@@ -17,6 +17,7 @@ from orchestration.config import load_config
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.reward_commands import add_reward_commands
 from orchestration.settings_tree import recipe_names
+from orchestration.submit.commands import add_submit_commands
 from reward_service.command_line import add_serve_arguments, read_settings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -64,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rlvr {metadata.version('rlvr')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands)
+    add_submit_commands(commands, _recipe_and_overrides)
     _add_eval(commands)
     _add_reward(commands)
     _add_model(commands)

@@ -243,15 +243,16 @@ def _refuse_foreign_content(path: Path) -> None:
     content = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     if content and not (path / CONFIG_FILE).is_file():
         raise ConfigError(f"run_dir={str(path)!r} is not empty and not a run's folder; choose another run_dir")
-    summary = path / SUMMARY_FILE
-    if not summary.is_file():
-        return
-    try:
-        finished = json.loads(summary.read_bytes()).get("status", "finished") == "finished"
-    except (ValueError, AttributeError):  # not ours to throw away
-        finished = True
-    if finished:
+    if (path / SUMMARY_FILE).is_file() and read_status(path) in ("finished", None):  # None: not ours to throw away
         raise ConfigError(f"run_dir={str(path)!r} holds a finished run; choose another run_dir")
+
+
+def read_status(path: Path) -> str | None:
+    """How the run in a folder ended: `finished`, `stopped` or `failed`; None where no summary says."""
+    try:
+        return str(json.loads((path / SUMMARY_FILE).read_bytes())["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _open_metrics(path: Path) -> FileIO:

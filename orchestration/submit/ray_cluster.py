@@ -109,7 +109,8 @@ def ray_plan(job: JobSpec, run: RunConfig, *, address: str, stop_timeout_s: floa
 
 def send(jobs: RayJobs, job: JobSpec, run: RunConfig, *, stop_timeout_s: float, python: str = "python") -> None:
     """Upload code and settings, and start the job."""
-    with working_directory(job.code, run, job.run.reward.settings_file) as folder:
+    carried = job.run.reward.settings_file if str(run.reward.settings_file) == _SERVICE_SETTINGS else None
+    with working_directory(job.code, run, carried) as folder:
         environment = runtime_environment(job, working_dir=str(folder), stop_timeout_s=stop_timeout_s)
         jobs.submit(
             name=job.name,
