@@ -1,0 +1,222 @@
+"""What a host of a training job is told, and what follows from it: pure functions of files and clocks.
+
+Times are seconds. SageMaker kills what is left 120 s after SIGTERM; the limits of a stop add up to less.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+GCS_PORT, DASHBOARD_PORT, NOTICE_PORT = 6379, 8265, 8266
+RAY_FOLDER = "/tmp/ray"  # Ray's own default; said aloud, as the job's log is read there
+MAX_FAILURE_CHARS = 1024
+"""SageMaker shows no more of a failure file."""
+
+STOP_JOB_S = 80.0
+"""After SIGTERM the run may finish its update and save a checkpoint for so long; then Ray kills it."""
+STOPPED_WORKER_S = 110.0
+"""After SIGTERM a worker stays so long for the head, whose run still needs it."""
+HEAD_GONE_S = 30.0
+"""A head that does not answer for so long is gone."""
+POLL_S = 1.0
+
+EXIT_FAILED, EXIT_STOPPED = 1, 130
+
+_OBJECT_STORE_SHARE = 0.1
+_MIN_OBJECT_STORE, _MAX_OBJECT_STORE = 2**28, 2**34
+
+
+class HostError(Exception):
+    """This host cannot go on; the message is the reason that SageMaker shows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostFacts:
+    """Who this host is, and who the others are."""
+
+    job_name: str
+    name: str
+    hosts: tuple[str, ...]
+    """All of the job, algo-2 before algo-10."""
+    head: str
+    role: str | None
+    """`rollout`, `learner` or `reward` in a heterogeneous cluster: a Ray resource of this host."""
+    network_interface: str
+    join_timeout_s: float
+
+    @property
+    def is_head(self) -> bool:
+        return self.name == self.head
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        return tuple(host for host in self.hosts if host != self.head)
+
+
+def by_number(hosts: Iterable[str]) -> tuple[str, ...]:
+    """Host names in the order of their numbers; as text, algo-10 comes before algo-2."""
+    return tuple(sorted(hosts, key=lambda host: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", host)]))
+
+
+def host_facts(resources: Mapping[str, Any], settings: Mapping[str, Any], *, job_name: str) -> HostFacts:
+    """Facts out of `resourceconfig.json` and the fields of our distributed configuration.
+
+    Raises HostError when the settings name a group that the job does not have.
+    """
+    name, hosts = resources["current_host"], by_number(resources["hosts"])
+    # A job of one instance type has a group as well, and then its name says nothing.
+    groups = {g["instance_group_name"]: by_number(g["hosts"]) for g in resources.get("instance_groups") or ()}
+    head_group = settings.get("head_group")
+    if head_group and head_group not in groups:
+        raise HostError(f"head_group={head_group!r} is no instance group of this job, which has {sorted(groups)}")
+    roles: Mapping[str, str] = settings.get("roles") or {}
+    return HostFacts(
+        job_name=job_name,
+        name=name,
+        hosts=hosts,
+        head=groups[head_group][0] if head_group else hosts[0],
+        role=next((roles.get(group) for group, members in groups.items() if name in members), None),
+        network_interface=resources.get("network_interface_name") or "eth0",
+        join_timeout_s=float(settings["join_timeout_s"]),
+    )
+
+
+def ray_start(facts: HostFacts, *, node_ip: str, head_ip: str, object_store_bytes: int) -> list[str]:
+    """The command that starts Ray on this host and stays until it ends. CPUs and GPUs are counted by Ray."""
+    roles = {} if facts.role is None else {facts.role: 1}
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+        *(f"--node-name={facts.name}", f"--node-ip-address={node_ip}", f"--object-store-memory={object_store_bytes}"),
+        f"--resources={json.dumps({facts.name: 1, **roles})}",
+    ]
+    if not facts.is_head:
+        return [*command, f"--address={head_ip}:{GCS_PORT}"]
+    return [
+        *(*command, "--head", f"--port={GCS_PORT}", f"--temp-dir={RAY_FOLDER}"),
+        *("--include-dashboard=true", "--dashboard-host=0.0.0.0", f"--dashboard-port={DASHBOARD_PORT}"),
+    ]
+
+
+def ray_environment(facts: HostFacts, *, code: str, token_file: str) -> dict[str, str]:
+    """What Ray's processes on this host, and so the run and its actors, have in their environment."""
+    return {
+        # A stray ~/.ray/auth_token would otherwise decide on authentication, host by host.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": token_file,
+        "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_JOB_S:.0f}",
+        "RAY_worker_niceness": "0",  # the default of 15 lets anything else on the host starve engines and learner
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "NCCL_SOCKET_IFNAME": facts.network_interface,
+        "GLOO_SOCKET_IFNAME": facts.network_interface,
+        "PYTHONPATH": code,
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def object_store_bytes(*, memory: int, shared_memory: int, limit: int | None = None) -> int:
+    """Size of a host's object store, which passes adapters and groups around: a tenth of the memory, within bounds.
+
+    Args:
+        memory: of the host, bytes.
+        shared_memory: free in /dev/shm, bytes; what does not fit there would lie on the disk.
+        limit: upper bound instead of ours.
+    """
+    most = _MAX_OBJECT_STORE if limit is None else limit
+    return max(min(int(memory * _OBJECT_STORE_SHARE), int(shared_memory * 0.8), most), min(_MIN_OBJECT_STORE, most))
+
+
+class Phase(StrEnum):
+    """How far the head is, as it tells the workers."""
+
+    STARTING = "starting"
+    JOINABLE = "joinable"
+    """Ray is up: workers may join, or have joined."""
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """How a host leaves."""
+
+    exit_code: int
+    reason: str = ""
+    """For the failure file; empty after success."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notice:
+    """What the head tells the workers."""
+
+    phase: Phase
+    ending: Ending | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Notice:
+        tree = json.loads(text)
+        return cls(phase=Phase(tree["phase"]), ending=None if tree["ending"] is None else Ending(**tree["ending"]))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerView:
+    """What a worker knows at one moment."""
+
+    notice: Notice | None
+    """The head's last answer; None: there was none yet."""
+    silent_s: float
+    """Since that answer, 0 if it came just now; without one, since this host's start."""
+    ray_ended: str | None = None
+    """The last words of this host's Ray, if it ended and is not started again."""
+    stopping_s: float | None = None
+    """Since SIGTERM."""
+
+
+def worker_ending(facts: HostFacts, view: WorkerView) -> Ending | None:
+    """How a worker has to leave now; None: it stays."""
+    if view.notice is None:
+        if view.stopping_s is not None:
+            return Ending(exit_code=EXIT_STOPPED, reason=f"{facts.name} was stopped before the head was up")
+        if view.silent_s > facts.join_timeout_s:
+            return Ending(
+                exit_code=EXIT_FAILED,
+                reason=f"the head, {facts.head}, did not answer {facts.name} within {facts.join_timeout_s:g} s",
+            )
+        return None
+    if (ending := view.notice.ending) is not None:
+        named = f"the head, {facts.head}, ended: {ending.reason}" if ending.reason else ""
+        return Ending(exit_code=ending.exit_code, reason=named)
+    if view.silent_s > HEAD_GONE_S:
+        return Ending(exit_code=EXIT_FAILED, reason=f"the head, {facts.head}, is gone")
+    if view.stopping_s is not None and view.stopping_s > STOPPED_WORKER_S:
+        return Ending(exit_code=EXIT_STOPPED, reason=f"{facts.name} was stopped, and the head, {facts.head}, was not")
+    # Ray ends here soon after the head's has. A head that just said it goes on shows that it ended by itself.
+    if view.ray_ended is not None and view.silent_s == 0:
+        return Ending(exit_code=EXIT_FAILED, reason=f"Ray ended on {facts.name}: {view.ray_ended}")
+    return None
+
+
+def missing(facts: HostFacts, nodes: Iterable[Mapping[str, float]]) -> tuple[str, ...]:
+    """Hosts that are not there yet, by the resources of the nodes that are: a host's name is one of its own."""
+    there = {name for resources in nodes for name in resources}
+    return tuple(host for host in facts.hosts if host not in there)
+
+
+def last_words(lines: Sequence[str], *, otherwise: str) -> str:
+    """The sentence in which a run said why it ended, out of its last lines."""
+    meant = [line.strip() for line in lines if line.strip()]
+    ours = [line.removeprefix("rlvr: ") for line in meant if line.startswith("rlvr: ")]
+    return (ours or meant or [otherwise])[-1]
+
+
+def failure_text(reason: str) -> str:
+    """A failure file's content: one line, no longer than SageMaker shows."""
+    line = " ".join(reason.split())
+    return line if len(line) <= MAX_FAILURE_CHARS else f"{line[: MAX_FAILURE_CHARS - 2]} …"
