@@ -8,11 +8,13 @@ from pydantic import Field
 
 from orchestration.section import Section
 
+Role = Literal["learner", "rollout", "reward"]
+
 
 class InstanceGroup(Section):
     """Hosts of one kind in a heterogeneous cluster; all of them carry the Ray resource of the group's role."""
 
-    role: Literal["rollout", "learner", "reward"] = Field(description="What runs there.")
+    role: Role = Field(description="What runs there; the group's name too.")
     instance_type: str = Field(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9-]+$", description="Such as ml.p4d.24xlarge.")
     instance_count: int = Field(1, ge=1, le=100, description="Hosts.")
 
@@ -20,23 +22,41 @@ class InstanceGroup(Section):
 class SageMakerConfig(Section):
     """A SageMaker training job that holds a Ray cluster of its own."""
 
-    role: str | None = Field(None, description="ARN of the execution role.")
-    bucket: str | None = Field(None, description="S3 bucket for code, configuration, data and results.")
-    prefix: str = Field("rlvr", description="In front of all keys in the bucket.")
+    role: str | None = Field(None, description="ARN of the execution role, arn:aws:iam::ACCOUNT:role/NAME.")
+    bucket: str | None = Field(
+        None, description="S3 bucket for code, configuration, data and results, in the job's region."
+    )
+    prefix: str = Field(
+        "rlvr",
+        pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$",
+        description="In front of all keys in the bucket: a job's are in PREFIX/jobs/NAME.",
+    )
     region: str | None = Field(None, description="AWS region; unset: the AWS configuration's.")
     image: str | None = Field(None, description="The training image, docker/rollout_learner.Dockerfile pushed to ECR.")
     instance_type: str | None = Field(None, pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9-]+$", description="ml.p4d.24xlarge …")
     instance_count: int = Field(1, ge=1, le=100, description="Hosts of that type.")
     instance_groups: tuple[InstanceGroup, ...] = Field((), description="A heterogeneous cluster, in place of a type.")
-    volume_size_gib: int = Field(200, ge=1, le=16384, description="Disk of each host.")
+    volume_size_gib: int = Field(
+        200, ge=1, le=16384, description="Disk of each host, where its type has none of its own, GiB."
+    )
     max_runtime_s: int = Field(86400, ge=1, description="The job is stopped after so long, seconds.")
     spot: bool = Field(False, description="Spare capacity: cheaper, and interrupted at two minutes' notice.")
     max_wait_s: int | None = Field(None, ge=1, description="With spot: waiting and running together, seconds.")
-    keep_alive_s: int = Field(0, ge=0, description="Warm pool: the hosts stay so long for the next job, seconds.")
+    keep_alive_s: int = Field(
+        0, ge=0, description="Warm pool: the hosts stay so long, and are paid, for the next job, seconds."
+    )
     remote_debug: bool = Field(
         True, description="SSM may open a shell or a port of the hosts: the way to the dashboard."
     )
     join_timeout_s: float = Field(900.0, gt=0, description="All hosts have joined within so long, seconds.")
     subnets: tuple[str, ...] = Field((), description="Of a VPC of your own, with security_group_ids.")
     security_group_ids: tuple[str, ...] = Field((), description="Of that VPC.")
+    kms_key: str | None = Field(
+        None, description="KMS key, id or ARN, that encrypts uploads and results; unset: S3's own key."
+    )
+    resume: str | None = Field(
+        None,
+        pattern=r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}$",
+        description="Name of an earlier job, whose checkpoints this one goes on from and adds to.",
+    )
     tags: dict[str, str] = Field(default_factory=dict, description="Tags of the job.")

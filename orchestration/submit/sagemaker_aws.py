@@ -1,0 +1,127 @@
+"""Calls of AWS with a limit on each, and what goes wrong with them in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from orchestration.errors import ConfigError, SubmitError
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 60.0
+MAX_ATTEMPTS = 4
+"""Of one call, the first included; botocore waits between them, longer each time."""
+
+_REMEDIES: Mapping[str, str] = {
+    "AccessDenied": "let your AWS identity do this; to submit it needs sagemaker:CreateTrainingJob, iam:PassRole for "
+    "the role, and s3:PutObject in the bucket",
+    "ResourceLimitExceeded": "raise that quota in the Service Quotas console, or take fewer or other hosts",
+    "ResourceInUse": "give another job.name",
+    "ExpiredToken": "sign in again, such as by `aws sso login`",
+    "InvalidCredentials": "check the credentials that `aws sts get-caller-identity` uses",
+    "NoSuchBucket": "make it in the job's region, or correct sagemaker.bucket",
+    "Throttling": "try again in a minute",
+    "ValidationException": "change the setting it comes from",
+}
+_ALIASES: Mapping[str, str] = {
+    "AccessDeniedException": "AccessDenied",
+    "UnauthorizedOperation": "AccessDenied",
+    "ExpiredTokenException": "ExpiredToken",
+    "RequestExpired": "ExpiredToken",
+    "InvalidClientTokenId": "InvalidCredentials",
+    "UnrecognizedClientException": "InvalidCredentials",
+    "InvalidAccessKeyId": "InvalidCredentials",
+    "SignatureDoesNotMatch": "InvalidCredentials",
+    "ThrottlingException": "Throttling",
+}
+
+
+def configured_region(setting: str | None) -> str | None:
+    """The setting, or the AWS configuration's region, or None. Raises ConfigError when AWS_PROFILE names no profile."""
+    if setting is not None:
+        return setting
+    import boto3
+    from botocore.exceptions import ProfileNotFound
+
+    try:
+        region: str | None = boto3.Session().region_name
+    except ProfileNotFound as error:
+        raise ConfigError(f"{error}; correct AWS_PROFILE, or give sagemaker.region") from error
+    return region
+
+
+def client(service: str, region: str) -> Any:
+    """A boto3 client whose calls end within bounds. Raises SubmitError when the AWS configuration is broken."""
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=READ_TIMEOUT_S,
+        retries={"total_max_attempts": MAX_ATTEMPTS, "mode": "standard"},
+    )
+    with explained(f"{service} in {region}"):
+        return boto3.Session(region_name=region).client(service, config=config)
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turns what boto3 raises into SubmitError: one sentence, with the remedy where there is one.
+
+    Args:
+        doing: the start of the sentence, such as `starting the training job`.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        raise SubmitError(f"{doing}: {_refusal(error)}") from error
+    except (BotoCoreError, Boto3Error) as error:
+        raise SubmitError(f"{doing}: {_one_line(error)}{_remedy(error)}") from error
+
+
+def error_code(error: Any) -> str:
+    """A ClientError's code, equal ones under one name."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    return _ALIASES.get(code, code)
+
+
+def _refusal(error: Any) -> str:
+    message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split()).rstrip(".")
+    code = error_code(error)
+    remedy = _REMEDIES.get(code)
+    return f"AWS refused with {code}: {message}" + (f"; {remedy}" if remedy else "")
+
+
+def _remedy(error: Exception) -> str:
+    from botocore import exceptions
+
+    for kinds, remedy in (
+        (
+            (exceptions.NoCredentialsError, exceptions.PartialCredentialsError, exceptions.CredentialRetrievalError),
+            "run `aws configure` or `aws sso login`, or set AWS_PROFILE",
+        ),
+        (
+            (exceptions.SSOError, exceptions.TokenRetrievalError),
+            "sign in again by `aws sso login`",
+        ),
+        (exceptions.ProfileNotFound, "correct AWS_PROFILE"),
+        (
+            (exceptions.NoRegionError, exceptions.InvalidRegionError),
+            "set sagemaker.region, such as us-east-1",
+        ),
+        (
+            (exceptions.ConnectionError, exceptions.HTTPClientError),
+            "check the network, the proxy and sagemaker.region",
+        ),
+    ):
+        if isinstance(error, kinds):
+            return f"; {remedy}"
+    return ""
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:500]
