@@ -40,6 +40,9 @@ from orchestration.submit.sagemaker_settings import SageMakerConfig
 DRIVER_FOLDER = Path(__file__).parent / "sagemaker_driver"
 DRIVER_SCRIPT = "driver.py"
 ENTRY_SCRIPT = "orchestration/cli.py"
+# For the SDK's script, in place of its own call of the driver. Without `exec` a shell would be process 1 of the
+# container, to which SageMaker sends SIGTERM, and keep it to itself.
+COMMAND = f"exec $SM_PYTHON_CMD /opt/ml/input/data/sm_drivers/distributed_drivers/{DRIVER_SCRIPT}"
 
 _SDK_DEFAULTS = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
 _ENVIRONMENT = {
@@ -188,7 +191,7 @@ def _train(settings: SageMakerConfig, job: JobSpec, inputs: Inputs, layout: Layo
         role=settings.role,
         base_job_name=job.name,
         training_image=settings.image,
-        source_code=SourceCode(source_dir=str(job.code.folder), entry_script=ENTRY_SCRIPT),
+        source_code=SourceCode(source_dir=str(job.code.folder), entry_script=ENTRY_SCRIPT, command=COMMAND),
         distributed=_ray_cluster(settings),
         compute=_compute(settings),
         networking=Networking(**vpc) if settings.subnets else None,
