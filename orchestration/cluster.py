@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -223,11 +226,12 @@ class Cluster:
             os.environ.setdefault(name, value)
         common = {"logging_level": "ERROR", "log_to_driver": False, "namespace": f"rlvr-{self._run_id}"}
         try:
-            if config.ray_address is not None:
-                context = ray.init(address=config.ray_address, **common)
-            else:
-                store = object_store_bytes(model_size(config.model.name), config.learner)
-                context = ray.init(include_dashboard=config.dashboard, object_store_memory=store, **common)
+            with signal_handlers_kept():
+                if config.ray_address is not None:
+                    context = ray.init(address=config.ray_address, **common)
+                else:
+                    store = object_store_bytes(model_size(config.model.name), config.learner)
+                    context = ray.init(include_dashboard=config.dashboard, object_store_memory=store, **common)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = config.ray_address or "this machine"
             raise MachineError(f"Ray did not start on {where}: {' '.join(str(error).split())[:300]}") from error
@@ -377,6 +381,16 @@ class Cluster:
         if self._group is not None:
             ray.util.remove_placement_group(self._group)
         ray.shutdown()
+
+
+@contextmanager
+def signal_handlers_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and dies of it; whoever asked for it before the block has it again after."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    if threading.current_thread() is threading.main_thread():  # no other may
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def alive_nodes() -> list[ClusterNode]:

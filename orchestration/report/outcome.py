@@ -100,5 +100,7 @@ def _next_commands(run_dir: str, status: str, config: RunConfig | None) -> tuple
         "measure the adapter again",
         f"rlvr eval --model {model} --adapter {folder}/adapter --data {folder}/config.yaml",
     )
-    go_on = ("go on from here", f"rlvr train {folder}/config.yaml run_dir={folder}")
+    # A submitted run lay in the Ray it was a job of, which may be gone.
+    here = " ray_address=null" if config.ray_address == "auto" else ""
+    go_on = ("go on from here", f"rlvr train {folder}/config.yaml run_dir={folder}{here}")
     return (evaluate,) if status == "finished" else (go_on, evaluate)

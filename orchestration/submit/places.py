@@ -44,7 +44,7 @@ def refuse_what_stays_here(run: RunConfig, *, place: str) -> None:
 
     Raises ConfigError naming the setting.
     """
-    if run.ray_address is not None:
+    if run.ray_address not in (None, "auto"):  # auto: the configuration of a run that was submitted before
         raise ConfigError(f"ray_address={run.ray_address!r} is for `rlvr train`: a submitted run uses {place}'s Ray")
     if run.reward.api_key is not None:
         raise ConfigError(

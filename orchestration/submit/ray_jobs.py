@@ -6,6 +6,7 @@ Used by every place that has a Ray dashboard: this machine, a cluster, HyperPod.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -161,6 +162,9 @@ def _timed_client(endpoint: Endpoint) -> Any:
             options.setdefault("timeout", endpoint.timeout_s)
             return super()._do_request(method, endpoint_path, **options)
 
+    # They tell of every request, which is no news to whoever submits.
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else None
     verify: str | bool = True if endpoint.ca_file is None else str(endpoint.ca_file)
     return TimedClient(endpoint.address, headers=headers, verify=verify)
