@@ -12,7 +12,8 @@ from typing import Any
 
 from orchestration.config import RunConfig
 from orchestration.submit.places import local_model_folder, with_settings
-from orchestration.submit.sagemaker_instances import groups_by_role
+from orchestration.submit.sagemaker_host_facts import HEAD
+from orchestration.submit.sagemaker_instances import groups_by_role, learner_on_head
 from orchestration.submit.sagemaker_settings import SageMakerConfig
 
 CHANNELS_FOLDER = PurePosixPath("/opt/ml/input/data")
@@ -130,10 +131,10 @@ def _model_uri(run: RunConfig, layout: Layout) -> str | None:
 
 
 def _role_changes(settings: SageMakerConfig, run: RunConfig) -> dict[str, Any]:
-    """With groups, everything is told its hosts by the Ray resources that these carry."""
+    """Everything is told its hosts by the Ray resources that these carry: with groups, and for what writes files."""
     groups = groups_by_role(settings)
     if not groups:
-        return {}
+        return {"learner_nodes": HEAD} if learner_on_head(settings, run) else {}
     changes: dict[str, Any] = {"rollout_nodes": "rollout", "learner_nodes": "learner"}
     if "reward" in groups:
         deployment = run.reward.deployment

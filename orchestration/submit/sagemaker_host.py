@@ -15,14 +15,17 @@ import socket
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 
 from orchestration.errors import SubmitError
 from orchestration.run_folder import ADAPTER_FOLDER, CONFIG_FILE, SUMMARY_FILE
+from orchestration.submit import sagemaker_container as container
 from orchestration.submit.job import JobState
 from orchestration.submit.ray_jobs import Endpoint, RayJobs, entrypoint
+from orchestration.submit.sagemaker_container import AUTH, CHANNELS_FOLDER, CONFIG, RUN_FILE, TOKEN_FILE
 from orchestration.submit.sagemaker_host_facts import (
     DASHBOARD_PORT,
     EXIT_FAILED,
@@ -49,10 +52,10 @@ from orchestration.submit.sagemaker_host_notice import NoticeBoard, ask
 from orchestration.submit.sagemaker_host_ray import JobLog, RayProcess
 
 ML = Path("/opt/ml")
-CODE = ML / "input/data/code"
-TOKEN_FILE = ML / "input/data/auth/auth_token"
-RUN_CONFIG = ML / "input/data/config/run.yaml"
-RUN_FOLDER = ML / "checkpoints/run"
+CODE = Path(CHANNELS_FOLDER / "code")
+TOKEN_PATH = Path(CHANNELS_FOLDER / AUTH / TOKEN_FILE)
+RUN_CONFIG = Path(CHANNELS_FOLDER / CONFIG / RUN_FILE)
+RUN_FOLDER = Path(container.RUN_FOLDER)
 OBJECT_STORE_VARIABLE = "RLVR_OBJECT_STORE_BYTES"
 """Upper bound of this host's object store, bytes."""
 
@@ -71,14 +74,14 @@ def main() -> int:
             json.loads(os.environ["SM_DISTRIBUTED_CONFIG"]),
             job_name=os.environ["TRAINING_JOB_NAME"],
         )
-        token = TOKEN_FILE.read_text(encoding="utf-8").strip()
+        token = TOKEN_PATH.read_text(encoding="utf-8").strip()
         say(facts, f"{'head' if facts.is_head else f'worker of {facts.head}'}, {len(facts.hosts)} hosts in all")
         ending = run_head(facts, token, stop) if facts.is_head else run_worker(facts, token, stop)
     except (HostError, KeyError, OSError, ValueError) as error:
         ending = Ending(exit_code=EXIT_FAILED, reason=f"{type(error).__name__}: {error}")
     if ending.reason:
         text = failure_text(ending.reason)
-        print(text, flush=True)
+        print(f"{os.environ.get('SM_CURRENT_HOST', 'this host')} leaves: {text}", flush=True)
         (ML / "output/failure").write_text(text, encoding="utf-8")
     return ending.exit_code
 
@@ -115,9 +118,10 @@ def say(facts: HostFacts, message: str) -> None:
 
 def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
     """The whole life of the head, its workers' end included."""
-    with NoticeBoard("", token=token) as board:
+    with ExitStack() as stack:
+        board = stack.enter_context(NoticeBoard("", token=token))
         try:
-            ending = _head_ending(facts, token, stop, board)
+            ending = _head_ending(facts, token, stop, board, stack)
             if ending.exit_code != EXIT_FAILED:
                 put_out(RUN_FOLDER, ML / "model")
         except (HostError, SubmitError, OSError) as error:
@@ -128,20 +132,19 @@ def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
     return ending
 
 
-def _head_ending(facts: HostFacts, token: str, stop: _Stop, board: NoticeBoard) -> Ending:
+def _head_ending(facts: HostFacts, token: str, stop: _Stop, board: NoticeBoard, stack: ExitStack) -> Ending:
+    """Start Ray, which ends with `stack`: after the workers know how the run ended, and have left it."""
     if is_finished(RUN_FOLDER):  # an interruption came between the run's end and the job's
         say(facts, "the checkpoint folder holds a finished run: nothing to do")
         return Ending(exit_code=0)
     ray = start_ray(facts, head_ip=own_ip(facts))
-    try:
-        jobs = _all_joined(facts, ray, token, board, stop)
-        if jobs is None:
-            return Ending(exit_code=EXIT_STOPPED, reason="stopped before all hosts had joined")
-        jobs.submit(name=facts.job_name, command=entrypoint(str(RUN_CONFIG), python=sys.executable), runtime_env={})
-        say(facts, f"submitted the run as Ray job {facts.job_name}")
-        return _followed(facts, ray, jobs, stop)
-    finally:
-        ray.stop()
+    stack.callback(ray.stop)
+    jobs = _all_joined(facts, ray, token, board, stop)
+    if jobs is None:
+        return Ending(exit_code=EXIT_STOPPED, reason="stopped before all hosts had joined")
+    jobs.submit(name=facts.job_name, command=entrypoint(str(RUN_CONFIG), python=sys.executable), runtime_env={})
+    say(facts, f"submitted the run as Ray job {facts.job_name}")
+    return _followed(facts, ray, jobs, stop)
 
 
 def _all_joined(facts: HostFacts, ray: RayProcess, token: str, board: NoticeBoard, stop: _Stop) -> RayJobs | None:
@@ -274,7 +277,13 @@ def start_ray(facts: HostFacts, *, head_ip: str) -> RayProcess:
         limit=int(limit) if limit else None,
     )
     command = ray_start(facts, node_ip=own_ip(facts), head_ip=head_ip, object_store_bytes=store)
-    environment = ray_environment(facts, code=str(CODE), token_file=str(TOKEN_FILE))
+    environment = {
+        # Set by the job's environment they are meant.
+        **{
+            name: os.environ.get(name, facts.network_interface) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
+        },
+        **ray_environment(code=str(CODE), token_file=str(TOKEN_PATH)),
+    }
     log = ML / "output/data/ray_start.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     return RayProcess(command, environment, log)

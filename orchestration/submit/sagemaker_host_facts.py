@@ -15,6 +15,8 @@ from typing import Any
 
 GCS_PORT, DASHBOARD_PORT, NOTICE_PORT = 6379, 8265, 8266
 RAY_FOLDER = "/tmp/ray"  # Ray's own default; said aloud, as the job's log is read there
+HEAD = "head"
+"""A Ray resource that the head alone has."""
 MAX_FAILURE_CHARS = 1024
 """SageMaker shows no more of a failure file."""
 
@@ -89,11 +91,11 @@ def host_facts(resources: Mapping[str, Any], settings: Mapping[str, Any], *, job
 
 def ray_start(facts: HostFacts, *, node_ip: str, head_ip: str, object_store_bytes: int) -> list[str]:
     """The command that starts Ray on this host and stays until it ends. CPUs and GPUs are counted by Ray."""
-    roles = {} if facts.role is None else {facts.role: 1}
+    marks = {facts.name: 1} | ({} if facts.role is None else {facts.role: 1}) | ({HEAD: 1} if facts.is_head else {})
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
         *(f"--node-name={facts.name}", f"--node-ip-address={node_ip}", f"--object-store-memory={object_store_bytes}"),
-        f"--resources={json.dumps({facts.name: 1, **roles})}",
+        f"--resources={json.dumps(marks)}",
     ]
     if not facts.is_head:
         return [*command, f"--address={head_ip}:{GCS_PORT}"]
@@ -103,17 +105,16 @@ def ray_start(facts: HostFacts, *, node_ip: str, head_ip: str, object_store_byte
     ]
 
 
-def ray_environment(facts: HostFacts, *, code: str, token_file: str) -> dict[str, str]:
+def ray_environment(*, code: str, token_file: str) -> dict[str, str]:
     """What Ray's processes on this host, and so the run and its actors, have in their environment."""
     return {
         # A stray ~/.ray/auth_token would otherwise decide on authentication, host by host.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": token_file,
         "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_JOB_S:.0f}",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # the run has ended by then: nothing is left to drain
         "RAY_worker_niceness": "0",  # the default of 15 lets anything else on the host starve engines and learner
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "NCCL_SOCKET_IFNAME": facts.network_interface,
-        "GLOO_SOCKET_IFNAME": facts.network_interface,
         "PYTHONPATH": code,
         "PYTHONUNBUFFERED": "1",
     }

@@ -35,6 +35,16 @@ def groups_by_role(settings: SageMakerConfig) -> dict[str, InstanceGroup]:
     return {group.role: group for group in sorted(settings.instance_groups, key=lambda group: order.index(group.role))}
 
 
+def learner_on_head(settings: SageMakerConfig, run: RunConfig) -> bool:
+    """Whether the learner of a run on several equal hosts can be held on the head, where the run folder is: else its
+    checkpoints would be written to the disk of whatever host it came to."""
+    if settings.instance_type is None or settings.instance_count < 2 or run.learner_nodes is not None:
+        return False
+    on_a_host = num_gpus(settings.instance_type) or 0
+    mode = place(run, num_gpus=on_a_host * settings.instance_count).mode
+    return mode == "cpu" or (mode == "split" and run.learner.num_ranks <= on_a_host)
+
+
 def efa_environment(settings: SageMakerConfig) -> dict[str, str]:
     """What NCCL needs where GPU hosts with EFA speak to each other; nothing within one host, which has NVSwitch."""
     kinds = [(group.instance_type, group.instance_count) for group in settings.instance_groups]

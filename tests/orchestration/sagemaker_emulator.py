@@ -166,6 +166,7 @@ class EmulatedJob:
         for name in ("input/config", "input/data", "model", "output/data"):
             (host.ml / name).mkdir(parents=True)
         (host.folder / "tmp").mkdir()
+        (host.folder / "log").touch()
         names = "".join(f"{other.ip} {other.name}\n" for other in self.hosts.values())
         (host.folder / "hosts").write_text(f"127.0.0.1 localhost\n{names}")
         if self.checkpoints is None:
