@@ -1,0 +1,330 @@
+"""What the hosts of a training job decide, without a host."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.submit import sagemaker_host, sagemaker_host_ray
+from orchestration.submit.sagemaker_driver import driver
+from orchestration.submit.sagemaker_host_facts import (
+    HEAD,
+    HEAD_GONE_S,
+    MAX_FAILURE_CHARS,
+    STOP_JOB_S,
+    STOPPED_WORKER_S,
+    Ending,
+    HostError,
+    HostFacts,
+    Notice,
+    Phase,
+    WorkerView,
+    by_number,
+    failure_text,
+    host_facts,
+    last_words,
+    missing,
+    object_store_bytes,
+    ray_environment,
+    ray_start,
+    worker_ending,
+)
+from orchestration.submit.sagemaker_host_notice import NoticeBoard, ask
+from orchestration.submit.sagemaker_host_ray import JobLog, RayProcess
+
+SETTINGS = {"join_timeout_s": 600.0, "roles": {}, "head_group": None}
+
+
+def resources(current: str, **groups: list[str]) -> dict[str, Any]:
+    """A `resourceconfig.json`; SageMaker's lists are in the order of the text."""
+    return {
+        "current_host": current,
+        "hosts": sorted(host for hosts in groups.values() for host in hosts),
+        "instance_groups": [
+            {"instance_group_name": name, "instance_type": "ml.m5.large", "hosts": sorted(hosts)}
+            for name, hosts in groups.items()
+        ],
+        "network_interface_name": "eth0",
+    }
+
+
+def facts(name: str = "algo-2", **settings: Any) -> HostFacts:
+    return host_facts(resources(name, all=["algo-1", "algo-2"]), {**SETTINGS, **settings}, job_name="job")
+
+
+# Who is who
+
+
+def test_hosts_are_in_the_order_of_their_numbers() -> None:
+    names = [f"algo-{number}" for number in range(1, 12)]
+    assert by_number(sorted(names)) == tuple(names)
+    known = host_facts(resources("algo-10", homogeneousCluster=names), SETTINGS, job_name="job")
+    assert (known.head, known.is_head, known.workers) == ("algo-1", False, tuple(names[1:]))
+
+
+def test_the_only_group_of_a_job_gives_no_role() -> None:
+    known = host_facts(resources("algo-1", homogeneousCluster=["algo-1"]), SETTINGS, job_name="job")
+    assert (known.role, known.is_head, known.workers) == (None, True, ())
+
+
+def test_the_head_is_the_first_host_of_its_group() -> None:
+    groups = {"rollout": ["algo-1", "algo-2"], "learner": ["algo-10", "algo-9"], "reward": ["algo-3"]}
+    settings = {**SETTINGS, "roles": {name: name for name in groups}, "head_group": "learner"}
+    known = [
+        host_facts(resources(host, **groups), settings, job_name="job") for host in ("algo-9", "algo-10", "algo-3")
+    ]
+    assert {host.head for host in known} == {"algo-9"}
+    assert [host.role for host in known] == ["learner", "learner", "reward"]
+
+
+def test_a_head_group_that_is_not_there_is_refused() -> None:
+    with pytest.raises(HostError, match=r"head_group='learner' is no instance group .* \['all'\]"):
+        facts(head_group="learner")
+
+
+# How Ray is started
+
+
+def test_the_head_is_reachable_and_bears_its_marks() -> None:
+    command = ray_start(facts("algo-1"), node_ip="10.0.0.1", head_ip="10.0.0.1", object_store_bytes=2**30)
+    assert command[0] == sys.executable
+    assert {"--head", "--block", "--port=6379", "--dashboard-host=0.0.0.0", "--dashboard-port=8265"} <= set(command)
+    assert {"--node-ip-address=10.0.0.1", "--object-store-memory=1073741824", "--node-name=algo-1"} <= set(command)
+    assert json.loads(option(command, "--resources")) == {"algo-1": 1, HEAD: 1}
+    assert not any(word.startswith(("--address", "--num-cpus", "--num-gpus")) for word in command)
+
+
+def test_a_worker_joins_with_the_resource_of_its_role() -> None:
+    known = facts("algo-2", roles={"all": "rollout"})
+    command = ray_start(known, node_ip="10.0.0.2", head_ip="10.0.0.1", object_store_bytes=2**30)
+    assert option(command, "--address") == "10.0.0.1:6379"
+    assert json.loads(option(command, "--resources")) == {"algo-2": 1, "rollout": 1}
+    assert "--head" not in command
+
+
+def option(command: list[str], name: str) -> str:
+    return next(word.partition("=")[2] for word in command if word.startswith(f"{name}="))
+
+
+def test_authentication_is_explicit_and_the_token_a_file() -> None:
+    environment = ray_environment(code="/code", token_file="/auth/auth_token")
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_AUTH_TOKEN_PATH"] == "/auth/auth_token"
+    assert "RAY_AUTH_TOKEN" not in environment
+    assert environment["PYTHONPATH"] == "/code"
+
+
+def test_a_stop_fits_into_the_two_minutes_before_the_kill() -> None:
+    assert float(ray_environment(code="", token_file="")["RAY_JOB_STOP_WAIT_TIME_S"]) == STOP_JOB_S
+    head = STOP_JOB_S + 5 + sagemaker_host._TELL_WORKERS_S + sagemaker_host_ray._END_RAY_S
+    assert head < 120
+    assert STOPPED_WORKER_S < 120
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "shared_gib", "limit_gib", "expected_gib"),
+    [
+        (16, 8, None, 1.6),  # a tenth of the memory
+        (1152, 500, None, 16),  # our own bound
+        (1152, 10, None, 8),  # four fifths of /dev/shm
+        (2, 1, None, 0.25),  # no less than Ray is any good with
+        (16, 8, 0.125, 0.125),  # as was asked for
+    ],
+)
+def test_the_object_store_is_bounded(
+    memory_gib: float, shared_gib: float, limit_gib: float | None, expected_gib: float
+) -> None:
+    size = object_store_bytes(
+        memory=int(memory_gib * 2**30),
+        shared_memory=int(shared_gib * 2**30),
+        limit=None if limit_gib is None else int(limit_gib * 2**30),
+    )
+    assert size / 2**30 == pytest.approx(expected_gib)
+
+
+def test_a_host_has_joined_when_a_node_bears_its_name() -> None:
+    assert missing(facts(), [{"CPU": 2.0, "algo-1": 1.0}, {"CPU": 2.0}]) == ("algo-2",)
+    assert missing(facts(), [{"algo-2": 1.0}, {"algo-1": 1.0}]) == ()
+
+
+# When a worker leaves
+
+JOINABLE = Notice(phase=Phase.JOINABLE)
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (WorkerView(notice=None, silent_s=599), None),
+        (WorkerView(notice=None, silent_s=601), (1, "the head, algo-1, did not answer algo-2 within 600 s")),
+        (WorkerView(notice=None, silent_s=5, stopping_s=0), (130, "algo-2 was stopped before the head was up")),
+        (WorkerView(notice=JOINABLE, silent_s=0), None),
+        (WorkerView(notice=JOINABLE, silent_s=HEAD_GONE_S - 1), None),
+        (WorkerView(notice=JOINABLE, silent_s=HEAD_GONE_S + 1), (1, "the head, algo-1, is gone")),
+        # The run on the head still needs a worker that was told to stop first.
+        (WorkerView(notice=JOINABLE, silent_s=0, stopping_s=100), None),
+        (
+            WorkerView(notice=JOINABLE, silent_s=0, stopping_s=STOPPED_WORKER_S + 1),
+            (130, "algo-2 was stopped, and the head, algo-1, was not"),
+        ),
+        # Ray ended here because the head is gone, or by itself: the head's answer tells.
+        (WorkerView(notice=JOINABLE, silent_s=3, ray_ended="lost its head"), None),
+        (WorkerView(notice=JOINABLE, silent_s=0, ray_ended="no room"), (1, "Ray ended on algo-2: no room")),
+        (WorkerView(notice=Notice(phase=Phase.ENDED, ending=Ending(exit_code=0)), silent_s=0), (0, "")),
+        (
+            WorkerView(
+                notice=Notice(phase=Phase.ENDED, ending=Ending(exit_code=1, reason="no such model")), silent_s=0
+            ),
+            (1, "the head, algo-1, ended: no such model"),
+        ),
+    ],
+)
+def test_a_worker_leaves_when_there_is_a_reason(view: WorkerView, expected: tuple[int, str] | None) -> None:
+    ending = worker_ending(facts(), view)
+    assert (None if ending is None else (ending.exit_code, ending.reason)) == expected
+
+
+# What is said of a failure
+
+
+def test_a_failure_is_told_in_the_run_s_own_last_sentence() -> None:
+    lines = ["17:00:00 preparing model x", "rlvr: model folder 'x' is not there", "", "(noise of a library at its end)"]
+    assert last_words(lines, otherwise="") == "model folder 'x' is not there"
+    assert last_words(["Traceback (most recent call last):", "KeyError: 'a'", " "], otherwise="") == "KeyError: 'a'"
+    assert last_words(["", " "], otherwise="exit code 3") == "exit code 3"
+
+
+def test_a_failure_file_has_what_sagemaker_shows() -> None:
+    assert failure_text("one\n  line") == "one line"
+    assert len(failure_text("x" * 5000)) == MAX_FAILURE_CHARS
+    assert failure_text("x" * MAX_FAILURE_CHARS) == "x" * MAX_FAILURE_CHARS
+
+
+# The notice board
+
+
+def test_a_worker_is_told_with_the_token_only() -> None:
+    with NoticeBoard("127.0.0.1", token="right", port=0) as board:
+        url = f"http://127.0.0.1:{board.port}/"
+        assert ask(url, host="algo-2", token="wrong") is None
+        assert ask(url, host="algo-2", token="right") == Notice(phase=Phase.STARTING)
+        board.post(JOINABLE)
+        assert ask(url, host="algo-2", token="right") == JOINABLE
+    assert ask(url, host="algo-2", token="right") is None
+
+
+def test_the_head_waits_for_its_workers_to_be_told_and_not_for_ever() -> None:
+    ended = Notice(phase=Phase.ENDED, ending=Ending(exit_code=1, reason="why"))
+    with NoticeBoard("127.0.0.1", token="t", port=0) as board:
+        url = f"http://127.0.0.1:{board.port}/"
+        assert board.wait_until_told([], timeout_s=10) == ()
+        ask(url, host="algo-2", token="t")
+        board.post(ended)
+        assert board.wait_until_told(["algo-2", "algo-3"], timeout_s=0.05) == ("algo-2", "algo-3")
+        asking = threading.Timer(0.05, ask, kwargs={"url": url, "host": "algo-2", "token": "t"})
+        asking.start()
+        assert board.wait_until_told(["algo-2"], timeout_s=10) == ()
+        asking.join()
+        assert ask(url, host="algo-3", token="t") == ended
+
+
+# Processes and files
+
+
+def test_a_process_of_ray_leaves_its_last_words_and_no_children(tmp_path: Path) -> None:
+    failed = RayProcess(["sh", "-c", "echo no room; exit 3"], {}, tmp_path / "log")
+    failed._process.wait(10)
+    assert failed.ended() == "no room (exit code 3)"
+    failed.stop()
+
+    running = RayProcess(
+        ["sh", "-c", "sleep 60 & echo $! > $WHERE; wait"], {"WHERE": str(tmp_path / "pid")}, tmp_path / "log"
+    )
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        pass
+    assert running.ended() is None
+    running.stop()
+    running.stop()
+    assert running.ended() is not None
+    with pytest.raises(ProcessLookupError):
+        _wait_for_end(int((tmp_path / "pid").read_text()))
+
+
+def _wait_for_end(pid: int) -> None:
+    """Raises ProcessLookupError when it is gone, or a zombie that nobody here can reap."""
+    for _ in range(1000):
+        os.kill(pid, 0)
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            raise ProcessLookupError
+        threading.Event().wait(0.01)
+
+
+def test_a_log_is_passed_on_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sagemaker_host_ray, "RAY_FOLDER", str(tmp_path))
+    path = tmp_path / "session_latest/logs/job-driver-job.log"
+    path.parent.mkdir(parents=True)
+    log = JobLog("job")
+    log.relay()  # there is none yet
+    path.write_bytes("größer=1\nhalf".encode())
+    log.relay()
+    assert capsys.readouterr().out == "größer=1\n"
+    with path.open("ab") as file:
+        file.write(b" a line\nand the end")
+    log.relay(all_of_it=True)
+    assert capsys.readouterr().out == "half a line\nand the end\n"
+    assert list(log.tail) == ["größer=1", "half a line", "and the end"]
+
+
+def test_what_is_put_out_is_the_adapter_the_summary_and_the_configuration(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "adapter").mkdir(parents=True)
+    (run / "checkpoints").mkdir()
+    for name in ("adapter/adapter_model.safetensors", "config.yaml", "metrics.jsonl", "checkpoints/state"):
+        (run / name).write_text(name)
+    assert not sagemaker_host.is_finished(run)
+    for status, finished in (("stopped", False), ("finished", True)):
+        (run / "summary.json").write_text(json.dumps({"status": status}))
+        assert sagemaker_host.is_finished(run) is finished
+    for _ in range(2):  # a second start finds the first one's
+        sagemaker_host.put_out(run, tmp_path / "model")
+    kept = {str(path.relative_to(tmp_path / "model")) for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert kept == {"adapter/adapter_model.safetensors", "config.yaml", "summary.json"}
+
+
+@pytest.mark.parametrize("broken", ["", "[]", "{}"])
+def test_a_summary_that_cannot_be_read_is_of_no_finished_run(tmp_path: Path, broken: str) -> None:
+    (tmp_path / "summary.json").write_text(broken)
+    assert not sagemaker_host.is_finished(tmp_path)
+
+
+def test_the_first_process_passes_sigterm_on_and_gives_the_exit_code_back() -> None:
+    """Here as an ordinary process: `_first_process` is what process 1 does after its fork."""
+    code = (
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {str(Path(driver.__file__).parent)!r})\n"
+        "import driver\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, driver._WATCHED)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))\n"
+        "    signal.pthread_sigmask(signal.SIG_UNBLOCK, driver._WATCHED)\n"
+        "    print('ready', flush=True)\n"
+        "    while True: signal.pause()\n"
+        "sys.exit(driver._first_process(child))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 7
