@@ -134,21 +134,21 @@ class KubernetesApi:
     def _explained(self, doing: str, *, name: str = "") -> Iterator[None]:
         """Turns what the client raises into SubmitError."""
         from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError, SSLError, TimeoutError
+        from urllib3.exceptions import HTTPError, NewConnectionError, SSLError, TimeoutError
 
         what = f"{doing} {name}".strip()
         try:
             yield
         except ApiException as error:
             raise self._refusal(error, what) from error
-        except TimeoutError as error:
-            raise SubmitError(
-                f"Kubernetes did not answer within {self._timeout_s:g} s when asked to {what}; raise "
-                f"hyperpod.timeout_s, and look by `kubectl -n {self._namespace} get rayjobs` what there is"
-            ) from error
         except SSLError as error:
             raise SubmitError(f"the certificate of Kubernetes is not trusted ({_one_line(error)}); {_LOGIN}") from error
         except (HTTPError, OSError) as error:
+            if isinstance(error, TimeoutError) and not isinstance(error, NewConnectionError):  # which is one to urllib3
+                raise SubmitError(
+                    f"Kubernetes did not answer within {self._timeout_s:g} s when asked to {what}; raise "
+                    f"hyperpod.timeout_s, and look by `kubectl -n {self._namespace} get rayjobs` what there is"
+                ) from error
             raise SubmitError(
                 f"Kubernetes does not answer at {self._configuration.host} ({_one_line(error)}); is the cluster up, "
                 f"and the kubeconfig its own? {_LOGIN}"
