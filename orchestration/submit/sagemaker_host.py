@@ -110,7 +110,8 @@ class _Stop:
 
 
 def say(facts: HostFacts, message: str) -> None:
-    print(f"{facts.name}: {message}", flush=True)
+    """A line of the log, in the manner of the run's own."""
+    print(f"{time.strftime('%H:%M:%S')} {facts.name}: {message}", flush=True)
 
 
 # The head

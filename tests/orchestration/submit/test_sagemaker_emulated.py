@@ -1,0 +1,233 @@
+"""Training jobs as SageMaker would run them, on hosts in namespaces: the request is the backend's, the hosts run what
+it says, Ray is real and so is the training of the tiny model.
+
+Not covered: what `tests.orchestration.sagemaker_emulator` does not emulate, GPUs first of all.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.config import load_settings
+from orchestration.data.cache import cache_root
+from orchestration.data.models import resolve_model
+from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS
+from orchestration.submit.job import JobSpec
+from orchestration.submit.package import packed_code
+from orchestration.submit.sagemaker_request import staged
+from tests.orchestration.sagemaker_emulator import EmulatedJob, Host, namespaces_missing
+
+pytestmark = pytest.mark.slow
+
+TOKEN = "5ec2e7" * 10
+SMALL = ("prompts_per_step=2", "rollout.num_generations=2", "eval_at_ends=false", "data.num_eval=2")
+ONE_HOST = ("sagemaker.instance_type=ml.m5.large",)
+TWO_HOSTS = (*ONE_HOST, "sagemaker.instance_count=2")
+TRAIN_S = 400.0
+"""Limit on a job that trains, on a slow machine without compiled kernels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a submission would have sent."""
+
+    request: dict[str, Any]
+    channels: Mapping[str, Path]
+
+
+def caches() -> dict[str, Path]:
+    """What hosts share with this machine, where it spares them work: models and compiled kernels, by variable."""
+    inductor = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+    defaults = {
+        "RLVR_CACHE": cache_root(),
+        "TORCHINDUCTOR_CACHE_DIR": inductor,
+        "TORCH_EXTENSIONS_DIR": Path.home() / ".cache/torch_extensions",
+        "VLLM_CACHE_ROOT": Path.home() / ".cache/vllm",
+    }
+    return {name: Path(os.environ.get(name) or folder).resolve() for name, folder in defaults.items()}
+
+
+class Workplace:
+    """Makes jobs, each in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def prepare(self, *overrides: str) -> Prepared:
+        """The request and the channels' content, as the backend forms them."""
+        settings = load_settings(
+            "tiny",
+            [
+                "sagemaker.role=arn:aws:iam::111122223333:role/training",
+                "sagemaker.bucket=jobs-of-tests",
+                "sagemaker.image=111122223333.dkr.ecr.eu-west-1.amazonaws.com/rlvr:1",
+                *SMALL,
+                *overrides,
+            ],
+        )
+        place = self._folder / "channels"
+        with packed_code() as code:
+            job = JobSpec(name="rlvr-tiny-20261121-172233", run=settings.run, code=code)
+            with staged(settings.submit.sagemaker, job, region="eu-west-1") as ready:
+                for upload in ready.uploads:
+                    for file, uri in upload.files():
+                        target = place / uri.partition("/input/")[2]
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(file, target)
+                token = place / ready.token_uri.partition("/input/")[2]
+        token.parent.mkdir()
+        token.write_text(TOKEN)
+        names = [channel["ChannelName"] for channel in ready.request["InputDataConfig"]]
+        return Prepared(request=dict(ready.request), channels={name: place / name for name in names})
+
+    def job(self, prepared: Prepared, name: str = "job", *, checkpoints: Path | None = None) -> EmulatedJob:
+        return EmulatedJob(
+            request=prepared.request,
+            channels=prepared.channels,
+            folder=self._folder / name,
+            checkpoints=checkpoints,
+            environment={
+                **{variable: str(folder) for variable, folder in caches().items()},
+                "RLVR_OBJECT_STORE_BYTES": str(150 * 2**20),  # of each host, and all share this machine's memory
+                "HF_HUB_OFFLINE": "1",
+                "VLLM_NO_USAGE_STATS": "1",
+            },
+            keep=tuple(caches().values()),
+        )
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Workplace:
+    if (reason := namespaces_missing()) is not None:
+        if os.environ.get("RLVR_EXPECT_NAMESPACES") == "1":
+            pytest.fail(f"RLVR_EXPECT_NAMESPACES=1, but {reason}")
+        pytest.skip(reason)
+    resolve_model("tiny", None)
+    for folder in caches().values():
+        folder.mkdir(parents=True, exist_ok=True)
+    return Workplace(tmp_path)
+
+
+def ended(job: EmulatedJob, timeout_s: float) -> dict[str, int]:
+    """Exit statuses; with the logs when hosts are still there. No log has the token."""
+    try:
+        return job.wait(timeout_s)
+    finally:
+        for host in job.hosts.values():
+            assert TOKEN not in host.log
+            print(f"--- {host.name}, failure: {host.failure}\n{host.log[-6000:]}")  # pytest shows it of what failed
+
+
+def ran_there(host: Host) -> set[str]:
+    """Names of our actors that this host's Ray has had."""
+    logs = (host.folder / "tmp/ray").glob("session_*/logs/worker-*.out")
+    return {name for log in logs for name in re.findall(r":actor_name:(\S+)", log.read_text(errors="replace"))}
+
+
+def test_one_host_trains(workplace: Workplace) -> None:
+    with workplace.job(workplace.prepare(*ONE_HOST, "max_steps=2", "eval_at_ends=true")) as job:
+        job.start()
+        assert ended(job, TRAIN_S) == {"algo-1": 0}
+        host, metrics = job.hosts["algo-1"], job.metrics()
+    assert host.failure is None
+    assert host.files("model") == [
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "config.yaml",
+        "summary.json",
+    ]
+    assert json.loads((host.ml / "model/summary.json").read_text())["status"] == "finished"
+    assert set(metrics) == {*LINE_METRICS, *EVALUATION_METRICS}
+    assert {name: len(values) for name, values in metrics.items()} == dict.fromkeys(metrics, 2)
+
+
+def test_a_job_that_was_stopped_goes_on_where_its_checkpoints_are(workplace: Workplace) -> None:
+    prepared = workplace.prepare(*TWO_HOSTS, "max_steps=20")
+    with workplace.job(prepared, "first") as job:
+        job.start()
+        job.wait_for_line("algo-1", r"step 1/20 ", TRAIN_S)
+        job.hosts["algo-2"].send(signal.SIGTERM)  # the run needs it until its state is saved
+        job.hosts["algo-1"].send(signal.SIGTERM)
+        job.hosts["algo-1"].send(signal.SIGTERM)  # a second is no more than the first
+        assert ended(job, 120) == {"algo-1": 130, "algo-2": 130}
+        head, worker = job.hosts.values()
+    assert "a job with the same checkpoint folder goes on" in str(head.failure)
+    assert "algo-1" in str(worker.failure)
+    assert json.loads((head.ml / "checkpoints/run/summary.json").read_text())["status"] == "stopped"
+    assert worker.files("checkpoints") == worker.files("model") == []
+
+    with workplace.job(prepared, "second", checkpoints=head.ml / "checkpoints") as job:
+        job.start()
+        assert ended(job, TRAIN_S) == {"algo-1": 0, "algo-2": 0}
+        head, worker = job.hosts.values()
+        assert re.search(r"going on after step [1-9]", head.log)
+    steps = [json.loads(line)["step"] for line in (head.ml / "checkpoints/run/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 21))
+    assert "adapter/adapter_model.safetensors" in head.files("model")
+    assert worker.files("model") == []
+    assert head.failure is worker.failure is None
+
+    # Interrupted again, after the run's end: it is not made a second time, and Ray is not started for it.
+    with workplace.job(prepared, "third", checkpoints=head.ml / "checkpoints") as job:
+        job.start()
+        assert ended(job, 60) == {"algo-1": 0, "algo-2": 0}
+        assert "nothing to do" in job.hosts["algo-1"].log
+        assert "adapter/adapter_model.safetensors" in job.hosts["algo-1"].files("model")
+
+
+def test_each_group_of_hosts_has_its_role(workplace: Workplace) -> None:
+    groups = [{"role": role, "instance_type": "ml.m5.large"} for role in ("learner", "rollout", "reward")]
+    prepared = workplace.prepare(f"sagemaker.instance_groups={json.dumps(groups)}", "max_steps=1")
+    prepared.request["ResourceConfig"]["InstanceGroups"].reverse()  # nobody says that the head's group comes first
+    with workplace.job(prepared) as job:
+        job.start()
+        assert ended(job, TRAIN_S) == {"algo-1": 0, "algo-2": 0, "algo-3": 0}
+        reward, rollout, learner = job.hosts.values()
+        assert f"the reward service is on node {reward.ip}" in learner.log
+    assert [ran_there(host) for host in (learner, rollout, reward)] == [{"learner-0"}, {"rollout-0"}, {"reward-0"}]
+    assert "adapter/adapter_model.safetensors" in learner.files("model")
+    assert [host.files("model") + host.files("checkpoints") for host in (rollout, reward)] == [[], []]
+    assert all(host.failure is None for host in job.hosts.values())
+
+
+def test_a_run_that_fails_is_told_by_every_host(workplace: Workplace) -> None:
+    with workplace.job(workplace.prepare(*TWO_HOSTS, "model.name=no-such-model")) as job:
+        job.start()
+        assert ended(job, 180) == {"algo-1": 1, "algo-2": 1}
+        head, worker = job.hosts.values()
+    assert head.failure is not None
+    assert "no-such-model" in head.failure
+    assert worker.failure == f"the head, algo-1, ended: {head.failure}"
+    assert head.files("model") == []
+
+
+def test_hosts_that_do_not_join_are_named_in_order(workplace: Workplace) -> None:
+    hosts = (*ONE_HOST, "sagemaker.instance_count=11", "sagemaker.join_timeout_s=60")
+    with workplace.job(workplace.prepare(*hosts)) as job:
+        job.start("algo-1", "algo-2", "algo-10")  # as text, algo-10 would be the second host, and algo-11 the third
+        assert ended(job, 180) == {"algo-1": 1, "algo-2": 1, "algo-10": 1}
+        late = ", ".join(f"algo-{number}" for number in (3, 4, 5, 6, 7, 8, 9, 11))
+        failures = [job.hosts[name].failure for name in ("algo-1", "algo-10")]
+    reason = f"{late} did not join Ray within 60 s"
+    assert failures == [reason, f"the head, algo-1, ended: {reason}"]
+
+
+def test_workers_leave_a_head_that_is_gone(workplace: Workplace) -> None:
+    with workplace.job(workplace.prepare(*TWO_HOSTS)) as job:
+        job.start()
+        job.wait_for_line("algo-1", "2 of 2 hosts have joined", 120)
+        job.hosts["algo-1"].send(signal.SIGKILL)
+        assert ended(job, 120)["algo-2"] == 1
+        assert job.hosts["algo-2"].failure == "the head, algo-1, is gone"
