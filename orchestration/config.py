@@ -273,4 +273,6 @@ def _explain(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if not dotted:
         return message
-    return f"{dotted}={problem['input']!r}: {message[0].lower()}{message[1:]}"
+    # "Input should be …" goes on in small letters, a name in capitals stays as it is.
+    message = message if message[1:2].isupper() else f"{message[0].lower()}{message[1:]}"
+    return f"{dotted}={problem['input']!r}: {message}"

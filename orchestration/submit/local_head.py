@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -113,13 +114,15 @@ def ensure(folder: Path, *, linger_s: float, object_store_bytes: int, timeout_s:
 
 def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
     """Start a head, and end it when it had no unfinished job for `linger_s` seconds, on SIGTERM, or when Ray ends."""
-    with _locked(folder / LOCK_FILE) as is_ours:
+    usual_port = Path(tempfile.gettempdir()) / f"rlvr-dashboard-port-{os.getuid()}.lock"
+    with _locked(folder / LOCK_FILE) as is_ours, _locked(usual_port) as is_first:
         if not is_ours:
             return  # another was quicker
         (folder / STATE_FILE).unlink(missing_ok=True)
         token_file = folder / TOKEN_FILE
         _write_private(token_file, secrets.token_hex(32))
-        port = _free_port(DASHBOARD_PORT)
+        # Between the look at a port and the dashboard's taking it there are seconds: of our heads one may hope for it.
+        port = _free_port(DASHBOARD_PORT) if is_first else _free_port()
         ray = _start_ray(port, token_file, object_store_bytes)
         try:
             head = Head(pid=os.getpid(), address=f"http://{HOST}:{port}", identity=secrets.token_hex(8))
@@ -136,6 +139,11 @@ def _start_ray(port: int, token_file: Path, object_store_bytes: int) -> subproce
         "--head",
         "--block",
         "--port=0",
+        # All others are free ones too: another Ray may run on this machine, and has the usual ones.
+        f"--ray-client-server-port={_free_port()}",
+        f"--dashboard-agent-listen-port={_free_port()}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
         f"--node-ip-address={HOST}",
         f"--dashboard-host={HOST}",
         f"--dashboard-port={port}",
@@ -207,7 +215,7 @@ def _write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _free_port(preferred: int) -> int:
+def _free_port(preferred: int = 0) -> int:
     for port in (preferred, 0):
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,0 +1,174 @@
+"""A run as a job of a real Ray head with token authentication: what `rlvr submit` starts on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestration.config import load_settings
+from orchestration.errors import SubmitError
+from orchestration.submit import local_head
+from orchestration.submit.job import JobSpec, JobState
+from orchestration.submit.package import packed_code
+from orchestration.submit.ray_cluster import RayBackend
+from orchestration.submit.settings import SubmitConfig
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+RLVR = (sys.executable, "-m", "orchestration.cli")
+SMALL = (
+    "eval_at_ends=false",
+    "data.num_eval=8",
+    "data.num_train=16",
+    "prompts_per_step=2",
+    "rollout.num_generations=4",
+)
+LINGER_S = 25
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 240.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.2)
+
+
+class Place:
+    """A state folder, and commands that use it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "RLVR_STATE": str(folder / "state"), "HOME": str(folder)}
+        self.environment.setdefault("RLVR_CACHE", str(Path.home() / ".cache" / "rlvr"))
+        for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+            self.environment.pop(name, None)
+
+    def rlvr(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*RLVR, *words], env=self.environment, capture_output=True, text=True, timeout=400, check=False
+        )
+
+    @property
+    def head(self) -> local_head.Head:
+        head = local_head.find(self.folder / "state" / "head")
+        assert head is not None
+        return head
+
+    @property
+    def token_file(self) -> Path:
+        return self.folder / "state" / "head" / "auth_token"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Its head is started by the first test's job, and has to end by itself."""
+    place = Place(tmp_path_factory.mktemp("local"))
+    yield place
+    head = place.head
+    family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+    assert len(family) > 5
+    until(lambda: local_head.find(place.folder / "state" / "head") is None, timeout_s=LINGER_S + 60)
+    until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], timeout_s=30)
+
+
+def test_a_job_that_succeeds(place: Place) -> None:
+    run = place.folder / "run"
+    words = ("tiny", *SMALL, "max_steps=1", f"run_dir={run}", "job.name=good", f"local.linger_s={LINGER_S}")
+    done = place.rlvr("submit", *words, "--to", "local", "--follow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 1/1" in done.stdout
+    assert "good succeeded" in done.stderr
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+    assert (place.token_file.stat().st_mode & 0o777, place.token_file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    assert place.token_file.read_text() not in done.stdout + done.stderr
+    (row,) = json.loads(place.rlvr("jobs", "list", "--json").stdout)
+    assert (row["job"], row["state"]) == ("good", "succeeded")
+    assert "step 1/1" in place.rlvr("jobs", "logs", "good").stdout
+    taken = place.rlvr("submit", *words, "--to", "local")
+    assert (taken.returncode, "submitted before" in taken.stderr) == (2, True)
+
+
+def test_a_job_that_fails_says_why(place: Place) -> None:
+    files = ("data.train_file=/nowhere/a.jsonl", "data.eval_file=/nowhere/b.jsonl", "model.name=tiny")
+    done = place.rlvr("submit", "gsm8k", *files, "job.name=bad", "--to", "local", "--follow")
+    assert done.returncode == 1
+    assert "/nowhere/a.jsonl" in done.stdout
+    assert "bad failed" in done.stderr
+
+
+def test_a_stopped_job_saves_its_state(place: Place) -> None:
+    run = place.folder / "stopped"
+    words = ("tiny", *SMALL, "max_steps=1000", f"run_dir={run}", "job.name=stopped", f"local.linger_s={LINGER_S}")
+    done = place.rlvr("submit", *words, "--to", "local", "--json")
+    assert json.loads(done.stdout)["job"] == "stopped"
+    metrics = run / "metrics.jsonl"
+    until(lambda: metrics.is_file() and b"\n" in metrics.read_bytes())
+    following = subprocess.Popen(
+        [*RLVR, "jobs", "logs", "-f", "stopped"], env=place.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert following.stdout is not None
+    following.stdout.readline()
+    following.send_signal(signal.SIGINT)  # leaves the job alone
+    _, error = following.communicate(timeout=60)
+    assert (following.returncode, b"the job goes on" in error) == (130, True)
+    assert "is running" in place.rlvr("jobs", "status", "stopped").stdout
+    assert place.rlvr("jobs", "stop", "stopped").returncode == 0
+    assert place.rlvr("jobs", "logs", "-f", "stopped").returncode == 130
+    assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
+    assert list((run / "checkpoints").iterdir())
+    assert "already" in place.rlvr("jobs", "stop", "stopped").stdout
+
+
+def ray(place: Place, **settings: object) -> RayBackend:
+    return RayBackend(SubmitConfig.model_validate({"ray": {"address": place.head.address, **settings}}))
+
+
+@pytest.mark.parametrize(
+    ("token", "what"), [(None, "refused a call without a token"), ("0" * 64, "refused the token it was given")]
+)
+def test_the_head_takes_no_strangers(
+    place: Place, token: str | None, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if token is not None:
+        (tmp_path / "token").write_text(token)
+    backend = ray(place, token_file=None if token is None else tmp_path / "token")
+    with pytest.raises(SubmitError, match=what):
+        backend.status({"address": place.head.address, "job_id": "good"})
+
+
+def test_the_same_head_as_a_cluster(place: Place) -> None:
+    backend = ray(place, token_file=place.token_file)
+    reference = {"address": place.head.address, "job_id": "good"}
+    assert backend.status(reference).state is JobState.SUCCEEDED
+    assert backend.status({**reference, "job_id": "stopped"}).state is JobState.STOPPED
+    assert "step 1/1" in "".join(backend.logs(reference, follow=True))
+    with pytest.raises(SubmitError, match="knows no job 'nosuch'"):
+        backend.status({**reference, "job_id": "nosuch"})
+    settings = load_settings("tiny", ["device=cuda", "job.name=gpu"])
+    said: list[str] = []
+    with packed_code() as code:
+        job = JobSpec(name="gpu", run=settings.run, code=code)
+        with pytest.raises(SubmitError, match=r"has 0 GPUs on 1 nodes: device=cuda"):
+            backend.submit(job, said.append)
+    assert said[0].startswith(f"{place.head.address} runs Ray 2.")
+
+
+def test_a_version_that_is_not_ours_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from packaging.requirements import Requirement
+
+    from orchestration.submit import ray_jobs
+
+    monkeypatch.setattr(ray_jobs, "_supported_ray", lambda: Requirement("ray>=99"))
+    jobs = ray_jobs.RayJobs(local_head.endpoint(place.folder / "state" / "head", place.head))
+    with pytest.raises(SubmitError, match=r"runs Ray 2\.\d+\.\d+, and this needs ray>=99"):
+        jobs.check_version()

@@ -1,0 +1,264 @@
+"""What is decided before anything is sent: code, paths, records, and the command line's refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestration.cli import main
+from orchestration.config import load_config, load_settings
+from orchestration.errors import ConfigError, SubmitError
+from orchestration.submit.book import JobBook, JobRecord
+from orchestration.submit.job import job_name
+from orchestration.submit.local import local_run
+from orchestration.submit.package import MAX_INCLUDED_BYTES, ROOMS, packed_code
+from orchestration.submit.places import is_loopback, with_settings
+from orchestration.submit.ray_cluster import check_gpus, cluster_run
+from orchestration.submit.settings import MAX_NAME_CHARS
+
+# --- the code
+
+
+def test_the_package_runs_where_we_are_not_installed(tmp_path: Path) -> None:
+    with packed_code() as code:
+        assert {path.name for path in code.folder.iterdir()} >= set(ROOMS)
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "code.zip").write_bytes(code.zipped())
+        again = code.zipped()
+        assert again == (tmp_path / "there" / "code.zip").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(again)) as archive:
+        archive.extractall(tmp_path / "there")
+    program = (
+        "import orchestration, sys; from importlib import metadata; import orchestration.cli\n"
+        "plugins = metadata.entry_points(group='vllm.general_plugins')\n"
+        "print(orchestration.__file__, [p.name for p in plugins if p.dist.name == 'rlvr'][:1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path / "there", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.startswith(str(tmp_path)), done.stderr
+    assert "['rlvr_cpu_lora']" in done.stdout
+
+
+def test_neither_tests_nor_caches_nor_data_travel() -> None:
+    with packed_code() as code:
+        names = [path.relative_to(code.folder).as_posix() for path in code.folder.rglob("*") if path.is_file()]
+    assert "orchestration/recipes/tiny.yaml" in names
+    suffixes = {Path(name).suffix for name in names if ".dist-info/" not in name}
+    assert suffixes <= {".py", ".yaml", ".typed"}
+    assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]
+
+
+def test_code_of_ones_own_travels_beside_ours(tmp_path: Path) -> None:
+    (tmp_path / "my_rewards").mkdir()
+    (tmp_path / "my_rewards" / "mine.py").write_text("x = 1\n")
+    with packed_code() as plain, packed_code([tmp_path / "my_rewards"]) as code:
+        assert (code.folder / "my_rewards" / "mine.py").read_text() == "x = 1\n"
+        assert code.digest != plain.digest
+        assert code.num_files == plain.num_files + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "what"),
+    [
+        ("missing.py", None, "does not exist"),
+        (".env", 1, "looks like a secret"),
+        ("server.pem", 1, "looks like a secret"),
+        ("learner", 1, "is taken"),
+        ("data.bin", MAX_INCLUDED_BYTES + 1, "code has at most 50"),
+    ],
+)
+def test_what_is_no_code_stays_here(name: str, size: int | None, what: str, tmp_path: Path) -> None:
+    if size is not None:
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    with pytest.raises(ConfigError, match=what), packed_code([tmp_path / name]):
+        pass
+
+
+# --- paths and addresses
+
+
+def run(*overrides: str) -> Any:
+    return load_config("gsm8k", overrides)
+
+
+HERE = ("data.train_file=/d/train.jsonl", "data.eval_file=s3://b/test.jsonl")
+
+
+def test_on_a_cluster_only_whole_paths_mean_something() -> None:
+    there = cluster_run(run(*HERE), "job", run_root="/fsx/runs/")
+    assert (there.run_dir, there.ray_address) == ("/fsx/runs/job", "auto")
+    assert there.data == run(*HERE).data
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        (("data.train_file=train.jsonl",), "data.train_file='train.jsonl' is a path of this machine"),
+        ((*HERE, "model.name=tests"), "model.name='tests' is a folder of this machine"),
+        ((*HERE, "run_dir=runs/a"), "run_dir='runs/a' would lie in the job's working directory"),
+        ((*HERE, "reward.url=http://localhost:8300"), "reward.url='http://localhost:8300' is this machine"),
+        ((*HERE, "reward.url=http://127.0.0.7:1"), "is this machine"),
+        ((*HERE, "reward.url=http://r:1", "reward.api_key=k"), "set reward.api_key_file"),
+        ((*HERE, "ray_address=10.0.0.1:6379"), "ray_address='10.0.0.1:6379' is for `rlvr train`"),
+    ],
+)
+def test_what_stays_here_is_refused(overrides: tuple[str, ...], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        cluster_run(run(*overrides), "job", run_root="~/runs")
+
+
+def test_here_relative_paths_become_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    there = local_run(run("data.train_file=a.jsonl", "data.eval_file=s3://b/c", "model.name=model"), "job")
+    assert there.data.train_file == str(tmp_path / "a.jsonl")
+    assert there.data.eval_file == "s3://b/c"
+    assert there.model.name == str(tmp_path / "model")
+    assert there.run_dir == str(tmp_path / "runs" / "job")
+
+
+def test_changed_settings_are_checked_again() -> None:
+    with pytest.raises(ValueError, match="same file"):
+        with_settings(run(), {"data.eval_file": run().data.train_file})
+
+
+@pytest.mark.parametrize(
+    ("url", "loopback"),
+    [("http://localhost:1", True), ("http://[::1]:1", True), ("http://127.1.2.3", True), ("http://10.0.0.1", False)],
+)
+def test_loopback(url: str, loopback: bool) -> None:
+    assert is_loopback(url) is loopback
+
+
+@pytest.mark.parametrize(
+    ("nodes", "what"),
+    [
+        ([{"CPU": 8.0, "GPU": 4.0}], "has 4 GPUs on 1 nodes: placement=split needs 8 GPUs"),
+        ([{"GPU": 8.0}], "rollout_nodes='fast', but no node"),
+    ],
+)
+def test_a_cluster_that_can_never_place_the_run_is_refused(nodes: list[dict[str, float]], what: str) -> None:
+    wanted = run("rollout.num_workers=4", "learner.num_ranks=4", "placement=split", "rollout_nodes=fast")
+    with pytest.raises(SubmitError, match=what):
+        check_gpus(wanted, nodes, address="http://c:8265")
+
+
+# --- names and records
+
+
+def test_names_fit_every_place() -> None:
+    name = job_name("My recipe_with/a-very-long-name-that-goes-on-and-on", now=time.gmtime(0))
+    assert name == "rlvr-my-recipe-with-a-very-long-19700101-000000"
+    assert len(name) <= MAX_NAME_CHARS
+    load_settings("tiny", [f"job.name={name}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "what"),
+    [
+        ("job.name=Bad_Name", "job.name='Bad_Name'"),
+        ("job.environment={HF_TOKEN: x}", "HF_TOKEN looks like a secret"),
+        ("ray.adress=x", "did you mean 'ray.address'"),
+        ("local.linger_s=-1", "local.linger_s=-1"),
+        ("sagemaker=ml.p4d.24xlarge", "sagemaker"),
+    ],
+)
+def test_wrong_settings_of_a_submission_are_named(override: str, what: str) -> None:
+    for read in (load_settings, load_config):  # `rlvr train` does not use them, and reads them all the same
+        with pytest.raises(ConfigError, match=what):
+            read("tiny", [override])
+
+
+def record(name: str, at: str = "2026-01-01T00:00:00Z") -> JobRecord:
+    return JobRecord(name=name, place="ray", recipe="tiny", submitted_at=at, reference={"job_id": name})
+
+
+def test_what_was_submitted_is_found_again(tmp_path: Path) -> None:
+    book = JobBook(tmp_path / "jobs")
+    assert book.all() == []
+    book.write(record("a"))
+    book.write(record("b", "2026-02-01T00:00:00Z"))
+    (tmp_path / "jobs" / "c.json").write_text("{")
+    assert [job.name for job in book.all()] == ["b", "a"]
+    assert book.read("a") == record("a")
+    with pytest.raises(ConfigError, match="submitted before"):
+        book.refuse_taken("a")
+    for name, what in (("aa", "did you mean 'a'"), ("../a", "is not a job's name"), ("c", "remove it")):
+        with pytest.raises(ConfigError, match=what):
+            book.read(name)
+
+
+# --- the command line
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RLVR_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def test_a_dry_run_says_what_would_be_sent_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
+) -> None:
+    words = ["submit", "tiny", "seed=3", "--to", "ray", "ray.address=http://nowhere:8265", "--dry-run"]
+    assert main([*words, "--json"]) == 0
+    request = json.loads(capsys.readouterr().out)
+    assert request["address"] == "http://nowhere:8265"
+    assert request["entrypoint"] == "python -m orchestration.cli train run.yaml"
+    assert (request["run"]["seed"], request["run"]["ray_address"]) == (3, "auto")
+    assert main(words) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["run"]["seed"] == 3
+    assert not state.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--to", "ray"], "set ray.address"),
+        (["--to", "ray", "ray.address=head:8265"], "is not a dashboard's address"),
+        (["--to", "ray", "ray.address=http://127.0.0.1:1", "ray.token_file=/nowhere"], "cannot be read"),
+        (["--to", "ray", "ray.address=http://127.0.0.1:1", "ray.ca_file=/nowhere"], "does not exist"),
+        (["--to", "local", "--dry-run", "--follow"], "leave one out"),
+        (["--to", "local", "--json", "--follow"], "leave one out"),
+    ],
+)
+def test_wrong_words_are_refused_in_one_line(
+    words: list[str], what: str, capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    assert main(["submit", "tiny", *words]) == 2
+    error = capsys.readouterr().err
+    assert what in error
+    assert error.count("\n") == 1
+    assert not state.exists()
+
+
+def test_no_cluster_is_an_error_with_its_address(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    assert main(["submit", "tiny", "--to", "ray", "ray.address=http://127.0.0.1:1"]) == 1
+    assert "no Ray dashboard answers at http://127.0.0.1:1" in capsys.readouterr().err
+    assert not state.exists()
+
+
+def test_jobs_whose_place_does_not_answer_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs", "list"]) == 0
+    assert "no job was submitted" in capsys.readouterr().out
+    reference = {"address": "http://127.0.0.1:1", "job_id": "a"}
+    JobBook().write(JobRecord(name="a", place="ray", recipe="tiny", submitted_at="2026", reference=reference))
+    assert main(["jobs", "list", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["job"], row["state"]) == ("a", "unknown")
+    assert "no Ray dashboard answers" in row["message"]
+    assert main(["jobs", "logs", "b"]) == 2
