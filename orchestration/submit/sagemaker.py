@@ -5,6 +5,8 @@ from __future__ import annotations
 import secrets
 import shlex
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +26,7 @@ from orchestration.submit.settings import SubmitConfig
 DASHBOARD_PORT = 8265
 
 _TOKEN_BYTES = 32
+_UPLOADS_AT_ONCE = 8
 _STATES = {
     "InProgress": JobState.RUNNING,
     "Stopping": JobState.RUNNING,
@@ -73,8 +76,7 @@ class SageMakerBackend:
         _refuse_taken_name(sagemaker, job.name)
         with staged(settings, job, region=region) as ready:
             self._upload(ready, region, say)
-            with explained("starting the training job"):
-                sagemaker.create_training_job(**ready.request)
+            _create(sagemaker, ready.request, say)
         hosts = groups_by_role(settings).values()
         what = ", ".join(f"{group.instance_count} × {group.instance_type}" for group in hosts)
         say(f"training job {job.name} in {region} on {what or f'{settings.instance_count} × {settings.instance_type}'}")
@@ -139,10 +141,20 @@ class SageMakerBackend:
             s3.put_object(Bucket=bucket, Key=key, Body=secrets.token_hex(_TOKEN_BYTES).encode(), **encrypted)
         for upload in ready.uploads:
             say(f"uploading {upload.describe()} to {upload.uri}")
-            for path, uri in upload.files():
-                bucket, key = _bucket_and_key(uri)
-                with explained(f"uploading {path.name} to {uri}"):
-                    s3.upload_file(str(path), bucket, key, ExtraArgs=encrypted)
+
+        def send(file: tuple[Path, str]) -> None:
+            path, uri = file
+            bucket, key = _bucket_and_key(uri)
+            with explained(f"uploading {path.name} to {uri}"):
+                s3.upload_file(str(path), bucket, key, ExtraArgs=encrypted)
+
+        files = [file for upload in ready.uploads for file in upload.files()]
+        with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as pool:
+            try:
+                for sent in [pool.submit(send, file) for file in files]:
+                    sent.result()
+            finally:
+                pool.shutdown(cancel_futures=True)  # what has not begun when one fails is not tried
 
     def _encryption(self) -> dict[str, str]:
         if self._settings.kms_key is None:
@@ -188,6 +200,17 @@ def _refuse_taken_name(sagemaker: Any, name: str) -> None:
     """Before anything is uploaded: another job's token and configuration lie below its name."""
     if _describe_by(sagemaker, name) is not None:
         raise SubmitError(f"there is a training job named {name!r} already; give another job.name")
+
+
+def _create(sagemaker: Any, request: Mapping[str, Any], say: Say) -> None:
+    try:
+        with explained("starting the training job"):
+            sagemaker.create_training_job(**request)
+    except SubmitError:
+        # An answer that is lost makes botocore ask again, and then the name is taken, by this job.
+        if _describe_by(sagemaker, request["TrainingJobName"]) is None:
+            raise
+        say("AWS did not say so in time, but the training job is there")
 
 
 def _bucket_and_key(uri: str) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from orchestration.config import RunConfig
 from orchestration.data.models import check_model_folder
 from orchestration.errors import ConfigError, DataError
 from orchestration.submit.places import local_model_folder, refuse_what_stays_here
+from orchestration.submit.sagemaker_container import RUN_FOLDER
 from orchestration.submit.sagemaker_instances import check_capacity, groups_by_role
 from orchestration.submit.sagemaker_settings import SageMakerConfig
 
@@ -153,13 +154,15 @@ def _check_times(settings: SageMakerConfig) -> None:
 
 
 def _check_run(settings: SageMakerConfig, run: RunConfig) -> None:
-    if run.run_dir is not None:
+    """The configuration of a run that was submitted before has what the container's has, and is let through."""
+    if run.run_dir not in (None, str(RUN_FOLDER)):
         raise ConfigError(
             f"run_dir={run.run_dir!r} cannot be kept: in a training job it is the folder that SageMaker copies to S3; "
             f"leave it out, and use sagemaker.resume=NAME to go on from an earlier job"
         )
+    roles = groups_by_role(settings)
     for name, value in (("rollout_nodes", run.rollout_nodes), ("learner_nodes", run.learner_nodes)):
-        if value is not None:
+        if value is not None and not (roles and value == name.removesuffix("_nodes")):
             raise ConfigError(
                 f"{name}={value!r} is set by sagemaker.instance_groups in a training job; leave it out, and give "
                 f"groups with the roles rollout and learner"

@@ -22,6 +22,7 @@ from orchestration.config import dump_config
 from orchestration.errors import ConfigError
 from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS, metric_regex
 from orchestration.submit.job import JobSpec
+from orchestration.submit.sagemaker_aws import require
 from orchestration.submit.sagemaker_container import (
     AUTH,
     CHECKPOINTS_FOLDER,
@@ -79,8 +80,9 @@ class StagedJob:
 def staged(settings: SageMakerConfig, job: JobSpec, *, region: str) -> Iterator[StagedJob]:
     """Form a checked job's request; the files to upload are there for as long as the block lasts.
 
-    Raises ConfigError when the service's limits are not kept, naming the first.
+    Raises ConfigError when the SDK is not installed, or the service's limits are not kept, naming the first.
     """
+    require("sagemaker")
     layout = Layout.of(settings, job.name)
     inputs = container_inputs(settings, job.run, job.data_files, layout)
     with tempfile.TemporaryDirectory(prefix="rlvr-sagemaker-") as name:
@@ -206,7 +208,8 @@ def _train(settings: SageMakerConfig, job: JobSpec, inputs: Inputs, layout: Layo
         environment=job_environment(settings, job),
         tags=[Tag(key=key, value=value) for key, value in settings.tags.items()] or None,
     )
-    trainer.with_remote_debug_config(RemoteDebugConfig(enable_remote_debug=settings.remote_debug))
+    if settings.remote_debug:  # the SDK sends what is false as nothing at all
+        trainer.with_remote_debug_config(RemoteDebugConfig(enable_remote_debug=True))
     names = (*LINE_METRICS, *EVALUATION_METRICS)
     trainer.with_metric_definitions([MetricDefinition(name=name, regex=metric_regex(name)) for name in names])
     channels = [InputData(channel_name=name, data_source=uri) for name, uri in inputs.channels.items()]
