@@ -1,4 +1,4 @@
-"""The command line: `rlvr train | submit | jobs | eval | reward serve | model fetch | doctor | bench`.
+"""The command line: `rlvr train | submit | jobs | eval | prepare | reward serve | model fetch | doctor | bench`.
 
 Only the standard library and the configuration are loaded here; each command imports what it needs when it runs.
 """
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from orchestration.config import load_config
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     add_submit_commands(commands, _recipe_and_overrides)
     _add_eval(commands)
+    _add_prepare(commands)
     _add_reward(commands)
     _add_model(commands)
     _add_doctor(commands)
@@ -98,6 +100,19 @@ def _add_eval(commands: Any) -> None:
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
     evaluate.set_defaults(run=_eval)
+
+
+def _add_prepare(commands: Any) -> None:
+    prepare = commands.add_parser(
+        "prepare",
+        help="a recipe's problems as two files, here or on S3",
+        description="Write a recipe's training and held-out problems as train.jsonl and validation.jsonl in GSM8K's "
+        "format, for data.train_file and data.eval_file.",
+    )
+    _add_words(prepare)
+    prepare.add_argument("--out", metavar="FOLDER", help="write them here")
+    prepare.add_argument("--upload", metavar="s3://BUCKET/PREFIX", help="put them there")
+    prepare.set_defaults(run=_prepare)
 
 
 def _add_reward(commands: Any) -> None:
@@ -204,6 +219,19 @@ def _eval(arguments: argparse.Namespace) -> int:
     else:
         strict, lenient = result["strict_accuracy"], result["lenient_accuracy"]
         print(f"strict accuracy {strict:.1%}, lenient {lenient:.1%}, on {result['num_problems']} problems")
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    if arguments.out is None and arguments.upload is None:
+        raise ConfigError("where to? give --out FOLDER, --upload s3://BUCKET/PREFIX, or both")
+    config = load_config(*_recipe_and_overrides(arguments.words))
+    from orchestration.data.prepare import prepare
+
+    train, validation = prepare(
+        config, out=None if arguments.out is None else Path(arguments.out), upload_to=arguments.upload
+    )
+    print(f"data.kind=gsm8k data.train_file={train} data.eval_file={validation}")
     return 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestration.config import Gsm8kData
 from orchestration.data.problems import Problems, answer_line, question_key
+from orchestration.data.s3 import local_file
 from orchestration.errors import DataError
 from orchestration.ports import Problem
 
@@ -25,8 +26,12 @@ def read_gsm8k(config: Gsm8kData) -> Problems:
     Raises:
         DataError: a file is missing, a line is not a GSM8K item, or there are too few.
     """
-    train = _shuffled(read_gsm8k_file(Path(config.train_file), "data.train_file", "train"), config.seed)
-    held_out = _shuffled(read_gsm8k_file(Path(config.eval_file), "data.eval_file", "eval"), config.seed)
+    train = _shuffled(
+        read_gsm8k_file(local_file(config.train_file, "data.train_file"), "data.train_file", "train"), config.seed
+    )
+    held_out = _shuffled(
+        read_gsm8k_file(local_file(config.eval_file, "data.eval_file"), "data.eval_file", "eval"), config.seed
+    )
     eval_problems = held_out[: config.num_eval]
     seen = {question_key(problem.question) for problem in eval_problems}
     candidates = [problem for problem in train if question_key(problem.question) not in seen]
@@ -34,6 +39,10 @@ def read_gsm8k(config: Gsm8kData) -> Problems:
     shown = {question_key(problem.question) for problem in shots}
     rest = [problem for problem in rest if question_key(problem.question) not in shown]
     return Problems(train=tuple(rest[: config.num_train]), eval=tuple(eval_problems), shots=tuple(shots))
+
+
+def _read(path: str, setting: str, split: str) -> list[Problem]:
+    return read_gsm8k_file(local_file(path, setting), setting, split)
 
 
 def read_gsm8k_file(path: Path, setting: str, split: str) -> list[Problem]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestration.data.cache import Progress, cache_root, cached_folder, ignore_progress, settings_hash
+from orchestration.data.s3 import SCHEME, fetch_folder
 from orchestration.errors import DataError
 
 SMOLLM2 = "smollm2-135m-instruct"
@@ -39,7 +40,7 @@ def resolve_model(
     """Return a folder with the model's configuration, weights and tokenizer.
 
     Args:
-        name: an embedded model, a local folder, or a hub id (`owner/name`).
+        name: an embedded model, a local folder, a folder on S3 (`s3://…`), or a hub id (`owner/name`).
         revision: hub revision; without meaning for the others.
         cache_dir: where embedded models are kept; `cache_root()` if None. Hub models go to the hub's own cache.
         progress: told what is done and the share done.
@@ -56,6 +57,10 @@ def resolve_model(
         from orchestration.data.tiny_model import TinySettings, tiny_model
 
         return tiny_model(TinySettings(), root, report, verify=verify)
+    if name.startswith(SCHEME):
+        fetched = fetch_folder(name, "model.name", cache_dir, report)
+        check_model_folder(fetched)
+        return fetched
     folder = Path(name).expanduser()
     if name and folder.is_dir():
         check_model_folder(folder)
