@@ -231,7 +231,12 @@ class Cluster:
                     context = ray.init(address=config.ray_address, **common)
                 else:
                     store = object_store_bytes(model_size(config.model.name), config.learner)
-                    context = ray.init(include_dashboard=config.dashboard, object_store_memory=store, **common)
+                    context = ray.init(
+                        address="local",  # not one that somebody else left running here
+                        include_dashboard=config.dashboard,
+                        object_store_memory=store,
+                        **common,
+                    )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = config.ray_address or "this machine"
             raise MachineError(f"Ray did not start on {where}: {' '.join(str(error).split())[:300]}") from error
