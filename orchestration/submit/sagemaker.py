@@ -96,7 +96,12 @@ class SageMakerBackend:
         logs = client("logs", reference["region"])
         if not follow:
             return read_logs(logs, reference["job_name"])
-        return follow_logs(logs, reference["job_name"], ended=lambda: self.status(reference).state.ended)
+
+        def ended() -> bool:
+            state = self.status(reference).state
+            return state.ended or state is JobState.UNKNOWN  # else a job that is not there is waited for
+
+        return follow_logs(logs, reference["job_name"], ended=ended)
 
     def stop(self, reference: Mapping[str, str]) -> None:
         name = reference["job_name"]

@@ -13,14 +13,6 @@ from typing import Any
 import boto3
 import botocore.handlers
 import pytest
-from boto3.exceptions import S3UploadFailedError
-from botocore.exceptions import (
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    NoRegionError,
-    ProfileNotFound,
-    UnauthorizedSSOTokenError,
-)
 from botocore.session import Session as BotocoreSession
 from botocore.stub import Stubber
 from botocore.validate import ParamValidator
@@ -30,12 +22,11 @@ from orchestration.config import load_config, load_settings
 from orchestration.errors import ConfigError, SubmitError
 from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS, metric_regex
 from orchestration.submit import sagemaker
-from orchestration.submit.job import JobSpec, JobState
-from orchestration.submit.package import CodePackage, packed_code
-from orchestration.submit.sagemaker import SageMakerBackend, training_status
-from orchestration.submit.sagemaker_aws import explained
+from orchestration.submit.job import JobSpec
+from orchestration.submit.package import CodePackage
+from orchestration.submit.sagemaker import SageMakerBackend
+from orchestration.submit.sagemaker_container import Layout, container_inputs
 from orchestration.submit.sagemaker_limits import breaches
-from orchestration.submit.sagemaker_logs import LOG_GROUP, follow_logs, read_logs
 
 EXPECTED = Path(__file__).parent / "expected"
 REGION, BUCKET, NAME = "us-west-2", "runs.example", "rlvr-tiny-20261121-172233"
@@ -64,8 +55,6 @@ CASES = {
     "spot": (*ONE_HOST, "sagemaker.spot=true", "sagemaker.max_wait_s=172800", "sagemaker.resume=rlvr-earlier-1"),
     "warm_pool": (*ONE_HOST, "sagemaker.keep_alive_s=1800", "sagemaker.kms_key=1234abcd-12ab-34cd-56ef-1234567890ab"),
 }
-
-STARTED_MS = int(datetime.now(UTC).timestamp() * 1000)
 
 Captured = list[dict[str, Any]]
 
@@ -163,6 +152,11 @@ def test_everything_that_a_run_reads_is_uploaded(code: CodePackage, aws: Any, tm
         "head_group": "learner",
     }
     assert not [key for key in stored if key.endswith(".pyc")]
+    # `eval` of it makes the driver what SageMaker sends SIGTERM to
+    assert (
+        b"exec $SM_PYTHON_CMD /opt/ml/input/data/sm_drivers/distributed_drivers/driver.py"
+        in stored["sm_drivers/sm_train.sh"]
+    )
 
     (tmp_path / "run.yaml").write_bytes(stored["config/run.yaml"])
     run = load_config(str(tmp_path / "run.yaml"))
@@ -186,12 +180,27 @@ def test_everything_that_a_run_reads_is_uploaded(code: CodePackage, aws: Any, tm
     assert "1 × ml.p4d.24xlarge, 2 × ml.g5.12xlarge, 1 × ml.c5.4xlarge" in said[-1]
 
 
-def test_the_token_is_in_one_place_and_encrypted(aws: Any, captured: Captured) -> None:
+def test_a_reward_service_key_goes_beside_the_token(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("hunter2")
+    both = load_settings("tiny", [*ACCOUNT, "reward.url=http://10.0.0.7", f"reward.api_key_file={tmp_path}/key"])
+    inputs = container_inputs(both.submit.sagemaker, both.run, {}, Layout.of(both.submit.sagemaker, NAME))
+    assert str(inputs.run.reward.api_key_file) == "/opt/ml/input/data/auth/reward_api_key"
+    (upload,) = inputs.uploads
+    assert upload.uri == f"s3://{BUCKET}/{FOLDER}/input/auth/reward_api_key"
+
+
+def test_a_model_on_s3_is_read_where_it_lies() -> None:
+    both = load_settings("tiny", [*ACCOUNT, "model.name=s3://elsewhere/models/qwen"])
+    inputs = container_inputs(both.submit.sagemaker, both.run, {}, Layout.of(both.submit.sagemaker, NAME))
+    assert inputs.run.model.name == "/opt/ml/input/data/model"
+    assert (inputs.channels["model"], inputs.uploads) == ("s3://elsewhere/models/qwen/", ())
+
+
+def test_the_token_is_in_one_place_and_encrypted(code: CodePackage, aws: Any, captured: Captured) -> None:
     said: list[str] = []
-    with packed_code() as code:
-        backend, job = prepared(code, ONE_HOST)
-        reference = backend.submit(job, said.append)
-        planned = backend.plan(job).request
+    backend, job = prepared(code, ONE_HOST)
+    reference = backend.submit(job, said.append)
+    planned = backend.plan(job).request
     token_key = f"{FOLDER}/input/auth/auth_token"
     stored = objects(aws)
     token = stored.pop(token_key)
@@ -256,35 +265,15 @@ def test_no_credentials_are_said_with_the_remedy(
         backend.submit(job, lambda line: None)
 
 
-REFERENCE = {"job_name": NAME, "region": REGION, "bucket": BUCKET, "prefix": "rlvr", "remote_debug": "true"}
-
-
-@pytest.fixture
-def stubbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stubber]:
-    """The backend's SageMaker client with scripted answers."""
-    client = boto3.client("sagemaker", region_name=REGION, aws_access_key_id="a", aws_secret_access_key="b")
-    monkeypatch.setattr(sagemaker, "client", lambda service, region: client)
-    with Stubber(client) as stubber:
-        yield stubber
-        stubber.assert_no_pending_responses()
-
-
-def described(status: str, secondary: str = "Training", **more: object) -> dict[str, Any]:
-    arn = f"arn:aws:sagemaker:{REGION}:123456789012:training-job/{NAME}"
-    return {
-        "TrainingJobName": NAME,
-        "TrainingJobArn": arn,
-        "ModelArtifacts": {"S3ModelArtifacts": ""},
-        "TrainingJobStatus": status,
-        "SecondaryStatus": secondary,
-        "StoppingCondition": {},
-        "CreationTime": datetime(2026, 11, 21, tzinfo=UTC),
-        **more,
-    }
-
-
-def a_backend() -> SageMakerBackend:
-    return SageMakerBackend(load_settings("tiny", [*ACCOUNT, *ONE_HOST]).submit)
+A_DESCRIPTION = {
+    "TrainingJobName": NAME,
+    "TrainingJobArn": f"arn:aws:sagemaker:{REGION}:123456789012:training-job/{NAME}",
+    "ModelArtifacts": {"S3ModelArtifacts": ""},
+    "TrainingJobStatus": "InProgress",
+    "SecondaryStatus": "Starting",
+    "StoppingCondition": {},
+    "CreationTime": datetime(2026, 11, 21, tzinfo=UTC),
+}
 
 
 @pytest.mark.parametrize("is_there", [True, False])
@@ -299,153 +288,10 @@ def test_a_job_whose_start_was_not_answered_is_not_lost(
         stubber.add_client_error("describe_training_job", "ValidationException", "Requested resource not found.")
         stubber.add_client_error("create_training_job", "ResourceInUse", "The name is taken")
         if is_there:
-            stubber.add_response("describe_training_job", described("InProgress", "Starting"))
+            stubber.add_response("describe_training_job", A_DESCRIPTION)
             backend.submit(job, said.append)
         else:
             stubber.add_client_error("describe_training_job", "ValidationException", "Requested resource not found.")
             with pytest.raises(SubmitError, match=r"starting the training job: .*ResourceInUse"):
                 backend.submit(job, said.append)
     assert any("the training job is there" in line for line in said) is is_there
-
-
-def test_a_running_job_is_stopped(stubbed: Stubber) -> None:
-    stubbed.add_response("describe_training_job", described("InProgress"), {"TrainingJobName": NAME})
-    stubbed.add_response("stop_training_job", {}, {"TrainingJobName": NAME})
-    a_backend().stop(REFERENCE)
-
-
-def test_a_job_that_has_ended_is_left_as_it_is(stubbed: Stubber) -> None:
-    stubbed.add_response("describe_training_job", described("Completed", "Completed"))
-    a_backend().stop(REFERENCE)
-
-
-def test_a_job_that_ends_before_it_is_stopped_is_left_as_it_is(stubbed: Stubber) -> None:
-    stubbed.add_response("describe_training_job", described("InProgress"))
-    stubbed.add_client_error("stop_training_job", "ValidationException", "The job is Completed.")
-    stubbed.add_response("describe_training_job", described("Completed", "Completed"))
-    a_backend().stop(REFERENCE)
-
-
-def test_a_stop_that_is_not_allowed_is_said(stubbed: Stubber) -> None:
-    stubbed.add_response("describe_training_job", described("InProgress"))
-    stubbed.add_client_error("stop_training_job", "AccessDeniedException", "User is not authorized.")
-    stubbed.add_response("describe_training_job", described("InProgress"))
-    with pytest.raises(SubmitError, match=r"stopping .*AccessDenied: User is not authorized; let your AWS identity"):
-        a_backend().stop(REFERENCE)
-
-
-def test_a_job_that_sagemaker_does_not_know_is_unknown(stubbed: Stubber) -> None:
-    stubbed.add_client_error("describe_training_job", "ValidationException", "Requested resource not found.")
-    assert a_backend().status(REFERENCE).state is JobState.UNKNOWN
-
-
-@pytest.mark.parametrize(
-    ("code", "says"),
-    [
-        ("ResourceLimitExceeded", "Service Quotas"),
-        ("ExpiredTokenException", "aws sso login"),
-        ("UnrecognizedClientException", "aws sts get-caller-identity"),
-        ("ThrottlingException", "try again in a minute"),
-    ],
-)
-def test_refusals_come_with_the_remedy(stubbed: Stubber, code: str, says: str) -> None:
-    stubbed.add_client_error("describe_training_job", code, "No.")
-    with pytest.raises(SubmitError, match=f"AWS refused with .*: No; .*{says}"):
-        a_backend().status(REFERENCE)
-
-
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (EndpointConnectionError(endpoint_url="https://x"), 'endpoint URL: "https://x"; check the network'),
-        (ConnectTimeoutError(endpoint_url="https://x"), "; check the network"),
-        (ProfileNotFound(profile="me"), "; correct AWS_PROFILE"),
-        (UnauthorizedSSOTokenError(), "; sign in again by `aws sso login`"),
-        (NoRegionError(), "; set sagemaker.region"),
-        (S3UploadFailedError("Failed to upload a to b/a"), "Failed to upload a to b/a"),
-    ],
-)
-def test_what_does_not_reach_aws_comes_with_the_remedy(error: Exception, says: str) -> None:
-    with pytest.raises(SubmitError) as told, explained("uploading"):
-        raise error
-    assert str(told.value).startswith("uploading: ")
-    assert says in str(told.value)
-
-
-@pytest.mark.parametrize(
-    ("description", "state", "message"),
-    [
-        (described("InProgress", "Starting"), JobState.PENDING, "Starting"),
-        (
-            described(
-                "InProgress",
-                "Pending",
-                SecondaryStatusTransitions=[{"Status": "Pending", "StatusMessage": "Insufficient capacity"}],
-            ),
-            JobState.PENDING,
-            "Pending: Insufficient capacity",
-        ),
-        (described("InProgress"), JobState.RUNNING, "Training"),
-        (described("InProgress", "Uploading"), JobState.RUNNING, "Uploading"),
-        (described("Stopping", "Stopping"), JobState.RUNNING, "Stopping"),
-        (described("Stopped", "Stopped"), JobState.STOPPED, "Stopped"),
-        (described("Stopped", "MaxRuntimeExceeded"), JobState.FAILED, "MaxRuntimeExceeded: it ran longer than"),
-        (described("Completed", "Completed"), JobState.SUCCEEDED, "Completed"),
-        (
-            described("Failed", "Failed", FailureReason="AlgorithmError: the head, algo-1, is gone\n"),
-            JobState.FAILED,
-            "Failed: AlgorithmError: the head, algo-1, is gone",
-        ),
-    ],
-)
-def test_states_and_their_reasons(description: dict[str, Any], state: JobState, message: str) -> None:
-    status = training_status(description)
-    assert status.state is state
-    assert status.message.startswith(message)
-
-
-def log_to(logs: Any, host: str, *events: tuple[int, str]) -> None:
-    stream = f"{NAME}/{host}-1732209999"
-    logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
-    entries = [{"timestamp": STARTED_MS + at, "message": text} for at, text in events]
-    logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=entries)
-
-
-def test_logs_of_all_hosts_in_the_order_of_time(aws: Any) -> None:
-    logs = boto3.client("logs", region_name=REGION)
-    backend = a_backend()
-    assert list(backend.logs(REFERENCE, follow=False)) == []  # not even the group is there
-    logs.create_log_group(logGroupName=LOG_GROUP)
-    log_to(logs, "algo-1", (0, "head is up"), (200, "step 1/2 loss=0.5"))
-    assert list(backend.logs(REFERENCE, follow=False)) == ["head is up\n", "step 1/2 loss=0.5\n"]
-    log_to(logs, "algo-2", (100, "joined"))
-    logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=f"{NAME}-2/algo-1-1")  # of another job
-    assert list(backend.logs(REFERENCE, follow=False)) == [
-        "[algo-1] head is up\n",
-        "[algo-2] joined\n",
-        "[algo-1] step 1/2 loss=0.5\n",
-    ]
-
-
-def test_logs_are_followed_until_the_job_has_ended(aws: Any) -> None:
-    logs = boto3.client("logs", region_name=REGION)
-    logs.create_log_group(logGroupName=LOG_GROUP)
-    pauses: list[float] = []
-
-    def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 1:
-            log_to(logs, "algo-1", (0, "late"))
-
-    pieces = follow_logs(logs, NAME, ended=lambda: len(pauses) >= 1, sleep=sleep)
-    assert list(pieces) == ["late\n"]
-    assert len(pauses) == 2
-    assert list(read_logs(logs, NAME)) == ["late\n"]
-
-
-def test_the_dashboard_is_reached_through_ssm() -> None:
-    hint = a_backend().dashboard_hint(REFERENCE)
-    assert f"--target sagemaker-training-job:{NAME}_algo-1" in hint
-    assert f"s3://{BUCKET}/{FOLDER}/input/auth/auth_token" in hint
-    closed = a_backend().dashboard_hint({**REFERENCE, "remote_debug": "false"})
-    assert "no way in" in closed
