@@ -62,7 +62,7 @@ class Upload:
     source: Path
 
     def files(self) -> list[tuple[Path, str]]:
-        """Each file and its URI. Caches and links are passed over."""
+        """Each file and its URI, without Python's caches; a link, as in the hub's own cache, counts as its file."""
         if self.source.is_file():
             return [(self.source, self.uri)]
         return [

@@ -125,14 +125,15 @@ def test_everything_that_a_run_reads_is_uploaded(code: CodePackage, aws: Any, tm
     for name, text in (("config.json", "{}"), ("model.safetensors", "weights"), ("tokenizer.json", "{}")):
         (model / name).parent.mkdir(exist_ok=True)
         (model / name).write_text(text)
-    (tmp_path / "train.jsonl").write_text("training problems")
+    (model / "linked.json").symlink_to(model / "config.json")
+    (tmp_path / "train #1.jsonl").write_text("training problems")
     (tmp_path / "service.yml").write_text("max_batch_items: 8")
     backend, job = prepared(
         code,
         [
             *CASES["heterogeneous"],
             f"model.name={model}",
-            f"data={{kind: gsm8k, train_file: {tmp_path}/train.jsonl, eval_file: 's3://elsewhere/gsm8k/test.jsonl'}}",
+            f"data={{kind: gsm8k, train_file: '{tmp_path}/train #1.jsonl', eval_file: 's3://elsewhere/gsm8k/test.jsonl'}}",
             f"reward.settings_file={tmp_path}/service.yml",
             "reward.deployment={kind: actor, num_cpus: 6}",
         ],
@@ -142,7 +143,8 @@ def test_everything_that_a_run_reads_is_uploaded(code: CodePackage, aws: Any, tm
     stored = {key.removeprefix(f"{FOLDER}/input/"): content for key, content in objects(aws).items()}
 
     assert stored["model/model.safetensors"] == b"weights"
-    assert stored["train/train.jsonl"] == b"training problems"
+    assert stored["model/linked.json"] == b"{}"
+    assert stored["train/train #1.jsonl"] == b"training problems"
     assert stored["config/reward.yaml"] == b"max_batch_items: 8"
     assert stored["code/orchestration/cli.py"] == (code.folder / "orchestration" / "cli.py").read_bytes()
     assert "sm_drivers/distributed_drivers/driver.py" in stored
@@ -163,7 +165,7 @@ def test_everything_that_a_run_reads_is_uploaded(code: CodePackage, aws: Any, tm
     assert (run.run_dir, run.ray_address) == ("/opt/ml/checkpoints/run", "auto")
     assert run.model.name == "/opt/ml/input/data/model"
     assert run.data.model_dump(include={"train_file", "eval_file"}) == {
-        "train_file": "/opt/ml/input/data/train/train.jsonl",
+        "train_file": "/opt/ml/input/data/train/train #1.jsonl",
         "eval_file": "/opt/ml/input/data/validation/test.jsonl",
     }
     assert (run.rollout_nodes, run.learner_nodes) == ("rollout", "learner")
