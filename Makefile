@@ -67,7 +67,7 @@ $(READY): | $(LOCKED)
 	@rm -f .venv/.ready-* && touch $@
 
 # One lock serves both Pythons. Pins stay as they are unless ARGS=--upgrade. Where PyTorch's index is out of reach:
-# TORCH_SOURCE="--find-links FOLDER", with the CPU wheel in it. The reward service's image gets the pins tested here.
+# TORCH_SOURCE="--find-links FOLDER", with the CPU wheel in it. The images get the pins tested here.
 TORCH_SOURCE ?= --torch-backend cpu
 lock: ## remake the locks from pyproject.toml; ARGS=--upgrade for newer pins
 	$(PYTHON) -m venv build/lock
@@ -81,3 +81,6 @@ lock: ## remake the locks from pyproject.toml; ARGS=--upgrade for newer pins
 	build/lock/bin/uv pip compile --quiet --no-annotate --custom-compile-command "make lock" \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint requirements-cpu.lock \
 	  --extra audit pyproject.toml --output-file requirements-reward.lock
+	build/lock/bin/uv pip compile --quiet --no-annotate --custom-compile-command "make lock" \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint requirements-cuda.lock \
+	  --extra cuda pyproject.toml --output-file requirements-train.lock

