@@ -32,7 +32,7 @@ HOLDERS = {
     "ray": ("orchestration/cluster.py", "orchestration/submit/ray_jobs.py"),
     "sagemaker": ("orchestration/submit/sagemaker*",),
     "kubernetes": ("orchestration/submit/hyperpod*",),
-    "boto3": ("orchestration/submit/sagemaker*", "orchestration/data/s3.py"),
+    "boto3": ("orchestration/aws.py", "orchestration/submit/sagemaker*"),
 }
 
 # room → libraries it must work without

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from orchestration.aws import client, configured_region, explained
 from orchestration.data.cache import Progress, cache_root, cached_folder, ignore_progress, settings_hash
 from orchestration.errors import DataError, SubmitError
-from orchestration.submit.sagemaker_aws import client, configured_region, explained
 
 SCHEME = "s3://"
 _ANY_REGION = "us-east-1"  # S3 itself says which one a bucket is in

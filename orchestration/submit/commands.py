@@ -70,8 +70,8 @@ def _submit(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int
     settings = load_settings(*recipe_and_overrides(arguments.words))
     backend, book = make_backend(arguments.to, settings.submit), JobBook()
     with _specified(settings) as job:
-        plan = backend.plan(job)
         if arguments.dry_run:
+            plan = backend.plan(job)
             print(json.dumps(dict(plan.request), indent=2) if arguments.json else plan.text.rstrip("\n"))
             return 0
         book.refuse_taken(job.name)

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
+from orchestration.aws import client, configured_region, error_code, explained
 from orchestration.config import dump_config
 from orchestration.errors import SubmitError
 from orchestration.submit.job import JobSpec, JobState, JobStatus, Plan, Say
-from orchestration.submit.sagemaker_aws import client, configured_region, error_code, explained
 from orchestration.submit.sagemaker_checks import check
 from orchestration.submit.sagemaker_container import AUTH, TOKEN_FILE, Layout
 from orchestration.submit.sagemaker_instances import groups_by_role

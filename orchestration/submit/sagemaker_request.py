@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestration.aws import require
 from orchestration.config import dump_config
 from orchestration.errors import ConfigError
 from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS, metric_regex
 from orchestration.submit.job import JobSpec
-from orchestration.submit.sagemaker_aws import require
 from orchestration.submit.sagemaker_container import (
     AUTH,
     CHECKPOINTS_FOLDER,

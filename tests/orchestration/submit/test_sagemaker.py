@@ -251,7 +251,7 @@ def test_a_name_that_is_taken_is_refused_before_anything_is_uploaded(code: CodeP
 def test_no_bucket_is_said_with_the_remedy(code: CodePackage) -> None:
     with mock_aws():
         backend, job = prepared(code, ONE_HOST)
-        with pytest.raises(SubmitError, match=r"NoSuchBucket.*; make it in the job's region"):
+        with pytest.raises(SubmitError, match=r"NoSuchBucket.*; correct the bucket's name"):
             backend.submit(job, lambda line: None)
 
 

@@ -21,7 +21,7 @@ _REMEDIES: Mapping[str, str] = {
     "ResourceInUse": "give another job.name",
     "ExpiredToken": "sign in again, such as by `aws sso login`",
     "InvalidCredentials": "check the credentials that `aws sts get-caller-identity` uses",
-    "NoSuchBucket": "make it in the job's region, or correct sagemaker.bucket",
+    "NoSuchBucket": "correct the bucket's name, or make it in the region you use",
     "Throttling": "try again in a minute",
     "ValidationException": "change the setting it comes from",
 }
@@ -41,7 +41,7 @@ _ALIASES: Mapping[str, str] = {
 def require(module: str) -> None:
     """Raises ConfigError when a library of the extra is not installed."""
     if find_spec(module) is None:
-        raise ConfigError(f"SageMaker needs the package {module}: install rlvr[sagemaker] into this environment")
+        raise ConfigError(f"AWS needs the package {module}: install rlvr[sagemaker] into this environment")
 
 
 def configured_region(setting: str | None) -> str | None:
