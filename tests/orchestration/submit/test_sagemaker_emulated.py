@@ -133,7 +133,7 @@ def ended(job: EmulatedJob, timeout_s: float) -> dict[str, int]:
 def ran_there(host: Host) -> set[str]:
     """Names of our actors that this host's Ray has had."""
     logs = (host.folder / "tmp/ray").glob("session_*/logs/worker-*.out")
-    return {name for log in logs for name in re.findall(r":actor_name:(\S+)", log.read_text(errors="replace"))}
+    return {name for log in logs for name in re.findall(r":actor_name:(\w+-\d+)", log.read_text(errors="replace"))}
 
 
 def test_one_host_trains(workplace: Workplace) -> None:
