@@ -17,6 +17,7 @@ from importlib import metadata
 from typing import Any
 
 import yaml
+from packaging.version import Version
 
 from orchestration.config import dump_config
 from orchestration.errors import ConfigError
@@ -45,6 +46,7 @@ TOKEN_KEY = "auth_token"
 MAX_CONFIG_BYTES = 1_000_000
 """Of a ConfigMap's contents: Kubernetes takes 1 MiB with everything around them."""
 
+_FIRST_WITH_TOKENS = Version("2.52.0")  # KubeRay refuses a token for any older Ray
 _HEALTHY = {"sagemaker.amazonaws.com/node-health-status": "Schedulable"}
 _SUBMITTER = CpuPod(cpus=1, memory_gib=2)
 _GIB = 2**30
@@ -160,9 +162,12 @@ def _ray_job(job: JobSpec, settings: HyperPodConfig) -> Manifest:
 
 def _ray_version() -> str:
     try:
-        return metadata.version("ray")
+        version = metadata.version("ray")
     except metadata.PackageNotFoundError:
         raise ConfigError("HyperPod jobs need Ray here, as well as in the image: install rlvr[hyperpod]") from None
+    if Version(version) < _FIRST_WITH_TOKENS:
+        raise ConfigError(f"Ray {version} has no token authentication; install {_FIRST_WITH_TOKENS} or later")
+    return version
 
 
 def _head_group(job: JobSpec, settings: HyperPodConfig) -> Manifest:

@@ -59,7 +59,9 @@ class HyperPodConfig(Section):
         None, description="A pod for the reward service; unset: it is where reward.deployment says."
     )
     fsx_claim: str | None = Field(
-        None, description="PersistentVolumeClaim of an FSx for Lustre volume: run folders, caches, data, models."
+        None,
+        description="PersistentVolumeClaim of an FSx for Lustre volume that user_id may write to: run folders, caches, "
+        "data, models.",
     )
     fsx_path: str = Field("/fsx", pattern=r"^(/[\w.-]+)+$", description="Where all pods mount it.")
     shm_gib: int = Field(

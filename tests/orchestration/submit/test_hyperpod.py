@@ -114,7 +114,7 @@ class TestWhatIsRefused:
             (["model.name=./base"], "model.name='./base' is in no pod"),
             (["run_dir=runs/one"], "run_dir='runs/one' is lost when its pod ends"),
             (["run_dir=/fsx"], "run_dir='/fsx' is lost"),
-            (["ray_address=auto"], "ray_address='auto'"),
+            (["ray_address=10.0.0.1:6379"], "ray_address='10.0.0.1:6379'"),
             (["rollout_nodes=fast", "placement=split"], "rollout_nodes='fast'"),
             (["reward.url=http://localhost:8300"], "reward.url='http://localhost:8300' is this machine"),
             (["reward.url=http://r:8300", "reward.api_key=rlvr_secret"], "reward.api_key would be stored"),
@@ -166,6 +166,11 @@ class TestWhatIsRefused:
     ) -> None:
         with pytest.raises(ConfigError, match="is no address of a RayCluster"):
             plan(code, f"hyperpod.address={address}")
+
+    def test_a_ray_without_tokens(self, code: CodePackage, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("orchestration.submit.hyperpod_manifest.metadata.version", lambda name: "2.51.1")
+        with pytest.raises(ConfigError, match=r"Ray 2\.51\.1 has no token authentication"):
+            plan(code, *SETTINGS)
 
     def test_code_that_no_config_map_takes(self, code: CodePackage) -> None:
         (code.folder / "large.py").write_bytes(os.urandom(2**20))

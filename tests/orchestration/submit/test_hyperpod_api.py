@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestration.cli import main
 from orchestration.config import load_settings
 from orchestration.errors import SubmitError
 from orchestration.submit import hyperpod
@@ -238,3 +239,28 @@ def test_the_dashboard_is_a_command_away() -> None:
     assert hint.startswith("kubectl --namespace team-a --context eks port-forward ")
     assert '-head-svc" 8265, then http://127.0.0.1:8265' in hint
     assert f"get secret {NAME} --output jsonpath='{{.data.auth_token}}' | base64 --decode" in hint
+
+
+def test_the_command_line_from_submission_to_stop(
+    kubernetes: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RLVR_STATE", str(tmp_path / "state"))
+
+    def rlvr(*words: str, exit_status: int = 0) -> str:
+        assert main(words) == exit_status
+        return capsys.readouterr().out
+
+    submission = json.loads(rlvr("submit", "tiny", *SETTINGS, f"job.name={NAME}", "--to", "hyperpod", "--json"))
+    assert submission["reference"]["run_dir"] == f"/fsx/rlvr-runs/{NAME}"
+    assert "pending" in rlvr("jobs", "status", NAME)
+    ray_job = kubernetes.objects["rayjobs", NAME]
+    ray_job["status"] = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "exit code 1"}
+    kubernetes.pods[f"{NAME}-x1"] = ["rlvr: no GPU"]
+    assert rlvr("jobs", "logs", "--follow", NAME, exit_status=1) == "rlvr: no GPU\n"
+    row = json.loads(rlvr("jobs", "status", NAME, "--json"))
+    assert (row["state"], row["message"]) == ("failed", "exit code 1")
+    ray_job["status"] = {"jobDeploymentStatus": "Suspended"}
+    rlvr("jobs", "stop", NAME)
+    assert kubernetes.objects == {}
+    token_holders = [path for path in (tmp_path / "state").rglob("*.json") if "auth_token" in path.read_text()]
+    assert token_holders == []
