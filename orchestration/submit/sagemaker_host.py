@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -41,14 +42,14 @@ from orchestration.submit.sagemaker_host_facts import (
     WorkerView,
     failure_text,
     host_facts,
-    last_words,
     missing,
     object_store_bytes,
     ray_environment,
     ray_start,
+    run_failure,
     worker_ending,
 )
-from orchestration.submit.sagemaker_host_notice import NoticeBoard, ask
+from orchestration.submit.sagemaker_host_notice import NoticeBoard, ask, asking
 from orchestration.submit.sagemaker_host_ray import JobLog, RayProcess
 
 ML = Path("/opt/ml")
@@ -77,7 +78,10 @@ def main() -> int:
         token = TOKEN_PATH.read_text(encoding="utf-8").strip()
         say(facts, f"{'head' if facts.is_head else f'worker of {facts.head}'}, {len(facts.hosts)} hosts in all")
         ending = run_head(facts, token, stop) if facts.is_head else run_worker(facts, token, stop)
-    except (HostError, KeyError, OSError, ValueError) as error:
+    except HostError as error:
+        ending = Ending(exit_code=EXIT_FAILED, reason=str(error))
+    except Exception as error:  # nobody above would write the reason where SageMaker looks for it
+        traceback.print_exc()
         ending = Ending(exit_code=EXIT_FAILED, reason=f"{type(error).__name__}: {error}")
     if ending.reason:
         text = failure_text(ending.reason)
@@ -120,7 +124,7 @@ def say(facts: HostFacts, message: str) -> None:
 def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
     """The whole life of the head, its workers' end included."""
     with ExitStack() as stack:
-        board = stack.enter_context(NoticeBoard("", token=token))
+        board = stack.enter_context(NoticeBoard(own_ip(facts), token=token))
         try:
             ending = _head_ending(facts, token, stop, board, stack)
             if ending.exit_code != EXIT_FAILED:
@@ -192,7 +196,7 @@ def _followed(facts: HostFacts, ray: RayProcess, jobs: RayJobs, stop: _Stop) -> 
             answered = time.monotonic()
             if status.state.ended:
                 log.relay(all_of_it=True)
-                return _run_ending(status.state, list(log.tail), otherwise=status.message)
+                return _run_ending(status.state, list(log.tail), status.message)
         except SubmitError as error:
             trouble = str(error)
         if stopping_s is not None and stopping_s > STOP_JOB_S + 5:
@@ -203,12 +207,12 @@ def _followed(facts: HostFacts, ray: RayProcess, jobs: RayJobs, stop: _Stop) -> 
             raise HostError(f"Ray's dashboard on {facts.name} stopped answering: {trouble}")
 
 
-def _run_ending(state: JobState, tail: list[str], *, otherwise: str) -> Ending:
+def _run_ending(state: JobState, tail: list[str], message: str) -> Ending:
     if state is JobState.SUCCEEDED:
         return Ending(exit_code=0)
     if state is JobState.STOPPED:
         return Ending(exit_code=EXIT_STOPPED, reason="stopped; a job with the same checkpoint folder goes on from here")
-    return Ending(exit_code=EXIT_FAILED, reason=last_words(tail, otherwise=otherwise or "the run said nothing"))
+    return Ending(exit_code=EXIT_FAILED, reason=run_failure(tail, message))
 
 
 def is_finished(run_folder: Path) -> bool:
@@ -239,12 +243,13 @@ def run_worker(facts: HostFacts, token: str, stop: _Stop) -> Ending:
     ray_ended: str | None = None
     notice: Notice | None = None
     started_at = 0.0
+    http = asking()
     try:
         while True:
             now = time.monotonic()
             ray_ended = ray.ended() if ray is not None else None
             head_ip = _address_of(facts.head)
-            answer = head_ip and ask(f"http://{head_ip}:{NOTICE_PORT}/", host=facts.name, token=token)
+            answer = head_ip and ask(http, f"http://{head_ip}:{NOTICE_PORT}/", host=facts.name, token=token)
             if answer:
                 notice, heard = answer, time.monotonic()
             retry = ray_ended is not None and now - began < facts.join_timeout_s
@@ -262,6 +267,7 @@ def run_worker(facts: HostFacts, token: str, stop: _Stop) -> Ending:
                 ray, started_at = start_ray(facts, head_ip=str(head_ip)), now
             time.sleep(POLL_S)
     finally:
+        http.close()
         if ray is not None:
             ray.stop()
 
@@ -283,7 +289,7 @@ def start_ray(facts: HostFacts, *, head_ip: str) -> RayProcess:
         **{
             name: os.environ.get(name, facts.network_interface) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
         },
-        **ray_environment(code=str(CODE), token_file=str(TOKEN_PATH)),
+        **ray_environment(code=str(CODE), token_file=str(TOKEN_PATH), python_path=os.environ.get("PYTHONPATH", "")),
     }
     log = ML / "output/data/ray_start.log"
     log.parent.mkdir(parents=True, exist_ok=True)

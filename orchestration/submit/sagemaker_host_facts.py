@@ -105,8 +105,11 @@ def ray_start(facts: HostFacts, *, node_ip: str, head_ip: str, object_store_byte
     ]
 
 
-def ray_environment(*, code: str, token_file: str) -> dict[str, str]:
-    """What Ray's processes on this host, and so the run and its actors, have in their environment."""
+def ray_environment(*, code: str, token_file: str, python_path: str = "") -> dict[str, str]:
+    """What Ray's processes on this host, and so the run and its actors, have in their environment.
+
+    `python_path` is what the image has as PYTHONPATH.
+    """
     return {
         # A stray ~/.ray/auth_token would otherwise decide on authentication, host by host.
         "RAY_AUTH_MODE": "token",
@@ -115,7 +118,7 @@ def ray_environment(*, code: str, token_file: str) -> dict[str, str]:
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # the run has ended by then: nothing is left to drain
         "RAY_worker_niceness": "0",  # the default of 15 lets anything else on the host starve engines and learner
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "PYTHONPATH": code,
+        "PYTHONPATH": f"{code}:{python_path}" if python_path else code,
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -210,11 +213,22 @@ def missing(facts: HostFacts, nodes: Iterable[Mapping[str, float]]) -> tuple[str
     return tuple(host for host in facts.hosts if host not in there)
 
 
-def last_words(lines: Sequence[str], *, otherwise: str) -> str:
-    """The sentence in which a run said why it ended, out of its last lines."""
-    meant = [line.strip() for line in lines if line.strip()]
-    ours = [line.removeprefix("rlvr: ") for line in meant if line.startswith("rlvr: ")]
-    return (ours or meant or [otherwise])[-1]
+def last_words(lines: Sequence[str]) -> str:
+    """The last line that says something."""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def run_failure(lines: Sequence[str], message: str) -> str:
+    """Why a run failed: its own sentence, which `rlvr` prints last; without one, it was killed or broke off.
+
+    Args:
+        lines: the end of its log.
+        message: what Ray says of the job.
+    """
+    if (sentence := next((line for line in reversed(lines) if line.startswith("rlvr: ")), None)) is not None:
+        return sentence.removeprefix("rlvr: ")
+    said = message.partition(", last available logs")[0] or "the run failed"
+    return f"{said}; its last line: {last_words(lines)}"
 
 
 def failure_text(reason: str) -> str:

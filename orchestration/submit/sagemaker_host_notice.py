@@ -89,11 +89,15 @@ def _handler(board: NoticeBoard, token: str) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def ask(url: str, *, host: str, token: str) -> Notice | None:
+def asking() -> httpx.Client:
+    """A client for `ask`; the caller closes it."""
+    return httpx.Client(timeout=ASK_TIMEOUT_S, trust_env=False)  # a proxy for the internet does not know the head
+
+
+def ask(http: httpx.Client, url: str, *, host: str, token: str) -> Notice | None:
     """The head's notice; None when it does not answer. `host` is who asks."""
-    headers = {"Authorization": f"Bearer {token}", _HOST_HEADER: host}
     try:
-        answer = httpx.get(url, headers=headers, timeout=ASK_TIMEOUT_S, trust_env=False)
+        answer = http.get(url, headers={"Authorization": f"Bearer {token}", _HOST_HEADER: host})
         answer.raise_for_status()
         return Notice.from_json(answer.text)
     except (httpx.HTTPError, ValueError, KeyError, TypeError):

@@ -37,7 +37,7 @@ class RayProcess:
         if code is None:
             return None
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return f"{last_words(lines, otherwise='it said nothing')} (exit code {code})"
+        return f"{last_words(lines)} (exit code {code})"
 
     def stop(self) -> None:
         """End it in order, by force after a while; a second call does nothing."""

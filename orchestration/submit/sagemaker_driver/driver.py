@@ -12,6 +12,7 @@ import signal
 import sys
 
 CODE = "/opt/ml/input/data/code"
+FAILURE = "/opt/ml/output/failure"
 _WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 
@@ -42,8 +43,14 @@ def _first_process(child: int) -> int:
 
 def _host() -> int:
     sys.path.insert(0, CODE)
-    from orchestration.submit.sagemaker_host import main as host
-
+    try:
+        from orchestration.submit.sagemaker_host import main as host
+    except ImportError as error:
+        reason = f"the image lacks what a run needs ({error}); build it from docker/rollout_learner.Dockerfile"
+        with open(FAILURE, "w", encoding="utf-8") as failure:
+            failure.write(reason)
+        print(reason, file=sys.stderr)
+        return 1
     return host()
 
 

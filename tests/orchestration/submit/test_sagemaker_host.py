@@ -30,14 +30,14 @@ from orchestration.submit.sagemaker_host_facts import (
     by_number,
     failure_text,
     host_facts,
-    last_words,
     missing,
     object_store_bytes,
     ray_environment,
     ray_start,
+    run_failure,
     worker_ending,
 )
-from orchestration.submit.sagemaker_host_notice import NoticeBoard, ask
+from orchestration.submit.sagemaker_host_notice import NoticeBoard, ask, asking
 from orchestration.submit.sagemaker_host_ray import JobLog, RayProcess
 
 SETTINGS = {"join_timeout_s": 600.0, "roles": {}, "head_group": None}
@@ -120,6 +120,7 @@ def test_authentication_is_explicit_and_the_token_a_file() -> None:
     assert environment["RAY_AUTH_TOKEN_PATH"] == "/auth/auth_token"
     assert "RAY_AUTH_TOKEN" not in environment
     assert environment["PYTHONPATH"] == "/code"
+    assert ray_environment(code="/code", token_file="", python_path="/image")["PYTHONPATH"] == "/code:/image"
 
 
 def test_a_stop_fits_into_the_two_minutes_before_the_kill() -> None:
@@ -195,11 +196,14 @@ def test_a_worker_leaves_when_there_is_a_reason(view: WorkerView, expected: tupl
 # What is said of a failure
 
 
-def test_a_failure_is_told_in_the_run_s_own_last_sentence() -> None:
+def test_a_failure_is_told_in_the_run_s_own_sentence() -> None:
     lines = ["17:00:00 preparing model x", "rlvr: model folder 'x' is not there", "", "(noise of a library at its end)"]
-    assert last_words(lines, otherwise="") == "model folder 'x' is not there"
-    assert last_words(["Traceback (most recent call last):", "KeyError: 'a'", " "], otherwise="") == "KeyError: 'a'"
-    assert last_words(["", " "], otherwise="exit code 3") == "exit code 3"
+    message = "Job entrypoint command failed with exit code 1, last available logs (truncated to 20,000 chars): a b c"
+    assert run_failure(lines, message) == "model folder 'x' is not there"
+    assert run_failure(["Traceback (most recent call last):", "KeyError: 'a'", " "], message) == (
+        "Job entrypoint command failed with exit code 1; its last line: KeyError: 'a'"
+    )
+    assert run_failure([], "") == "the run failed; its last line: it said nothing"
 
 
 def test_a_failure_file_has_what_sagemaker_shows() -> None:
@@ -212,28 +216,29 @@ def test_a_failure_file_has_what_sagemaker_shows() -> None:
 
 
 def test_a_worker_is_told_with_the_token_only() -> None:
-    with NoticeBoard("127.0.0.1", token="right", port=0) as board:
+    with asking() as http, NoticeBoard("127.0.0.1", token="right", port=0) as board:
         url = f"http://127.0.0.1:{board.port}/"
-        assert ask(url, host="algo-2", token="wrong") is None
-        assert ask(url, host="algo-2", token="right") == Notice(phase=Phase.STARTING)
+        assert ask(http, url, host="algo-2", token="wrong") is None
+        assert ask(http, url, host="algo-2", token="right") == Notice(phase=Phase.STARTING)
         board.post(JOINABLE)
-        assert ask(url, host="algo-2", token="right") == JOINABLE
-    assert ask(url, host="algo-2", token="right") is None
+        assert ask(http, url, host="algo-2", token="right") == JOINABLE
+    with asking() as http:
+        assert ask(http, url, host="algo-2", token="right") is None
 
 
 def test_the_head_waits_for_its_workers_to_be_told_and_not_for_ever() -> None:
     ended = Notice(phase=Phase.ENDED, ending=Ending(exit_code=1, reason="why"))
-    with NoticeBoard("127.0.0.1", token="t", port=0) as board:
+    with asking() as http, NoticeBoard("127.0.0.1", token="t", port=0) as board:
         url = f"http://127.0.0.1:{board.port}/"
         assert board.wait_until_told([], timeout_s=10) == ()
-        ask(url, host="algo-2", token="t")
+        ask(http, url, host="algo-2", token="t")
         board.post(ended)
         assert board.wait_until_told(["algo-2", "algo-3"], timeout_s=0.05) == ("algo-2", "algo-3")
-        asking = threading.Timer(0.05, ask, kwargs={"url": url, "host": "algo-2", "token": "t"})
-        asking.start()
+        later = threading.Timer(0.05, ask, args=(http, url), kwargs={"host": "algo-2", "token": "t"})
+        later.start()
         assert board.wait_until_told(["algo-2"], timeout_s=10) == ()
-        asking.join()
-        assert ask(url, host="algo-3", token="t") == ended
+        later.join()
+        assert ask(http, url, host="algo-3", token="t") == ended
 
 
 # Processes and files
@@ -328,3 +333,14 @@ def test_the_first_process_passes_sigterm_on_and_gives_the_exit_code_back() -> N
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 7
+
+
+def test_an_image_without_our_dependencies_is_named_as_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "CODE", str(tmp_path))
+    monkeypatch.setattr(driver, "FAILURE", str(tmp_path / "failure"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "orchestration.submit.sagemaker_host", None)  # importing it fails
+    assert driver.main() == 1
+    assert "build it from docker/rollout_learner.Dockerfile" in (tmp_path / "failure").read_text()
