@@ -58,7 +58,7 @@ COPY docker/ray_healthcheck.py /opt/rlvr/ray_healthcheck.py
 RUN useradd --uid 10001 --home-dir /var/lib/rlvr --no-create-home --shell /bin/bash rlvr \
  && install --directory --owner=10001 --group=10001 /var/lib/rlvr /tmp/ray
 ENV PATH=/opt/rlvr/bin:$PATH \
-    LD_LIBRARY_PATH=/opt/amazon/efa/lib:/opt/amazon/ofi-nccl/lib:$LD_LIBRARY_PATH \
+    LD_LIBRARY_PATH=/opt/amazon/efa/lib:/opt/amazon/ofi-nccl/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} \
     HOME=/var/lib/rlvr \
     PYTHONUNBUFFERED=1 \
     NCCL_DEBUG=WARN \

@@ -50,6 +50,8 @@ class HyperPodBackend:
             _delete(kubernetes, job.name, after=error)
             raise
         say(f"RayJob {job.name} is in namespace {self._settings.namespace}")
+        if self._settings.queue is not None and not job.run.save_every:
+            say(f"queue {self._settings.queue} may take its hosts away, and save_every=0 keeps nothing for that case")
         return {
             "name": job.name,
             "namespace": self._settings.namespace,

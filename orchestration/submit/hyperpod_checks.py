@@ -95,8 +95,11 @@ def run_in_pods(job: JobSpec, settings: HyperPodConfig) -> RunConfig:
         _require_mounted("model.name", run.model.name, settings)
     if run.reward.api_key_file is not None:
         _require_mounted("reward.api_key_file", str(run.reward.api_key_file), settings)
-    for key, nodes in (("rollout_nodes", run.rollout_nodes), ("learner_nodes", run.learner_nodes)):
-        if nodes is not None:
+    for key, nodes, own in (
+        ("rollout_nodes", run.rollout_nodes, ROLLOUT),
+        ("learner_nodes", run.learner_nodes, LEARNER),
+    ):
+        if nodes not in (None, own):
             raise ConfigError(
                 f"{key}={nodes!r}: hyperpod.rollout and hyperpod.learner mark the nodes themselves; leave it out"
             )
@@ -153,6 +156,11 @@ def check_cluster(job: JobSpec, settings: HyperPodConfig) -> None:
         raise ConfigError(
             f"hyperpod.start_timeout_s={settings.start_timeout_s} must be less than hyperpod.max_runtime_s="
             f"{settings.max_runtime_s}, which begins with it"
+        )
+    if settings.retries and not job.run.save_every:
+        raise ConfigError(
+            f"hyperpod.retries={settings.retries} would begin again each time: a pod that is lost saves nothing; set "
+            f"save_every=STEPS"
         )
     if settings.priority is not None and settings.queue is None:
         raise ConfigError(f"hyperpod.priority={settings.priority!r} is of a queue; give hyperpod.queue as well")

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ LARGE = [
     *("hyperpod.reward.cpus=16", "hyperpod.reward.instance_type=ml.c5.4xlarge", "hyperpod.service_account=rlvr"),
     *("hyperpod.queue=team-a", "hyperpod.priority=training", "hyperpod.image_pull_secret=registry"),
     *("rollout.num_workers=16", "learner.num_ranks=16", "hyperpod.context=eks", "hyperpod.retries=2"),
+    "save_every=5",
 ]
 
 
@@ -65,6 +67,13 @@ def manifests(code: CodePackage, *overrides: str) -> dict[str, dict[str, Any]]:
 
 def groups(ray_job: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {group["groupName"]: group for group in ray_job["spec"]["rayClusterSpec"]["workerGroupSpecs"]}
+
+
+def marks(group: dict[str, Any]) -> dict[str, float]:
+    """What `ray start` gets of a group's resources: KubeRay pastes the value into a shell's command line."""
+    command = f"printf %s {group['rayStartParams']['resources']}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=True)
+    return dict(json.loads(done.stdout))
 
 
 def pods(ray_job: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -129,6 +138,7 @@ class TestWhatIsRefused:
             (["reward.settings_file=nowhere.yaml"], "reward.settings_file='nowhere.yaml' is no YAML file here"),
             (["hyperpod.shm_gib=500"], "hyperpod.shm_gib=500 is over half of the 960 GiB"),
             (["hyperpod.max_runtime_s=600"], "hyperpod.start_timeout_s=3600 must be less"),
+            (["hyperpod.retries=2"], "hyperpod.retries=2 would begin again each time"),
             (["hyperpod.priority=high"], "hyperpod.priority='high' is of a queue"),
             (["job.environment={RAY_AUTH_MODE: disabled}"], "job.environment has RAY_AUTH_MODE"),
             (
@@ -199,9 +209,7 @@ class TestTheRunInThePods:
         run = run_of(made["ConfigMap"], tmp_path)
         assert (run.rollout_nodes, run.learner_nodes) == ("rollout", "learner")
         assert run.reward.deployment.model_dump() == {"kind": "actor", "num_cpus": 16.0, "resources": {"reward": 0.001}}
-        marks = {name: group["rayStartParams"]["resources"] for name, group in groups(made["RayJob"]).items()}
-        # KubeRay pastes the value into a shell's command line, which takes the quotes off.
-        assert {name: json.loads(json.loads(mark)) for name, mark in marks.items()} == {
+        assert {name: marks(group) for name, group in groups(made["RayJob"]).items()} == {
             "learner": {"learner": 1},
             "rollout": {"rollout": 1},
             "reward": {"reward": 1},
@@ -209,7 +217,7 @@ class TestTheRunInThePods:
 
     def test_one_group_has_both_rooms(self, code: CodePackage) -> None:
         (group,) = groups(manifests(code, *SETTINGS)["RayJob"]).values()
-        assert json.loads(json.loads(group["rayStartParams"]["resources"])) == {"learner": 1, "rollout": 1}
+        assert marks(group) == {"learner": 1, "rollout": 1}
         assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == 1
 
     def test_the_reward_services_settings_go_along(self, code: CodePackage, tmp_path: Path) -> None:
