@@ -80,6 +80,8 @@ def test_the_training_image_gets_what_is_locked_for_gpus_and_nothing_that_only_s
     assert {name: version for name, version in image.items() if locked.get(name) != version} == {}
     assert {"torch", "vllm", "deepspeed", "ray", "boto3"} <= image.keys()
     extras = project()["project"]["optional-dependencies"]
-    elsewhere = {canonicalize_name(r.name) for e in ("sagemaker", "hyperpod", "dev") for r in map(Requirement, extras[e])}
+    elsewhere = {
+        canonicalize_name(r.name) for e in ("sagemaker", "hyperpod", "dev") for r in map(Requirement, extras[e])
+    }
     needed = {canonicalize_name(r.name) for r in direct(TRAIN)}
     assert sorted(image.keys() & (elsewhere - needed)) == []
