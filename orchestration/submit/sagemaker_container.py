@@ -133,9 +133,10 @@ def _model_uri(run: RunConfig, layout: Layout) -> str | None:
 def _role_changes(settings: SageMakerConfig, run: RunConfig) -> dict[str, Any]:
     """Everything is told its hosts by the Ray resources that these carry: with groups, and for what writes files."""
     groups = groups_by_role(settings)
+    on_head = {"learner_nodes": HEAD} if learner_on_head(settings, run) else {}
     if not groups:
-        return {"learner_nodes": HEAD} if learner_on_head(settings, run) else {}
-    changes: dict[str, Any] = {"rollout_nodes": "rollout", "learner_nodes": "learner"}
+        return on_head
+    changes: dict[str, Any] = {"rollout_nodes": "rollout", "learner_nodes": "learner"} | on_head
     if "reward" in groups:
         deployment = run.reward.deployment
         cores = {"num_cpus": deployment.num_cpus} if deployment.kind == "actor" else {}

@@ -36,13 +36,22 @@ def groups_by_role(settings: SageMakerConfig) -> dict[str, InstanceGroup]:
 
 
 def learner_on_head(settings: SageMakerConfig, run: RunConfig) -> bool:
-    """Whether the learner of a run on several equal hosts can be held on the head, where the run folder is: else its
-    checkpoints would be written to the disk of whatever host it came to."""
-    if settings.instance_type is None or settings.instance_count < 2 or run.learner_nodes is not None:
+    """Whether a learner that might come to several hosts can be held on the head, where the run folder is.
+
+    Elsewhere its checkpoints lie on the disk of another host. Ranks that need more than one host are not held, nor those
+    that share GPUs with rollout workers.
+    """
+    groups = groups_by_role(settings)
+    kind, hosts = settings.instance_type, settings.instance_count
+    if groups:
+        kind, hosts = groups["learner"].instance_type, groups["learner"].instance_count
+    on_a_host = None if kind is None else num_gpus(kind)
+    if hosts < 2 or on_a_host is None:
         return False
-    on_a_host = num_gpus(settings.instance_type) or 0
-    mode = place(run, num_gpus=on_a_host * settings.instance_count).mode
-    return mode == "cpu" or (mode == "split" and run.learner.num_ranks <= on_a_host)
+    if on_a_host == 0 or run.device == "cpu":
+        return True
+    shared = not groups and place(run, num_gpus=on_a_host * hosts).mode != "split"
+    return not shared and run.learner.num_ranks <= on_a_host
 
 
 def efa_environment(settings: SageMakerConfig) -> dict[str, str]:

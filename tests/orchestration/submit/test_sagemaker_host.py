@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from orchestration.config import load_settings
 from orchestration.submit import sagemaker_host, sagemaker_host_ray
+from orchestration.submit.sagemaker_container import Layout, container_inputs
 from orchestration.submit.sagemaker_driver import driver
 from orchestration.submit.sagemaker_host_facts import (
     HEAD,
@@ -60,6 +62,13 @@ def facts(name: str = "algo-2", **settings: Any) -> HostFacts:
     return host_facts(resources(name, all=["algo-1", "algo-2"]), {**SETTINGS, **settings}, job_name="job")
 
 
+def groups(*, learner: int) -> str:
+    rooms = [("learner", learner), ("rollout", 1)]
+    return "sagemaker.instance_groups=" + json.dumps(
+        [{"role": role, "instance_type": "ml.p4d.24xlarge", "instance_count": count} for role, count in rooms]
+    )
+
+
 # Who is who
 
 
@@ -88,6 +97,30 @@ def test_the_head_is_the_first_host_of_its_group() -> None:
 def test_a_head_group_that_is_not_there_is_refused() -> None:
     with pytest.raises(HostError, match=r"head_group='learner' is no instance group .* \['all'\]"):
         facts(head_group="learner")
+
+
+P4D = "sagemaker.instance_type=ml.p4d.24xlarge"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "held"),
+    [
+        ((P4D,), False),  # there is one host
+        ((P4D, "sagemaker.instance_count=2"), True),
+        ((P4D, "sagemaker.instance_count=2", "rollout.num_workers=4", "learner.num_ranks=8"), True),
+        ((P4D, "sagemaker.instance_count=2", "rollout.num_workers=4", "learner.num_ranks=12"), False),
+        ((P4D, "sagemaker.instance_count=2", "placement=colocated"), False),
+        (("sagemaker.instance_type=ml.m5.large", "sagemaker.instance_count=2"), True),
+        ((groups(learner=1),), False),
+        ((groups(learner=2),), True),
+        ((groups(learner=2), "learner.num_ranks=16"), False),
+    ],
+)
+def test_a_learner_that_fits_is_held_on_the_head(overrides: tuple[str, ...], held: bool) -> None:
+    settings = load_settings("tiny", overrides)
+    layout = Layout(bucket="b", folder="f", name="n")
+    inputs = container_inputs(settings.submit.sagemaker, settings.run, {}, layout)
+    assert (inputs.run.learner_nodes == HEAD) is held
 
 
 # How Ray is started
