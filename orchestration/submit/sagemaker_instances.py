@@ -38,8 +38,8 @@ def groups_by_role(settings: SageMakerConfig) -> dict[str, InstanceGroup]:
 def learner_on_head(settings: SageMakerConfig, run: RunConfig) -> bool:
     """Whether a learner that might come to several hosts can be held on the head, where the run folder is.
 
-    Elsewhere its checkpoints lie on the disk of another host. Ranks that need more than one host are not held, nor those
-    that share GPUs with rollout workers.
+    Elsewhere its checkpoints lie on the disk of another host. Not held are ranks that need more than one host, or that
+    share GPUs with rollout workers.
     """
     groups = groups_by_role(settings)
     kind, hosts = settings.instance_type, settings.instance_count
