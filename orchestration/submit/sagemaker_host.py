@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from orchestration.errors import SubmitError
-from orchestration.run_folder import ADAPTER_FOLDER, CONFIG_FILE, SUMMARY_FILE
+from orchestration.run_folder import ADAPTER_FOLDER, CONFIG_FILE, SUMMARY_FILE, read_status
 from orchestration.submit import sagemaker_container as container
 from orchestration.submit.job import JobState
 from orchestration.submit.ray_jobs import Endpoint, RayJobs, entrypoint
@@ -139,7 +139,7 @@ def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
 
 def _head_ending(facts: HostFacts, token: str, stop: _Stop, board: NoticeBoard, stack: ExitStack) -> Ending:
     """Start Ray, which ends with `stack`: after the workers know how the run ended, and have left it."""
-    if is_finished(RUN_FOLDER):  # an interruption came between the run's end and the job's
+    if read_status(RUN_FOLDER) == "finished":  # an interruption came between the run's end and the job's
         say(facts, "the checkpoint folder holds a finished run: nothing to do")
         return Ending(exit_code=0)
     ray = start_ray(facts, head_ip=own_ip(facts))
@@ -213,14 +213,6 @@ def _run_ending(state: JobState, tail: list[str], message: str) -> Ending:
     if state is JobState.STOPPED:
         return Ending(exit_code=EXIT_STOPPED, reason="stopped; a job with the same checkpoint folder goes on from here")
     return Ending(exit_code=EXIT_FAILED, reason=run_failure(tail, message))
-
-
-def is_finished(run_folder: Path) -> bool:
-    """Whether a run has come to its end there."""
-    try:
-        return bool(json.loads((run_folder / SUMMARY_FILE).read_bytes())["status"] == "finished")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 def put_out(run_folder: Path, model_folder: Path) -> None:

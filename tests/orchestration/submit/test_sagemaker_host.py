@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from orchestration.config import load_settings
+from orchestration.run_folder import read_status
 from orchestration.submit import sagemaker_host, sagemaker_host_ray
 from orchestration.submit.sagemaker_container import Layout, container_inputs
 from orchestration.submit.sagemaker_driver import driver
@@ -329,10 +330,10 @@ def test_what_is_put_out_is_the_adapter_the_summary_and_the_configuration(tmp_pa
     (run / "checkpoints").mkdir()
     for name in ("adapter/adapter_model.safetensors", "config.yaml", "metrics.jsonl", "checkpoints/state"):
         (run / name).write_text(name)
-    assert not sagemaker_host.is_finished(run)
+    assert read_status(run) is None
     for status, finished in (("stopped", False), ("finished", True)):
         (run / "summary.json").write_text(json.dumps({"status": status}))
-        assert sagemaker_host.is_finished(run) is finished
+        assert (read_status(run) == "finished") is finished
     for _ in range(2):  # a second start finds the first one's
         sagemaker_host.put_out(run, tmp_path / "model")
     kept = {str(path.relative_to(tmp_path / "model")) for path in (tmp_path / "model").rglob("*") if path.is_file()}
@@ -342,7 +343,7 @@ def test_what_is_put_out_is_the_adapter_the_summary_and_the_configuration(tmp_pa
 @pytest.mark.parametrize("broken", ["", "[]", "{}"])
 def test_a_summary_that_cannot_be_read_is_of_no_finished_run(tmp_path: Path, broken: str) -> None:
     (tmp_path / "summary.json").write_text(broken)
-    assert not sagemaker_host.is_finished(tmp_path)
+    assert read_status(tmp_path) is None
 
 
 def test_the_first_process_passes_sigterm_on_and_gives_the_exit_code_back() -> None:
