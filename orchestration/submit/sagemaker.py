@@ -76,6 +76,8 @@ class SageMakerBackend:
         with staged(settings, job, region=region) as ready:
             self._upload(ready, region, say)
             _create(sagemaker, ready.request, say)
+        if settings.spot and not job.run.save_every:
+            say("spot hosts may vanish without notice, and save_every=0 keeps nothing for that case")
         hosts = groups_by_role(settings).values()
         what = ", ".join(f"{group.instance_count} × {group.instance_type}" for group in hosts)
         say(f"training job {job.name} in {region} on {what or f'{settings.instance_count} × {settings.instance_type}'}")

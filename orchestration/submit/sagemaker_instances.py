@@ -68,6 +68,7 @@ def check_capacity(settings: SageMakerConfig, run: RunConfig) -> None:
     groups = groups_by_role(settings)
     if groups:
         _check_groups(groups, run)
+        _check_learner(settings, run)
         return
     assert settings.instance_type is not None, "checked before"
     on_a_host = num_gpus(settings.instance_type)
@@ -81,6 +82,22 @@ def check_capacity(settings: SageMakerConfig, run: RunConfig) -> None:
         raise ConfigError(f"the recipe does not fit on {where} ({total} GPUs): {error}") from error
     if mode == "split":
         _check_workers(run, on_a_host, settings.instance_count, f"sagemaker.instance_type={settings.instance_type}")
+    _check_learner(settings, run)
+
+
+def _check_learner(settings: SageMakerConfig, run: RunConfig) -> None:
+    """Hosts of a training job share no disk, so what the ranks save of a state has to be saved on one."""
+    learner = groups_by_role(settings).get("learner")
+    num_hosts, kind = settings.instance_count, settings.instance_type
+    if learner is not None:
+        num_hosts, kind = learner.instance_count, learner.instance_type
+    if kind is None or num_gpus(kind) is None:
+        return
+    if num_hosts > 1 and run.learner_nodes is None and not learner_on_head(settings, run):
+        raise ConfigError(
+            f"the learner's {run.learner.num_ranks} ranks (placement={run.placement}) would be on several hosts, which "
+            f"share no disk for its checkpoints; use placement=split and as many learner.num_ranks as one host has GPUs"
+        )
 
 
 def _check_groups(groups: Mapping[str, InstanceGroup], run: RunConfig) -> None:

@@ -130,6 +130,15 @@ def without(name: str) -> tuple[str, ...]:
             (*ONE_P4D, "sagemaker.instance_count=2", "rollout.tensor_parallel_size=5", "rollout.num_workers=3"),
             "takes 2 such workers",
         ),
+        (
+            (*ONE_P4D, "sagemaker.instance_count=2", "rollout.num_workers=4", "learner.num_ranks=12"),
+            "12 ranks (placement=auto) would be on several hosts",
+        ),
+        ((*ONE_P4D, "sagemaker.instance_count=2", "placement=colocated"), "(placement=colocated) would be on several"),
+        (
+            (*ACCOUNT, groups(learner=("ml.p4d.24xlarge", 2), rollout=("ml.p4d.24xlarge", 1)), "learner.num_ranks=16"),
+            "16 ranks (placement=auto) would be on several hosts",
+        ),
         ((*TWO_GROUPS, "learner.num_ranks=9"), "learner.num_ranks=9 needs as many GPUs"),
         ((*TWO_GROUPS, "rollout.num_workers=5"), "the rollout group's ml.g5.12xlarge × 1 takes 4"),
         (
