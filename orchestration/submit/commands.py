@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -133,10 +134,16 @@ def _settled(backend: Backend, record: JobRecord) -> JobStatus:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    rows = []
-    for record in JobBook().all():
-        status = JobStatus(state=JobState.UNKNOWN) if arguments.offline else _asked(record)
-        rows.append({**_described(record), "state": status.state.value, "message": status.message})
+    records = JobBook().all()
+    if arguments.offline:
+        statuses = [JobStatus(state=JobState.UNKNOWN)] * len(records)
+    else:  # at once: a place that does not answer takes its whole time-out
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            statuses = list(pool.map(_asked, records))
+    rows = [
+        {**_described(record), "state": status.state.value, "message": status.message}
+        for record, status in zip(records, statuses, strict=True)
+    ]
     if arguments.json:
         print(json.dumps(rows, indent=2))
         return 0
