@@ -25,7 +25,7 @@ from orchestration.data.models import resolve_model
 from orchestration.errors import WorkerDiedError
 from rollout_server.types import Prompt, SamplingParams
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 RLVR = (sys.executable, "-m", "orchestration.cli")
 

@@ -24,7 +24,7 @@ from orchestration.errors import MachineError, WorkerDiedError
 from orchestration.reward_deployment import actor_client
 from reward_service.types import RewardItem, RewardSpec
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 KEY = re.compile(rb"rlvr_[0-9a-f]{12}_[A-Za-z0-9_-]{43}")
 STARTED = re.compile(r"Started server process \[(\d+)\]")

@@ -87,6 +87,7 @@ async def ready(url: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
 async def test_vllm_holds_the_model_to_the_schema(url: str) -> None:
     await ready(url)

@@ -31,7 +31,7 @@ from orchestration.submit.package import CodePackage, packed_code
 from orchestration.submit.ray_jobs import RayJobs
 from tests.orchestration.submit.hyperpod_fakes import FakeKubernetes, gateway, make_certificate
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[3]
 STAND_IN = """

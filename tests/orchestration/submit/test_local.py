@@ -22,7 +22,7 @@ from orchestration.submit.package import packed_code
 from orchestration.submit.ray_cluster import RayBackend
 from orchestration.submit.settings import SubmitConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 RLVR = (sys.executable, "-m", "orchestration.cli")
 SMALL = (

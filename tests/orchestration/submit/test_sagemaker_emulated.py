@@ -29,7 +29,7 @@ from orchestration.submit.package import packed_code
 from orchestration.submit.sagemaker_request import staged
 from tests.orchestration.sagemaker_emulator import EmulatedJob, Host, namespaces_missing
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 TOKEN = "5ec2e7" * 10
 SMALL = ("prompts_per_step=2", "rollout.num_generations=2", "eval_at_ends=false", "data.num_eval=2")
