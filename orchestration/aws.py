@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 from orchestration.errors import ConfigError, SubmitError
+from orchestration.extras import require
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
@@ -38,17 +38,11 @@ _ALIASES: Mapping[str, str] = {
 }
 
 
-def require(module: str) -> None:
-    """Raises ConfigError when a library of the extra is not installed."""
-    if find_spec(module) is None:
-        raise ConfigError(f"AWS needs the package {module}: install rlvr[sagemaker] into this environment")
-
-
 def configured_region(setting: str | None) -> str | None:
     """The setting, or the AWS configuration's region, or None. Raises ConfigError when AWS_PROFILE names no profile."""
     if setting is not None:
         return setting
-    require("boto3")
+    require("boto3", by="AWS", extra="sagemaker")
     import boto3
     from botocore.exceptions import ProfileNotFound
 
@@ -61,7 +55,7 @@ def configured_region(setting: str | None) -> str | None:
 
 def client(service: str, region: str) -> Any:
     """A boto3 client whose calls end within bounds. Raises SubmitError when the AWS configuration is broken."""
-    require("boto3")
+    require("boto3", by="AWS", extra="sagemaker")
     import boto3
     from botocore.config import Config
 

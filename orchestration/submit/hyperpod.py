@@ -6,11 +6,11 @@ import secrets
 import shlex
 import time
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from orchestration.config import RunConfig
-from orchestration.errors import ConfigError, SubmitError
+from orchestration.errors import SubmitError
+from orchestration.extras import require
 from orchestration.submit.hyperpod_api import DASHBOARD_PORT, KubernetesApi, NotThereError
 from orchestration.submit.hyperpod_checks import require_address, run_in_pods
 from orchestration.submit.hyperpod_manifest import TOKEN_KEY, job_manifests, make_plan, owned_by
@@ -128,7 +128,7 @@ class HyperPodBackend:
 
     def _jobs(self, address: str) -> RayJobs:
         """The jobs of a cluster that is there; access to it takes a call of Kubernetes and one of the dashboard."""
-        _require("sagemaker_ray", "toolkit-for-ray-on-sagemaker-ai")
+        require("sagemaker_ray", by="HyperPod", extra="hyperpod", package="toolkit-for-ray-on-sagemaker-ai")
         from toolkit_for_ray_on_sagemaker_ai.job_submission import _kubeconfig, _token_provider
 
         try:
@@ -137,13 +137,8 @@ class HyperPodBackend:
             raise SubmitError(f"no access to {address}: {' '.join(str(error).split())}") from error
 
     def _kubernetes(self, namespace: str, context: str | None) -> KubernetesApi:
-        _require("kubernetes", "kubernetes")
+        require("kubernetes", by="HyperPod", extra="hyperpod")
         return KubernetesApi(context=context or None, namespace=namespace, timeout_s=self._settings.timeout_s)
-
-
-def _require(module: str, package: str) -> None:
-    if find_spec(module) is None:
-        raise ConfigError(f"HyperPod needs the package {package}: install rlvr[hyperpod] into this environment")
 
 
 def status_of(ray_job: Mapping[str, Any]) -> JobStatus:

@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestration.config import RunConfig
 from orchestration.errors import SubmitError
+from orchestration.extras import require
 from orchestration.machine_needs import model_size, object_store_bytes
 from orchestration.submit import local_head
 from orchestration.submit.book import state_root
@@ -36,6 +37,7 @@ class LocalBackend:
         return ray_plan(job, run, address=address, stop_timeout_s=timeout_s, python=sys.executable)
 
     def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
+        require("vllm", by="a run on this machine", extra="cpu")
         run = local_run(job.run, job.name)
         if local_head.find(self._folder) is None:
             say("starting Ray on this machine")

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from orchestration.errors import SubmitError
+from orchestration.extras import require
 from orchestration.submit.job import JobState, JobStatus
 
 RUN_FILE = "run.yaml"
@@ -45,6 +46,7 @@ class RayJobs:
     """The jobs of one cluster. Every method raises SubmitError, in one sentence with the remedy."""
 
     def __init__(self, endpoint: Endpoint) -> None:
+        require("ray", by="a Ray job", extra="ray", package="ray[default]")
         self._endpoint = endpoint
         with self._explained():
             self._client = _timed_client(endpoint)

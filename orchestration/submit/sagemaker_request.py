@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestration.aws import require
 from orchestration.config import dump_config
 from orchestration.errors import ConfigError
+from orchestration.extras import require
 from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS, metric_regex
 from orchestration.submit.job import JobSpec
 from orchestration.submit.sagemaker_container import (
@@ -82,7 +82,7 @@ def staged(settings: SageMakerConfig, job: JobSpec, *, region: str) -> Iterator[
 
     Raises ConfigError when the SDK is not installed, or the service's limits are not kept, naming the first.
     """
-    require("sagemaker")
+    require("sagemaker", by="SageMaker", extra="sagemaker")
     layout = Layout.of(settings, job.name)
     inputs = container_inputs(settings, job.run, job.data_files, layout)
     with tempfile.TemporaryDirectory(prefix="rlvr-sagemaker-") as name:

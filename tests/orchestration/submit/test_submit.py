@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestration import extras
 from orchestration.cli import main
 from orchestration.config import load_config, load_settings
 from orchestration.errors import ConfigError, SubmitError
@@ -244,6 +245,15 @@ def test_wrong_words_are_refused_in_one_line(
     assert what in error
     assert error.count("\n") == 1
     assert not state.exists()
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda module: None)
+    for place, what in (("ray", "ray[default]: install rlvr[ray]"), ("local", "vllm: install rlvr[cpu]")):
+        assert main(["submit", "tiny", "--to", place, "ray.address=http://127.0.0.1:1"]) == 2
+        assert what in capsys.readouterr().err
 
 
 def test_no_cluster_is_an_error_with_its_address(capsys: pytest.CaptureFixture[str], state: Path) -> None:
