@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -123,7 +124,9 @@ def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
         _write_private(token_file, secrets.token_hex(32))
         # Between the look at a port and the dashboard's taking it there are seconds: of our heads one may hope for it.
         port = _free_port(DASHBOARD_PORT) if is_first else _free_port()
-        ray = _start_ray(port, token_file, object_store_bytes)
+        # A folder of its own: in a shared one a job joins whichever head started last. Short, for sockets lie in it.
+        ray_folder = Path(tempfile.mkdtemp(prefix="rlvr-ray-"))
+        ray = _start_ray(port, token_file, ray_folder, object_store_bytes)
         try:
             head = Head(pid=os.getpid(), address=f"http://{HOST}:{port}", identity=secrets.token_hex(8))
             _until_ready(ray, lambda: RayJobs(endpoint(folder, head)))
@@ -132,9 +135,10 @@ def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
         finally:
             (folder / STATE_FILE).unlink(missing_ok=True)
             _end(ray)
+            shutil.rmtree(ray_folder, ignore_errors=True)
 
 
-def _start_ray(port: int, token_file: Path, object_store_bytes: int) -> subprocess.Popen[bytes]:
+def _start_ray(port: int, token_file: Path, ray_folder: Path, object_store_bytes: int) -> subprocess.Popen[bytes]:
     words = (
         "--head",
         "--block",
@@ -148,6 +152,7 @@ def _start_ray(port: int, token_file: Path, object_store_bytes: int) -> subproce
         f"--dashboard-host={HOST}",
         f"--dashboard-port={port}",
         f"--object-store-memory={object_store_bytes}",
+        f"--temp-dir={ray_folder}",
         "--disable-usage-stats",
     )
     # What Ray starts, and with it every driver and actor, finds the programs of this interpreter first.
