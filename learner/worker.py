@@ -12,20 +12,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from learner.adapter_files import adapter_files
 from learner.checkpoint import write_checkpoint
 from learner.config import LearnerConfig
-from learner.cpu_memory import keep_freed_memory
-from learner.engine import TrainingEngine
-from learner.entropy_selection import step_entropy_threshold
+from learner.engine.cpu_memory import keep_freed_memory
+from learner.engine.engine import TrainingEngine
+from learner.engine.state import LearnerState, read_state, settings_that_bind, state_files
 from learner.errors import LearnerError, NonFiniteLossError
-from learner.learner_state import LearnerState, read_state, settings_that_bind, state_files
-from learner.metrics import MetricTotals, over_iterations
-from learner.microbatches import plan_ranks
-from learner.passes import Microbatch, loss_of_step, make_microbatch, run_pass
-from learner.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
-from learner.prefix_tree import TokenSequence, build_tree
-from learner.step import StepPlan, plan_step, refuse_stale
+from learner.loss.entropy_selection import step_entropy_threshold
+from learner.policy.adapter_files import adapter_files
+from learner.policy.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
+from learner.step.metrics import MetricTotals, over_iterations
+from learner.step.microbatches import plan_ranks
+from learner.step.passes import Microbatch, loss_of_step, make_microbatch, run_pass
+from learner.step.plan import StepPlan, plan_step, refuse_stale
+from learner.tree.prefix_tree import TokenSequence, build_tree
 from learner.types import ScoredGroup, UpdateMetrics
 from rollout_server.types import AdapterPayload, AdapterProbe
 

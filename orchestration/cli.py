@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestration.config import load_config
+from orchestration.commands.reward import add_reward_commands
+from orchestration.commands.submit import add_submit_commands
 from orchestration.errors import ConfigError, RlvrError
-from orchestration.reward_commands import add_reward_commands
-from orchestration.settings_tree import recipe_names
-from orchestration.submit.commands import add_submit_commands
+from orchestration.settings.config import load_config
+from orchestration.settings.tree import recipe_names
 from reward_service.command_line import add_serve_arguments, read_settings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -199,13 +199,13 @@ def _recipe_and_overrides(words: Sequence[str]) -> tuple[str, list[str]]:
 
 def _train(arguments: argparse.Namespace) -> int:
     config = load_config(*_recipe_and_overrides(arguments.words))
-    from orchestration.train import run_training
+    from orchestration.commands.train import run_training
 
     return run_training(config)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from orchestration.evaluate_command import run_evaluation
+    from orchestration.commands.evaluate import run_evaluation
 
     result = run_evaluation(
         model=arguments.model,
@@ -226,7 +226,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     if arguments.out is None and arguments.upload is None:
         raise ConfigError("where to? give --out FOLDER, --upload s3://BUCKET/PREFIX, or both")
     config = load_config(*_recipe_and_overrides(arguments.words))
-    from orchestration.data.prepare import prepare
+    from orchestration.commands.prepare import prepare
 
     train, validation = prepare(
         config, out=None if arguments.out is None else Path(arguments.out), upload_to=arguments.upload
@@ -247,7 +247,7 @@ def _reward_serve(arguments: argparse.Namespace) -> int:
 
 
 def _model_fetch(arguments: argparse.Namespace) -> int:
-    from orchestration.data.models import resolve_model
+    from orchestration.models.resolve import resolve_model
     from orchestration.report.progress import progress_printer
 
     with progress_printer(sys.stderr) as progress:
@@ -256,7 +256,7 @@ def _model_fetch(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from orchestration import doctor
+    from orchestration.machine import doctor
 
     return doctor.run(load_config(*_recipe_and_overrides(arguments.words)), as_json=arguments.json)
 

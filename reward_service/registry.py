@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from reward_service.custom import CustomRewardError, entry_point_specs, load_custom
 from reward_service.errors import ServiceStartError
+from reward_service.judging.judge import make_judge_reward
 from reward_service.rewards import BUILTIN_REWARDS
 from reward_service.rewards.base import Reward
 from reward_service.rewards.code import make_code_reward
-from reward_service.rewards.custom import CustomRewardError, entry_point_specs, load_custom
-from reward_service.rewards.judge import make_judge_reward
 from reward_service.settings import ServiceSettings
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reward_service.audit.settings import AuditSettings
+from reward_service.custom import CustomRewardSpec
 from reward_service.judging.settings import JudgeSettings
-from reward_service.rewards.custom import CustomRewardSpec
 from reward_service.sandbox.settings import SandboxSettings
 
 _NUM_CORES = len(os.sched_getaffinity(0))

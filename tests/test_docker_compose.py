@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from orchestration.cli import build_parser
-from reward_service.metrics import Metrics
+from reward_service.api.metrics import Metrics
 from tests.dockerfiles import ROOT, Dockerfile
 from tests.test_docker_training import parse_ray_start
 
@@ -209,7 +209,7 @@ def reward_metrics() -> set[str]:
 def our_gauges() -> set[str]:
     """The keys of what actors hand to their gauges, read from the source; Ray puts `ray_` in front, we `rlvr_`."""
     names: set[str] = set()
-    for path in ("rollout_server/worker.py", "orchestration/actors.py"):
+    for path in ("rollout_server/worker.py", "orchestration/cluster/actors.py"):
         names |= set(re.findall(r'"(\w+)": (?=\(?load\.|float\(|metrics\.)', (ROOT / path).read_text()))
     assert {"rollout_tokens_per_s", "learner_step"} <= names
     return {f"ray_rlvr_{name}" for name in names}

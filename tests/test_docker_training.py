@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from orchestration.submit.hyperpod_settings import HyperPodConfig
+from orchestration.settings.hyperpod import HyperPodConfig
 from tests.dockerfiles import ROOT, Dockerfile, let_through
 
 DOCKERFILE = Dockerfile(ROOT / "docker" / "rollout_learner.Dockerfile")

@@ -28,11 +28,11 @@ OPENINGS = {
 # library → the only files of ours that import it
 HOLDERS = {
     "vllm": ("rollout_server/engine.py", "rollout_server/cpu_lora_plugin.py"),
-    "deepspeed": ("learner/engine.py",),
-    "ray": ("orchestration/cluster.py", "orchestration/submit/ray_jobs.py"),
+    "deepspeed": ("learner/engine/engine.py",),
+    "ray": ("orchestration/cluster/cluster.py", "orchestration/submit/ray/jobs.py"),
     "sagemaker": ("orchestration/submit/sagemaker*",),
     "kubernetes": ("orchestration/submit/hyperpod*",),
-    "boto3": ("orchestration/aws.py", "orchestration/submit/sagemaker*"),
+    "boto3": ("orchestration/storage/aws.py", "orchestration/submit/sagemaker*"),
 }
 
 # room → libraries it must work without
@@ -91,12 +91,12 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
         ("rollout_server/worker.py", "from ray.util import metrics"),
         ("rollout_server/worker.py", "def f():\n    import ray"),
         ("rollout_server/balancing.py", "if TYPE_CHECKING:\n    from vllm import LLM"),
-        ("reward_service/clients/client.py", "from orchestration.ports import Problem"),
+        ("reward_service/clients/client.py", "from orchestration.run.ports import Problem"),
         ("reward_service/rewards/format.py", "import torch.nn as nn"),
         ("learner/worker.py", "from rollout_server.config import RolloutConfig"),
         ("learner/worker.py", "from rollout_server import config"),
         ("learner/worker.py", "from .. import orchestration\nfrom ..orchestration import loop"),
-        ("learner/policy.py", "importlib.import_module('deepspeed.comm')"),
+        ("learner/policy/policy.py", "importlib.import_module('deepspeed.comm')"),
         ("orchestration/bench/rollout.py", "__import__('vllm')"),
         ("orchestration/cli.py", "from sagemaker.train import ModelTrainer"),
     ],
@@ -109,8 +109,8 @@ def test_a_breach_is_seen(path: str, source: str) -> None:
     ("path", "source"),
     [
         ("learner/worker.py", "from rollout_server.types import Completion\nfrom rollout_server import types"),
-        ("learner/engine.py", "import deepspeed\nfrom .policy import Policy\nfrom . import loss"),
-        ("orchestration/submit/sagemaker.py", "from sagemaker.train import ModelTrainer"),
+        ("learner/engine/engine.py", "import deepspeed\nfrom .policy import Policy\nfrom . import loss"),
+        ("orchestration/submit/sagemaker/backend.py", "from sagemaker.train import ModelTrainer"),
         ("orchestration/bench/rollout.py", "from rollout_server.engine import Engine"),
         ("rollout_server/worker.py", "import raycast, vllm_tools  # other packages whose names begin alike"),
     ],
@@ -129,7 +129,9 @@ def loaded_after(code: str) -> list[str]:
     return result.stdout.splitlines()[-1].split()[1:]
 
 
-@pytest.mark.parametrize("module", ["orchestration.config", "orchestration.cli", "orchestration.doctor"])
+@pytest.mark.parametrize(
+    "module", ["orchestration.settings.config", "orchestration.cli", "orchestration.machine.doctor"]
+)
 def test_what_starts_first_loads_nothing_heavy(module: str) -> None:
     assert loaded_after(f"import {module}") == []
 
@@ -143,4 +145,4 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_the_reward_service_loads_nothing_heavy() -> None:
-    assert loaded_after("import reward_service.app") == []
+    assert loaded_after("import reward_service.api.app") == []

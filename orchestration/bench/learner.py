@@ -23,19 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from learner.cpu_memory import CPU_ENVIRONMENT
-from learner.prefix_tree import TokenSequence, build_tree
+from learner.engine.cpu_memory import CPU_ENVIRONMENT
+from learner.tree.prefix_tree import TokenSequence, build_tree
 from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.bench.learner_contenders import CONTENDERS, Setting, serve
 from orchestration.bench.learner_floor import multiply_adds
 from orchestration.bench.machine import machine_line
-from orchestration.config import ArithmeticData, DataConfig, Gsm8kData
 from orchestration.data.datasets import load_problems
-from orchestration.data.models import resolve_model
 from orchestration.data.prompts import PromptBuilder
-from orchestration.data.tokenizer import load_tokenizer
 from orchestration.errors import RlvrError
-from orchestration.machine_facts import collect
+from orchestration.machine.facts import collect
+from orchestration.models.resolve import resolve_model
+from orchestration.models.tokenizer import load_tokenizer
+from orchestration.settings.config import ArithmeticData, DataConfig, Gsm8kData
 from rollout_server.types import Completion, FinishReason
 
 START_TIMEOUT_S, STEP_TIMEOUT_S = 600.0, 3600.0

@@ -147,8 +147,8 @@ def make_trl_trainer(
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    from learner.policy import load_policy
-    from learner.step import plan_step
+    from learner.policy.policy import load_policy
+    from learner.step.plan import plan_step
 
     config = learner_config(setting, share_prefixes=False)
     device = torch.device(setting.device)

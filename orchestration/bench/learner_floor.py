@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from learner.config import LoraSettings
-from learner.prefix_tree import PrefixTree, TokenSequence, build_tree
+from learner.tree.prefix_tree import PrefixTree, TokenSequence, build_tree
 
 if TYPE_CHECKING:
     from orchestration.bench.learner import LearnerBench

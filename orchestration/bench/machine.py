@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from orchestration.machine_facts import collect
+from orchestration.machine.facts import collect
 
 
 def machine_line() -> str:

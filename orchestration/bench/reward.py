@@ -20,18 +20,18 @@ import msgspec
 from orchestration.bench.machine import machine_line
 from orchestration.bench.reward_load import Load, Outcome, run_load
 from orchestration.bench.reward_servers import SLEEPS, SPINS, echo_server
-from orchestration.config import ArithmeticData, DataConfig, Gsm8kData
 from orchestration.data.datasets import load_problems
 from orchestration.errors import RlvrError
-from orchestration.ports import Problem
-from reward_service.answers import ANSWER_PREFIX
+from orchestration.settings.config import ArithmeticData, DataConfig, Gsm8kData
+from orchestration.types import Problem
 from reward_service.audit.settings import AuditSettings
 from reward_service.child import start_in_subprocess
+from reward_service.custom import CustomRewardSpec
 from reward_service.rewards import BUILTIN_REWARDS
 from reward_service.rewards.base import Task
-from reward_service.rewards.custom import CustomRewardSpec
 from reward_service.scoring import make_plan, score_one
 from reward_service.settings import ServiceSettings
+from reward_service.text.answers import ANSWER_PREFIX
 from reward_service.types import RewardSpec
 
 PAIR: Final = ("gsm8k_format", "gsm8k_correctness")

@@ -27,13 +27,13 @@ import psutil
 from orchestration.bench.machine import machine_line
 from orchestration.bench.reward_servers import SLEEPS, SPINS
 from orchestration.errors import RlvrError
-from reward_service.answers import ANSWER_PREFIX
 from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
 from reward_service.audit.verify import verify
 from reward_service.child import RunningService, start_in_subprocess
-from reward_service.rewards.custom import CustomRewardSpec
+from reward_service.custom import CustomRewardSpec
 from reward_service.settings import ServiceSettings
+from reward_service.text.answers import ANSWER_PREFIX
 
 NUM_CLIENTS: Final = 8
 DEADLINE_S: Final = 0.5

@@ -20,15 +20,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from orchestration import doctor
 from orchestration.bench.machine import machine_line
-from orchestration.cluster import Cluster
-from orchestration.config import RunConfig, load_config
+from orchestration.cluster.cluster import Cluster
+from orchestration.commands.train import make_prompt_builder, training_sampling
+from orchestration.concurrency import gather_or_cancel
 from orchestration.data.datasets import load_problems
-from orchestration.data.models import resolve_model
-from orchestration.source import PromptSource
-from orchestration.tasks import gather_or_cancel
-from orchestration.train import make_prompt_builder, training_sampling
+from orchestration.data.source import PromptSource
+from orchestration.machine import doctor
+from orchestration.models.resolve import resolve_model
+from orchestration.settings.config import RunConfig, load_config
 from rollout_server.engine import PlainVllm
 from rollout_server.types import AdapterPayload, AdapterVersion, Completion, Prompt, SamplingParams
 

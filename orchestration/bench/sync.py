@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from learner.types import ScoredCompletion, ScoredGroup
-from orchestration import doctor
 from orchestration.bench.machine import machine_line
-from orchestration.cluster import Cluster, RayGenerator
-from orchestration.config import RunConfig, load_config
+from orchestration.cluster.cluster import Cluster, RayGenerator
+from orchestration.commands.train import make_prompt_builder, training_sampling
+from orchestration.concurrency import gather_or_cancel
 from orchestration.data.datasets import load_problems
-from orchestration.data.models import resolve_model
-from orchestration.source import PromptSource
-from orchestration.tasks import gather_or_cancel
-from orchestration.train import make_prompt_builder, training_sampling
+from orchestration.data.source import PromptSource
+from orchestration.machine import doctor
+from orchestration.models.resolve import resolve_model
+from orchestration.settings.config import RunConfig, load_config
 from rollout_server.types import EngineStep, PublishReport, SamplingParams
 
 NUM_UPDATES = 8

@@ -7,11 +7,11 @@ import random
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from orchestration.config import ArithmeticData
 from orchestration.data.arithmetic_templates import MAX_GRADE, PEOPLE, TEMPLATES, THINGS, Template
 from orchestration.data.problems import Problems, answer_line, question_key
 from orchestration.errors import ConfigError, DataError
-from orchestration.ports import Problem
+from orchestration.settings.config import ArithmeticData
+from orchestration.types import Problem
 
 MAX_SHOTS = 8
 _FRUITLESS_DRAWS = 2000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from orchestration.ports import Problem
+from orchestration.types import Problem
 
 
 class DataCursor:

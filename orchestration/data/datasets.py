@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from orchestration.config import ArithmeticData, DataConfig, Gsm8kData
 from orchestration.data.arithmetic import make_arithmetic
-from orchestration.data.copy_task import make_copy_task
+from orchestration.data.copying import make_copy_task
 from orchestration.data.gsm8k import read_gsm8k
 from orchestration.data.problems import Problems
+from orchestration.settings.config import ArithmeticData, DataConfig, Gsm8kData
 
 
 def load_problems(config: DataConfig) -> Problems:

@@ -7,11 +7,11 @@ import random
 import re
 from pathlib import Path
 
-from orchestration.config import Gsm8kData
 from orchestration.data.problems import Problems, answer_line, question_key
-from orchestration.data.s3 import local_file
 from orchestration.errors import DataError
-from orchestration.ports import Problem
+from orchestration.settings.config import Gsm8kData
+from orchestration.storage.s3 import local_file
+from orchestration.types import Problem
 
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 _ANSWER_SEPARATOR = "####"

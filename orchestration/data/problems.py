@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestration.errors import DataError
-from orchestration.ports import Problem
+from orchestration.types import Problem
 
 ANSWER_PREFIX = "#### The final answer is "
 """How a completion's last line must begin (the AWS article's format for GSM8K)."""

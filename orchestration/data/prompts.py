@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from orchestration.data.problems import ANSWER_PREFIX
 from orchestration.errors import DataError
-from orchestration.ports import BuiltPrompt, Problem
+from orchestration.types import BuiltPrompt, Problem
 from rollout_server.types import Prompt
 
 PromptStyle = Literal["auto", "chat", "plain"]

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TextIO
 
-from orchestration.report.base import Level, Reporter
+from orchestration.run.reporter import Level, Reporter
 
 __all__ = ["Level", "Reporter", "make_reporter"]
 

@@ -11,12 +11,12 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from orchestration.config import RunConfig
-from orchestration.metrics import Number
-from orchestration.report.base import Level
 from orchestration.report.outcome import read_outcome
 from orchestration.report.text import one_line, percent
 from orchestration.report.view import ViewState, render, render_example, render_outcome, render_start
+from orchestration.run.metrics import Number
+from orchestration.run.reporter import Level
+from orchestration.settings.config import RunConfig
 
 REFRESHES_PER_SECOND = 4
 _STYLES: Mapping[Level, str] = {"info": "dim", "warning": "yellow", "error": "bold red"}

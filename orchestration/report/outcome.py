@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestration.config import RunConfig
 from orchestration.report.text import percent, points
-from orchestration.statistics import Interval
+from orchestration.run.intervals import Interval
+from orchestration.settings.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

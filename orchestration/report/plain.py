@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from orchestration.config import RunConfig
-from orchestration.metrics import OTHER, PHASES, Number
-from orchestration.report.base import Level
 from orchestration.report.outcome import accuracies, read_outcome
 from orchestration.report.text import duration, head, one_line, percent, sanitise, shares, tail
+from orchestration.run.metrics import OTHER, PHASES, Number
+from orchestration.run.reporter import Level
+from orchestration.settings.config import RunConfig
 
 LINE_METRICS = (
     "reward_mean",

@@ -13,8 +13,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestration.config import RunConfig
-from orchestration.metrics import Number
 from orchestration.report.outcome import Outcome, accuracies
 from orchestration.report.text import (
     DASH,
@@ -29,6 +27,8 @@ from orchestration.report.text import (
     sparkline,
     tail,
 )
+from orchestration.run.metrics import Number
+from orchestration.settings.config import RunConfig
 
 TWO_COLUMNS = 110
 """From this width on the figures stand in two columns."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.errors import ConfigError, MachineError
-from orchestration.files import atomic_write
-from orchestration.settings_tree import nearest
+from orchestration.settings.tree import nearest
+from orchestration.storage.atomic import atomic_write
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

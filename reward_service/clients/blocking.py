@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import httpx
 
+from reward_service.clients.asynchronous import RewardClient, parse_url, shown_url
 from reward_service.clients.errors import RequestRefusedError, RewardServiceUnavailable
-from reward_service.clients.http import RewardClient, parse_url, shown_url
 from reward_service.types import ItemResult, RewardItem, RewardSpec
 
 Answer = TypeVar("Answer")

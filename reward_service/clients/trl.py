@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reward_service.chat import Messages, transcript, written
 from reward_service.clients.blocking import BlockingRewardClient, ClientSettings
+from reward_service.text.chat import Messages, transcript, written
 from reward_service.types import ItemResult, RewardItem, RewardSpec
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class RemoteReward:
     `{name}/unscored`. A service that is down raises after `deadline_s`: a made-up 0 would be learned from.
 
     Threads may share it; it survives forks and pickling. Of chat messages the assistant's are scored (see
-    `reward_service.chat.written`). The trainer's step goes along as policy version.
+    `reward_service.text.chat.written`). The trainer's step goes along as policy version.
     """
 
     def __init__(

@@ -10,10 +10,10 @@ from typing import Any, Final
 import httpx
 import msgspec
 
-from reward_service.backoff import backoff_s, retry_after_s
 from reward_service.errors import ServiceStartError
 from reward_service.judging.parse import BadVoteError
 from reward_service.judging.settings import JudgeSettings
+from reward_service.retry import backoff_s, retry_after_s
 from reward_service.rewards.base import NotScorableError
 from reward_service.types import Reason
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from reward_service.judging.cache import GradeCache
 from reward_service.judging.client import JudgeClient
+from reward_service.judging.judge import JudgeReward, Params
 from reward_service.judging.parse import Vote, parse_vote
 from reward_service.judging.prompt import Submission, answer_schema, make_marker, messages
 from reward_service.rewards.base import InvalidReferenceError, NotScorableError, Task
-from reward_service.rewards.judge import JudgeReward, Params
 from reward_service.scoring import unscored
 from reward_service.types import Reason, RewardScore
 

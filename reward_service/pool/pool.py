@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from reward_service.errors import QueueFullError, ShuttingDownError
+from reward_service.pool.counters import PoolStatistics
 from reward_service.pool.messages import Batch, ScoredItem
 from reward_service.pool.process import WorkerFactory, WorkerProcess
 from reward_service.pool.request import Chunk, PoolRequest, Verdict
-from reward_service.pool.statistics import PoolStatistics
 from reward_service.schemas import ScoreItem
 from reward_service.settings import ServiceSettings
 from reward_service.types import Reason, RewardSpec

@@ -14,10 +14,12 @@ from reward_service.rewards import (
     json_schema,
     last_number,
     length,
-    math,
     regex,
     repetition,
     symbolic,
+)
+from reward_service.rewards import (
+    mathematics as math,
 )
 from reward_service.rewards.base import Reward
 

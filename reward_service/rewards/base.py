@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from reward_service.numbers import in_range, parse_number
+from reward_service.text.numerals import in_range, parse_number
 from reward_service.types import Reason, RewardScore
 
 Reference = Mapping[str, Any] | None

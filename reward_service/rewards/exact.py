@@ -15,9 +15,9 @@ import unicodedata
 
 from pydantic import Field
 
-from reward_service.answers import ANSWER_PREFIX
 from reward_service.rewards.base import Reference, Reward, first_paragraph
 from reward_service.rewards.extraction import AnswerParams, AnswerPlace, acceptable_answers, read_answers, shown
+from reward_service.text.answers import ANSWER_PREFIX
 from reward_service.types import RewardScore
 
 

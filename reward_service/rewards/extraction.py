@@ -2,7 +2,7 @@
 
 A completion *commits* itself in places that `answer_in` names:
 
-- `line`: what follows the prefix on an answer line (see `reward_service.answers`);
+- `line`: what follows the prefix on an answer line (see `reward_service.text.answers`);
 - `boxed`: what stands in `\\boxed{...}`, braces balanced; of boxes in boxes the outermost;
 - `auto`: both of these, so a line and a box that disagree are two answers;
 - `tags`: what stands between `<tag>` and `</tag>`;
@@ -21,8 +21,8 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import Field
 
-from reward_service.answers import ANSWER_PREFIX, answer_texts
 from reward_service.rewards.base import InvalidReferenceError, Reference, RewardParams
+from reward_service.text.answers import ANSWER_PREFIX, answer_texts
 
 MAX_DISTINCT_ANSWERS: Final = 8
 MAX_SHOWN_CHARS: Final = 100

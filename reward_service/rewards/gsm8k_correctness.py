@@ -1,17 +1,17 @@
 """1.0 if the answer line says a number within 1e-3 of the reference's `final_answer`, else 0.0.
 
 An answer line begins with `#### The final answer is`; what follows must as a whole be one number (see
-`reward_service.numbers`, for the reference too). With several answer lines every one of them must say that number:
-lines that disagree score 0, as does one that says no number, or two ("5 or 6").
+`reward_service.text.numerals`, for the reference too). With several answer lines every one of them must say that
+number: lines that disagree score 0, as does one that says no number, or two ("5 or 6").
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from reward_service.answers import ANSWER_PREFIX, answer_lines
-from reward_service.numbers import close
 from reward_service.rewards.base import Reference, Reward, RewardParams, final_answer, first_paragraph
+from reward_service.text.answers import ANSWER_PREFIX, answer_lines
+from reward_service.text.numerals import close
 from reward_service.types import RewardScore
 
 

@@ -1,6 +1,6 @@
 """0.5 for exactly one answer line, and that one well-formed: `#### The final answer is N` on a line of its own; else 0.
 
-N is a number as `reward_service.numbers` defines it: an optional sign and currency sign, thousands separators,
+N is a number as `reward_service.text.numerals` defines it: an optional sign and currency sign, thousands separators,
 percent sign or short unit, one full stop at the end. Whether it is the right one does not matter here. Text after the
 line does not matter either; a second answer line does, even one that agrees.
 
@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from reward_service.answers import ANSWER_PREFIX, answer_lines
 from reward_service.rewards.base import Reference, Reward, RewardParams, first_paragraph
+from reward_service.text.answers import ANSWER_PREFIX, answer_lines
 from reward_service.types import RewardScore
 
 

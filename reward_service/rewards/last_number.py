@@ -1,14 +1,14 @@
 """1.0 if the last number in the text is within 1e-3 of the reference's `final_answer`, else 0.0.
 
 The lenient measure: no format is asked for, so it is for evaluation rather than for training. How a number may be
-written is in `reward_service.numbers`; units and percent signs are passed over. A last "number" without a value
+written is in `reward_service.text.numerals`; units and percent signs are passed over. A last "number" without a value
 (`1e999`, `1/0`) scores 0.
 """
 
 from __future__ import annotations
 
-from reward_service.numbers import close, last_number
 from reward_service.rewards.base import Reference, Reward, RewardParams, final_answer, first_paragraph
+from reward_service.text.numerals import close, last_number
 from reward_service.types import RewardScore
 
 

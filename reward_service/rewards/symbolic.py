@@ -1,9 +1,9 @@
 """1.0 if every answer in the completion is an expression that equals the reference's for all values, else 0.0.
 
-Expressions are written in one line, `2x^2 + sin(pi/3)`, as `reward_service.expressions` defines it (for LaTeX there is
-`math`); numbers are exact, so 0.333 is not 1/3. `assume` says what variables stand for: sqrt(x^2) is x for positive
-ones only. Values at fixed points refute, simplification proves (see `equivalent` there); an answer that could be shown
-neither equal nor different is null.
+Expressions are written in one line, `2x^2 + sin(pi/3)`, as `reward_service.text.expressions` defines it (for LaTeX
+there is `math`); numbers are exact, so 0.333 is not 1/3. `assume` says what variables stand for: sqrt(x^2) is x for
+positive ones only. Values at fixed points refute, simplification proves (see `equivalent` there); an answer that could
+be shown neither equal nor different is null.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.rewards.extraction`), and
 all of them must be right. What is not such an expression, or is too large for one (1000 characters, 300 tokens, 30
@@ -19,9 +19,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from reward_service.expressions import ExpressionError, equivalent, parse_expression
 from reward_service.rewards.base import InvalidReferenceError, NotScorableError, Reference, Reward, first_paragraph
 from reward_service.rewards.extraction import AnswerParams, acceptable_answers, read_answers, shown, undecorated
+from reward_service.text.expressions import ExpressionError, equivalent, parse_expression
 from reward_service.types import RewardScore
 
 

@@ -9,14 +9,14 @@ from functools import lru_cache
 from types import CodeType, ModuleType
 from typing import Any
 
-import reward_service.sandbox.inside.child as child
 import reward_service.sandbox.inside.namespaces as namespaces
+import reward_service.sandbox.inside.runner as runner
 import reward_service.sandbox.inside.seccomp as seccomp
 import reward_service.sandbox.inside.supervisor as supervisor
 import reward_service.sandbox.inside.values as values
 
 _PACKAGES = ("reward_service", "reward_service.sandbox", "reward_service.sandbox.inside")
-_MODULES = (values, seccomp, namespaces, child, supervisor)
+_MODULES = (values, seccomp, namespaces, runner, supervisor)
 """In the order of their imports; the last one has `main`."""
 
 BOOT = """

@@ -58,7 +58,7 @@ def run_tests(
 ) -> Iterator[TestOutcome]:
     """What came of each test, in order; fewer than there are tests if the others would fail in the same way.
 
-    A test has a `kind` and its fields (`reward_service.sandbox.inside.child`). SandboxUnavailableError if the sandbox
+    A test has a `kind` and its fields (`reward_service.sandbox.inside.runner`). SandboxUnavailableError if the sandbox
     does not come up, SandboxFaultError if it then fails by itself; what else ends it is the code's doing, and fails the
     test under way.
     """

@@ -11,8 +11,8 @@ from typing import Any
 from learner.checkpoint import write_checkpoint
 from learner.errors import LearnerError
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
-from orchestration.config import RunConfig
-from orchestration.ports import BuiltPrompt, Problem
+from orchestration.settings.config import RunConfig
+from orchestration.types import BuiltPrompt, Problem
 from rollout_server.types import (
     AdapterPayload,
     Completion,

@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from reward_service.child import RunningService, start_in_subprocess
+from reward_service.clients.asynchronous import RewardClient
 from reward_service.clients.errors import RewardServiceUnavailable
-from reward_service.clients.http import RewardClient
 from reward_service.errors import ServiceStartError
 from reward_service.serve import main
 from reward_service.settings import ServiceSettings
@@ -138,12 +138,13 @@ def test_bad_settings_are_said_on_one_line(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_nothing_heavy_is_loaded() -> None:
-    program = "import sys, reward_service.serve, reward_service.clients.http, reward_service.child; print(*sys.modules)"
+    modules = "reward_service.serve, reward_service.clients.asynchronous, reward_service.child"
+    program = f"import sys, {modules}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
     assert not {"torch", "ray", "vllm", "deepspeed", "transformers", "numpy"} & set(loaded.stdout.split())
 
 
 def test_a_trainer_need_not_load_the_server() -> None:
-    program = "import sys, reward_service.clients.http, reward_service.child; print(*sys.modules)"
+    program = "import sys, reward_service.clients.asynchronous, reward_service.child; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
     assert not {"fastapi", "uvicorn", "torch", "ray"} & set(loaded.stdout.split())

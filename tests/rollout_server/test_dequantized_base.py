@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from learner.config import LearnerConfig
-from learner.dequantize import write_dequantized_base
-from learner.policy import Policy, load_policy, tree_inputs, tree_logprobs
-from learner.prefix_tree import TokenSequence, build_tree
+from learner.policy.dequantize import write_dequantized_base
+from learner.policy.policy import Policy, load_policy, tree_inputs, tree_logprobs
+from learner.tree.prefix_tree import TokenSequence, build_tree
 from rollout_server.types import Completion, Prompt, SamplingParams
 from rollout_server.worker import RolloutWorker
 from tests.rollout_server.conftest import Reference, Served, make_config

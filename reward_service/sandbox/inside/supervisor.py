@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from reward_service.sandbox.inside import child, namespaces
+from reward_service.sandbox.inside import namespaces, runner
 from reward_service.sandbox.inside.values import encode
 
 _READ_BYTES = 65536
@@ -63,7 +63,7 @@ class Supervisor:
         pid = os.fork()
         if pid == 0:
             self._become_child(in_r if is_program else None, out_w if is_program else None, verdict_w)
-            child.run(self._job, test, 3, nonce)
+            runner.run(self._job, test, 3, nonce)
         for fd in (verdict_w, out_w, in_r):
             os.close(fd)
         outcome = Outcome(nonce, self._job["output_bytes"])

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestration.config import ArithmeticData
 from orchestration.data.arithmetic import make_arithmetic, work_out
 from orchestration.data.arithmetic_templates import MAX_GRADE, PEOPLE, TEMPLATES, Template
 from orchestration.errors import ConfigError, DataError
-from orchestration.ports import Problem
+from orchestration.settings.config import ArithmeticData
+from orchestration.types import Problem
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 OPERATIONS: dict[str, Callable[[int, int], float]] = {

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestration.data.cursor import DataCursor
-from orchestration.ports import Problem
+from orchestration.types import Problem
 
 
 def problems(count: int) -> list[Problem]:

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from orchestration.config import ArithmeticData, CopyData, Gsm8kData
 from orchestration.data.datasets import load_problems
 from orchestration.errors import DataError
+from orchestration.settings.config import ArithmeticData, CopyData, Gsm8kData
 
 HEAVY = ("torch", "transformers", "tokenizers", "vllm", "ray", "deepspeed", "huggingface_hub", "numpy")
 LIGHT_MODULES = ("datasets", "prompts", "cursor", "models", "cache", "tiny_model", "problems", "tokenizer")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.config import Gsm8kData
 from orchestration.data.gsm8k import read_gsm8k, read_gsm8k_file
 from orchestration.errors import DataError
+from orchestration.settings.config import Gsm8kData
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "gsm8k"
 ITEM = {

@@ -6,7 +6,7 @@ import pytest
 
 from orchestration.data.problems import Problems, answer_line
 from orchestration.errors import DataError
-from orchestration.ports import Problem
+from orchestration.types import Problem
 
 
 def problem(name: str, question: str) -> Problem:

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from orchestration.config import ArithmeticData
 from orchestration.data.arithmetic import make_arithmetic
 from orchestration.data.prompts import INSTRUCTION, PromptBuilder
 from orchestration.errors import DataError
-from orchestration.ports import Problem
+from orchestration.settings.config import ArithmeticData
+from orchestration.types import Problem
 
 TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"

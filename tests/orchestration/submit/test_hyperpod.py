@@ -15,16 +15,16 @@ import jsonschema
 import pytest
 import yaml
 
-from orchestration.config import RunConfig, load_config, load_settings
 from orchestration.errors import ConfigError
-from orchestration.submit.hyperpod import HyperPodBackend
-from orchestration.submit.hyperpod_checks import host_of
-from orchestration.submit.hyperpod_manifest import job_manifests, owned_by
-from orchestration.submit.hyperpod_settings import GpuGroup
+from orchestration.settings.config import RunConfig, load_config, load_settings
+from orchestration.settings.hyperpod import GpuGroup
+from orchestration.submit.hyperpod.backend import HyperPodBackend
+from orchestration.submit.hyperpod.checks import host_of
+from orchestration.submit.hyperpod.manifest import job_manifests, owned_by
 from orchestration.submit.instances import INSTANCES
 from orchestration.submit.job import JobSpec, Plan, job_name
 from orchestration.submit.package import CodePackage
-from orchestration.submit.sagemaker_instances import num_gpus
+from orchestration.submit.sagemaker.fitting import num_gpus
 
 ROOT = Path(__file__).parents[3]
 P4D = "hyperpod.learner.instance_type=ml.p4d.24xlarge"
@@ -178,7 +178,7 @@ class TestWhatIsRefused:
             plan(code, f"hyperpod.address={address}")
 
     def test_a_ray_without_tokens(self, code: CodePackage, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("orchestration.submit.hyperpod_manifest.metadata.version", lambda name: "2.51.1")
+        monkeypatch.setattr("orchestration.submit.hyperpod.manifest.metadata.version", lambda name: "2.51.1")
         with pytest.raises(ConfigError, match=r"Ray 2\.51\.1 has no token authentication"):
             plan(code, *SETTINGS)
 

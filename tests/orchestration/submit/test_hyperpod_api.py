@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from orchestration.cli import main
-from orchestration.config import load_settings
 from orchestration.errors import SubmitError
-from orchestration.submit import hyperpod
-from orchestration.submit.hyperpod import HyperPodBackend, status_of
+from orchestration.settings.config import load_settings
+from orchestration.submit.hyperpod import backend as hyperpod
+from orchestration.submit.hyperpod.backend import HyperPodBackend, status_of
 from orchestration.submit.job import JobSpec, JobState
 from orchestration.submit.package import CodePackage
 from tests.orchestration.submit.hyperpod_fakes import FakeKubernetes

@@ -21,14 +21,14 @@ from typing import Any
 
 import pytest
 
-from orchestration.config import load_settings
-from orchestration.submit import local_head
-from orchestration.submit.hyperpod import HyperPodBackend
-from orchestration.submit.hyperpod_api import KubernetesApi
-from orchestration.submit.hyperpod_manifest import job_manifests
+from orchestration.settings.config import load_settings
+from orchestration.submit.hyperpod.api import KubernetesApi
+from orchestration.submit.hyperpod.backend import HyperPodBackend
+from orchestration.submit.hyperpod.manifest import job_manifests
 from orchestration.submit.job import JobSpec, JobState
 from orchestration.submit.package import CodePackage, packed_code
-from orchestration.submit.ray_jobs import RayJobs
+from orchestration.submit.ray import local_head
+from orchestration.submit.ray.jobs import RayJobs
 from tests.orchestration.submit.hyperpod_fakes import FakeKubernetes, gateway, make_certificate
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(300)]

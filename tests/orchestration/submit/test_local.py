@@ -14,13 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestration.config import load_settings
 from orchestration.errors import SubmitError
-from orchestration.submit import local_head
+from orchestration.settings.config import load_settings
+from orchestration.settings.submit import SubmitConfig
 from orchestration.submit.job import JobSpec, JobState
 from orchestration.submit.package import packed_code
-from orchestration.submit.ray_cluster import RayBackend
-from orchestration.submit.settings import SubmitConfig
+from orchestration.submit.ray import local_head
+from orchestration.submit.ray.cluster import RayBackend
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -166,7 +166,7 @@ def test_the_same_head_as_a_cluster(place: Place) -> None:
 def test_a_version_that_is_not_ours_is_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     from packaging.requirements import Requirement
 
-    from orchestration.submit import ray_jobs
+    from orchestration.submit.ray import jobs as ray_jobs
 
     monkeypatch.setattr(ray_jobs, "_supported_ray", lambda: Requirement("ray>=99"))
     jobs = ray_jobs.RayJobs(local_head.endpoint(place.folder / "state" / "head", place.head))

@@ -18,15 +18,15 @@ from botocore.stub import Stubber
 from botocore.validate import ParamValidator
 from moto import mock_aws
 
-from orchestration.config import load_config, load_settings
 from orchestration.errors import ConfigError, SubmitError
 from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS, metric_regex
-from orchestration.submit import sagemaker
+from orchestration.settings.config import load_config, load_settings
 from orchestration.submit.job import JobSpec
 from orchestration.submit.package import CodePackage
-from orchestration.submit.sagemaker import SageMakerBackend
-from orchestration.submit.sagemaker_container import Layout, container_inputs
-from orchestration.submit.sagemaker_limits import breaches
+from orchestration.submit.sagemaker import backend as sagemaker
+from orchestration.submit.sagemaker.backend import SageMakerBackend
+from orchestration.submit.sagemaker.container import Layout, container_inputs
+from orchestration.submit.sagemaker.limits import breaches
 
 EXPECTED = Path(__file__).parent / "expected"
 REGION, BUCKET, NAME = "us-west-2", "runs.example", "rlvr-tiny-20261121-172233"

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.config import load_settings
 from orchestration.errors import ConfigError
+from orchestration.settings.config import load_settings
 from orchestration.submit.instances import INSTANCES
-from orchestration.submit.places import data_files
-from orchestration.submit.sagemaker_checks import check
-from orchestration.submit.sagemaker_instances import EFA_ENVIRONMENT, efa_environment, num_gpus
+from orchestration.submit.paths import data_files
+from orchestration.submit.sagemaker.checks import check
+from orchestration.submit.sagemaker.fitting import EFA_ENVIRONMENT, efa_environment, num_gpus
 
 ACCOUNT = (
     "sagemaker.role=arn:aws:iam::123456789012:role/service-role/rlvr",

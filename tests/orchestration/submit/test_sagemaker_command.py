@@ -14,7 +14,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from orchestration.submit.sagemaker_logs import LOG_GROUP
+from orchestration.submit.sagemaker.logs import LOG_GROUP
 
 REGION, BUCKET = "eu-west-1", "runs.example"
 SUBMIT = (

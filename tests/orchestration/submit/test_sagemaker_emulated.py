@@ -1,7 +1,7 @@
 """Training jobs as SageMaker would run them, on hosts in namespaces: the request is the backend's, the hosts run what
 it says, Ray is real and so is the training of the tiny model.
 
-Not covered: what `tests.orchestration.sagemaker_emulator` does not emulate, GPUs first of all.
+Not covered: what `tests.orchestration.submit.sagemaker_emulator` does not emulate, GPUs first of all.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any
 
 import pytest
 
-from orchestration.config import load_settings
-from orchestration.data.cache import cache_root
-from orchestration.data.models import resolve_model
+from orchestration.models.resolve import resolve_model
 from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS
+from orchestration.settings.config import load_settings
+from orchestration.storage.cache import cache_root
 from orchestration.submit.job import JobSpec
 from orchestration.submit.package import packed_code
-from orchestration.submit.sagemaker_request import staged
-from tests.orchestration.sagemaker_emulator import EmulatedJob, Host, namespaces_missing
+from orchestration.submit.sagemaker.request import staged
+from tests.orchestration.submit.sagemaker_emulator import EmulatedJob, Host, namespaces_missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 

@@ -19,13 +19,13 @@ from botocore.exceptions import (
 from botocore.stub import Stubber
 from moto import mock_aws
 
-from orchestration.aws import explained
-from orchestration.config import load_settings
 from orchestration.errors import SubmitError
-from orchestration.submit import sagemaker
+from orchestration.settings.config import load_settings
+from orchestration.storage.aws import explained
 from orchestration.submit.job import JobState
-from orchestration.submit.sagemaker import SageMakerBackend, training_status
-from orchestration.submit.sagemaker_logs import LOG_GROUP, follow_logs, read_logs
+from orchestration.submit.sagemaker import backend as sagemaker
+from orchestration.submit.sagemaker.backend import SageMakerBackend, training_status
+from orchestration.submit.sagemaker.logs import LOG_GROUP, follow_logs, read_logs
 
 REGION, BUCKET, NAME = "us-west-2", "runs.example", "rlvr-tiny-20261121-172233"
 STARTED_MS = int(datetime.now(UTC).timestamp() * 1000)

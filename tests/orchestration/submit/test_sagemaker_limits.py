@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from botocore.session import Session
 
-from orchestration.submit.sagemaker_limits import breaches
+from orchestration.submit.sagemaker.limits import breaches
 
 EXPECTED = sorted((Path(__file__).parent / "expected").glob("*.json"))
 

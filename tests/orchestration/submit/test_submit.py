@@ -16,15 +16,15 @@ import yaml
 
 from orchestration import extras
 from orchestration.cli import main
-from orchestration.config import load_config, load_settings
 from orchestration.errors import ConfigError, SubmitError
+from orchestration.settings.config import load_config, load_settings
+from orchestration.settings.submit import MAX_NAME_CHARS
 from orchestration.submit.book import JobBook, JobRecord
 from orchestration.submit.job import job_name
-from orchestration.submit.local import local_run
 from orchestration.submit.package import MAX_INCLUDED_BYTES, ROOMS, packed_code
-from orchestration.submit.places import is_loopback, with_settings
-from orchestration.submit.ray_cluster import check_gpus, cluster_run
-from orchestration.submit.settings import MAX_NAME_CHARS
+from orchestration.submit.paths import is_loopback, with_settings
+from orchestration.submit.ray.cluster import check_gpus, cluster_run
+from orchestration.submit.ray.local import local_run
 
 # --- the code
 

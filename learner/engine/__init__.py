@@ -1,0 +1,1 @@
+"""Training by DeepSpeed, learning-rate schedules, and the state of both."""

@@ -1,0 +1,1 @@
+"""The policy: a frozen base with an adapter, its log-probabilities, and both as files."""

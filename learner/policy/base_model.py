@@ -1,0 +1,36 @@
+"""The base model as the learner holds it: from a local folder, in its precision, quantised where that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from learner.config import Quantization
+from learner.errors import LearnerError
+from learner.policy.quantization import BITSANDBYTES_SETTINGS
+
+
+def load_base(
+    model_path: str, quantization: Quantization, *, dtype: torch.dtype, device: torch.device, **arguments: Any
+) -> Any:
+    """A causal language model; a quantised one already lies on `device`. `arguments` go to `from_pretrained`.
+
+    Raises LearnerError for a folder that holds no such model.
+    """
+    import transformers
+
+    if not (Path(model_path) / "config.json").is_file():
+        raise LearnerError(f"{model_path!r} is no model folder: it has no config.json")
+    if quantization != "none":
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(
+            **BITSANDBYTES_SETTINGS[quantization], bnb_4bit_compute_dtype=dtype
+        )
+        arguments["device_map"] = {"": str(device)}
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            model_path, dtype=dtype, local_files_only=True, **arguments
+        )
+    except (OSError, ValueError) as error:
+        raise LearnerError(f"cannot load a model from {model_path!r}: {error}") from error

@@ -1,0 +1,1 @@
+"""One optimizer step: who takes part, which rank computes what, and what is added up."""

@@ -1,0 +1,86 @@
+"""Who computes what: sequences → ranks → micro-batches. Pure and deterministic: every rank plans all ranks alike.
+
+Sequences stand in the order of the packed tree (`line_up`), so every cut between neighbours has a known price: the
+tokens that they share are computed on both sides of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from learner.tree.prefix_tree import LineUp, TokenSequence, line_up
+
+PASS_OVERHEAD_TOKENS = 16
+"""What one more forward and backward pass costs, in tokens; decides between cuts that lose the same sharing."""
+
+
+def plan_ranks(
+    sequences: Sequence[TokenSequence], num_ranks: int, *, max_tokens: int, share: bool
+) -> list[list[list[int]]]:
+    """plan[rank] is that rank's micro-batches, each the indices of the sequences of one tree.
+
+    Ranks get neighbouring sequences, so that the dearest rank has as few distinct tokens as possible; within a rank
+    the micro-batches hold at most `max_tokens` distinct tokens each and lose the least sharing. A sequence that is
+    too large alone gets a micro-batch of its own, over the bound, for it cannot be cut. Ranks may end with different
+    numbers of micro-batches, or none.
+    """
+    line = line_up(sequences, share=share)
+    return [
+        [
+            list(line.order[start:stop])
+            for start, stop in cut_into_microbatches(line, first, last, max_tokens=max_tokens)
+        ]
+        for first, last in cut_into_ranks(line, num_ranks)
+    ]
+
+
+def cut_into_ranks(line: LineUp, num_ranks: int) -> list[tuple[int, int]]:
+    """Ranges of the line, one a rank, whose largest number of distinct tokens is the least possible."""
+    low, high = max(line.lengths, default=0), sum(line.lengths)
+    while low < high:
+        middle = (low + high) // 2
+        if len(_filled(line, middle)) <= num_ranks:
+            high = middle
+        else:
+            low = middle + 1
+    ranges = _filled(line, high)
+    end = len(line.order)
+    return ranges + [(end, end)] * (num_ranks - len(ranges))
+
+
+def _filled(line: LineUp, bound: int) -> list[tuple[int, int]]:
+    """The fewest ranges of at most `bound` distinct tokens each; no sequence is larger alone."""
+    ranges, start, size = [], 0, 0
+    for t, (length, shared) in enumerate(zip(line.lengths, line.shared, strict=True)):
+        if t > start and size + length - shared > bound:
+            ranges.append((start, t))
+            start, size = t, length
+        else:
+            size += length - (shared if t > start else 0)
+    return [*ranges, (start, len(line.order))] if line.order else []
+
+
+def cut_into_microbatches(line: LineUp, first: int, last: int, *, max_tokens: int) -> list[tuple[int, int]]:
+    """Ranges of line[first:last] within `max_tokens` distinct tokens each, at the least total price of the cuts.
+
+    Shortest path over the cuts: least[t] is the least price of line[first:t], a cut before i costing shared[i] tokens
+    computed twice and `PASS_OVERHEAD_TOKENS`.
+    """
+    least, came_from = {first: 0}, dict[int, int]()
+    for t in range(first + 1, last + 1):
+        size, best = 0, None
+        for i in range(t - 1, first - 1, -1):
+            # Taking line[i] in as well: it is now the first, and what follows it shares with it.
+            size += line.lengths[i] - (line.shared[i + 1] if i + 1 < t else 0)
+            if size > max_tokens and i < t - 1:
+                break
+            price = least[i] + (line.shared[i] + PASS_OVERHEAD_TOKENS if i > first else 0)
+            if best is None or price < best:
+                best, came_from[t] = price, i
+        assert best is not None
+        least[t] = best
+    ranges, end = [], last
+    while end > first:
+        ranges.append((came_from[end], end))
+        end = came_from[end]
+    return ranges[::-1]

@@ -1,0 +1,103 @@
+"""One micro-batch on the device: what its loss needs, and the pass that computes it.
+
+Shapes: B sequences of the micro-batch, T completion tokens of its longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learner.config import LearnerConfig, LossConfig
+from learner.loss import policy_loss
+from learner.policy.policy import TreeInputs, tree_inputs, tree_logprobs
+from learner.step.plan import StepPlan
+from learner.tree.prefix_tree import TokenSequence, build_tree
+
+_NOTHING = TokenSequence(prompt_token_ids=(0,), completion_token_ids=(0,))
+
+
+@dataclass(kw_only=True, slots=True)
+class Microbatch:
+    """One tree of a step; kept for all iterations on the batch."""
+
+    inputs: TreeInputs
+    mask_BT: Tensor
+    """1 on completion tokens; all 0 in a pass that adds nothing and only keeps the ranks in step."""
+    advantages_B: Tensor
+    sampling_logprobs_BT: Tensor
+    num_sequences: int
+    num_distinct_tokens: int
+    old_logprobs_BT: Tensor | None = None
+    """Taken in the first iteration, whose pass computes them anyway."""
+    ref_logprobs_BT: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassResult:
+    """`loss` carries the gradient; `values` are means over `num_tokens` tokens."""
+
+    loss: Tensor
+    values: dict[str, float]
+    num_tokens: int
+
+
+def make_microbatch(plan: StepPlan, indices: Sequence[int], config: LearnerConfig, device: torch.device) -> Microbatch:
+    """The sequences `indices` of the plan as one tree on `device`; of none, a pass that adds nothing."""
+    sequences = [plan.sequences[index] for index in indices] or [_NOTHING]
+    tree = build_tree(sequences, share=config.share_prefixes)
+    inputs = tree_inputs(tree, device, config.attention)
+    width = inputs.mask_BT.shape[1]
+    sampling = [plan.sampling_logprobs[index] for index in indices] or [()]
+    padded = [list(row) + [0.0] * (width - len(row)) for row in sampling]
+    return Microbatch(
+        inputs=inputs,
+        mask_BT=inputs.mask_BT if indices else torch.zeros_like(inputs.mask_BT),
+        advantages_B=torch.tensor([plan.advantages[i] for i in indices] or [0.0], dtype=torch.float32, device=device),
+        sampling_logprobs_BT=torch.tensor(padded, dtype=torch.float32, device=device),
+        num_sequences=len(indices),
+        num_distinct_tokens=tree.num_tokens,
+    )
+
+
+def loss_of_step(config: LearnerConfig) -> LossConfig:
+    """The loss whose micro-batches add up to the step's. bnpo divides by the tokens of a local batch; here that is the
+    whole step, whatever the budget cuts it into, and so it is dapo."""
+    loss = config.loss
+    return loss.model_copy(update={"loss_type": "dapo"}) if loss.loss_type == "bnpo" else loss
+
+
+def run_pass(
+    policy: Any,
+    microbatch: Microbatch,
+    plan: StepPlan,
+    config: LossConfig,
+    *,
+    temperature: float,
+    entropy_threshold: float | None,
+) -> PassResult:
+    """Forward, and this micro-batch's part of the step's loss. Remembers the old log-probs of a first iteration."""
+    logprobs_BT, entropies_BT = tree_logprobs(policy, microbatch.inputs, temperature=temperature)
+    if microbatch.old_logprobs_BT is None:
+        microbatch.old_logprobs_BT = logprobs_BT.detach()
+    mask_BT = microbatch.mask_BT
+    loss, values = policy_loss(
+        logprobs_BT,
+        microbatch.advantages_B,
+        mask_BT,
+        config=config,
+        old_logprobs_BT=microbatch.old_logprobs_BT,
+        ref_logprobs_BT=microbatch.ref_logprobs_BT,
+        sampling_logprobs_BT=microbatch.sampling_logprobs_BT,
+        num_items=plan.num_items,
+        num_sequences=plan.num_sequences,
+        entropies_BT=entropies_BT,
+        entropy_threshold=entropy_threshold,
+    )
+    num_tokens = int(mask_BT.sum())
+    values["entropy"] = float((entropies_BT * mask_BT).sum()) / max(1, num_tokens)
+    return PassResult(loss=loss, values=values, num_tokens=num_tokens)

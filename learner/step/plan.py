@@ -1,0 +1,174 @@
+"""From scored groups to what one optimizer step computes: advantages, who takes part, denominators. No model here."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from learner.advantages import aggregate_advantages, overlong_penalty
+from learner.config import LearnerConfig
+from learner.errors import LearnerError, NothingToLearnError, StaleSampleError
+from learner.tree.prefix_tree import TokenSequence
+from learner.types import ScoredCompletion, ScoredGroup
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepPlan:
+    """One step, the same on every rank."""
+
+    sequences: tuple[TokenSequence, ...]
+    """Those that go through the model; the two lists below go along with them."""
+    advantages: tuple[float, ...]
+    sampling_logprobs: tuple[tuple[float, ...], ...]
+    group_advantages: tuple[tuple[float | None, ...], ...]
+    """Of every member of every group; None: not scored."""
+    num_items: int
+    """Completion tokens in the loss, the denominator of dapo and its kin. Sequences without gradient count as they
+    would have."""
+    num_sequences: int
+    """Scored sequences, the denominator of grpo and its kin."""
+    num_tokens: int
+    """Prompt and completion tokens of the scored sequences, each counted whole."""
+    values: dict[str, float]
+    """What can be said before anything is computed."""
+
+
+def plan_step(groups: Sequence[ScoredGroup], config: LearnerConfig) -> StepPlan:
+    """Who takes part in a step and what everything is divided by.
+
+    A completion that could not be scored is left out everywhere; with `drop_zero_variance_groups` so is a group in
+    which no advantage differs from 0. A truncated one, with `mask_truncated_completions`, has no tokens in the loss but
+    counts as a sequence, as in TRL. A sequence whose advantage is 0 has no gradient when beta is 0: it is not computed,
+    unless the entropies of all are wanted, and counts in every denominator all the same.
+
+    Raises NothingToLearnError when no completion was scored.
+    """
+    advantages_PG = _advantages(groups, config)
+    rows = [row[: len(group.members)] for row, group in zip(advantages_PG.tolist(), groups, strict=True)]
+    computes_all = config.loss.beta > 0.0 or config.loss.top_entropy_quantile < 1.0
+    sequences: list[TokenSequence] = []
+    advantages: list[float] = []
+    sampling_logprobs: list[tuple[float, ...]] = []
+    num_items = num_sequences = num_tokens = 0
+    for group, row in zip(groups, rows, strict=True):
+        if config.drop_zero_variance_groups and not any(row):
+            continue
+        for scored, advantage in zip(group.members, row, strict=True):
+            if math.isnan(advantage):
+                continue
+            completion = scored.completion
+            num_sequences += 1
+            num_tokens += len(group.prompt_token_ids) + len(completion.token_ids)
+            if not completion.token_ids or (config.mask_truncated_completions and scored.truncated):
+                continue
+            num_items += len(completion.token_ids)
+            if advantage == 0.0 and not computes_all:
+                continue
+            sequences.append(
+                TokenSequence(prompt_token_ids=group.prompt_token_ids, completion_token_ids=completion.token_ids)
+            )
+            advantages.append(advantage)
+            sampling_logprobs.append(completion.sampling_logprobs)
+    return StepPlan(
+        sequences=tuple(sequences),
+        advantages=tuple(advantages),
+        sampling_logprobs=tuple(sampling_logprobs),
+        group_advantages=tuple(tuple(None if math.isnan(value) else value for value in row) for row in rows),
+        num_items=max(1, num_items),
+        num_sequences=max(1, num_sequences),
+        num_tokens=num_tokens,
+        values=_batch_values(groups),
+    )
+
+
+def _advantages(groups: Sequence[ScoredGroup], config: LearnerConfig) -> torch.Tensor:
+    """Shape (P, G), NaN where not scored; groups of unequal size are padded with NaN."""
+    if config.multi_objective_aggregation == "normalize_then_sum":
+        rewards = [[list(map(_number, member.rewards)) for member in group.members] for group in groups]
+        weights = list(config.reward_weights or (1.0,) * len(rewards[0][0]))
+        _check_rewards(groups, len(weights))
+    else:
+        rewards = [[[_number(member.total)] for member in group.members] for group in groups]
+        weights = [1.0]
+    width = max(len(group.members) for group in groups)
+    padding = [math.nan] * len(weights)
+    rewards_PGK = torch.tensor([row + [padding] * (width - len(row)) for row in rewards], dtype=torch.float64)
+    if bool(rewards_PGK.isnan().all()):
+        num_completions = sum(len(group.members) for group in groups)
+        raise NothingToLearnError(f"none of the {num_completions} completions of the batch was scored")
+    if config.overlong_cache:
+        rewards_PGK = _with_overlong_penalty(rewards_PGK, groups, config)
+        weights = weights if len(weights) == 1 else [*weights, 1.0]
+    return aggregate_advantages(
+        rewards_PGK,
+        torch.tensor(weights, dtype=torch.float64),
+        aggregation=config.multi_objective_aggregation,
+        scale=config.scale_rewards,
+        ddof=config.advantage_ddof,
+        eps=config.advantage_eps,
+        categories_P=[group.category for group in groups] if config.advantage_by_category else None,
+    )
+
+
+def _with_overlong_penalty(
+    rewards_PGK: torch.Tensor, groups: Sequence[ScoredGroup], config: LearnerConfig
+) -> torch.Tensor:
+    """The penalty added to the one total, or as one more reward beside several; NaN where nothing was scored."""
+    width = rewards_PGK.shape[1]
+    lengths_PG = torch.tensor(
+        [
+            [len(member.completion.token_ids) for member in group.members] + [0] * (width - len(group.members))
+            for group in groups
+        ]
+    )
+    penalty_PG = overlong_penalty(
+        lengths_PG, max_completion_length=config.loss.max_completion_length, cache=config.overlong_cache
+    ).double()
+    penalty_PG = penalty_PG.masked_fill(rewards_PGK.isnan().all(dim=2), math.nan)
+    if rewards_PGK.shape[2] == 1:
+        return rewards_PGK + penalty_PG.unsqueeze(2)
+    return torch.cat([rewards_PGK, penalty_PG.unsqueeze(2)], dim=2)
+
+
+def _number(reward: float | None) -> float:
+    return math.nan if reward is None else reward
+
+
+def _check_rewards(groups: Sequence[ScoredGroup], num_weights: int) -> None:
+    for group in groups:
+        for member in group.members:
+            if len(member.rewards) != num_weights:
+                raise LearnerError(
+                    f"a completion of {group.prompt_id!r} has {len(member.rewards)} rewards, but there are "
+                    f"{num_weights} weights: reward_weights needs one for each reward of the run"
+                )
+
+
+def refuse_stale(groups: Sequence[ScoredGroup], *, policy_version: int, max_staleness: int) -> None:
+    """Raises StaleSampleError when a completion's adapter is more than `max_staleness` versions behind."""
+    for group in groups:
+        for member in group.members:
+            age = policy_version - member.completion.adapter_version
+            if age > max_staleness:
+                raise StaleSampleError(
+                    f"a completion of {group.prompt_id!r} was sampled on adapter version "
+                    f"{member.completion.adapter_version}, {age} behind version {policy_version}; the bound is "
+                    f"{max_staleness}: drop it, or raise the staleness bound"
+                )
+
+
+def _batch_values(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    members: list[ScoredCompletion] = [member for group in groups for member in group.members]
+    known = [member.total for member in members if member.total is not None]
+    return {
+        "reward_mean": statistics.fmean(known) if known else math.nan,
+        "reward_std": statistics.stdev(known) if len(known) > 1 else 0.0,
+        "flat_group_fraction": sum(group.flat for group in groups) / len(groups),
+        "unscored_fraction": sum(member.total is None for member in members) / len(members),
+        "truncated_fraction": sum(member.truncated for member in members) / len(members),
+        "completion_length": sum(len(member.completion.token_ids) for member in members) / len(members),
+    }

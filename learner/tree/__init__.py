@@ -1,0 +1,1 @@
+"""Sequences as a prefix tree, and attention over it."""

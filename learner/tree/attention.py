@@ -1,0 +1,77 @@
+"""The door by which a tree's attention enters a model: `transformers`' attention interface; no model's code is touched.
+
+Shapes: H heads, K key-value heads, N packed tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from learner.config import AttentionKind
+from learner.errors import LearnerError
+from learner.tree.blocks import BlockAttention
+from learner.tree.flex import FlexAttention
+from learner.tree.prefix_tree import PrefixTree
+
+ATTENTION_NAME = "rlvr_prefix_tree"
+"""The name under which `transformers` finds `attend`."""
+
+_NOT_SUPPORTED = ("softcap", "s_aux", "position_bias")
+
+
+class TreeAttention(Protocol):
+    """Attention over one tree; `scale` multiplies the scores, `window` is a layer's sliding window in tokens."""
+
+    def __call__(
+        self, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, *, scale: float, window: int | None
+    ) -> Tensor: ...
+
+
+def make_attention(tree: PrefixTree, device: torch.device, kind: AttentionKind = "auto") -> TreeAttention:
+    """The attention of one tree on `device`; `auto`: flex on GPUs, blocks on CPUs, the only place where they run.
+
+    Raises LearnerError for blocks on a GPU.
+    """
+    if kind == "auto":
+        kind = "blocks" if device.type == "cpu" else "flex"
+    if kind == "flex":
+        return FlexAttention(tree, device)
+    if device.type != "cpu":
+        raise LearnerError(f"attention=blocks runs on CPUs only, not on {device}: use auto or flex")
+    return BlockAttention(tree)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    tree_attention: TreeAttention | None = None,
+    **further: Any,
+) -> tuple[Tensor, None]:
+    """query (1, H, N, D), key and value (1, K, N, D) → (1, N, H, D).
+
+    `tree_attention` arrives as a keyword of the model's forward. Raises ValueError without it, and for what a layer
+    asks of its attention that a tree's does not do: dropout, soft-capping, sinks, a position bias.
+    """
+    if tree_attention is None:
+        raise ValueError(f"the attention {ATTENTION_NAME!r} needs the keyword tree_attention in the model's forward")
+    asked = [name for name in _NOT_SUPPORTED if further.get(name) is not None]
+    if dropout or asked:
+        what = f"attention_dropout={dropout}" if dropout else f"attention with {', '.join(asked)}"
+        raise ValueError(f"the model has {what}, which the prefix tree's attention does not support")
+    out_HND = tree_attention(
+        query.squeeze(0),
+        key.squeeze(0),
+        value.squeeze(0),
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+    )
+    return out_HND.transpose(0, 1).unsqueeze(0), None

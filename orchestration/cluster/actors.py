@@ -1,0 +1,148 @@
+"""What Ray hosts: thin shells around the rooms' plain classes, which load heavy libraries only in their own process.
+
+Nothing here imports ray; what an actor needs of it is handed in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from learner.engine.cpu_memory import CPU_ENVIRONMENT
+from learner.types import ScoredGroup, UpdateMetrics
+from orchestration.machine.placement import Placement
+from orchestration.models.here import model_here
+from orchestration.settings.config import RunConfig
+from rollout_server.types import (
+    AdapterPayload,
+    Completion,
+    EngineStep,
+    Prompt,
+    PublishReport,
+    SamplingParams,
+    WorkerStats,
+)
+
+if TYPE_CHECKING:
+    from learner.worker import LearnerRank
+    from rollout_server.worker import RolloutWorker
+
+Gauges = Callable[[str], Callable[[Mapping[str, float]], None]]
+"""Makes an actor's metrics sink out of its name."""
+
+
+class RolloutActor:
+    """Hosts a rollout worker; an async actor, so requests overlap."""
+
+    def __init__(self, name: str, gauges: Gauges, config: RunConfig, settings: Mapping[str, Any]) -> None:
+        self._name, self._gauges = name, gauges(name)
+        self._config, self._settings = config, settings
+        self._started: RolloutWorker | None = None
+
+    def __repr__(self) -> str:  # Ray puts it in front of log lines
+        return self._name
+
+    @property
+    def _worker(self) -> RolloutWorker:
+        assert self._started is not None, "start() comes first"
+        return self._started
+
+    async def start(self) -> str:
+        from rollout_server.worker import RolloutWorker  # loads torch and vllm: only in this process
+
+        model = await asyncio.to_thread(model_here, self._config, device=self._settings["device"], served=True)
+        self._started = RolloutWorker(
+            name=self._name, metrics_sink=self._gauges, model_path=str(model), **self._settings
+        )
+        await self._started.start()
+        return whereabouts()
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
+        return await self._worker.generate(prompt, sampling)
+
+    async def publish(self, payload: AdapterPayload) -> PublishReport:
+        return await self._worker.publish(payload)
+
+    async def stats(self) -> WorkerStats:
+        return await self._worker.stats()
+
+    async def recent_steps(self) -> Sequence[EngineStep]:
+        return await self._worker.recent_steps()
+
+    async def shutdown(self) -> None:
+        if self._started is not None:
+            await self._started.shutdown()
+
+
+class LearnerActor:
+    """Hosts one learner rank; calls run one after the other."""
+
+    def __init__(self, name: str, gauges: Gauges, node_ip: Callable[[], str]) -> None:
+        self._name, self._node_ip = name, node_ip
+        self._gauges = gauges(name)
+        self._rank: LearnerRank | None = None
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def endpoint(self) -> tuple[str, int]:
+        """An address of this host and a port that is free on it, for the ranks' rendezvous."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return self._node_ip(), int(probe.getsockname()[1])
+
+    def start(self, config: RunConfig, settings: Mapping[str, Any]) -> str:
+        from learner.worker import LearnerRank  # loads torch and deepspeed: only in this process
+
+        model = model_here(config, device=settings["device"], served=False)
+        self._rank = LearnerRank(model_path=str(model), **settings)
+        self._rank.start()
+        return whereabouts()
+
+    def update(self, groups: Sequence[ScoredGroup], policy_version: int, max_staleness: int) -> UpdateMetrics:
+        assert self._rank is not None
+        metrics = self._rank.update(groups, policy_version=policy_version, max_staleness=max_staleness)
+        self._gauges(
+            {"learner_step": metrics.step, "learner_tokens_per_s": metrics.num_tokens / max(metrics.seconds, 1e-9)}
+        )
+        return metrics
+
+    def export_adapter(self, version: int) -> AdapterPayload:
+        assert self._rank is not None
+        payload: AdapterPayload = self._rank.export_adapter(version)
+        return payload
+
+    def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
+        assert self._rank is not None
+        self._rank.save_checkpoint(folder, files)
+
+    def load_checkpoint(self, folder: str) -> int:
+        assert self._rank is not None
+        step: int = self._rank.load_checkpoint(folder)
+        return step
+
+    def shutdown(self) -> None:
+        if self._rank is not None:
+            self._rank.shutdown()
+
+
+def whereabouts() -> str:
+    """Host and process of the caller, for messages."""
+    return f"host {socket.gethostname()}, pid {os.getpid()}"
+
+
+def actor_environment(placement: Placement, actor_class: type) -> dict[str, str]:
+    """Environment variables of an actor's process.
+
+    Ray sets OMP_NUM_THREADS to the CPUs an actor reserves; on a machine without GPU each actor uses all cores in turn.
+    """
+    environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    if placement.device == "cpu":
+        environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
+        environment["DS_ACCELERATOR"] = "cpu"
+        if actor_class is LearnerActor:
+            environment |= CPU_ENVIRONMENT
+    return environment

@@ -1,0 +1,81 @@
+"""A rollout worker in this process, without Ray: for `rlvr eval` and for measuring."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestration.errors import DataError
+from orchestration.run.ports import AdapterHandle
+from rollout_server.config import RolloutConfig
+from rollout_server.engine_settings import Device
+from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
+from rollout_server.worker import RolloutWorker
+
+
+class LocalGenerator:
+    """The `Generator` port over one worker."""
+
+    def __init__(self, worker: RolloutWorker) -> None:
+        self._worker = worker
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
+        return await self._worker.generate(prompt, sampling)
+
+    async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
+        return [await self._worker.publish(await adapter.fetch())]
+
+    async def stats(self) -> Sequence[WorkerStats]:
+        return [await self._worker.stats()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalAdapter:
+    """An adapter that is already here."""
+
+    payload: AdapterPayload
+
+    @property
+    def version(self) -> int:
+        return self.payload.version
+
+    async def fetch(self) -> AdapterPayload:
+        return self.payload
+
+
+def read_adapter(folder: Path, *, version: int = 1) -> LocalAdapter:
+    """A peft folder as an adapter version.
+
+    Raises DataError naming the file that is missing.
+    """
+    files = []
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"adapter folder {str(folder)!r} has no {name}; give a peft folder such as RUN/adapter")
+        files.append((name, path.read_bytes()))
+    return LocalAdapter(payload=AdapterPayload(version=version, files=tuple(files)))
+
+
+@asynccontextmanager
+async def local_generator(
+    *, model_path: Path, config: RolloutConfig, device: Device, seed: int = 0
+) -> AsyncIterator[LocalGenerator]:
+    """Start a worker here and end it with the block."""
+    worker = RolloutWorker(
+        name="rollout-0",
+        model_path=str(model_path),
+        config=config,
+        device=device,
+        seed=seed,
+        run_id=f"local-{os.getpid()}",
+        metrics_sink=lambda values: None,
+    )
+    try:
+        await worker.start()
+        yield LocalGenerator(worker)
+    finally:
+        await worker.shutdown()

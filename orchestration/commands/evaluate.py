@@ -1,0 +1,150 @@
+"""`rlvr eval`: greedy accuracy of a model, with or without an adapter."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from learner.errors import LearnerError
+from orchestration.cluster.deployment import JUDGES, reward_client
+from orchestration.commands.train import make_prompt_builder, training_sampling
+from orchestration.data.datasets import load_problems
+from orchestration.errors import ConfigError, DataError, RlvrError
+from orchestration.machine import doctor
+from orchestration.machine.facts import collect
+from orchestration.machine.placement import place
+from orchestration.models.dequantized import served_model
+from orchestration.models.resolve import resolve_model
+from orchestration.noise import noise_to_file
+from orchestration.run.evaluation import evaluate
+from orchestration.run.folder import CONFIG_FILE
+from orchestration.run.intervals import bootstrap_mean
+from orchestration.run.scorer import HttpScorer
+from orchestration.settings.config import RunConfig, load_config
+from orchestration.settings.tree import recipe_names
+from reward_service.clients.errors import RewardServiceError
+from reward_service.errors import ServiceStartError
+from rollout_server.errors import RolloutError
+
+
+def run_evaluation(
+    *, model: str, adapter: str | None, data: str, limit: int | None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Answer held-out problems greedily through vLLM.
+
+    Args:
+        model: embedded name, local folder or hub id.
+        adapter: a peft folder, or None for the base model.
+        data: a recipe's name or YAML file, whose held-out problems are used, or a file of GSM8K's format.
+        limit: use only the first so many problems.
+        overrides: settings, as for `rlvr train`.
+
+    With learner.quantization, said by the settings or by the run folder the adapter lies in, the dequantised base is
+    served, as in that run. Returns strict and lenient accuracy with 95 % bootstrap intervals, and counts. Raises
+    RlvrError for the user.
+    """
+    config = evaluation_config(model=model, adapter=adapter, data=data, limit=limit, overrides=overrides)
+    try:
+        with noise_to_file("rlvr-eval-"):
+            return asyncio.run(_evaluate(config, adapter))
+    except (LearnerError, RolloutError, RewardServiceError, ServiceStartError) as error:
+        raise RlvrError(str(error)) from error
+
+
+def evaluation_config(
+    *, model: str, adapter: str | None, data: str, limit: int | None, overrides: Sequence[str]
+) -> RunConfig:
+    """The settings that an evaluation shares with a run. Raises ConfigError or DataError."""
+    settings = [f"model.name={json.dumps(model)}", "max_steps=0"]
+    recipe = data
+    if data not in recipe_names() and not data.endswith((".yaml", ".yml")):
+        if not Path(data).is_file():
+            raise ConfigError(
+                f"--data {data!r} is neither a file nor a recipe; recipes are: {', '.join(recipe_names())}"
+            )
+        recipe = "gsm8k"
+        settings += [f"data.eval_file={json.dumps(data)}"]
+    if limit is not None:
+        settings += [f"data.num_eval={limit}"]
+    if adapter is not None:
+        rank = adapter_rank(Path(adapter))
+        settings += [f"rollout.max_lora_rank={rank}", f"learner.lora.r={rank}", *base_settings(Path(adapter))]
+    return load_config(recipe, [*settings, *overrides])
+
+
+def adapter_rank(folder: Path) -> int:
+    """The rank in a peft folder's configuration. Raises DataError when it cannot be read."""
+    path = folder / "adapter_config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["r"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is not a LoRA adapter's configuration ({error}); give a peft folder") from error
+
+
+def base_settings(adapter: Path) -> list[str]:
+    """What the run that wrote the adapter says of its base, as overrides: an adapter trained on a quantised base is
+    evaluated on that one. Empty for a folder that lies in no run folder; then the settings decide alone."""
+    path = adapter.resolve().parent / CONFIG_FILE
+    if not path.is_file():
+        return []
+    try:
+        run = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}, beside the adapter, is not valid YAML: {' '.join(str(error).split())}") from error
+    learner = run.get("learner") if isinstance(run, dict) else None
+    if not isinstance(learner, dict):
+        return []
+    keys = ("quantization", "serve_dequantized_base", "dtype")
+    return [f"learner.{key}={json.dumps(learner[key])}" for key in keys if key in learner]
+
+
+async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
+    from orchestration.cluster.local import local_generator, read_adapter  # loads torch and vllm
+
+    doctor.require_machine(config)
+    device = place(config, num_gpus=len(collect().gpus)).device
+    problems = load_problems(config.data)
+    model_path = await asyncio.to_thread(resolve_model, config.model.name, config.model.revision)
+    served = await asyncio.to_thread(served_model, model_path, config, device=device)
+    builder = make_prompt_builder(config, problems, model_path)
+    held_out = builder.build_all(problems.eval)
+    trained = None if adapter is None else read_adapter(Path(adapter))
+    async with AsyncExitStack() as stack:
+        logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-eval-"))
+        client = await stack.enter_async_context(reward_client(config.reward, Path(logs)))
+        generator = await stack.enter_async_context(
+            local_generator(model_path=served, config=config.rollout, device=device, seed=config.seed)
+        )
+        if trained is not None:
+            await generator.publish(trained)
+        result = await evaluate(
+            generator=generator,
+            scorer=HttpScorer(client, JUDGES, run_id="eval"),
+            problems=held_out.prompts,
+            sampling=training_sampling(config, builder),
+        )
+    figures: dict[str, Any] = {
+        "model": config.model.name,
+        "adapter": adapter,
+        "base": "original" if served == model_path else f"{config.learner.quantization}, dequantised",
+        "num_problems": len(result.strict_N),
+        "num_skipped": len(held_out.skipped),
+        "num_tokens": result.num_tokens,
+        "mean_completion_length": result.mean_completion_length,
+    }
+    for name, scores in result.scores().items():
+        scored = [score for score in scores if score is not None]
+        interval = bootstrap_mean(scored, seed=config.seed)
+        figures |= {
+            f"{name}_accuracy": interval.estimate,
+            f"{name}_interval_95": [interval.low, interval.high],
+            f"{name}_unscored": len(scores) - len(scored),
+        }
+    return figures

@@ -1,0 +1,227 @@
+"""`rlvr submit` and `rlvr jobs`: a run sent somewhere, and what became of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from orchestration.errors import ConfigError, SubmitError
+from orchestration.settings.config import Settings, load_settings
+from orchestration.settings.tree import recipe_names
+from orchestration.submit.book import JobBook, JobRecord
+from orchestration.submit.job import Backend, JobSpec, JobState, JobStatus, job_name
+from orchestration.submit.package import packed_code
+from orchestration.submit.registry import PLACES, make_backend
+
+_EXIT = {JobState.SUCCEEDED: 0, JobState.STOPPED: 130}
+_EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
+_SETTLING_S = 30.0  # a job's log ends a little before its state says so
+
+WordsOf = Callable[[Sequence[str]], tuple[str, list[str]]]
+
+
+def add_submit_commands(commands: Any, recipe_and_overrides: WordsOf) -> None:
+    """`submit` and `jobs`, as subcommands of the whole command line."""
+    submit = commands.add_parser(
+        "submit",
+        help="the same run somewhere else: a Ray job here, on a cluster, on SageMaker, on HyperPod",
+        description="Send a run to a place, with the code that runs here. Nothing is sent before everything that can "
+        "be checked has been.",
+        epilog=f"recipes: {', '.join(recipe_names())}. Example: rlvr submit gsm8k --to ray "
+        "ray.address=http://HOST:8265 data.train_file=s3://BUCKET/train.jsonl",
+    )
+    submit.add_argument("words", nargs="*", metavar="RECIPE | key=value", help="a recipe, then settings to change")
+    submit.add_argument("--to", required=True, choices=PLACES, help="where it runs")
+    submit.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
+    submit.add_argument("--json", action="store_true", help="print one JSON object")
+    submit.add_argument("--follow", action="store_true", help="print the job's log until it ends, and exit as it did")
+    submit.set_defaults(run=lambda arguments: _submit(arguments, recipe_and_overrides))
+    jobs = commands.add_parser("jobs", help="what was submitted from here").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    listing = jobs.add_parser("list", help="all jobs, the newest first")
+    listing.add_argument("--json", action="store_true", help="print one JSON array")
+    listing.add_argument("--offline", action="store_true", help="do not ask their places how they are")
+    listing.set_defaults(run=_list)
+    for name, run, text in (
+        ("status", _status, "how a job is"),
+        ("logs", _logs, "what a job printed"),
+        ("stop", _stop, "ask a job to save its state and end"),
+    ):
+        command = jobs.add_parser(name, help=text)
+        command.add_argument("job", metavar="JOB", help="its name, as `rlvr submit` printed it")
+        if name == "status":
+            command.add_argument("--json", action="store_true", help="print one JSON object")
+        if name == "logs":
+            command.add_argument("--follow", "-f", action="store_true", help="until it ends; exits as the job did")
+        command.set_defaults(run=run)
+
+
+def _submit(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int:
+    if arguments.dry_run and arguments.follow:
+        raise ConfigError("--dry-run sends nothing that --follow could follow: leave one out")
+    if arguments.json and arguments.follow:
+        raise ConfigError("--json prints one object and --follow a log: leave one out")
+    settings = load_settings(*recipe_and_overrides(arguments.words))
+    backend, book = make_backend(arguments.to, settings.submit), JobBook()
+    with _specified(settings) as job:
+        if arguments.dry_run:
+            plan = backend.plan(job)
+            print(json.dumps(dict(plan.request), indent=2) if arguments.json else plan.text.rstrip("\n"))
+            return 0
+        book.refuse_taken(job.name)
+        reference = backend.submit(job, _say)
+        record = JobRecord(
+            name=job.name,
+            place=arguments.to,
+            recipe=job.run.recipe,
+            submitted_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            reference=reference,
+            settings=getattr(settings.submit, arguments.to).model_dump(mode="json"),
+        )
+    book.write(record)
+    hint = backend.dashboard_hint(reference)
+    if arguments.json:
+        print(json.dumps({"job": job.name, "place": arguments.to, "reference": reference, "dashboard": hint}))
+        return 0
+    print(f"submitted {job.name}")
+    _say(f"dashboard: {hint}")
+    if arguments.follow:
+        return _follow(backend, record)
+    _say(f"to see it: rlvr jobs logs -f {job.name}; to stop it: rlvr jobs stop {job.name}")
+    return 0
+
+
+@contextmanager
+def _specified(settings: Settings) -> Iterator[JobSpec]:
+    job = settings.submit.job
+    with packed_code(job.include) as code:
+        yield JobSpec(
+            name=job.name or job_name(settings.run.recipe),
+            run=settings.run,
+            code=code,
+            environment=job.environment,
+        )
+
+
+def _follow(backend: Backend, record: JobRecord) -> int:
+    """Print the log until the job ends; its exit status. Ctrl-C leaves the job alone."""
+    try:
+        for piece in backend.logs(record.reference, follow=True):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        status = _settled(backend, record)
+    except KeyboardInterrupt:
+        _say(f"the job goes on; to see it: rlvr jobs logs -f {record.name}; to stop it: rlvr jobs stop {record.name}")
+        return _EXIT_INTERRUPTED
+    except SubmitError as error:
+        raise SubmitError(f"{error}; the job may go on: rlvr jobs status {record.name}") from error
+    _say(f"{record.name} {_worded(status)}")
+    return _EXIT.get(status.state, _EXIT_FAILED)
+
+
+def _settled(backend: Backend, record: JobRecord) -> JobStatus:
+    deadline = time.monotonic() + _SETTLING_S
+    while not (status := backend.status(record.reference)).state.ended and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return status
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    records = JobBook().all()
+    if arguments.offline:
+        statuses = [JobStatus(state=JobState.UNKNOWN)] * len(records)
+    else:  # at once: a place that does not answer takes its whole time-out
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            statuses = list(pool.map(_asked, records))
+    rows = [
+        {**_described(record), "state": status.state.value, "message": status.message}
+        for record, status in zip(records, statuses, strict=True)
+    ]
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    if not rows:
+        print("no job was submitted from here")
+        return 0
+    columns = ("job", "place", "state", "recipe", "submitted_at")
+    widths = [max(len(name), *(len(row[name]) for row in rows)) for name in columns]
+    for row in ({name: name for name in columns}, *rows):
+        print("  ".join(row[name].ljust(width) for name, width in zip(columns, widths, strict=True)).rstrip())
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    record = JobBook().read(arguments.job)
+    backend = _backend(record)
+    status = backend.status(record.reference)
+    hint = backend.dashboard_hint(record.reference)
+    if arguments.json:
+        row = {**_described(record), "state": status.state.value, "message": status.message, "dashboard": hint}
+        print(json.dumps({**row, "reference": dict(record.reference)}))
+        return 0
+    print(f"{record.name} on {record.place} {_worded(status)}")
+    if not status.state.ended:
+        print(f"dashboard: {hint}")
+    return 0
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    record = JobBook().read(arguments.job)
+    backend = _backend(record)
+    if arguments.follow:
+        return _follow(backend, record)
+    for piece in backend.logs(record.reference, follow=False):
+        sys.stdout.write(piece)
+    return 0
+
+
+def _stop(arguments: argparse.Namespace) -> int:
+    record = JobBook().read(arguments.job)
+    backend = _backend(record)
+    status = backend.status(record.reference)
+    if status.state.ended:
+        print(f"{record.name} {_worded(status)} already")
+        return 0
+    backend.stop(record.reference)
+    print(f"{record.name} was asked to stop; it saves its state first: rlvr jobs status {record.name}")
+    return 0
+
+
+def _asked(record: JobRecord) -> JobStatus:
+    """A job's state, or why its place does not say."""
+    try:
+        return _backend(record).status(record.reference)
+    except (SubmitError, ConfigError) as error:
+        return JobStatus(state=JobState.UNKNOWN, message=" ".join(str(error).split()))
+
+
+def _backend(record: JobRecord) -> Backend:
+    from orchestration.settings.submit import SubmitConfig
+
+    return make_backend(record.place, SubmitConfig.model_validate({record.place: dict(record.settings)}))
+
+
+def _described(record: JobRecord) -> dict[str, str]:
+    return {
+        "job": record.name,
+        "place": record.place,
+        "recipe": record.recipe,
+        "submitted_at": record.submitted_at,
+    }
+
+
+def _worded(status: JobStatus) -> str:
+    words = {JobState.PENDING: "is pending", JobState.RUNNING: "is running", JobState.STOPPED: "was stopped"}
+    text = words.get(status.state, status.state.value)
+    return f"{text} ({status.message})" if status.message else text
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,215 @@
+"""`rlvr train`: checks first, then starts the rooms, runs the loop, and puts everything away again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import AsyncExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from learner.errors import LearnerError
+from orchestration.cluster.deployment import JUDGES, WatchedScorer, actor_client, reward_client, service_settings
+from orchestration.concurrency import unless_set
+from orchestration.data.datasets import load_problems
+from orchestration.data.problems import Problems
+from orchestration.data.prompts import PromptBuilder
+from orchestration.data.source import PromptSource
+from orchestration.errors import RlvrError
+from orchestration.machine import doctor
+from orchestration.models.dequantized import served_model
+from orchestration.models.resolve import resolve_model
+from orchestration.models.tokenizer import load_tokenizer
+from orchestration.report import Reporter, make_reporter
+from orchestration.run.folder import RunFolder
+from orchestration.run.loop import Rooms, TrainingLoop
+from orchestration.run.ports import Scorer
+from orchestration.run.scorer import HttpScorer, RandomControlScorer
+from orchestration.settings.config import RunConfig
+from orchestration.storage.cache import Progress
+from orchestration.types import BuiltPrompt
+from reward_service.clients.asynchronous import RewardClient
+from reward_service.clients.errors import RewardServiceError
+from reward_service.errors import ServiceStartError
+from rollout_server.errors import RolloutError
+from rollout_server.types import SamplingParams
+
+Result = TypeVar("Result")
+
+
+class Interrupted(Exception):  # noqa: N818  # not an error: the user asked for it
+    """The user stopped the run before its first step."""
+
+
+def run_training(config: RunConfig) -> int:
+    """Train as the configuration says; returns the exit status.
+
+    Raises RlvrError with one sentence for the user; the rooms' own errors arrive as that.
+    """
+    try:
+        return asyncio.run(_train(config))
+    except (LearnerError, RolloutError, RewardServiceError, ServiceStartError) as error:
+        raise RlvrError(str(error)) from error
+    except (Interrupted, asyncio.CancelledError):
+        raise KeyboardInterrupt from None
+
+
+async def _train(config: RunConfig) -> int:
+    stop = asyncio.Event()
+    with signals_set(stop), closing(make_reporter(sys.stdout)) as reporter:
+        # Everything that can be wrong cheaply comes before the first folder is made and the first process started.
+        doctor.require_machine(config)
+        if config.reward.url is None:
+            service_settings(config.reward)  # read for what may be wrong with it
+        problems = load_problems(config.data)
+        model_path = await _unless_stopped(stop, _resolve_model(config, reporter))
+        builder = make_prompt_builder(config, problems, model_path)
+        held_out = builder.build_all(problems.eval)
+        source = PromptSource(problems.train, builder.build, config.seed)
+        source.check()
+        folder = RunFolder.create(config)
+        try:
+            async with AsyncExitStack() as stack:
+                rooms = await _unless_stopped(
+                    stop, _start_rooms(stack, config, folder, reporter, model_path, builder, source, held_out.prompts)
+                )
+                if held_out.skipped:
+                    reporter.note(
+                        "warning",
+                        f"{len(held_out.skipped)} held-out prompts are longer than the context and were skipped",
+                    )
+                summary = await TrainingLoop(config, rooms, folder, reporter, stop).run()
+        finally:
+            folder.close()
+    return 0 if summary["status"] == "finished" else 130
+
+
+async def _resolve_model(config: RunConfig, reporter: Reporter) -> Path:
+    reporter.phase("preparing", f"model {config.model.name}")
+    progress = _progress_to(reporter)
+    return await asyncio.to_thread(resolve_model, config.model.name, config.model.revision, progress=progress)
+
+
+def _progress_to(reporter: Reporter) -> Progress:
+    loop = asyncio.get_running_loop()
+
+    def progress(message: str, share: float) -> None:  # called in the thread that prepares
+        loop.call_soon_threadsafe(reporter.phase, "preparing", f"{message}, {share:.0%}")
+
+    return progress
+
+
+async def _start_rooms(
+    stack: AsyncExitStack,
+    config: RunConfig,
+    folder: RunFolder,
+    reporter: Reporter,
+    model_path: Path,
+    builder: PromptBuilder,
+    source: PromptSource,
+    held_out: tuple[BuiltPrompt, ...],
+) -> Rooms:
+    from orchestration.cluster.cluster import Cluster  # loads ray, a second or two: not before the cheap checks
+
+    cluster = Cluster(config, run_id=f"{folder.path.name}-{os.getpid()}")
+    in_cluster = config.reward.deployment.kind == "actor"
+    if not in_cluster:  # comes first, as it is up, or shows what is wrong, sooner than Ray
+        client = await stack.enter_async_context(reward_client(config.reward, folder.path / "logs"))
+        scorer, judge = make_scorers(config, client, run_id=folder.path.name)
+    stack.push_async_callback(cluster.shutdown)
+    placement = cluster.connect()
+    reporter.start(config, f"{placement.mode}: {cluster.describe()}")
+    if in_cluster:
+        reporter.phase("starting", "the reward service")
+        actor, endpoint = await cluster.start_reward_service(folder.path / "logs")
+        reporter.note("info", f"the reward service is on {actor.where}")
+        client, watch = await stack.enter_async_context(actor_client(config.reward, actor, endpoint))
+        scorer, judge = (WatchedScorer(s, watch) for s in make_scorers(config, client, run_id=folder.path.name))
+    if config.learner.lora.modules_to_save:
+        reporter.note(
+            "info",
+            f"modules_to_save={', '.join(config.learner.lora.modules_to_save)}: what is trained whole cannot be served "
+            f"in several versions, so every publish waits until generation has drained",
+        )
+    if config.ray_address is None:  # the workers would do it in silence; on other nodes they have to
+        progress = _progress_to(reporter)
+        await asyncio.to_thread(served_model, model_path, config, device=placement.device, progress=progress)
+    reporter.phase("starting", "vLLM engines and learner ranks")
+    generator, learner = await asyncio.gather(cluster.start_rollout(), cluster.start_learner())
+    return Rooms(
+        generator=generator,
+        learner=learner,
+        scorer=scorer,
+        judge=judge,
+        source=source,
+        held_out=held_out,
+        sampling=training_sampling(config, builder),
+    )
+
+
+def make_scorers(config: RunConfig, client: RewardClient, *, run_id: str) -> tuple[Scorer, Scorer]:
+    """What training learns from, and what evaluations are decided by."""
+    scorer: Scorer = HttpScorer(client, config.reward.rewards, run_id=run_id)
+    if config.reward.control == "random":
+        scorer = RandomControlScorer(scorer, seed=config.seed)
+    return scorer, HttpScorer(client, JUDGES, run_id=run_id)
+
+
+def training_sampling(config: RunConfig, builder: PromptBuilder) -> SamplingParams:
+    """How the run's groups are drawn; a completion ends where the settings or the prompt's layout say."""
+    rollout = config.rollout
+    return SamplingParams(
+        num_generations=rollout.num_generations,
+        max_completion_length=rollout.max_completion_length,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        stop=(*rollout.stop, *builder.stop),
+        stop_token_ids=builder.stop_token_ids,
+    )
+
+
+def make_prompt_builder(config: RunConfig, problems: Problems, model_path: Path) -> PromptBuilder:
+    """The run's prompts; they leave room for a whole completion in the context."""
+    room = config.rollout.max_model_len - config.rollout.max_completion_length
+    return PromptBuilder(load_tokenizer(model_path), problems.shots, room)
+
+
+@contextmanager
+def signals_set(stop: asyncio.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `stop`, which ends the run in order: the update under way is finished, state is saved.
+
+    A second one cancels what the run is doing, so that only processes are ended; a third ends this process at once.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    num_signals = 0
+
+    def on_signal() -> None:
+        nonlocal num_signals
+        num_signals += 1
+        if num_signals == 1:
+            stop.set()
+        elif num_signals == 2 and task is not None:
+            task.cancel()
+        else:
+            os._exit(130)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`; raises Interrupted when `stop` is set first."""
+    result = await unless_set(stop, work)
+    if result is None:
+        raise Interrupted
+    return result

@@ -1,0 +1,1 @@
+"""What the machine has, what a run needs, and who goes where."""

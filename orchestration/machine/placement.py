@@ -1,0 +1,178 @@
+"""Which accelerator does what: a pure function of the configuration and the number of GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Literal
+
+from orchestration.errors import MachineError
+from orchestration.settings.config import RunConfig
+from rollout_server.config import RolloutConfig
+
+COLOCATED_MEMORY_SHARE = 0.45
+"""vLLM's share of a GPU that a learner rank uses too; the rank needs its activations beside the base's weights."""
+
+
+MARK = 0.001
+"""What an actor takes of the resource that marks its nodes (Ray counts in steps of 0.0001): a host that carries 1 of it
+holds any number of actors."""
+
+
+class PlacementMode(StrEnum):
+    """How the rooms divide the machine."""
+
+    CPU = "cpu"
+    """No GPU: everything on the processor's cores, taking turns."""
+    SPLIT = "split"
+    """Rollout workers and learner ranks have GPUs of their own and work at the same time."""
+    COLOCATED = "colocated"
+    """A rollout worker and a learner rank share each GPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """What one actor is given."""
+
+    name: str
+    """The actor's readable name, `rollout-0` or `learner-0`."""
+    bundle: int
+    """Index of the resource bundle it lives in; actors of one bundle share its GPUs."""
+    num_gpus: float
+    """GPUs it reserves; a fraction when it shares one."""
+    num_cpus: float
+    marks: Mapping[str, float] = field(default_factory=dict)
+    """Ray resources that only the nodes meant for it have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placement:
+    """The whole division. `bundle_gpus[i]`, `bundle_cpus[i]` and `bundle_marks[i]` are what bundle i reserves."""
+
+    mode: PlacementMode
+    rollout: tuple[Slot, ...]
+    learner: tuple[Slot, ...]
+    bundle_gpus: tuple[float, ...]
+    bundle_cpus: tuple[float, ...]
+    bundle_marks: tuple[Mapping[str, float], ...]
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """`cpu` or `cuda`: where models run."""
+        return "cpu" if self.mode is PlacementMode.CPU else "cuda"
+
+    @property
+    def num_gpus(self) -> float:
+        return sum(self.bundle_gpus)
+
+
+def place(config: RunConfig, *, num_gpus: int) -> Placement:
+    """Divide `num_gpus` GPUs between rollout workers and learner ranks.
+
+    Four rollout workers and a four-rank learner on eight GPUs are split, one GPU each. One worker and one rank on a
+    single GPU share it. With no GPU, or `device=cpu`, all actors share the processor.
+
+    Raises:
+        MachineError: there are fewer GPUs than the configuration needs; the message says how many.
+    """
+    workers, ranks, width = config.rollout.num_workers, config.learner.num_ranks, config.rollout.tensor_parallel_size
+    if config.device == "cuda" and num_gpus == 0:
+        raise MachineError("device=cuda, but this machine has no GPU that Ray can see; use device=cpu or device=auto")
+    if config.device == "cpu" or num_gpus == 0:
+        return _on_cpu(config)
+    needs_split = workers * width + ranks
+    if config.placement == "split" or (config.placement == "auto" and num_gpus >= needs_split):
+        if num_gpus < needs_split:
+            raise MachineError(
+                f"placement=split needs {needs_split} GPUs ({workers} rollout workers of {width}, {ranks} learner "
+                f"ranks) but there are {num_gpus}; use placement=colocated or fewer rollout.num_workers / "
+                f"learner.num_ranks"
+            )
+        return _split(config)
+    if config.rollout_nodes != config.learner_nodes:
+        raise MachineError(
+            f"rollout_nodes={config.rollout_nodes} and learner_nodes={config.learner_nodes} need {needs_split} GPUs, "
+            f"none of them shared, but there are {num_gpus}; lower rollout.num_workers or learner.num_ranks"
+        )
+    if width > 1:
+        raise MachineError(
+            f"rollout.tensor_parallel_size={width} needs GPUs of its own ({needs_split} in all), but there are "
+            f"{num_gpus}; a GPU can be shared with the learner only when tensor_parallel_size is 1"
+        )
+    if num_gpus < max(workers, ranks):
+        raise MachineError(
+            f"{workers} rollout workers and {ranks} learner ranks need at least {max(workers, ranks)} GPUs but there "
+            f"are {num_gpus}; lower rollout.num_workers or learner.num_ranks"
+        )
+    return _colocated(config)
+
+
+def effective_rollout(config: RolloutConfig, placement: Placement) -> RolloutConfig:
+    """The rollout settings with vLLM's share of memory lowered where a learner rank lives on the same GPU."""
+    if placement.mode is not PlacementMode.COLOCATED:
+        return config
+    share = min(config.gpu_memory_utilization, COLOCATED_MEMORY_SHARE)
+    return config.model_copy(update={"gpu_memory_utilization": share})
+
+
+def _marks(nodes: str | None) -> dict[str, float]:
+    return {} if nodes is None else {nodes: MARK}
+
+
+def _slots(config: RunConfig, *, num_gpus: float, num_cpus: float) -> tuple[tuple[Slot, ...], tuple[Slot, ...]]:
+    """Those of the rollout workers and of the learner ranks, each in the bundle of its own number."""
+    rooms = (
+        ("rollout", config.rollout.num_workers, config.rollout_nodes),
+        ("learner", config.learner.num_ranks, config.learner_nodes),
+    )
+    rollout, learner = (
+        tuple(
+            Slot(name=f"{room}-{i}", bundle=i, num_gpus=num_gpus, num_cpus=num_cpus, marks=_marks(nodes))
+            for i in range(count)
+        )
+        for room, count, nodes in rooms
+    )
+    return rollout, learner
+
+
+def _on_cpu(config: RunConfig) -> Placement:
+    if config.rollout.tensor_parallel_size > 1:
+        width = config.rollout.tensor_parallel_size
+        raise MachineError(f"rollout.tensor_parallel_size={width} needs GPUs; on CPUs it must be 1")
+    # Actors take turns on the cores, so they reserve none: a two-core laptop must be able to hold them all.
+    rollout, learner = _slots(config, num_gpus=0.0, num_cpus=0.0)
+    return Placement(
+        mode=PlacementMode.CPU, rollout=rollout, learner=learner, bundle_gpus=(), bundle_cpus=(), bundle_marks=()
+    )
+
+
+def _split(config: RunConfig) -> Placement:
+    """Rollout worker i has bundle i, and the learner's ranks have those behind."""
+    workers, width = config.rollout.num_workers, float(config.rollout.tensor_parallel_size)
+    rollout, learner = _slots(config, num_gpus=1.0, num_cpus=1.0)
+    rollout = tuple(replace(slot, num_gpus=width) for slot in rollout)
+    learner = tuple(replace(slot, bundle=slot.bundle + workers) for slot in learner)
+    slots = (*rollout, *learner)
+    return Placement(
+        mode=PlacementMode.SPLIT,
+        rollout=rollout,
+        learner=learner,
+        bundle_gpus=tuple(slot.num_gpus for slot in slots),
+        bundle_cpus=tuple(slot.num_cpus for slot in slots),
+        bundle_marks=tuple(slot.marks for slot in slots),
+    )
+
+
+def _colocated(config: RunConfig) -> Placement:
+    """Worker i and rank i share GPU i."""
+    rollout, learner = _slots(config, num_gpus=0.5, num_cpus=1.0)
+    num_bundles = max(len(rollout), len(learner))
+    return Placement(
+        mode=PlacementMode.COLOCATED,
+        rollout=rollout,
+        learner=learner,
+        bundle_gpus=(1.0,) * num_bundles,
+        bundle_cpus=(2.0,) * num_bundles,
+        bundle_marks=({name: 2 * mark for name, mark in _marks(config.rollout_nodes).items()},) * num_bundles,
+    )

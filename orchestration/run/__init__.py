@@ -1,0 +1,1 @@
+"""The run itself: flow, loop, scores, evaluation, what it writes."""

@@ -1,0 +1,51 @@
+"""What the loop tells, whoever listens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from orchestration.run.metrics import Number
+from orchestration.settings.config import RunConfig
+
+Level = Literal["info", "warning", "error"]
+
+
+class Reporter(Protocol):
+    """Events of one run, in the order they happen. `close` may be called at any time, and more than once."""
+
+    def start(self, config: RunConfig, machine_line: str) -> None:
+        """The run begins; `machine_line` says on what."""
+        ...
+
+    def phase(self, name: str, detail: str = "", total: int | None = None) -> None:
+        """What is done now; with `total`, `progress` will follow."""
+        ...
+
+    def progress(self, done: int, total: int) -> None:
+        """How far the last phase with a total is; reports with another total are passed over."""
+        ...
+
+    def step(self, row: Mapping[str, Number]) -> None:
+        """A step is done; `row` is what `metrics.step_row` made."""
+        ...
+
+    def example(self, prompt_text: str, completion_text: str, rewards: Mapping[str, float | None]) -> None:
+        """One completion, to look at. The texts are untrusted: they may hold anything."""
+        ...
+
+    def note(self, level: Level, message: str) -> None:
+        """Something a person should know."""
+        ...
+
+    def evaluation(self, when: str, strict: float, lenient: float, n: int) -> None:
+        """Held-out accuracy, as fractions of `n` problems; `when` is "before", "after" or "step 20"."""
+        ...
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The run is over, done or stopped; `summary` is what `summary.json` holds."""
+        ...
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        ...

@@ -1,0 +1,84 @@
+"""The loop's scorers: the reward service over HTTP, and the random control."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from learner.types import ScoredCompletion
+from orchestration.errors import RewardsUnavailableError
+from orchestration.run.ports import Scorer
+from orchestration.settings.rewards import RewardSpec
+from orchestration.types import Problem
+from reward_service.clients.asynchronous import RewardClient
+from reward_service.clients.errors import RewardServiceError
+from reward_service.types import RewardItem
+from reward_service.types import RewardSpec as ServiceReward
+from rollout_server.types import Completion
+
+
+class HttpScorer:
+    """Scores over HTTP, as any other trainer would. One call scores one group."""
+
+    def __init__(self, client: RewardClient, rewards: Sequence[RewardSpec], *, run_id: str) -> None:
+        self._client, self._run_id = client, run_id
+        self._rewards = [ServiceReward(name=r.name, weight=r.weight, params=r.params) for r in rewards]
+
+    @property
+    def reward_names(self) -> Sequence[str]:
+        return [reward.name for reward in self._rewards]
+
+    async def score(
+        self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
+    ) -> Sequence[ScoredCompletion]:
+        """Rewards of each completion; an item that could not be scored has None, never 0.
+
+        Raises RewardsUnavailableError when the service does not answer sensibly until the client's deadline.
+        """
+        items = [
+            RewardItem(
+                id=str(index),
+                prompt=prompt_text,
+                completion=completion.text,
+                reference={"final_answer": problem.final_answer},
+                group=problem.problem_id,
+            )
+            for index, completion in enumerate(completions)
+        ]
+        version = min((completion.adapter_version for completion in completions), default=0)
+        try:
+            results = await self._client.score(items, self._rewards, run_id=self._run_id, policy_version=version)
+        except RewardServiceError as error:
+            raise RewardsUnavailableError(str(error)) from error
+        return [
+            ScoredCompletion(
+                completion=completion,
+                rewards=tuple(result.rewards[name].score for name in self.reward_names),
+                total=result.total,
+            )
+            for completion, result in zip(completions, results, strict=True)
+        ]
+
+
+class RandomControlScorer:
+    """Learns from noise: the real rewards are measured and kept, the total is a seeded uniform draw.
+
+    A run under it that gains as much as one with real rewards shows that the gain did not come from the rewards.
+    """
+
+    def __init__(self, inner: Scorer, *, seed: int) -> None:
+        self._inner, self._draw = inner, random.Random(f"random-control-{seed}")
+
+    @property
+    def reward_names(self) -> Sequence[str]:
+        return self._inner.reward_names
+
+    async def score(
+        self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
+    ) -> Sequence[ScoredCompletion]:
+        scored = await self._inner.score(problem, prompt_text, completions)
+        return [
+            member if member.total is None else dataclasses.replace(member, total=self._draw.random())
+            for member in scored
+        ]

@@ -1,0 +1,1 @@
+"""A run's settings: their types, and how they are read."""

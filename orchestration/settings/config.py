@@ -1,0 +1,278 @@
+"""One run's settings: the rooms' configurations together, from a recipe and dotted overrides.
+
+Loads no heavy library: `rlvr --help`, `rlvr doctor` and every submit backend start here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from learner.config import LearnerConfig
+from orchestration.errors import ConfigError
+from orchestration.section import Section
+from orchestration.settings.rewards import RewardConfig
+from orchestration.settings.submit import SubmitConfig
+from orchestration.settings.tree import assign, nearest, parse_override, read_recipe, spell_out_kinds, walk_keys
+from rollout_server.config import RolloutConfig
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+class ModelConfig(Section):
+    """The base model, the same for sampler and learner."""
+
+    name: str = Field(
+        "smollm2-135m-instruct",
+        description="An embedded model (smollm2-135m-instruct, tiny), a local folder, or a hub id.",
+    )
+    revision: str | None = Field(None, description="Hub revision.")
+
+
+class ArithmeticData(Section):
+    """Word problems of graded difficulty, made by a seeded generator; train and held-out sets are disjoint."""
+
+    kind: Literal["arithmetic"] = "arithmetic"
+    num_train: int = Field(2000, ge=1, description="Training problems.")
+    num_eval: int = Field(200, ge=1, description="Held-out problems.")
+    difficulty: tuple[int, ...] = Field((1,), description="Grades used, 1 (one step, small numbers) to 5.")
+    num_shots: int = Field(2, ge=0, le=8, description="Worked examples in front of the question.")
+    seed: int = Field(0, ge=0, description="Seed of the generator; the same for every training seed.")
+
+
+class Gsm8kData(Section):
+    """GSM8K files (JSON lines with `question` and `answer`), in the AWS article's answer format."""
+
+    kind: Literal["gsm8k"] = "gsm8k"
+    train_file: str = Field("gsm8k/train.jsonl", description="Training problems.")
+    eval_file: str = Field("gsm8k/test.jsonl", description="Held-out problems.")
+    num_train: int | None = Field(None, ge=1, description="Use only the first so many after shuffling; all if unset.")
+    num_eval: int = Field(100, ge=1, description="Held-out problems used.")
+    num_shots: int = Field(8, ge=0, le=8, description="Worked examples in front of the question.")
+    seed: int = Field(0, ge=0, description="Seed of the shuffle.")
+
+
+class CopyData(Section):
+    """A toy task for tests of the machinery: repeat the number that the prompt names."""
+
+    kind: Literal["copy"] = "copy"
+    num_train: int = Field(200, ge=1, description="Training problems.")
+    num_eval: int = Field(50, ge=1, description="Held-out problems.")
+    max_number: int = Field(99, ge=9, description="Largest number.")
+    num_shots: int = Field(0, ge=0, le=8, description="Worked examples in front of the question.")
+    seed: int = Field(0, ge=0, description="Seed of the generator.")
+
+
+DataConfig = Annotated[ArithmeticData | Gsm8kData | CopyData, Field(discriminator="kind")]
+
+
+class RunConfig(Section):
+    """Everything a run is made of."""
+
+    recipe: str = Field("arithmetic", description="Name of the recipe the settings came from.")
+    run_dir: str | None = Field(None, description="Run folder; unset: runs/RECIPE-TIME.")
+    seed: int = Field(0, ge=0, description="Seed of sampling, adapter initialisation and data order.")
+    max_steps: int = Field(100, ge=0, description="Optimizer steps.")
+    prompts_per_step: int = Field(8, ge=1, description="Groups in a step's batch.")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="How many updates old a completion may be when it is learned from; 0 is strictly on-policy.",
+    )
+    drop_flat_groups: bool = Field(
+        False,
+        description="Throw away groups whose rewards are all equal and refill the batch (DAPO's dynamic sampling).",
+    )
+    max_refills: int = Field(
+        3, ge=0, description="With drop_flat_groups: batches' worth of extra groups a step may draw."
+    )
+    flat_steps_alarm: int = Field(
+        5, ge=1, description="Say so after so many steps in a row in which all groups are flat."
+    )
+    eval_every: int = Field(0, ge=0, description="Held-out accuracy every so many steps; 0: before and after only.")
+    eval_at_ends: bool = Field(True, description="Held-out accuracy before the first and after the last step.")
+    save_every: int = Field(
+        0, ge=0, description="Checkpoint every so many steps; 0: only when the run is stopped or fails."
+    )
+    example_every: int = Field(5, ge=0, description="Show an example completion every so many steps; 0: never.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where models run; auto: CUDA when there is a GPU."
+    )
+    placement: Literal["auto", "colocated", "split"] = Field(
+        "auto",
+        description="split: rollout workers and learner ranks on GPUs of their own; colocated: they share; "
+        "auto: split when there are enough GPUs.",
+    )
+    rollout_nodes: str | None = Field(
+        None,
+        description="Name of a Ray resource that the nodes for rollout workers carry, as by `ray start --resources`; "
+        "unset: any node.",
+    )
+    learner_nodes: str | None = Field(None, description="The same for learner ranks.")
+    dashboard: bool = Field(True, description="Start Ray's dashboard and node metrics.")
+    ray_address: str | None = Field(None, description="A running Ray cluster; unset: one is started here for the run.")
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=ArithmeticData)
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    learner: LearnerConfig = Field(default_factory=LearnerConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow(cls, tree: Any) -> Any:
+        """Writes the learner's copies of `FOLLOWING_KEYS`; a learner section that is an object already is left."""
+        learner = tree.get("learner", {}) if isinstance(tree, dict) else None
+        if not isinstance(learner, dict):
+            return tree
+        max_steps = tree.get("max_steps", cls.model_fields["max_steps"].default)
+        if isinstance(max_steps, int):
+            learner = {**learner, "max_steps": max_steps or _NEVER}
+        rollout, loss = tree.get("rollout"), learner.get("loss", {})
+        if isinstance(rollout, dict) and isinstance(loss, dict) and "max_completion_length" in rollout:
+            learner = {**learner, "loss": {**loss, "max_completion_length": rollout["max_completion_length"]}}
+        reward = tree.get("reward") or RewardConfig()
+        rewards = (reward if isinstance(reward, dict) else reward.model_dump(mode="json")).get("rewards")
+        if rewards is None:
+            rewards = RewardConfig().model_dump(mode="json")["rewards"]
+        if isinstance(rewards, list) and all(isinstance(spec, dict) for spec in rewards):
+            learner = {**learner, "reward_weights": [spec.get("weight", 1.0) for spec in rewards]}
+        return {**tree, "learner": learner}
+
+    @model_validator(mode="after")
+    def _rooms_agree(self) -> RunConfig:
+        if self.rollout.num_generations < 2 and self.max_steps:
+            raise ValueError("rollout.num_generations must be at least 2: an advantage needs a group to compare with")
+        if self.rollout.temperature == 0 and self.max_steps:
+            raise ValueError("rollout.temperature must be above 0 for training: greedy groups are all alike")
+        if self.reward.control == "random" and self.learner.multi_objective_aggregation == "normalize_then_sum":
+            raise ValueError(
+                "reward.control=random replaces the total, which multi_objective_aggregation=normalize_then_sum does "
+                "not look at: use sum_then_normalize for the control"
+            )
+        if self.learner.lora.r > self.rollout.max_lora_rank:
+            raise ValueError(
+                f"learner.lora.r={self.learner.lora.r} is over rollout.max_lora_rank={self.rollout.max_lora_rank}: "
+                f"raise the latter"
+            )
+        if self.rollout.max_completion_length >= self.rollout.max_model_len:
+            raise ValueError(
+                f"rollout.max_completion_length={self.rollout.max_completion_length} leaves no room for a prompt in "
+                f"rollout.max_model_len={self.rollout.max_model_len}"
+            )
+        if self.rollout.max_adapter_versions < self.max_staleness + 2:
+            raise ValueError(
+                f"max_staleness={self.max_staleness} needs rollout.max_adapter_versions of at least "
+                f"{self.max_staleness + 2}, got {self.rollout.max_adapter_versions}"
+            )
+        if self.placement == "colocated" and self.rollout_nodes != self.learner_nodes:
+            raise ValueError(
+                f"placement=colocated shares GPUs between rooms that rollout_nodes={self.rollout_nodes} and "
+                f"learner_nodes={self.learner_nodes} keep on different nodes: use placement=split"
+            )
+        if self.data.kind == "gsm8k" and self.data.train_file == self.data.eval_file:
+            raise ValueError(f"data.train_file and data.eval_file are the same file: {self.data.train_file}")
+        return self
+
+
+RENAMED_KEYS: Mapping[str, str] = {
+    "lr": "learner.learning_rate",
+    "learning_rate": "learner.learning_rate",
+    "beta": "learner.loss.beta",
+    "loss_type": "learner.loss.loss_type",
+    "num_generations": "rollout.num_generations",
+    "temperature": "rollout.temperature",
+    "max_completion_length": "rollout.max_completion_length",
+    "learner.beta": "learner.loss.beta",
+    "learner.loss_type": "learner.loss.loss_type",
+    "rollout.n": "rollout.num_generations",
+    "reward_url": "reward.url",
+    "output_dir": "run_dir",
+}
+"""Keys people know from elsewhere, and where they live here."""
+
+FOLLOWING_KEYS: Mapping[str, str] = {
+    "learner.loss.max_completion_length": "rollout.max_completion_length",
+    "learner.max_steps": "max_steps",
+    "learner.reward_weights": "reward.rewards",
+}
+"""The learner's copies of what is written once, elsewhere: dr_grpo's constant length, a schedule's end, the weights."""
+
+UNIONS = ("data", "reward.deployment")
+"""Settings that are one of several kinds: a word alone is the kind, `reward.deployment=actor`."""
+
+_NEVER = 2**31  # the end of a schedule in a run without steps
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """Everything a recipe and its overrides say."""
+
+    run: RunConfig
+    submit: SubmitConfig
+
+
+def load_config(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> RunConfig:
+    """Resolve a recipe (a shipped name or a YAML file) and `dotted.key=value` overrides, the later winning.
+
+    Raises:
+        ConfigError: one line, naming the offending key or value and what to do.
+    """
+    return load_settings(recipe, overrides).run
+
+
+def load_settings(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> Settings:
+    """As `load_config`, with the settings of where the run is submitted to."""
+    tree = read_recipe(recipe)
+    spell_out_kinds(tree, UNIONS)
+    for override in overrides:
+        key, value = parse_override(override)
+        if key in FOLLOWING_KEYS:
+            raise ConfigError(f"{key!r} follows {FOLLOWING_KEYS[key]!r}: set that")
+        assign(tree, key, value, override)
+        spell_out_kinds(tree, UNIONS)
+    if isinstance(tree.get("data"), dict):
+        tree["data"].setdefault("kind", "arithmetic")
+    submit = {name: tree.pop(name) for name in SubmitConfig.model_fields if name in tree}
+    return Settings(run=_validated(RunConfig, tree), submit=_validated(SubmitConfig, submit))
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back; secrets are left out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flat_keys() -> list[str]:
+    """All dotted keys of a configuration and its submission, over all variants of their unions."""
+    return sorted({*walk_keys(RunConfig), *walk_keys(SubmitConfig)})
+
+
+def _validated(model: type[Checked], tree: dict[str, Any]) -> Checked:
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem as one sentence."""
+    problem = error.errors()[0]
+    kinds = {"arithmetic", "gsm8k", "copy", "local", "actor"}  # pydantic puts the union's tag into the path
+    dotted = ".".join(str(part) for i, part in enumerate(problem["loc"]) if i == 0 or part not in kinds)
+    if problem["type"] == "extra_forbidden":
+        sections = [*RunConfig.model_fields.items(), *SubmitConfig.model_fields.items()]
+        known = [*flat_keys(), *(name for name, value in sections if value.default_factory)]
+        if dotted in RENAMED_KEYS:
+            return f"unknown setting {dotted!r}; here it is {RENAMED_KEYS[dotted]!r}"
+        if dotted in known:
+            return f"{dotted!r} is a setting of another kind of {dotted.rpartition('.')[0]!r}"
+        return f"unknown setting {dotted!r}{nearest(dotted, known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not dotted:
+        return message
+    # "Input should be …" goes on in small letters, a name in capitals stays as it is.
+    message = message if message[1:2].isupper() else f"{message[0].lower()}{message[1:]}"
+    return f"{dotted}={problem['input']!r}: {message}"

@@ -1,0 +1,1 @@
+"""SageMaker HyperPod: RayJobs of a Kubernetes cluster."""

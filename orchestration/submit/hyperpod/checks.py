@@ -1,0 +1,248 @@
+"""What HyperPod would refuse, or worse accept and leave waiting, refused before anything is sent; all of it pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from orchestration.errors import ConfigError, MachineError
+from orchestration.machine.placement import MARK, place
+from orchestration.settings.config import RunConfig
+from orchestration.settings.hyperpod import GpuGroup, HyperPodConfig
+from orchestration.settings.rewards import ActorDeployment
+from orchestration.submit.instances import INSTANCES, Instance
+from orchestration.submit.job import JobSpec
+from orchestration.submit.paths import local_model_folder, refuse_what_stays_here, with_settings
+from orchestration.submit.ray.jobs import RUN_FILE
+
+MAX_NAME_CHARS = 47
+"""Of a RayJob: KubeRay appends to it, and makes names of services out of that."""
+CONFIG_FOLDER = "/etc/rlvr"
+"""Where pods see the ConfigMap."""
+LEARNER, ROLLOUT, REWARD = "learner", "rollout", "reward"
+"""Names of worker groups, and of the Ray resources that mark their nodes."""
+
+_ADDRESS = re.compile(
+    r"sagemaker_ray://(?:[a-z0-9]([a-z0-9-]*[a-z0-9])?(?:/[a-z0-9]([a-z0-9-]*[a-z0-9])?)?|[\w-]+(?:\.[\w-]+)+)/?"
+)
+_WITH_ADDRESS = frozenset({"address", "stop_timeout_s", "timeout_s"})
+
+
+def require_address(settings: HyperPodConfig) -> str:
+    """The address of the cluster that is there.
+
+    Raises ConfigError when it is none (the toolkit would try one without a cluster's name as plain HTTP), or when
+    settings of a cluster to be made stand beside it.
+    """
+    address = settings.address or ""
+    if not _ADDRESS.fullmatch(address):
+        raise ConfigError(
+            f"hyperpod.address={address!r} is no address of a RayCluster; write sagemaker_ray://CLUSTER/NAMESPACE"
+        )
+    if others := sorted(settings.model_fields_set - _WITH_ADDRESS):
+        raise ConfigError(
+            f"hyperpod.address={address!r} names a cluster that is there, and hyperpod.{others[0]} is about one to be "
+            f"made: leave one of them out"
+        )
+    return address
+
+
+def host_of(group: GpuGroup, role: str) -> Instance:
+    """What a pod of the group gets of its host.
+
+    Raises ConfigError when the host has less, or when neither the settings nor we know what it has.
+    """
+    known = INSTANCES.get(group.instance_type)
+    if known is None:
+        if group.gpus is None or group.cpus is None or group.memory_gib is None:
+            raise ConfigError(
+                f"hyperpod.{role}.instance_type={group.instance_type!r} is not in our table; say what it has by "
+                f"hyperpod.{role}.gpus, .cpus and .memory_gib"
+            )
+        return Instance(gpus=group.gpus, cpus=group.cpus, memory_gib=group.memory_gib, efa=group.efa or 0)
+    for name in ("gpus", "cpus", "memory_gib", "efa"):
+        asked, there = getattr(group, name), getattr(known, name)
+        if asked is not None and asked > there and not (name == "efa" and there == 0):
+            raise ConfigError(f"hyperpod.{role}.{name}={asked} is more than {group.instance_type} has, {there}")
+    # Ranks speak by NVLink within a host: adapters are of use from two hosts on.
+    efa = known.efa if group.efa is None and group.count > 1 else group.efa or 0
+    return Instance(
+        gpus=group.gpus or known.gpus,
+        # Kubernetes and its daemons need the rest.
+        cpus=group.cpus or known.cpus * 9 // 10,
+        memory_gib=group.memory_gib or known.memory_gib * 5 // 6,
+        efa=efa,
+    )
+
+
+def run_in_pods(job: JobSpec, settings: HyperPodConfig) -> RunConfig:
+    """The run as its driver reads it. Raises ConfigError for what no pod could do."""
+    run = job.run
+    refuse_what_stays_here(run, place="the pods")
+    _check_rewards(run, settings)
+    run_dir = run.run_dir or f"{settings.fsx_path}/rlvr-runs/{job.name}"
+    if not is_below(run_dir, settings.fsx_path):
+        raise ConfigError(
+            f"run_dir={run_dir!r} is lost when its pod ends; give a folder below hyperpod.fsx_path="
+            f"{settings.fsx_path!r}, or leave it out"
+        )
+    for key, path in job.data_files.items():
+        if not path.startswith("s3://"):
+            _require_mounted(key, path, settings)
+    if run.model.name.startswith((".", "/", "~")) or local_model_folder(run) is not None:
+        _require_mounted("model.name", run.model.name, settings)
+    if run.reward.api_key_file is not None:
+        _require_mounted("reward.api_key_file", str(run.reward.api_key_file), settings)
+    for key, nodes, own in (
+        ("rollout_nodes", run.rollout_nodes, ROLLOUT),
+        ("learner_nodes", run.learner_nodes, LEARNER),
+    ):
+        if nodes not in (None, own):
+            raise ConfigError(
+                f"{key}={nodes!r}: hyperpod.rollout and hyperpod.learner mark the nodes themselves; leave it out"
+            )
+    _check_gpus(run, settings)
+    return with_settings(run, _changes(run, run_dir, settings))
+
+
+def _changes(run: RunConfig, run_dir: str, settings: HyperPodConfig) -> dict[str, Any]:
+    changes: dict[str, Any] = {"ray_address": "auto", "run_dir": run_dir}
+    if settings.rollout is not None:
+        changes |= {"rollout_nodes": ROLLOUT, "learner_nodes": LEARNER}
+    if settings.reward is not None:
+        actor = run.reward.deployment
+        if not isinstance(actor, ActorDeployment):
+            actor = ActorDeployment(num_cpus=settings.reward.cpus)
+        resources = {**actor.resources, REWARD: MARK}
+        changes["reward.deployment"] = actor.model_copy(update={"resources": resources}).model_dump()
+    if (path := sent_settings_file(run, settings)) is not None:
+        changes["reward.settings_file"] = f"{CONFIG_FOLDER}/{path.name}"
+    return changes
+
+
+def sent_settings_file(run: RunConfig, settings: HyperPodConfig) -> Path | None:
+    """The reward service's settings when they lie here rather than on the volume."""
+    path = run.reward.settings_file
+    return None if path is None or is_below(str(path), settings.fsx_path) else path
+
+
+def check_cluster(job: JobSpec, settings: HyperPodConfig) -> None:
+    """Raises ConfigError for what Kubernetes, KubeRay or HyperPod would not take."""
+    if len(job.name) > MAX_NAME_CHARS or not job.name[0].isalpha():
+        raise ConfigError(
+            f"job.name={job.name!r}: KubeRay takes names that begin with a letter and have at most {MAX_NAME_CHARS} "
+            f"characters; this has {len(job.name)}"
+        )
+    if settings.image is None:
+        raise ConfigError("hyperpod.image is needed: docker/rollout_learner.Dockerfile, built and pushed to ECR")
+    _check_image(settings.image)
+    if settings.fsx_claim is None:
+        raise ConfigError(
+            "hyperpod.fsx_claim is needed: the PersistentVolumeClaim of the FSx for Lustre volume that run folders, "
+            "caches, data and models lie on"
+        )
+    if settings.learner is None:
+        raise ConfigError("hyperpod.learner.instance_type is needed, such as ml.p4d.24xlarge")
+    for role, group in gpu_groups(settings).items():
+        memory_gib = host_of(group, role).memory_gib
+        if settings.shm_gib * 2 > memory_gib:
+            raise ConfigError(
+                f"hyperpod.shm_gib={settings.shm_gib} is over half of the {memory_gib} GiB of memory that a pod of "
+                f"{role} has, and is part of it; lower it"
+            )
+    if settings.start_timeout_s >= settings.max_runtime_s:
+        raise ConfigError(
+            f"hyperpod.start_timeout_s={settings.start_timeout_s} must be less than hyperpod.max_runtime_s="
+            f"{settings.max_runtime_s}, which begins with it"
+        )
+    if settings.retries and not job.run.save_every:
+        raise ConfigError(
+            f"hyperpod.retries={settings.retries} would begin again each time: a pod that is lost saves nothing; set "
+            f"save_every=STEPS"
+        )
+    if settings.priority is not None and settings.queue is None:
+        raise ConfigError(f"hyperpod.priority={settings.priority!r} is of a queue; give hyperpod.queue as well")
+    if reserved := next((name for name in job.environment if name.startswith("RAY_AUTH_")), None):
+        raise ConfigError(f"job.environment has {reserved}, which is made for the job's cluster; leave it out")
+
+
+def gpu_groups(settings: HyperPodConfig) -> dict[str, GpuGroup]:
+    """By their names."""
+    groups = {LEARNER: settings.learner, ROLLOUT: settings.rollout}
+    return {role: group for role, group in groups.items() if group is not None}
+
+
+def _check_image(image: str) -> None:
+    name, _, digest = image.partition("@")
+    tag = name.rpartition("/")[2].partition(":")[2]
+    if (not tag and not digest) or (tag == "latest" and not digest):
+        raise ConfigError(
+            f"hyperpod.image={image!r} may be another image tomorrow, and on another node today; give it a tag of its "
+            f"own, or a digest"
+        )
+    if re.search(r"\s", image):
+        raise ConfigError(f"hyperpod.image={image!r} is no name of an image")
+
+
+def _check_rewards(run: RunConfig, settings: HyperPodConfig) -> None:
+    if run.reward.url is not None and settings.reward is not None:
+        raise ConfigError("hyperpod.reward is about a service that the run starts; leave it out, or reward.url")
+    path = sent_settings_file(run, settings)
+    if path is not None and (not path.is_file() or path.name == RUN_FILE or path.suffix not in (".yaml", ".yml")):
+        raise ConfigError(f"reward.settings_file={str(path)!r} is no YAML file here; give one, or one on the volume")
+
+
+def _check_gpus(run: RunConfig, settings: HyperPodConfig) -> None:
+    assert settings.learner is not None, "check_cluster() comes first"
+    hosts = {role: host_of(group, role) for role, group in gpu_groups(settings).items()}
+    totals = {role: hosts[role].gpus * group.count for role, group in gpu_groups(settings).items()}
+    _check_workers(run, hosts, settings)
+    if settings.rollout is not None:
+        if run.placement == "colocated":
+            raise ConfigError(
+                "placement=colocated shares GPUs, and hyperpod.rollout keeps the rooms on hosts of their own: leave "
+                "one of them out"
+            )
+        if run.learner.num_ranks > totals[LEARNER]:
+            raise ConfigError(
+                f"learner.num_ranks={run.learner.num_ranks} is more than the {totals[LEARNER]} GPUs of hyperpod.learner"
+            )
+    if run.device == "cpu":
+        raise ConfigError("device=cpu would leave the GPUs of hyperpod.learner idle; use device=auto")
+    if settings.rollout is not None:
+        run = run.model_copy(update={"rollout_nodes": ROLLOUT, "learner_nodes": LEARNER})
+    try:
+        place(run, num_gpus=sum(totals.values()))
+    except MachineError as error:
+        raise ConfigError(
+            f"{error} (hyperpod: {', '.join(f'{role} {n} GPUs' for role, n in totals.items())})"
+        ) from None
+
+
+def _check_workers(run: RunConfig, hosts: Mapping[str, Instance], settings: HyperPodConfig) -> None:
+    """A worker's GPUs are all on one host."""
+    role = LEARNER if settings.rollout is None else ROLLOUT
+    group = gpu_groups(settings)[role]
+    width, workers = run.rollout.tensor_parallel_size, run.rollout.num_workers
+    fitting = hosts[role].gpus // width * group.count
+    if workers > fitting:
+        raise ConfigError(
+            f"rollout.num_workers={workers} with rollout.tensor_parallel_size={width} needs {workers * width} GPUs, "
+            f"{width} of a worker on one host, and hyperpod.{role} takes {fitting} such workers; lower either, or "
+            f"enlarge the group"
+        )
+
+
+def is_below(path: str, mount: str) -> bool:
+    parts = PurePosixPath(path)
+    return ".." not in parts.parts and PurePosixPath(mount) in parts.parents
+
+
+def _require_mounted(key: str, path: str, settings: HyperPodConfig) -> None:
+    if not is_below(path, settings.fsx_path):
+        raise ConfigError(
+            f"{key}={path!r} is in no pod; copy it to the FSx volume and give its path below hyperpod.fsx_path="
+            f"{settings.fsx_path!r}"
+        )

@@ -1,0 +1,85 @@
+"""A run's paths, which are those of the machine that submits, as another place has them. Pure, but for looking at
+which files there are here."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from orchestration.errors import ConfigError
+from orchestration.models.resolve import EMBEDDED_MODELS
+from orchestration.settings.config import RunConfig
+
+
+def with_settings(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The run with dotted settings changed, checked as a whole again."""
+    tree = run.model_dump(mode="json")
+    for dotted, value in settings.items():
+        *parents, leaf = dotted.split(".")
+        node = tree
+        for parent in parents:
+            node = node[parent]
+        node[leaf] = value
+    return RunConfig.model_validate(tree)
+
+
+def data_files(run: RunConfig) -> dict[str, str]:
+    """Files that the run reads, by the setting that names them."""
+    if run.data.kind != "gsm8k":
+        return {}
+    return {"data.train_file": run.data.train_file, "data.eval_file": run.data.eval_file}
+
+
+def local_model_folder(run: RunConfig) -> Path | None:
+    """The folder of this machine that `model.name` is; None when it is embedded or of the hub."""
+    folder = Path(run.model.name).expanduser()
+    return folder if run.model.name not in EMBEDDED_MODELS and folder.is_dir() else None
+
+
+def refuse_what_stays_here(run: RunConfig, *, place: str) -> None:
+    """Refuse what cannot work, or leaks, on any other machine.
+
+    Raises ConfigError naming the setting.
+    """
+    if run.ray_address not in (None, "auto"):  # auto: the configuration of a run that was submitted before
+        raise ConfigError(f"ray_address={run.ray_address!r} is for `rlvr train`: a submitted run uses {place}'s Ray")
+    if run.reward.api_key is not None:
+        raise ConfigError(
+            "reward.api_key would be stored where others can read it; put the key into a file there and set "
+            "reward.api_key_file to its path"
+        )
+    if run.reward.url is not None and is_loopback(run.reward.url):
+        raise ConfigError(
+            f"reward.url={run.reward.url!r} is this machine, which {place} does not reach; leave it out, and the run "
+            f"starts a service of its own, or give an address that is reached from there"
+        )
+
+
+def refuse_relative_paths(run: RunConfig, *, place: str) -> None:
+    """Refuse paths that only mean something here: what a job on `place` reads must lie there, or on S3.
+
+    Raises ConfigError naming the setting.
+    """
+    for setting, path in data_files(run).items():
+        if not path.startswith(("/", "s3://")):
+            raise ConfigError(
+                f"{setting}={path!r} is a path of this machine; give s3://… or the whole path it has on {place} "
+                f"(`rlvr prepare RECIPE --upload s3://…` puts it there)"
+            )
+    if local_model_folder(run) is not None and not run.model.name.startswith("/"):
+        raise ConfigError(
+            f"model.name={run.model.name!r} is a folder of this machine; give a hub id or the whole path it has on "
+            f"{place}"
+        )
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL's host is the machine of whoever reads it."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,190 @@
+"""A Ray cluster that is there already: the run becomes one of its jobs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from orchestration.errors import ConfigError, MachineError, SubmitError
+from orchestration.machine.placement import place
+from orchestration.settings.config import RunConfig, dump_config
+from orchestration.settings.submit import RayConfig, SubmitConfig
+from orchestration.submit.job import JobSpec, JobStatus, Plan, Say
+from orchestration.submit.package import CodePackage
+from orchestration.submit.paths import refuse_relative_paths, refuse_what_stays_here, with_settings
+from orchestration.submit.ray.jobs import RUN_FILE, Endpoint, RayJobs, entrypoint
+
+_PLACE = "the Ray cluster"
+_SERVICE_SETTINGS = "reward_settings.yaml"
+
+
+class RayBackend:
+    """`--to ray`."""
+
+    def __init__(self, settings: SubmitConfig) -> None:
+        self._settings = settings.ray
+
+    def plan(self, job: JobSpec) -> Plan:
+        address = _address(self._settings)
+        run = cluster_run(job.run, job.name, run_root=self._settings.run_root)
+        return ray_plan(job, run, address=address, stop_timeout_s=self._settings.stop_timeout_s)
+
+    def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
+        address = _address(self._settings)
+        run = cluster_run(job.run, job.name, run_root=self._settings.run_root)
+        jobs = self._jobs(address)
+        version = jobs.check_version()
+        say(f"{address} runs Ray {version}")
+        if self._settings.check_gpus:
+            check_gpus(run, jobs.nodes(), address=address)
+        send(jobs, job, run, stop_timeout_s=self._settings.stop_timeout_s)
+        return {"address": address, "job_id": job.name, "run_dir": str(run.run_dir)}
+
+    def status(self, reference: Mapping[str, str]) -> JobStatus:
+        return self._jobs(reference["address"]).status(reference["job_id"])
+
+    def logs(self, reference: Mapping[str, str], *, follow: bool) -> Iterator[str]:
+        return self._jobs(reference["address"]).logs(reference["job_id"], follow=follow)
+
+    def stop(self, reference: Mapping[str, str]) -> None:
+        self._jobs(reference["address"]).stop(reference["job_id"])
+
+    def dashboard_hint(self, reference: Mapping[str, str]) -> str:
+        return f"{reference['address']}/#/jobs/{reference['job_id']}"
+
+    def _jobs(self, address: str) -> RayJobs:
+        config = self._settings
+        if config.ca_file is not None and not config.ca_file.exists():
+            raise ConfigError(f"ray.ca_file={str(config.ca_file)!r} does not exist; give a PEM file")
+        return RayJobs(
+            Endpoint(address=address, token=_token(config), ca_file=config.ca_file, timeout_s=config.timeout_s)
+        )
+
+
+def cluster_run(run: RunConfig, name: str, *, run_root: str, place: str = _PLACE) -> RunConfig:
+    """The run as a cluster's driver reads it: in the Ray it is a job of, its folder outside the job's own, which goes
+    with the job.
+
+    Raises ConfigError for paths that mean nothing there.
+    """
+    refuse_what_stays_here(run, place=place)
+    refuse_relative_paths(run, place=place)
+    if run.run_dir is not None and not run.run_dir.startswith(("/", "~")):
+        raise ConfigError(
+            f"run_dir={run.run_dir!r} would lie in the job's working directory, which goes with the job; give the "
+            f"whole path it has on {place}"
+        )
+    changes: dict[str, Any] = {"ray_address": "auto", "run_dir": run.run_dir or f"{run_root.rstrip('/')}/{name}"}
+    if run.reward.settings_file is not None:
+        changes["reward.settings_file"] = _SERVICE_SETTINGS
+    return with_settings(run, changes)
+
+
+def runtime_environment(job: JobSpec, *, working_dir: str, stop_timeout_s: float) -> dict[str, Any]:
+    """Ray's runtime environment of the job."""
+    variables = {**job.environment, "RAY_JOB_STOP_WAIT_TIME_S": f"{stop_timeout_s:g}"}
+    return {"working_dir": working_dir, "env_vars": variables}
+
+
+def ray_plan(job: JobSpec, run: RunConfig, *, address: str, stop_timeout_s: float, python: str = "python") -> Plan:
+    """What goes to Ray's job interface."""
+    working_dir = f"uploaded: {job.code.describe()}, and {RUN_FILE}"
+    request = {
+        "address": address,
+        "submission_id": job.name,
+        "entrypoint": entrypoint(python=python),
+        "runtime_env": runtime_environment(job, working_dir=working_dir, stop_timeout_s=stop_timeout_s),
+        "run": yaml.safe_load(dump_config(run)),
+    }
+    return Plan(request=request, text=yaml.safe_dump(request, sort_keys=False, width=120))
+
+
+def send(jobs: RayJobs, job: JobSpec, run: RunConfig, *, stop_timeout_s: float, python: str = "python") -> None:
+    """Upload code and settings, and start the job."""
+    carried = job.run.reward.settings_file if str(run.reward.settings_file) == _SERVICE_SETTINGS else None
+    with working_directory(job.code, run, carried) as folder:
+        environment = runtime_environment(job, working_dir=str(folder), stop_timeout_s=stop_timeout_s)
+        jobs.submit(
+            name=job.name,
+            command=entrypoint(python=python),
+            runtime_env=environment,
+            metadata={"name": job.name, "recipe": run.recipe},
+        )
+
+
+@contextmanager
+def working_directory(code: CodePackage, run: RunConfig, service_settings: Path | None) -> Iterator[Path]:
+    """The code with the run's settings in it, for as long as the block lasts.
+
+    Raises ConfigError when the reward service's settings file cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="rlvr-job-") as name:
+        folder = Path(name) / "code"
+        shutil.copytree(code.folder, folder)
+        (folder / RUN_FILE).write_text(dump_config(run), encoding="utf-8")
+        if service_settings is not None:
+            try:
+                shutil.copyfile(service_settings, folder / _SERVICE_SETTINGS)
+            except OSError as error:
+                raise ConfigError(
+                    f"reward.settings_file={str(service_settings)!r} cannot be read: {error.strerror}"
+                ) from error
+        yield folder
+
+
+def check_gpus(run: RunConfig, nodes: list[dict[str, float]], *, address: str) -> None:
+    """Refuse a run that the cluster can never place. Raises SubmitError, with what it has and what is wanted."""
+    num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    try:
+        place(run, num_gpus=num_gpus)
+    except MachineError as error:
+        raise SubmitError(
+            f"the Ray cluster at {address} has {num_gpus} GPUs on {len(nodes)} nodes: {error} (ray.check_gpus=false "
+            f"if the cluster grows on demand)"
+        ) from error
+    for setting, mark in (("rollout_nodes", run.rollout_nodes), ("learner_nodes", run.learner_nodes)):
+        if mark is not None and not any(node.get(mark) for node in nodes):
+            raise SubmitError(
+                f"{setting}={mark!r}, but no node of the Ray cluster at {address} has a resource of that name; start "
+                f"nodes with --resources or leave the setting out"
+            )
+
+
+def _address(config: RayConfig) -> str:
+    address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if address is None:
+        raise ConfigError("no Ray cluster is named: set ray.address=http://HOST:8265, its dashboard")
+    parts = urlsplit(address)
+    try:
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ConfigError(f"ray.address={address!r} is not a dashboard's address; write http://HOST:8265 or https://…")
+    return address.rstrip("/")
+
+
+def _token(config: RayConfig) -> str | None:
+    """The cluster's token: the setting's file, or what Ray's own tools would take."""
+    default = Path.home() / ".ray" / "auth_token"
+    named = config.token_file or (os.environ.get("RAY_AUTH_TOKEN_PATH") and Path(os.environ["RAY_AUTH_TOKEN_PATH"]))
+    if named is None and (token := os.environ.get("RAY_AUTH_TOKEN")):
+        return token.strip()
+    path = named or (default if default.exists() else None)
+    if not path:
+        return None
+    try:
+        token = Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"ray.token_file={str(path)!r} cannot be read: {error}") from error
+    if not token:
+        raise ConfigError(f"ray.token_file={str(path)!r} is empty; put the cluster's token there")
+    return token

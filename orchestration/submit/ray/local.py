@@ -1,0 +1,115 @@
+"""This machine: a Ray head of our own, with a dashboard, and the run as one of its jobs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestration.errors import SubmitError
+from orchestration.extras import require
+from orchestration.machine.needs import model_size, object_store_bytes
+from orchestration.settings.config import RunConfig
+from orchestration.settings.submit import SubmitConfig
+from orchestration.submit.book import state_root
+from orchestration.submit.job import JobSpec, JobState, JobStatus, Plan, Say
+from orchestration.submit.paths import data_files, local_model_folder, refuse_what_stays_here, with_settings
+from orchestration.submit.ray import local_head
+from orchestration.submit.ray.cluster import ray_plan, send
+from orchestration.submit.ray.jobs import RayJobs
+
+_LEAST_OBJECT_STORE_BYTES = 2**30  # jobs share it
+
+
+class LocalBackend:
+    """`--to local`."""
+
+    def __init__(self, settings: SubmitConfig, *, folder: Path | None = None) -> None:
+        self._settings = settings.local
+        self._folder = folder or state_root() / "head"
+
+    def plan(self, job: JobSpec) -> Plan:
+        head = local_head.find(self._folder)
+        address = head.address if head else f"http://{local_head.HOST}:{local_head.DASHBOARD_PORT}, started for the job"
+        run, timeout_s = local_run(job.run, job.name), self._settings.stop_timeout_s
+        return ray_plan(job, run, address=address, stop_timeout_s=timeout_s, python=sys.executable)
+
+    def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
+        require("vllm", by="a run on this machine", extra="cpu")
+        run = local_run(job.run, job.name)
+        if local_head.find(self._folder) is None:
+            say("starting Ray on this machine")
+        head = local_head.ensure(
+            self._folder,
+            linger_s=self._settings.linger_s,
+            object_store_bytes=max(
+                _LEAST_OBJECT_STORE_BYTES, object_store_bytes(model_size(run.model.name), run.learner)
+            ),
+            timeout_s=self._settings.start_timeout_s,
+        )
+        jobs = RayJobs(local_head.endpoint(self._folder, head))
+        send(jobs, job, run, stop_timeout_s=self._settings.stop_timeout_s, python=sys.executable)
+        reference = {"address": head.address, "head": head.identity}
+        return {**reference, "job_id": job.name, "run_dir": str(run.run_dir)}
+
+    def status(self, reference: Mapping[str, str]) -> JobStatus:
+        jobs = self._jobs(reference)
+        if jobs is None:
+            return _from_run_folder(Path(reference["run_dir"]))
+        return jobs.status(reference["job_id"])
+
+    def logs(self, reference: Mapping[str, str], *, follow: bool) -> Iterator[str]:
+        jobs = self._jobs(reference)
+        if jobs is None:
+            raise SubmitError(
+                f"the Ray head that ran {reference['job_id']} has ended, and its log with it; what the run wrote is in "
+                f"{reference['run_dir']}"
+            )
+        return jobs.logs(reference["job_id"], follow=follow)
+
+    def stop(self, reference: Mapping[str, str]) -> None:
+        if (jobs := self._jobs(reference)) is not None:
+            jobs.stop(reference["job_id"])
+
+    def dashboard_hint(self, reference: Mapping[str, str]) -> str:
+        token = self._folder / local_head.TOKEN_FILE
+        return f"{reference['address']}/#/jobs/{reference['job_id']}; the token it asks for is in {token}"
+
+    def _jobs(self, reference: Mapping[str, str]) -> RayJobs | None:
+        """Those of the head that the job was given to; None when that has ended."""
+        head = local_head.find(self._folder)
+        if head is None or head.identity != reference["head"]:
+            return None
+        return RayJobs(local_head.endpoint(self._folder, head))
+
+
+def local_run(run: RunConfig, name: str) -> RunConfig:
+    """The run with whole paths, as the job works in another folder. Raises ConfigError for what a job cannot have."""
+    refuse_what_stays_here(run, place="this machine's Ray")
+    changes: dict[str, Any] = {
+        "ray_address": "auto",
+        "run_dir": os.path.abspath(Path(run.run_dir or f"runs/{name}").expanduser()),
+    }
+    for setting, path in data_files(run).items():
+        if not path.startswith("s3://"):
+            changes[setting] = os.path.abspath(Path(path).expanduser())
+    if (folder := local_model_folder(run)) is not None:
+        changes["model.name"] = os.path.abspath(folder)
+    if run.reward.settings_file is not None:
+        changes["reward.settings_file"] = os.path.abspath(run.reward.settings_file)
+    if run.reward.api_key_file is not None:
+        changes["reward.api_key_file"] = os.path.abspath(run.reward.api_key_file.expanduser())
+    return with_settings(run, changes)
+
+
+def _from_run_folder(run_dir: Path) -> JobStatus:
+    """What a job came to whose Ray head is gone: its run folder says."""
+    from orchestration.run.folder import read_status
+
+    status = read_status(run_dir)
+    states = {"finished": JobState.SUCCEEDED, "stopped": JobState.STOPPED, "failed": JobState.FAILED}
+    if status in states:
+        return JobStatus(state=states[status], message=f"by {run_dir / 'summary.json'}")
+    return JobStatus(state=JobState.UNKNOWN, message=f"its Ray head has ended, and {run_dir} has no summary")

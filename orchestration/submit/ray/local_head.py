@@ -1,0 +1,238 @@
+"""A Ray head on this machine that belongs to us: a process that holds it, and ends it when it has been idle.
+
+    python -m orchestration.submit.ray.local_head FOLDER LINGER_S OBJECT_STORE_BYTES
+
+FOLDER, which only its owner can read, has the cluster's token (`auth_token`), and `head.json` while the head runs.
+Whoever holds the lock on `lock` is the head's process: so none is started twice, and none is believed in that is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from orchestration.cluster.environment import NODE_ENVIRONMENT, with_token
+from orchestration.errors import MachineError, SubmitError
+from orchestration.storage.atomic import atomic_write
+from orchestration.submit.ray.jobs import Endpoint, RayJobs
+
+HOST = "127.0.0.1"
+DASHBOARD_PORT = 8265
+"""Taken when it is free, as people look there."""
+TOKEN_FILE, STATE_FILE, LOCK_FILE, LOG_FILE = "auth_token", "head.json", "lock", "head.log"
+
+_POLL_S = 2.0
+_ANSWER_S = 10.0
+_END_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """A running head."""
+
+    pid: int
+    """Of the process that holds it."""
+    address: str
+    """Its dashboard."""
+    identity: str
+    """Tells it from the heads before and after it at the same address."""
+
+
+def find(folder: Path) -> Head | None:
+    """The head that runs, if one does."""
+    with suppress(OSError), (folder / LOCK_FILE).open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with suppress(OSError, ValueError, TypeError):
+                return Head(**json.loads((folder / STATE_FILE).read_bytes()))
+    return None
+
+
+def endpoint(folder: Path, head: Head) -> Endpoint:
+    return Endpoint(address=head.address, token=(folder / TOKEN_FILE).read_text().strip(), timeout_s=_ANSWER_S)
+
+
+def ensure(folder: Path, *, linger_s: float, object_store_bytes: int, timeout_s: float) -> Head:
+    """The head that runs, or one that is started now and outlives this process.
+
+    Raises MachineError, with the end of its log, when it does not get ready in time.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        log = (folder / LOG_FILE).open("ab")
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be written: {error.strerror}; set RLVR_STATE to another folder") from error
+    if (head := find(folder)) is not None:
+        log.close()
+        return head
+    words = (str(folder), str(linger_s), str(object_store_bytes))
+    start = log.tell()
+    with log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestration.submit.ray.local_head", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C here is not meant for it
+        )
+    deadline = time.monotonic() + timeout_s
+    try:
+        while time.monotonic() < deadline:
+            if (head := find(folder)) is not None:
+                return head
+            if process.poll() is not None:
+                break
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
+    process.terminate()
+    with (folder / LOG_FILE).open("rb") as file:
+        file.seek(start)
+        tail = " ".join(file.read().decode(errors="replace").split())[-400:]
+    raise MachineError(
+        f"Ray did not start here within {timeout_s:g} s: {tail or 'it said nothing'}; the whole log is in "
+        f"{folder / LOG_FILE}"
+    )
+
+
+def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
+    """Start a head, and end it when it had no unfinished job for `linger_s` seconds, on SIGTERM, or when Ray ends."""
+    usual_port = Path(tempfile.gettempdir()) / f"rlvr-dashboard-port-{os.getuid()}.lock"
+    with _locked(folder / LOCK_FILE) as is_ours, _locked(usual_port) as is_first:
+        if not is_ours:
+            return  # another was quicker
+        (folder / STATE_FILE).unlink(missing_ok=True)
+        token_file = folder / TOKEN_FILE
+        _write_private(token_file, secrets.token_hex(32))
+        # Between the look at a port and the dashboard's taking it there are seconds: of our heads one may hope for it.
+        port = _free_port(DASHBOARD_PORT) if is_first else _free_port()
+        # A folder of its own: in a shared one a job joins whichever head started last. Short, for sockets lie in it.
+        ray_folder = Path(tempfile.mkdtemp(prefix="rlvr-ray-"))
+        ray = _start_ray(port, token_file, ray_folder, object_store_bytes)
+        try:
+            head = Head(pid=os.getpid(), address=f"http://{HOST}:{port}", identity=secrets.token_hex(8))
+            _until_ready(ray, lambda: RayJobs(endpoint(folder, head)))
+            atomic_write(folder / STATE_FILE, json.dumps(asdict(head)).encode())
+            _until_idle(ray, RayJobs(endpoint(folder, head)), linger_s)
+        finally:
+            (folder / STATE_FILE).unlink(missing_ok=True)
+            _end(ray)
+            shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def _start_ray(port: int, token_file: Path, ray_folder: Path, object_store_bytes: int) -> subprocess.Popen[bytes]:
+    words = (
+        "--head",
+        "--block",
+        "--port=0",
+        # All others are free ones too: another Ray may run on this machine, and has the usual ones.
+        f"--ray-client-server-port={_free_port()}",
+        f"--dashboard-agent-listen-port={_free_port()}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--node-ip-address={HOST}",
+        f"--dashboard-host={HOST}",
+        f"--dashboard-port={port}",
+        f"--object-store-memory={object_store_bytes}",
+        f"--temp-dir={ray_folder}",
+        "--disable-usage-stats",
+    )
+    # What Ray starts, and with it every driver and actor, finds the programs of this interpreter first.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", *words],
+        env={**os.environ, **NODE_ENVIRONMENT, **with_token(token_file), "PATH": path},
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def _until_ready(ray: subprocess.Popen[bytes], ask: Callable[[], object]) -> None:
+    """Returns when the dashboard answers. How long that may take is the affair of whoever asked for the head."""
+    while True:
+        try:
+            ask()
+            return
+        except SubmitError:
+            if ray.poll() is not None:
+                raise
+            time.sleep(0.3)
+
+
+def _until_idle(ray: subprocess.Popen[bytes], jobs: RayJobs, linger_s: float) -> None:
+    busy_at = time.monotonic()
+    while ray.poll() is None and time.monotonic() - busy_at <= linger_s:
+        with suppress(SubmitError):  # it may be busy; when it has died, `poll` says so
+            if jobs.unfinished():
+                busy_at = time.monotonic()
+        time.sleep(_POLL_S)
+
+
+def _end(ray: subprocess.Popen[bytes]) -> None:
+    """End Ray and all it started, and nobody else's Ray, which `ray stop` would."""
+    with suppress(psutil.NoSuchProcess):
+        started = psutil.Process(ray.pid).children(recursive=True)
+        ray.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            ray.wait(_END_S)
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        for process in psutil.wait_procs(started, timeout=_END_S)[1]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    if ray.poll() is None:
+        ray.kill()
+        ray.wait(_END_S)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    with path.open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+def _free_port(preferred: int = 0) -> int:
+    for port in (preferred, 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return int(probe.getsockname()[1])
+    raise MachineError("no port is free on loopback")
+
+
+def _on_sigterm(_number: int, _frame: object) -> None:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    hold(Path(sys.argv[1]), linger_s=float(sys.argv[2]), object_store_bytes=int(sys.argv[3]))

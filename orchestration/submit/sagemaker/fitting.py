@@ -1,0 +1,135 @@
+"""Whether a run fits on the hosts of a training job. Pure, and loads no heavy library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from orchestration.errors import ConfigError, MachineError
+from orchestration.machine.placement import place
+from orchestration.settings.config import RunConfig
+from orchestration.settings.sagemaker import InstanceGroup, SageMakerConfig
+from orchestration.submit.instances import INSTANCES
+
+EFA_ENVIRONMENT: Mapping[str, str] = {
+    "FI_PROVIDER": "efa",
+    "FI_EFA_USE_DEVICE_RDMA": "1",
+    "NCCL_SOCKET_IFNAME": "eth0",
+}
+"""For NCCL between hosts: data over EFA with RDMA, the first contact over the network that all training hosts have."""
+
+
+def num_gpus(instance_type: str) -> int | None:
+    """GPUs of one host; None for a GPU type whose figures are not known here.
+
+    Trainium and Inferentia count as none: nothing here runs on them.
+    """
+    if instance_type in INSTANCES:
+        return INSTANCES[instance_type].gpus
+    return None if re.match(r"ml\.[pg]\d", instance_type) else 0
+
+
+def groups_by_role(settings: SageMakerConfig) -> dict[str, InstanceGroup]:
+    """The groups of a heterogeneous cluster, the learner's first: the head is on its first host."""
+    order = ("learner", "rollout", "reward")
+    return {group.role: group for group in sorted(settings.instance_groups, key=lambda group: order.index(group.role))}
+
+
+def learner_on_head(settings: SageMakerConfig, run: RunConfig) -> bool:
+    """Whether a learner that might come to several hosts can be held on the head, where the run folder is.
+
+    Elsewhere its checkpoints lie on the disk of another host. Not held are ranks that need more than one host, or that
+    share GPUs with rollout workers.
+    """
+    groups = groups_by_role(settings)
+    kind, hosts = settings.instance_type, settings.instance_count
+    if groups:
+        kind, hosts = groups["learner"].instance_type, groups["learner"].instance_count
+    on_a_host = None if kind is None else num_gpus(kind)
+    if hosts < 2 or on_a_host is None:
+        return False
+    if on_a_host == 0 or run.device == "cpu":
+        return True
+    shared = not groups and place(run, num_gpus=on_a_host * hosts).mode != "split"
+    return not shared and run.learner.num_ranks <= on_a_host
+
+
+def efa_environment(settings: SageMakerConfig) -> dict[str, str]:
+    """What NCCL needs where GPU hosts with EFA speak to each other; nothing within one host, which has NVSwitch."""
+    kinds = [(group.instance_type, group.instance_count) for group in settings.instance_groups]
+    if settings.instance_type is not None:
+        kinds.append((settings.instance_type, settings.instance_count))
+    num_hosts = sum(count for kind, count in kinds if kind in INSTANCES and INSTANCES[kind].efa)
+    return dict(EFA_ENVIRONMENT) if num_hosts > 1 else {}
+
+
+def check_capacity(settings: SageMakerConfig, run: RunConfig) -> None:
+    """Raises ConfigError when the run needs more GPUs than its hosts have, or has them on the wrong hosts."""
+    groups = groups_by_role(settings)
+    if groups:
+        _check_groups(groups, run)
+        _check_learner(settings, run)
+        return
+    assert settings.instance_type is not None, "checked before"
+    on_a_host = num_gpus(settings.instance_type)
+    if on_a_host is None:
+        return
+    where = f"{settings.instance_count} × {settings.instance_type}"
+    total = on_a_host * settings.instance_count
+    try:
+        mode = place(run, num_gpus=total).mode
+    except MachineError as error:
+        raise ConfigError(f"the recipe does not fit on {where} ({total} GPUs): {error}") from error
+    if mode == "split":
+        _check_workers(run, on_a_host, settings.instance_count, f"sagemaker.instance_type={settings.instance_type}")
+    _check_learner(settings, run)
+
+
+def _check_learner(settings: SageMakerConfig, run: RunConfig) -> None:
+    """Hosts of a training job share no disk, so what the ranks save of a state has to be saved on one."""
+    learner = groups_by_role(settings).get("learner")
+    num_hosts, kind = settings.instance_count, settings.instance_type
+    if learner is not None:
+        num_hosts, kind = learner.instance_count, learner.instance_type
+    if kind is None or num_gpus(kind) is None:
+        return
+    if num_hosts > 1 and run.learner_nodes is None and not learner_on_head(settings, run):
+        raise ConfigError(
+            f"the learner's {run.learner.num_ranks} ranks (placement={run.placement}) would be on several hosts, which "
+            f"share no disk for its checkpoints; use placement=split and as many learner.num_ranks as one host has GPUs"
+        )
+
+
+def _check_groups(groups: Mapping[str, InstanceGroup], run: RunConfig) -> None:
+    gpus = {role: num_gpus(group.instance_type) for role, group in groups.items()}
+    learner, rollout = groups["learner"], groups["rollout"]
+    without = [group for group in (learner, rollout) if gpus[group.role] == 0]
+    if run.device == "cpu" or (len(without) == 2 and run.device == "auto"):
+        return
+    if without:
+        raise ConfigError(
+            f"the {without[0].role} group's {without[0].instance_type} has no GPU, which device={run.device} needs "
+            f"there; choose a type with GPUs, or device=cpu for the whole run"
+        )
+    on_learner = gpus["learner"]
+    if on_learner is not None and run.learner.num_ranks > on_learner * learner.instance_count:
+        raise ConfigError(
+            f"learner.num_ranks={run.learner.num_ranks} needs as many GPUs, and the learner group's "
+            f"{learner.instance_count} × {learner.instance_type} has {on_learner * learner.instance_count}; lower it, "
+            f"or enlarge the group"
+        )
+    on_rollout = gpus["rollout"]
+    if on_rollout is not None:
+        _check_workers(run, on_rollout, rollout.instance_count, f"the rollout group's {rollout.instance_type}")
+
+
+def _check_workers(run: RunConfig, on_a_host: int, num_hosts: int, where: str) -> None:
+    """A worker's GPUs are all on one host."""
+    width, workers = run.rollout.tensor_parallel_size, run.rollout.num_workers
+    fitting = on_a_host // width * num_hosts
+    if workers > fitting:
+        raise ConfigError(
+            f"rollout.num_workers={workers} with tensor_parallel_size={width} needs {workers * width} GPUs, "
+            f"{width} of a worker on one host, and {where} × {num_hosts} takes {fitting} such workers; lower either, "
+            f"or take more hosts"
+        )

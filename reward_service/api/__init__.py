@@ -1,0 +1,1 @@
+"""The service as a FastAPI application: bodies, endpoints, protocols, metrics."""

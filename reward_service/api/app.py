@@ -1,0 +1,93 @@
+"""The application: a service behind its endpoints, error answers, the OpenAPI document."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from reward_service.api import openapi
+from reward_service.api.endpoints import router
+from reward_service.api.service import RewardService
+from reward_service.errors import InvalidRequestError, ServiceError
+from reward_service.registry import load_rewards
+from reward_service.schemas import ErrorBody
+from reward_service.settings import ServiceSettings
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """The service as an ASGI application. Its workers start with it.
+
+    Raises ServiceStartError or ServiceError for settings that cannot work.
+    """
+    service = RewardService(settings, load_rewards(settings), service_version())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.close()
+
+    app = FastAPI(
+        title="Reward service",
+        summary="Scores completions by verifiable rewards.",
+        version=service.version,
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    app.include_router(router)
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = openapi.document(app, settings, service.rewards)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+def service_version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return version("rlvr")
+    except PackageNotFoundError:  # run from a bare source folder
+        return "0+source"
+
+
+def _error_response(status: int, error: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    body = msgspec.json.encode(ErrorBody(error, detail))
+    return Response(body, status, headers=dict(headers or {}), media_type="application/json")
+
+
+async def _service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return _error_response(error.status, error.error, str(error), error.headers)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    name = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    return _error_response(error.status_code, name, str(error.detail), error.headers)
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+    return _error_response(InvalidRequestError.status, InvalidRequestError.error, told)
+
+
+async def _unexpected_error(_: Request, error: Exception) -> Response:
+    return _error_response(500, ServiceError.error, f"{type(error).__name__}; the service's log says more")

@@ -1,0 +1,212 @@
+"""The endpoints. Bodies are read raw and parsed by msgspec: FastAPI's own parsing and serialisation cost several times
+as much as the scoring."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, Query, Request, Response
+
+from reward_service.api import protocols
+from reward_service.api.bodies import parse
+from reward_service.api.metrics import CONTENT_TYPE
+from reward_service.api.openapi import returns, takes
+from reward_service.api.service import RewardService
+from reward_service.errors import ClientGoneError, NotReadyError, ServiceError
+from reward_service.keys import Caller
+from reward_service.schemas import (
+    AuditRecords,
+    Health,
+    OpenRlhfRequest,
+    OpenRlhfResponse,
+    RewardInfo,
+    RewardList,
+    ScoreRequest,
+    ScoreResponse,
+    SlimeRequest,
+)
+from reward_service.types import RewardSpec
+
+router = APIRouter()
+DEFAULT_PROFILE: Final = "gsm8k"
+_WATCH_AFTER_S: Final = 1.0
+"""Most requests are answered before; for them a watch would cost more than it saves."""
+OPEN: Final[dict[str, Any]] = {"security": []}
+"""Of endpoints that ask for no key."""
+REFUSALS: Final = (401, 404, 408, 409, 413, 422, 429, 500, 503)
+
+
+@router.post(
+    "/v1/score",
+    responses=returns(ScoreResponse, *REFUSALS),
+    openapi_extra=takes(ScoreRequest),
+)
+async def score(request: Request) -> Response:
+    """Score completions: applies the rewards to every item. What could not be scored is null with a reason, never 0."""
+    service = _service(request)
+    async with _answering(request, "/v1/score") as (caller, raw):
+        body = parse(raw, ScoreRequest)
+        specs = tuple(RewardSpec(name=r.name, weight=r.weight, params=r.params) for r in body.rewards)
+        scored = await service.score(caller, specs, body.items, run_id=body.run_id, policy_version=body.policy_version)
+        return _json(service.encode(scored))
+
+
+@router.post(
+    "/get_reward",
+    responses=returns(OpenRlhfResponse, *REFUSALS),
+    openapi_extra=takes(OpenRlhfRequest),
+)
+async def openrlhf(request: Request) -> Response:
+    """OpenRLHF's remote reward, by the profile `gsm8k`."""
+    return await openrlhf_profile(request, DEFAULT_PROFILE)
+
+
+@router.post(
+    "/get_reward/{profile}",
+    responses=returns(OpenRlhfResponse, *REFUSALS),
+    openapi_extra=takes(OpenRlhfRequest),
+)
+async def openrlhf_profile(request: Request, profile: str) -> Response:
+    """OpenRLHF's remote reward, by a profile of the service's settings."""
+    service = _service(request)
+    settings, specs = service.profile(profile)
+    async with _answering(request, "/get_reward") as (caller, raw):
+        scored = await service.score(caller, specs, protocols.from_openrlhf(parse(raw, OpenRlhfRequest), settings))
+        return _json(msgspec.json.encode(protocols.to_openrlhf(scored.plan, scored.results, settings)))
+
+
+@router.post("/rm", responses=returns(float, *REFUSALS), openapi_extra=takes(SlimeRequest))
+async def slime(request: Request) -> Response:
+    """slime's `--rm-url`, by the profile `gsm8k`."""
+    return await slime_profile(request, DEFAULT_PROFILE)
+
+
+@router.post(
+    "/rm/{profile}",
+    responses=returns(float, *REFUSALS),
+    openapi_extra=takes(SlimeRequest),
+)
+async def slime_profile(request: Request, profile: str) -> Response:
+    """slime's `--rm-url`, by a profile of the service's settings."""
+    service = _service(request)
+    settings, specs = service.profile(profile)
+    async with _answering(request, "/rm") as (caller, raw):
+        scored = await service.score(caller, specs, protocols.from_slime(parse(raw, SlimeRequest), settings))
+        return _json(msgspec.json.encode(protocols.to_slime(scored.plan, scored.results, settings)))
+
+
+@router.get("/v1/rewards", responses=returns(RewardList, 401, 500))
+async def list_rewards(request: Request) -> Response:
+    """The rewards with their parameters, ranges and versions."""
+    service = _service(request)
+    _identify(request)
+    infos = [
+        RewardInfo(
+            name=reward.name,
+            description=reward.description,
+            range=(reward.low, reward.high),
+            params=reward.params.model_json_schema(),
+            version=reward.version,
+        )
+        for reward in service.rewards.values()
+    ]
+    return _json(msgspec.json.encode(RewardList(version=service.version, rewards=infos)))
+
+
+@router.get("/v1/audit", responses=returns(AuditRecords, 401, 404, 422, 500, 503))
+async def audit(
+    request: Request,
+    run_id: Annotated[str | None, Query(description="The run; without it, requests that named none.")] = None,
+    id: Annotated[str | None, Query(description="The item's id; without it, all items.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Most records.")] = 100,
+) -> Response:
+    """Why an item has its score: the recorded decisions, newest first; with API keys, those of the caller alone."""
+    records = await _service(request).explain(_identify(request), run_id, id, limit)
+    return _json(msgspec.json.encode(AuditRecords(records)))
+
+
+@router.get("/healthz", responses=returns(Health), openapi_extra=OPEN)
+async def healthz() -> Response:
+    """Is the process alive? Answers as long as the event loop does."""
+    return _json(msgspec.json.encode(Health("ok")))
+
+
+@router.get("/readyz", responses=returns(Health, 503), openapi_extra=OPEN)
+async def readyz(request: Request) -> Response:
+    """Can it score? There is a worker that no item holds up."""
+    if (why := _service(request).unready) is not None:
+        raise NotReadyError(why)
+    return _json(msgspec.json.encode(Health("ok")))
+
+
+@router.get(
+    "/metrics",
+    responses={200: {"description": "Prometheus's text format.", "content": {"text/plain": {}}}},
+    openapi_extra=OPEN,
+)
+async def metrics(request: Request) -> Response:
+    """Requests, items, seconds a reward takes, queue, workers."""
+    return Response(_service(request).metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _service(request: Request) -> RewardService:
+    service = request.app.state.service
+    assert isinstance(service, RewardService)
+    return service
+
+
+def _identify(request: Request) -> Caller:
+    return _service(request).identify(request.headers.get("authorization"), request.headers.get("x-api-key"))
+
+
+@asynccontextmanager
+async def _answering(request: Request, endpoint: str) -> AsyncIterator[tuple[Caller, bytes]]:
+    """Who asks for scores, and the body; counts and times the answer."""
+    service = _service(request)
+    began, status = time.perf_counter(), 500
+    try:
+        caller = _identify(request)
+        async with service.bodies.read(request) as raw, _while_wanted(request):
+            yield caller, raw
+        status = 200
+    except ServiceError as error:
+        status = error.status
+        raise
+    finally:
+        service.metrics.requests.labels(endpoint, str(status)).inc()
+        service.metrics.seconds.labels(endpoint).observe(time.perf_counter() - began)
+
+
+@asynccontextmanager
+async def _while_wanted(request: Request) -> AsyncIterator[None]:
+    """Gives up, with ClientGoneError, what takes longer than `_WATCH_AFTER_S` once nobody waits for it any more."""
+    task = asyncio.current_task()
+    assert task is not None
+    watches: list[asyncio.Task[None]] = []
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        task.cancel()
+
+    later = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, lambda: watches.append(asyncio.create_task(watch())))
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not (watches and watches[0].done()):
+            raise
+        task.uncancel()
+        raise ClientGoneError("the client hung up") from None
+    finally:
+        later.cancel()
+        for one in watches:
+            one.cancel()
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

@@ -1,0 +1,201 @@
+"""What the endpoints share: from parsed items to results, whichever protocol they came by."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
+from typing import Any, NamedTuple
+
+import msgspec
+
+from reward_service.api.bodies import Bodies, check_limits
+from reward_service.api.judges import RemoteScoring
+from reward_service.api.metrics import Metrics
+from reward_service.audit.errors import AuditError
+from reward_service.audit.handle import AuditHandle
+from reward_service.audit.records import AppliedReward, AuditBatch, AuditItem, describe, read_key
+from reward_service.audit.settings import AuditSettings
+from reward_service.audit.store import AuditStore
+from reward_service.errors import (
+    AuditUnavailableError,
+    NoAuditError,
+    ServiceError,
+    ServiceStartError,
+    UnknownProfileError,
+)
+from reward_service.keys import ANONYMOUS, Caller, KeyRing, KeysError
+from reward_service.pool.messages import ScoredItem
+from reward_service.pool.pool import WorkerPool
+from reward_service.rewards.base import Reward
+from reward_service.sandbox.probe import resolve
+from reward_service.schemas import ScoreItem, ServiceInfo
+from reward_service.scoring import Plan, make_plan
+from reward_service.settings import Profile, ServiceSettings
+from reward_service.types import RewardSpec
+
+_RESULT_BYTES = 400
+"""About what an item's identifiers and scores take in the audit log's messages."""
+NOBODY = Caller(name=ANONYMOUS)
+
+
+class Scored(NamedTuple):
+    """Items with their results, in the items' order."""
+
+    plan: Plan
+    items: Sequence[ScoreItem]
+    results: Sequence[ScoredItem]
+
+
+class RewardService:
+    """Scores on the pool what requests ask for. All methods are called on one event loop."""
+
+    def __init__(self, settings: ServiceSettings, rewards: Mapping[str, Reward], version: str) -> None:
+        """Raises ServiceStartError for settings that cannot work here: profiles, keys, audit log, sandbox."""
+        self.settings, self.rewards, self.version = settings, rewards, version
+        self.pool = WorkerPool(settings, sorted({module for reward in rewards.values() for module in reward.preload}))
+        self._remote = RemoteScoring(settings, rewards, self.pool)
+        self.bodies = Bodies(settings)
+        self.metrics = Metrics(self.pool, self._audit_bytes if settings.audit is not None else None)
+        self._audit: AuditHandle | None = None
+        try:
+            self._keys = None if settings.keys_file is None else KeyRing(settings.keys_file)
+        except KeysError as error:
+            raise ServiceStartError(str(error)) from None
+        self._profiles = {
+            name: tuple(RewardSpec(name=r.name, weight=r.weight, params=r.params) for r in profile.rewards)
+            for name, profile in settings.profiles.items()
+            if settings.rewards is None or all(r.name in rewards for r in profile.rewards)
+        }
+        self._check()
+
+    def _check(self) -> None:
+        """What would otherwise fail at the first request."""
+        for name, specs in self._profiles.items():
+            try:
+                self._remote.prepare(make_plan(specs, self.rewards), specs)
+            except ServiceError as error:
+                raise ServiceStartError(f"profile {name!r}: {error}") from None
+        if "code" in self.rewards and self.settings.sandbox.mode != "auto":
+            resolve(self.settings.sandbox)
+        if (audit := self.settings.audit) is not None:
+            try:
+                key = read_key(audit.hmac_key_file)
+                with closing(AuditStore(audit.database, key=key, busy_timeout_s=audit.busy_timeout_s)) as store:
+                    store.create()
+            except AuditError as error:
+                raise ServiceStartError(str(error)) from None
+
+    async def start(self) -> None:
+        """Starts the workers and opens the audit log; AuditError if that cannot be."""
+        for reward in self.rewards.values():
+            _ = reward.version  # worked out from source files before any request
+        if self.settings.audit is not None:
+            self._audit = await AuditHandle.start(self.settings.audit, service_version=self.version)
+        await self.pool.start()
+
+    async def close(self) -> None:
+        """Ends the workers and commits what is not yet in the audit log; AuditError if that cannot be."""
+        await self._remote.close()
+        await self.pool.close()
+        if self._audit is not None:
+            await self._audit.close()
+
+    def identify(self, authorization: str | None, x_api_key: str | None) -> Caller:
+        """Who asks; UnauthorizedError if keys are asked for and this is none."""
+        return NOBODY if self._keys is None else self._keys.check(authorization, x_api_key)
+
+    @property
+    def unready(self) -> str | None:
+        """Why nothing can be scored now; None if it can."""
+        if self._audit is not None and self._audit.failed is not None:
+            return f"decisions cannot be recorded: {self._audit.failed}"
+        return None if self.pool.ready else "no worker can score now: starting, held up by items, or shutting down"
+
+    def profile(self, name: str) -> tuple[Profile, tuple[RewardSpec, ...]]:
+        """A profile with its rewards; UnknownProfileError if there is none."""
+        if name not in self._profiles:
+            there = ", ".join(sorted(self._profiles)) or "none"
+            raise UnknownProfileError(f"there is no profile {name!r:.100}; this service has {there}")
+        return self.settings.profiles[name], self._profiles[name]
+
+    async def score(
+        self,
+        caller: Caller,
+        specs: tuple[RewardSpec, ...],
+        items: list[ScoreItem],
+        *,
+        run_id: str | None = None,
+        policy_version: int | None = None,
+    ) -> Scored:
+        """Every reward on every item, recorded. ServiceError if the request cannot be taken as a whole."""
+        plan = make_plan(specs, self.rewards)
+        remote = self._remote.prepare(plan, specs)
+        check_limits(items, self.settings)
+        caller.spend(len(items))
+        deadlines_s = [self.settings.deadline_of(p.reward.name, p.reward.deadline_s) for p in plan]
+        async with self._recording(items) as audit:
+            if remote is None:
+                results = await self.pool.score(specs, deadlines_s, items)
+            else:
+                results = await self._remote.score(remote, items)
+            scored = Scored(plan, items, results)
+            if audit is not None:
+                audit.offer(_audit_batch(scored, caller, run_id, policy_version))
+        self.metrics.items.inc(len(items))
+        return scored
+
+    @asynccontextmanager
+    async def _recording(self, items: Sequence[ScoreItem]) -> AsyncIterator[AuditHandle | None]:
+        """The audit log, once it has room for these items; None if there is none."""
+        if self._audit is None:
+            yield None
+            return
+        size = sum(len(item.prompt) + len(item.completion) + _RESULT_BYTES for item in items)
+        async with self._audit.room(size):
+            yield self._audit
+
+    async def explain(
+        self, caller: Caller, run_id: str | None, item_id: str | None, limit: int
+    ) -> list[dict[str, Any]]:
+        """What was decided of an item, newest first; with keys, only what this caller asked for."""
+        if self._audit is None or self.settings.audit is None:
+            raise NoAuditError("this service keeps no audit log; its setting `audit` turns it on")
+        await self._audit.flush(self.settings.audit.room_timeout_s)
+        return await asyncio.to_thread(
+            _explain, self.settings.audit, run_id, item_id, None if self._keys is None else caller.name, limit
+        )
+
+    def encode(self, scored: Scored) -> bytes:
+        """The answer of POST /v1/score."""
+        versions = {planned.reward.name: planned.reward.version for planned in scored.plan}
+        service = msgspec.json.encode(ServiceInfo(self.version, versions))
+        return b'{"results":[%b],"service":%b}' % (b",".join([item.result for item in scored.results]), service)
+
+    def _audit_bytes(self) -> int:
+        return 0 if self._audit is None else self._audit.bytes_in_flight
+
+
+def _audit_batch(scored: Scored, caller: Caller, run_id: str | None, policy_version: int | None) -> AuditBatch:
+    return AuditBatch(
+        time_us=time.time_ns() // 1000,
+        caller=caller.name,
+        run_id=run_id,
+        policy_version=policy_version,
+        rewards=tuple(AppliedReward(p.reward.name, p.weight, p.reward.version) for p in scored.plan),
+        items=[
+            AuditItem(item.id, item.group, item.prompt, item.completion, result.result)
+            for item, result in zip(scored.items, scored.results, strict=True)
+        ],
+    )
+
+
+def _explain(
+    settings: AuditSettings, run_id: str | None, item_id: str | None, caller: str | None, limit: int
+) -> list[dict[str, Any]]:
+    try:
+        with closing(AuditStore(settings.database, busy_timeout_s=settings.busy_timeout_s)) as store:
+            return [describe(row) for row in store.explain(run_id, item_id, caller=caller, limit=limit)]
+    except AuditError as error:
+        raise AuditUnavailableError(str(error)) from None

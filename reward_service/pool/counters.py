@@ -1,0 +1,44 @@
+"""What the pool did, as counters; `reward_service.api.metrics` shows them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from reward_service.pool.messages import BUCKETS_S, RewardStats
+
+
+@dataclass(slots=True)
+class RewardTotals:
+    """One reward since the start."""
+
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+    total_s: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+class PoolStatistics:
+    """Counters since the start."""
+
+    def __init__(self) -> None:
+        self.rewards: dict[str, RewardTotals] = {}
+        self.restarts: Counter[str] = Counter()
+        """Workers that had to be replaced, by reason."""
+
+    def item_s(self, name: str) -> float:
+        """Seconds that the reward took for an item, on average; 0 if nothing is known."""
+        totals = self.rewards.get(name)
+        return totals.total_s / sum(totals.buckets) if totals is not None and totals.total_s > 0 else 0.0
+
+    def add(self, stats: Iterable[RewardStats]) -> None:
+        for one in stats:
+            totals = self.rewards.setdefault(one.name, RewardTotals())
+            totals.buckets = [old + new for old, new in zip(totals.buckets, one.buckets, strict=True)]
+            totals.total_s += one.total_s
+            if one.reasons:
+                totals.reasons.update(one.reasons)
+
+    def ended(self, reason: str) -> None:
+        """A worker was killed, died, or was replaced."""
+        self.restarts[reason] += 1

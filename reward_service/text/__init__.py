@@ -1,0 +1,1 @@
+"""Reading what language models wrote: answer lines, numbers, expressions, chat messages."""

@@ -1,0 +1,58 @@
+"""Answer lines: where a completion commits itself to an answer.
+
+An *answer line* is a line that begins with the prefix, `#### The final answer is` unless a request says otherwise;
+blanks before it do not matter. The prefix in the middle of a line (quoted in the reasoning, say) makes no answer
+line. It is *well-formed* if after the prefix come one blank, a number as `reward_service.text.numerals` reads it, and
+nothing else but blanks: one full stop after the number is part of the number's grammar and so is allowed.
+
+Lines end at a line feed only, so that no exotic separator hides a second answer behind the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Final
+
+from reward_service.text.numerals import MAX_NUMBER_CHARS, parse_number
+
+ANSWER_PREFIX: Final = "#### The final answer is"
+_BLANKS: Final = " \t\r"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLine:
+    """One answer line."""
+
+    text: str
+    """What follows the prefix, trimmed and cut to a displayable length, without a full stop at the end."""
+    number: Decimal | None
+    """Its value; None if it is not one number."""
+    well_formed: bool
+
+
+def answer_lines(completion: str, prefix: str = ANSWER_PREFIX) -> Iterator[AnswerLine]:
+    """The answer lines in their order, found in one pass over the text."""
+    for rest in answer_texts(completion, prefix):
+        yield _read(rest)
+
+
+def answer_texts(completion: str, prefix: str = ANSWER_PREFIX) -> Iterator[str]:
+    """What follows the prefix on each answer line, as it stands there."""
+    start = 0  # always the beginning of a line
+    while (found := completion.find(prefix, start)) >= 0:
+        line_start = completion.rfind("\n", start, found) + 1 or start
+        line_end = completion.find("\n", found)
+        if line_end < 0:
+            line_end = len(completion)
+        if not completion[line_start:found].strip(_BLANKS):
+            yield completion[found + len(prefix) : line_end]
+        start = line_end + 1
+
+
+def _read(rest: str) -> AnswerLine:
+    text = rest.strip(_BLANKS)
+    number = parse_number(text)
+    well_formed = number is not None and rest[:1] == " " and rest[1:2] not in _BLANKS
+    return AnswerLine(text[:MAX_NUMBER_CHARS].removesuffix("."), number, well_formed)

@@ -1,0 +1,96 @@
+"""Who takes part in a step, with which advantage, and what everything is divided by."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from learner.config import LearnerConfig
+from learner.errors import LearnerError, NothingToLearnError
+from learner.step.plan import StepPlan, plan_step
+from learner.types import ScoredGroup
+from rollout_server.types import FinishReason
+from tests.learner.helpers import make_group
+
+
+def plan(*groups: ScoredGroup, **settings: object) -> StepPlan:
+    return plan_step(groups, LearnerConfig.model_validate({"advantage_eps": 0.0, **settings}))
+
+
+def with_rewards(group: ScoredGroup, *rewards: tuple[float | None, ...]) -> ScoredGroup:
+    members = tuple(replace(member, rewards=row) for member, row in zip(group.members, rewards, strict=True))
+    return replace(group, members=members)
+
+
+LEARNS = make_group((1, 2), [(3,), (4, 5)], [1.0, 0.0])
+FLAT = make_group((1, 6), [(7, 8), (9,)], [1.0, 1.0], prompt_id="flat")
+
+
+def test_flat_groups_are_not_computed_and_count_all_the_same() -> None:
+    found = plan(LEARNS, FLAT, scale_rewards="none")
+    assert found.advantages == (0.5, -0.5)
+    assert found.group_advantages == ((0.5, -0.5), (0.0, 0.0))
+    assert (found.num_items, found.num_sequences, found.num_tokens) == (6, 4, 14)
+
+
+def test_flat_groups_are_dropped_when_asked() -> None:
+    found = plan(LEARNS, FLAT, drop_zero_variance_groups=True)
+    assert (found.num_items, found.num_sequences) == (3, 2)
+
+
+@pytest.mark.parametrize("loss", [{"beta": 0.1}, {"top_entropy_quantile": 0.5}])
+def test_flat_groups_are_computed_where_they_have_a_say(loss: dict[str, float]) -> None:
+    assert len(plan(LEARNS, FLAT, loss=loss).sequences) == 4
+
+
+def test_a_truncated_completion_is_masked_and_counts_as_a_sequence() -> None:
+    cut_off = make_group((1, 2), [(3,), (4, 5)], [1.0, 0.0], finish_reason=FinishReason.LENGTH)
+    found = plan(cut_off, LEARNS, mask_truncated_completions=True)
+    assert (len(found.sequences), found.num_items, found.num_sequences) == (2, 3, 4)
+
+
+def test_what_was_not_scored_is_nowhere() -> None:
+    found = plan(make_group((1, 2), [(3,), (4,), (5,)], [1.0, None, 0.0]), scale_rewards="none")
+    assert found.group_advantages == ((0.5, None, -0.5),)
+    assert (len(found.sequences), found.num_sequences) == (2, 2)
+    with pytest.raises(NothingToLearnError, match="none of the 2"):
+        plan(make_group((1, 2), [(3,), (4,)], [None, None]))
+
+
+def test_each_reward_is_normalised_before_they_are_summed() -> None:
+    # Format (0, 1) and correctness (10, 0) in equal parts: normalised alone each is ±1/√2, and they cancel out; summed
+    # first, correctness decides.
+    group = with_rewards(make_group((1, 2), [(3,), (4,)], [10.0, 1.0]), (0.0, 10.0), (1.0, 0.0))
+    summed = plan(group).group_advantages[0]
+    assert summed == pytest.approx((math.sqrt(0.5), -math.sqrt(0.5)))
+    apart = plan(group, multi_objective_aggregation="normalize_then_sum").group_advantages[0]
+    assert apart == pytest.approx((0.0, 0.0))
+    # With correctness weighing three times as much the sums are ±2/√2, which the batch's deviation of 2 divides.
+    weighed = plan(group, multi_objective_aggregation="normalize_then_sum", reward_weights=(1.0, 3.0))
+    assert weighed.group_advantages[0] == pytest.approx((math.sqrt(0.5), -math.sqrt(0.5)))
+    with pytest.raises(LearnerError, match="3 weights"):
+        plan(group, multi_objective_aggregation="normalize_then_sum", reward_weights=(1.0, 1.0, 1.0))
+
+
+def test_an_overlong_completion_earns_less() -> None:
+    # L = 4 and a cache of 2: lengths 2, 3, 4 cost 0, 1/2, 1.
+    group = make_group((1, 2), [(3, 3), (4, 4, 4), (5, 5, 5, 5)], [1.0, 1.0, 1.0])
+    settings = {"loss": {"max_completion_length": 4}, "overlong_cache": 2}
+    found = plan(group, scale_rewards="none", **settings)
+    assert found.group_advantages[0] == pytest.approx((0.5, 0.0, -0.5))
+    # Beside several rewards it is one more, of weight 1.
+    both = with_rewards(group, (1.0, 0.0), (1.0, 0.0), (1.0, 0.0))
+    apart = plan(both, multi_objective_aggregation="normalize_then_sum", **settings)
+    assert apart.group_advantages[0] == pytest.approx((1.0, 0.0, -1.0))
+
+
+def test_a_category_has_a_deviation_of_its_own() -> None:
+    easy = replace(make_group((1, 2), [(3,), (4,)], [1.0, 0.0]), category="easy")
+    hard = replace(make_group((1, 5), [(6,), (7,)], [10.0, 0.0]), category="hard")
+    found = plan(easy, hard, scale_rewards="batch", advantage_by_category=True)
+    half = math.sqrt(0.5)  # ±1/2 over √(1/2), ±5 over √50
+    assert found.group_advantages == (pytest.approx((half, -half)), pytest.approx((half, -half)))
+    together = plan(easy, hard, scale_rewards="batch").group_advantages
+    assert together[0][0] != pytest.approx(half)

@@ -1,0 +1,146 @@
+"""Attention over the packed tree, by blocks and by flex, against a dense mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo.utils
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from torch.testing import assert_close
+
+from learner.tree.attention import attend, make_attention
+from learner.tree.blocks import BlockAttention, plan_blocks
+from learner.tree.flex import block_mask, block_relations
+from learner.tree.prefix_tree import PrefixTree, TokenSequence, build_tree
+from tests.learner.helpers import random_groups
+from tests.learner.tree.test_prefix_tree import sequences
+
+CPU = torch.device("cpu")
+
+
+def tree_of(seed: int) -> PrefixTree:
+    return build_tree(
+        [
+            TokenSequence(prompt_token_ids=group.prompt_token_ids, completion_token_ids=member.completion.token_ids)
+            for group in random_groups(seed, num_groups=6)
+            for member in group.members
+        ]
+    )
+
+
+def dense(tree: PrefixTree, window: int | None) -> Tensor:
+    everything = np.arange(tree.num_tokens)
+    return torch.from_numpy(tree.sees(everything, everything, window=window))
+
+
+def projections(tree: PrefixTree) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(heads, tree.num_tokens, 8) for heads in (4, 2, 2)]
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("kind", ["blocks", "flex"])
+def test_the_kernels_are_attention_with_a_dense_mask(kind: str, window: int | None) -> None:
+    tree = tree_of(0)
+    query, key, value = projections(tree)
+    expected = scaled_dot_product_attention(
+        query[None], key[None], value[None], attn_mask=dense(tree, window), scale=0.3, enable_gqa=True
+    )[0]
+    found = make_attention(tree, CPU, kind)(query, key, value, scale=0.3, window=window)  # type: ignore[arg-type]
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_blocks_have_the_gradient_of_a_dense_mask(window: int | None) -> None:
+    tree = tree_of(1)
+    query, key, value = inputs = [tensor.requires_grad_() for tensor in projections(tree)]
+    upstream = torch.randn(4, tree.num_tokens, 8)
+    expected = scaled_dot_product_attention(
+        query[None], key[None], value[None], attn_mask=dense(tree, window), scale=0.3, enable_gqa=True
+    )[0]
+    found = make_attention(tree, CPU, "blocks")(query, key, value, scale=0.3, window=window)
+    for a, b in zip(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None)
+@given(sequences, st.booleans(), st.sampled_from([None, 1, 3]), st.sampled_from([2, 3]))
+def test_flex_blocks_leave_nothing_out_and_skip_what_they_can(
+    given_sequences: list[TokenSequence], share: bool, window: int | None, size: int
+) -> None:
+    tree = build_tree(given_sequences, share=share)
+    some, every = block_relations(tree, window=window, block_size=size)
+    sees = dense(tree, window).numpy()
+    for q in range(len(some)):
+        for k in range(len(some)):
+            pairs = sees[q * size : (q + 1) * size, k * size : (k + 1) * size]
+            assert some[q, k] >= pairs.any()
+            assert every[q, k] <= (pairs.all() and pairs.size == size * size)
+            if window is None:
+                assert some[q, k] == pairs.any()
+
+
+def test_the_block_mask_lists_those_blocks() -> None:
+    tree = tree_of(2)  # several blocks of 128
+    some, every = block_relations(tree)
+    mask = block_mask(tree, CPU)
+    assert len(some) > 1
+    assert mask.to_dense()[0, 0].bool().tolist() == some.tolist()
+    assert mask.kv_num_blocks.tolist() == [[(some & ~every).sum(1).tolist()]]
+
+
+def test_a_new_length_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Traced as for a GPU, without a GPU's code behind it.
+    compiled = torch.compile(flex_attention, dynamic=True, backend="aot_eager")
+    monkeypatch.setattr("learner.tree.flex._kernel", lambda device_type: compiled)
+
+    def run(seeds: range) -> int:
+        for seed in seeds:
+            tree = tree_of(seed)
+            make_attention(tree, CPU, "flex")(*projections(tree), scale=0.3, window=None)
+        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    before = run(range(4))  # of one block of tokens, two and three
+    assert before > 0
+    assert len({tree_of(seed).num_tokens for seed in range(4, 12)}) > 4
+    assert run(range(4, 12)) == before
+
+
+@settings(deadline=None)
+@given(sequences, st.booleans(), st.sampled_from([None, 1, 2, 4]), st.sampled_from([0, 5, 40]), st.integers(0, 99))
+def test_blocks_of_any_size_put_the_softmax_together(
+    given_sequences: list[TokenSequence], share: bool, window: int | None, overhead_pairs: int, seed: int
+) -> None:
+    tree = build_tree(given_sequences, share=share)
+    attention = BlockAttention(tree)
+    attention._plans = plan_blocks(tree.segments, overhead_pairs=overhead_pairs)
+    torch.manual_seed(seed)
+    query, key, value = inputs = [torch.randn(heads, tree.num_tokens, 4, requires_grad=True) for heads in (4, 2, 2)]
+    upstream = torch.randn(4, tree.num_tokens, 4)
+    expected = scaled_dot_product_attention(
+        query[None], key[None], value[None], attn_mask=dense(tree, window), enable_gqa=True
+    )[0]
+    found = attention(query, key, value, scale=0.5, window=window)
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    gradients = torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream)
+    for a, b in zip(*gradients, strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_tree_cannot_do_is_refused() -> None:
+    tree = tree_of(0)
+    query, key, value = (tensor[None] for tensor in projections(tree))
+    attention = make_attention(tree, CPU)
+    with pytest.raises(ValueError, match="needs the keyword tree_attention"):
+        attend(torch.nn.Identity(), query, key, value, None)
+    with pytest.raises(ValueError, match=r"attention_dropout=0\.1"):
+        attend(torch.nn.Identity(), query, key, value, None, dropout=0.1, tree_attention=attention)
+    with pytest.raises(ValueError, match="softcap"):
+        attend(torch.nn.Identity(), query, key, value, None, tree_attention=attention, softcap=30.0)

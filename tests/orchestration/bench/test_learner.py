@@ -1,0 +1,48 @@
+"""`rlvr bench learner`: its floor is counted right, and its contenders do the same work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from learner.config import LoraSettings
+from learner.tree.prefix_tree import TokenSequence
+from orchestration.bench.learner import LearnerBench
+from orchestration.bench.learner_floor import multiply_adds
+from tests.learner.helpers import VOCABULARY, make_tiny_model
+
+
+def test_the_floor_of_two_completions_by_hand(tmp_path: Path) -> None:
+    model = Path(make_tiny_model(tmp_path, "llama"))  # 2 layers, hidden 32, inner 48, 4 heads of 8, 2 key-value heads
+    batch = [TokenSequence(prompt_token_ids=(1, 2), completion_token_ids=(3, last)) for last in (4, 5)]
+    # Distinct inputs: 1, 2, 3; seen pairs: 1 + 2 + 3; positions that predict: at 2 (token 3) and at 3 (tokens 4, 5).
+    tokens, pairs, predicting = 3, 6, 2
+    base = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48)
+    adapter = 2 * LoraSettings().r * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
+    attention = 2 * 2 * pairs * 4 * 8
+    head = predicting * 32 * VOCABULARY
+    forward, backward = tokens * (base + adapter) + attention, tokens * (base + 2 * adapter) + 2 * attention
+    assert multiply_adds(model, batch, LearnerBench(gradient_checkpointing=False)) == forward + backward + 2 * head
+    assert multiply_adds(model, batch, LearnerBench()) == 2 * forward + backward + 2 * head
+
+
+@pytest.mark.slow
+def test_the_contenders_agree() -> None:
+    sizes = ["--shots", "1", "--num-prompts", "2", "--num-generations", "4", "--completion-length", "8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestration.cli", "bench", "learner", "--model", "tiny", *sizes, "--json"],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)["figures"]
+    assert figures["distinct_tokens"] < figures["total_tokens"]
+    assert figures["tree_on_grad_norm"] == pytest.approx(figures["trl_grad_norm"], rel=1e-3)
+    for name in ("ratio_to_trl", "memory_ratio_to_trl", "tree_speedup", "share_of_floor"):
+        assert figures[name] > 0

@@ -1,0 +1,184 @@
+"""The whole system on the tiny model: real Ray, vLLM, DeepSpeed and HTTP, started as a user starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from orchestration.cluster.cluster import Cluster
+from orchestration.errors import WorkerDiedError
+from orchestration.models.resolve import resolve_model
+from orchestration.settings.config import load_config
+from rollout_server.types import Prompt, SamplingParams
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
+
+RLVR = (sys.executable, "-m", "orchestration.cli")
+
+
+def rlvr(*words: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*RLVR, *words], capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the recipe `tiny`."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    done = rlvr("train", "tiny", f"run_dir={run}", "dashboard=false")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run
+
+
+def test_training_raises_the_reward(trained: Path) -> None:
+    reward = [row["reward_mean"] for row in rows(trained)]
+    assert mean(reward[-3:]) > mean(reward[:3]) + 0.1
+    summary = json.loads((trained / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    strict = summary["accuracy"]["strict"]
+    assert strict["after"] > strict["before"]
+    assert strict["difference"]["low"] > 0
+
+
+def test_every_update_was_served_and_on_policy(trained: Path) -> None:
+    for row in rows(trained):
+        assert row["policy_age_max"] == 0
+        assert abs(row["kl_to_sampler"]) < 1e-3
+        assert row["probe_difference"] < 1e-3
+        table = pyarrow.parquet.read_table(trained / "completions" / f"step-{row['step']:06d}.parquet")
+        assert set(table["adapter_version"].to_pylist()) == {row["step"] - 1}
+
+
+def test_the_loop_itself_takes_little_time(trained: Path) -> None:
+    assert json.loads((trained / "summary.json").read_text())["other_share"] < 0.05
+
+
+def test_the_adapter_loads_with_plain_peft(trained: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(resolve_model("tiny"), dtype=torch.float32)
+    token_ids = torch.arange(1, 9).unsqueeze(0)
+    with torch.no_grad():
+        before = base(token_ids).logits.clone()
+        after = PeftModel.from_pretrained(base, str(trained / "adapter"))(token_ids).logits
+    assert not torch.allclose(before, after, atol=1e-3)
+
+
+def test_eval_reads_the_adapter_and_prints_one_json_object(trained: Path) -> None:
+    done = rlvr(
+        "eval", "--model", "tiny", "--adapter", f"{trained}/adapter", "--data", f"{trained}/config.yaml", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    after = json.loads((trained / "summary.json").read_text())["accuracy"]["strict"]["after"]
+    assert figures["strict_accuracy"] == pytest.approx(after, abs=0.02)
+
+
+def test_modules_trained_whole_beside_a_4_bit_base_are_served(tmp_path: Path) -> None:
+    """The probes prove that the whole tensors arrive; the divergence from the sampler, that it has the same base."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    run = tmp_path / "run"
+    settings = ("dashboard=false", "max_steps=2", "eval_at_ends=false", "learner.quantization=nf4")
+    done = rlvr("train", "tiny", f"run_dir={run}", *settings, "learner.lora.modules_to_save=[embed_tokens,lm_head]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every publish waits until generation has drained" in done.stdout
+    assert len(rows(run)) == 2
+    for row in rows(run):
+        assert row["probe_difference"] < 1e-3
+        assert abs(row["kl_to_sampler_k3"]) < 1e-5
+    base = AutoModelForCausalLM.from_pretrained(resolve_model("tiny"), dtype=torch.float32)
+    trained = PeftModel.from_pretrained(base, str(run / "adapter")).get_base_model()
+    embeddings = trained.get_input_embeddings()
+    assert embeddings.weight is trained.get_output_embeddings().weight
+    assert not torch.equal(embeddings.weight, embeddings.original_module.weight)
+
+
+def test_ctrl_c_leaves_an_adapter_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ("tiny", f"run_dir={run}", "dashboard=false", "max_steps=4", "data.num_eval=8", "eval_at_ends=false")
+    process = subprocess.Popen(
+        [*RLVR, "train", *settings, "max_steps=1000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until(lambda: (run / "metrics.jsonl").is_file() and len(rows(run)) >= 1, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "stopped"
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+    steps = summary["steps"] + 1
+    done = rlvr("train", *settings, f"max_steps={steps}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["step"] for row in rows(run)] == list(range(1, steps + 1))
+    assert f"going on after step {steps - 1}" in done.stdout
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 300.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.2)
+
+
+async def test_names_and_metrics_in_the_dashboard_and_a_worker_that_dies() -> None:
+    config = load_config("tiny")
+    cluster = Cluster(config, run_id=f"test-{os.getpid()}")
+    try:
+        cluster.connect()
+        generator = await cluster.start_rollout()
+        sampling = SamplingParams(num_generations=4, max_completion_length=8)
+        await generator.generate(Prompt(prompt_id="p", token_ids=(1, 2, 3)), sampling)
+        text = await eventually(lambda: node_metrics(cluster), lambda text: "rlvr_rollout_tokens_per_s" in text)
+        for name in ("rollout_tokens_per_s", "running_requests", "waiting_requests", "adapter_version"):
+            assert re.search(rf'rlvr_{name}\{{[^}}]*worker="rollout-0"', text), name
+        assert cluster.actor_names() == ["rollout-0"]
+
+        (worker,) = generator.workers
+        pid = int(re.search(r"pid (\d+)", worker.where).group(1))  # type: ignore[union-attr]
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkerDiedError, match=r"rollout-0 \(host .*, pid \d+\) died during generate"):
+            await generator.generate(Prompt(prompt_id="p", token_ids=(1, 2, 3)), sampling)
+    finally:
+        await cluster.shutdown()
+
+
+async def eventually(read: Callable[[], str], good: Callable[[str], bool], timeout_s: float = 60.0) -> str:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        text = await asyncio.to_thread(read)
+        if good(text) or time.monotonic() > deadline:
+            return text
+        await asyncio.sleep(1.0)
+
+
+def node_metrics(cluster: Cluster) -> str:
+    with urllib.request.urlopen(cluster.metrics_url(), timeout=10) as answer:
+        return str(answer.read().decode())

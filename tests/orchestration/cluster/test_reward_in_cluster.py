@@ -1,0 +1,179 @@
+"""The reward service as an actor of a real Ray cluster: where it is put, who hears when it dies, what it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.cluster.cluster import Cluster, alive_nodes
+from orchestration.cluster.deployment import actor_client
+from orchestration.errors import MachineError, WorkerDiedError
+from orchestration.settings.config import RunConfig, load_config
+from reward_service.types import RewardItem, RewardSpec
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
+
+KEY = re.compile(rb"rlvr_[0-9a-f]{12}_[A-Za-z0-9_-]{43}")
+STARTED = re.compile(r"Started server process \[(\d+)\]")
+
+
+@pytest.fixture
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Ray's files of this test; short, as sockets lie in it."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    monkeypatch.setenv("RAY_TMPDIR", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))  # an actor that is killed leaves a folder
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def two_nodes(ray_folder: Path) -> Iterator[Any]:
+    """A cluster of a node with a GPU, which nothing uses, and one without that an operator has named `reward`."""
+    from ray.cluster_utils import Cluster as TwoNodes
+
+    nodes = TwoNodes(
+        initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 1, "object_store_memory": 80 * 2**20}
+    )
+    nodes.add_node(num_cpus=2, num_gpus=0, resources={"reward": 1}, object_store_memory=80 * 2**20)
+    yield nodes
+    nodes.shutdown()
+
+
+def config(*words: str) -> RunConfig:
+    return load_config("tiny", ["reward.deployment=actor", "dashboard=false", *words])
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+def texts(*folders: Path) -> Iterator[tuple[Path, bytes]]:
+    for path in (path for folder in folders for path in folder.rglob("*") if path.is_file()):
+        yield path, path.read_bytes()
+
+
+def test_a_run_learns_from_it_and_its_key_is_in_no_file(tmp_path: Path, ray_folder: Path) -> None:
+    run = tmp_path / "run"
+    words = ["train", "tiny", f"run_dir={run}", "reward.deployment=actor", "dashboard=false", "max_steps=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestration.cli", *words, "eval_at_ends=false"],
+        capture_output=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert b"the reward service is on node " in done.stdout
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert all(row["reward_mean"] > 0 for row in rows)
+    log = (run / "logs" / "reward_service.log").read_text()
+    (pid,) = STARTED.findall(log)
+    assert "Application shutdown complete" in log
+    assert is_gone(int(pid))
+    assert not KEY.search(done.stdout + done.stderr)
+    files = list(texts(run, ray_folder))
+    assert any(path.name.startswith("worker-") for path, _ in files)  # what the actors print
+    assert [path for path, text in files if KEY.search(text)] == []
+
+
+async def test_it_goes_to_the_node_without_gpus_and_its_death_is_told(
+    two_nodes: Any, tmp_path: Path, ray_folder: Path
+) -> None:
+    settings = config(f"ray_address={two_nodes.address}", "reward.deployment.resources.reward=1")
+    cluster = Cluster(settings, run_id=f"test-{os.getpid()}")
+    try:
+        cluster.connect()
+        assert sorted(node.resources.get("GPU", 0) for node in alive_nodes()) == [0, 1]
+        actor, endpoint = await cluster.start_reward_service(tmp_path)
+        async with actor_client(settings.reward, actor, endpoint) as (client, watch):
+            item = RewardItem(id="0", completion="#### The final answer is 7", reference={"final_answer": "7"})
+            (result,) = await client.score([item], [RewardSpec(name="gsm8k_correctness")])
+            assert result.total == 1.0
+            assert list(tmp_path.iterdir()) == []  # not the driver's node: the log is in Ray's
+            service = int(await asyncio.to_thread(logged_pid, ray_folder))
+            os.kill(int(re.findall(r"pid (\d+)", actor.where)[0]), signal.SIGKILL)
+            with pytest.raises(WorkerDiedError, match=r"reward-0 \(node [\d.]+, host .*, pid \d+\) died during watch"):
+                await asyncio.wait_for(asyncio.shield(watch), 60)
+        assert await asyncio.to_thread(eventually, lambda: is_gone(service))
+    finally:
+        await cluster.shutdown()
+
+
+def logged_pid(ray_folder: Path) -> str:
+    found: list[str] = []
+
+    def look() -> bool:
+        found.extend(pid for _, text in texts(ray_folder) for pid in STARTED.findall(text.decode(errors="replace")))
+        return bool(found)
+
+    assert eventually(look)
+    return found[0]
+
+
+async def test_a_resource_that_no_node_has_is_said_at_once(ray_folder: Path, tmp_path: Path) -> None:
+    settings = config("reward.deployment.resources.reward=1")
+    cluster = Cluster(settings, run_id=f"test-{os.getpid()}")
+    try:
+        cluster.connect()
+        with pytest.raises(MachineError, match=r"a node with 1 CPU, 1 reward, and the cluster has .*, 0 reward;"):
+            await cluster.start_reward_service(tmp_path)
+    finally:
+        await cluster.shutdown()
+
+
+DRIVER = """
+import asyncio, sys
+from pathlib import Path
+from orchestration.cluster import Cluster
+from orchestration.config import load_config
+
+async def main():
+    config = load_config("tiny", ["reward.deployment=actor", "dashboard=false"])
+    cluster = Cluster(config, run_id="killed")
+    cluster.connect()
+    await cluster.start_reward_service(Path(sys.argv[1]))
+    print("ready", flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def test_it_ends_with_a_driver_that_is_killed(tmp_path: Path, ray_folder: Path) -> None:
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "ready\n"
+        (pid,) = STARTED.findall((tmp_path / "reward_service.log").read_text())
+        assert not is_gone(int(pid))
+    finally:
+        driver.kill()
+        driver.communicate()
+    assert eventually(lambda: is_gone(int(pid)), 60)

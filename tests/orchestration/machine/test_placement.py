@@ -1,0 +1,90 @@
+"""Placement is arithmetic: literal machines and what they are divided into."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestration.errors import MachineError
+from orchestration.machine.placement import COLOCATED_MEMORY_SHARE, MARK, PlacementMode, effective_rollout, place
+from orchestration.settings.config import RunConfig
+
+
+def config(workers: int = 1, ranks: int = 1, width: int = 1, **changes: object) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "rollout": {"num_workers": workers, "tensor_parallel_size": width},
+            "learner": {"num_ranks": ranks},
+            **changes,
+        }
+    )
+
+
+def test_eight_gpus_are_split_between_four_workers_and_four_ranks() -> None:
+    placement = place(config(4, 4), num_gpus=8)
+    assert placement.mode is PlacementMode.SPLIT
+    bundles = [slot.bundle for slot in (*placement.rollout, *placement.learner)]
+    assert bundles == list(range(8))  # no two actors share a GPU
+    assert placement.bundle_gpus == (1.0,) * 8
+
+
+def test_one_gpu_is_shared() -> None:
+    placement = place(config(), num_gpus=1)
+    assert placement.mode is PlacementMode.COLOCATED
+    assert placement.rollout[0].num_gpus + placement.learner[0].num_gpus == placement.bundle_gpus[0] == 1.0
+    assert effective_rollout(config().rollout, placement).gpu_memory_utilization == COLOCATED_MEMORY_SHARE
+
+
+def test_four_gpus_are_shared_by_four_and_four() -> None:
+    placement = place(config(4, 4), num_gpus=4)
+    assert placement.mode is PlacementMode.COLOCATED
+    assert [slot.bundle for slot in placement.rollout] == [slot.bundle for slot in placement.learner] == [0, 1, 2, 3]
+
+
+def test_wide_workers_get_whole_bundles() -> None:
+    placement = place(config(2, 4, width=2), num_gpus=8)
+    assert placement.bundle_gpus == (2.0, 2.0, 1.0, 1.0, 1.0, 1.0)
+
+
+def test_without_gpus_actors_reserve_nothing() -> None:
+    placement = place(config(2, 2), num_gpus=0)
+    assert placement.mode is PlacementMode.CPU
+    assert placement.device == "cpu"
+    assert placement.num_gpus == 0
+    assert {slot.num_cpus for slot in (*placement.rollout, *placement.learner)} == {0.0}
+
+
+def test_marked_nodes_are_asked_for() -> None:
+    marked = config(2, 1, rollout_nodes="rollout", learner_nodes="learner")
+    for num_gpus in (0, 3):
+        placement = place(marked, num_gpus=num_gpus)
+        assert [slot.marks for slot in placement.rollout] == [{"rollout": MARK}] * 2
+        assert [slot.marks for slot in placement.learner] == [{"learner": MARK}]
+    assert placement.bundle_marks == ({"rollout": MARK}, {"rollout": MARK}, {"learner": MARK})
+
+
+def test_rooms_on_nodes_of_their_own_share_no_gpu() -> None:
+    with pytest.raises(MachineError, match="rollout_nodes=rollout and learner_nodes=None need 2 GPUs"):
+        place(config(rollout_nodes="rollout"), num_gpus=1)
+    with pytest.raises(ValueError, match="use placement=split"):
+        config(rollout_nodes="rollout", placement="colocated")
+    shared = place(config(rollout_nodes="gpu", learner_nodes="gpu"), num_gpus=1)
+    assert shared.bundle_marks == ({"gpu": 2 * MARK},)  # both actors of the bundle take theirs out of it
+
+
+def test_device_cpu_leaves_gpus_alone() -> None:
+    assert place(config(device="cpu"), num_gpus=8).mode is PlacementMode.CPU
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_gpus", "says"),
+    [
+        (config(4, 4, placement="split"), 4, "needs 8 GPUs"),
+        (config(4, 4), 2, "at least 4 GPUs"),
+        (config(1, 1, width=4), 4, "GPUs of its own"),
+        (config(1, 1, width=2), 0, "must be 1"),
+        (config(device="cuda"), 0, "no GPU"),
+    ],
+)
+def test_too_few_gpus_are_refused_with_the_number(settings: RunConfig, num_gpus: int, says: str) -> None:
+    with pytest.raises(MachineError, match=says):
+        place(settings, num_gpus=num_gpus)

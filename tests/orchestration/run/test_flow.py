@@ -1,0 +1,140 @@
+"""The flow's promises: staleness, refill, order, and nothing lost when something breaks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from orchestration.run.flow import Batch, FlowSettings, RolloutFlow
+from rollout_server.types import SamplingParams
+from tests.orchestration.fakes import FakeClock, FakeGenerator, FakeScorer, FakeSource
+
+
+def make_flow(generator: FakeGenerator, scorer: FakeScorer | None = None, **changes: Any) -> RolloutFlow:
+    settings: dict[str, Any] = {
+        "prompts_per_step": 2,
+        "max_staleness": 0,
+        "drop_flat_groups": False,
+        "max_refills": 3,
+        "max_batches": 100,
+        "sampling": SamplingParams(num_generations=2),
+    }
+    return RolloutFlow(
+        generator=generator,
+        scorer=scorer or FakeScorer(),
+        source=FakeSource(),
+        settings=FlowSettings(**{**settings, **changes}),
+        clock=FakeClock(),
+    )
+
+
+def names(batch: Batch) -> list[str]:
+    return [group.built.problem.problem_id for group in batch.groups_P]
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_on_policy_flow_admits_one_batch_a_version() -> None:
+    generator = FakeGenerator()
+    flow = make_flow(generator)
+    assert names(await flow.next_batch()) == ["p0", "p1"]
+    waiting = asyncio.create_task(flow.next_batch())
+    await settle()
+    assert generator.started == ["p0", "p1"]  # nothing more before the next version is served
+    generator.version = 1
+    flow.published(1)
+    batch = await waiting
+    assert names(batch) == ["p2", "p3"]
+    assert {m.completion.adapter_version for g in batch.scored_P for m in g.members} == {1}
+
+
+async def test_staleness_one_keeps_one_batch_in_hand() -> None:
+    generator = FakeGenerator()
+    flow = make_flow(generator, max_staleness=1)
+    assert names(await flow.next_batch()) == ["p0", "p1"]
+    # (η + v + 1)·B = 2·2 = 4 groups were admitted at version 0.
+    assert generator.started == ["p0", "p1", "p2", "p3"]
+    flow.published(1)
+    await settle()
+    assert len(generator.started) == 6
+
+
+async def test_a_group_that_would_be_too_old_is_waited_for() -> None:
+    generator = FakeGenerator()
+    generator.hold()
+    flow = make_flow(generator, max_staleness=1)
+    first = asyncio.create_task(flow.next_batch())
+    await settle()
+    generator.release("p1", "p2")  # p0 and p3 are slow
+    assert names(await first) == ["p1", "p2"]  # at version 0 nothing expires: the ready ones may go
+    flow.published(1)
+    second = asyncio.create_task(flow.next_batch())
+    await settle()
+    generator.release("p4", "p5")  # two are ready, but p0 and p3 (version 0) would be two updates old afterwards
+    await settle()
+    assert not second.done()
+    generator.release("p0", "p3")
+    assert names(await second) == ["p0", "p3"]
+
+
+async def test_batches_leave_oldest_first() -> None:
+    generator = FakeGenerator()
+    generator.hold()
+    flow = make_flow(generator)
+    batch = asyncio.create_task(flow.next_batch())
+    await settle()
+    generator.release("p1")
+    await settle()
+    generator.release("p0")
+    assert names(await batch) == ["p0", "p1"]
+
+
+async def test_flat_groups_are_refilled_up_to_the_bound() -> None:
+    scorer = FakeScorer(lambda name, index: 1.0 if name in ("p0", "p2") else float(index))
+    flow = make_flow(FakeGenerator(), scorer, drop_flat_groups=True)
+    batch = await flow.next_batch()
+    assert names(batch) == ["p1", "p3"]
+    assert batch.num_dropped_flat == 2
+    assert batch.num_generated_tokens == 4 * 2  # four groups of two one-token completions, thrown-away ones included
+
+
+async def test_when_everything_is_flat_the_refill_ends() -> None:
+    flow = make_flow(FakeGenerator(), FakeScorer(lambda name, index: 0.0), drop_flat_groups=True, max_refills=3)
+    batch = await flow.next_batch()
+    assert batch.num_dropped_flat == 3 * 2
+    assert len(batch.groups_P) == 2
+
+
+async def test_nothing_is_generated_beyond_the_last_batch() -> None:
+    generator = FakeGenerator()
+    flow = make_flow(generator, max_staleness=1, max_batches=1)
+    await flow.next_batch()
+    flow.published(1)
+    await settle()
+    assert generator.started == ["p0", "p1"]
+
+
+async def test_a_failure_is_raised_and_the_prompts_are_kept() -> None:
+    generator = FakeGenerator()
+    generator.failure = RuntimeError("engine gone")
+    flow = make_flow(generator)
+    with pytest.raises(RuntimeError, match="engine gone"):
+        await flow.next_batch()
+    await flow.close()
+    assert [built.problem.problem_id for built in flow.pending()] == ["p0", "p1"]
+
+
+async def test_close_cancels_and_keeps_what_is_under_way() -> None:
+    generator = FakeGenerator()
+    generator.hold()
+    flow = make_flow(generator)
+    waiting = asyncio.create_task(flow.next_batch())
+    await settle()
+    waiting.cancel()
+    await flow.close()
+    assert [built.problem.problem_id for built in flow.pending()] == ["p0", "p1"]

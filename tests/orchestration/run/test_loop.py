@@ -1,0 +1,196 @@
+"""The loop against scripted rooms: order of events, what is written, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from learner.errors import LearnerError
+from orchestration.errors import DataError
+from orchestration.run.folder import RunFolder
+from orchestration.run.loop import Rooms, TrainingLoop
+from orchestration.run.summary import Summary
+from orchestration.settings.config import RunConfig
+from orchestration.types import BuiltPrompt
+from rollout_server.types import SamplingParams
+from tests.orchestration.fakes import (
+    FakeLearner,
+    FakeScorer,
+    FakeSource,
+    PublishingGenerator,
+    RecordingReporter,
+)
+
+
+class Judge(FakeScorer):
+    """Strict and lenient: a held-out answer is right as soon as version 2 is served."""
+
+    def __init__(self, generator: PublishingGenerator) -> None:
+        super().__init__(lambda name, index: 1.0 if generator.version >= 2 else 0.0)
+        self.reward_names = ("gsm8k_correctness", "last_number")
+
+    async def score(self, problem, prompt_text, completions):  # type: ignore[no-untyped-def]
+        scored = await super().score(problem, prompt_text, completions)
+        return [type(member)(completion=member.completion, rewards=member.rewards * 2, total=1.0) for member in scored]
+
+
+class Bench:
+    """One loop with its fakes."""
+
+    def __init__(self, folder: Path, learner: FakeLearner | None = None, **settings: object) -> None:
+        self.config = RunConfig.model_validate(
+            {
+                "run_dir": str(folder),
+                "max_steps": 3,
+                "prompts_per_step": 2,
+                "rollout": {"num_generations": 2},
+                **settings,
+            }
+        )
+        self.generator = PublishingGenerator()
+        self.learner = learner or FakeLearner()
+        self.reporter = RecordingReporter()
+        self.stop = asyncio.Event()
+        self.source = FakeSource()
+        self.scorer = FakeScorer()
+
+    async def run(self) -> Summary:
+        held_out: list[BuiltPrompt] = [FakeSource().next()]
+        rooms = Rooms(
+            generator=self.generator,
+            learner=self.learner,
+            scorer=self.scorer,
+            judge=Judge(self.generator),
+            source=self.source,
+            held_out=held_out,
+            sampling=SamplingParams(num_generations=2),
+        )
+        folder = RunFolder.create(self.config)
+        try:
+            return await TrainingLoop(self.config, rooms, folder, self.reporter, self.stop).run()
+        finally:
+            folder.close()
+
+
+async def test_a_run_writes_its_folder(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    summary = await bench.run()
+    run = tmp_path / "run"
+    assert summary["status"] == "finished"
+    assert summary["accuracy"]["strict"]["before"] == 0.0
+    assert summary["accuracy"]["strict"]["after"] == 1.0
+    assert summary["tokens"] == {"generated": 3 * 2 * 2, "learned": 30, "distinct": 15}
+    assert json.loads((run / "summary.json").read_text())["steps"] == 3
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["policy_age_max"] for row in rows] == [0, 0, 0]
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == b"3"
+    table = pyarrow.parquet.read_table(run / "completions" / "step-000002.parquet")
+    assert table.num_rows == 4
+    assert set(table["adapter_version"].to_pylist()) == {1}
+    assert bench.learner.seen == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
+
+
+async def test_stop_leaves_a_usable_adapter_and_a_state_to_go_on_from(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    bench.reporter.on_step = bench.stop.set
+    summary = await bench.run()
+    assert summary["status"] == "stopped"
+    assert summary["steps"] == 1
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes() == b"1"
+
+    again = Bench(tmp_path / "run")
+    summary = await again.run()
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 3
+    assert summary["accuracy"]["strict"]["before"] == 0.0  # measured in the first start, kept
+    # The problems begun when it stopped come first; none is lost, none is learned from twice.
+    assert bench.learner.seen + again.learner.seen == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
+    rows = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3]
+
+
+async def test_a_failed_update_keeps_adapter_prompts_and_reason(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", FakeLearner(fail_at=2))
+    with pytest.raises(RuntimeError, match="not finite"):
+        await bench.run()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("failed", "the loss is not finite")
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").read_bytes() == b"1"
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-000001" / "state.json").read_text())
+    assert (state["step"], state["pending"]) == (1, ["p2", "p3"])
+
+
+async def test_a_failed_publish_does_not_learn_the_batch_twice(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    bench.generator.unreachable_at = 2
+    with pytest.raises(RuntimeError, match="not reached"):
+        await bench.run()
+    again = Bench(tmp_path / "run")
+    summary = await again.run()
+    assert summary["steps"] == 3
+    assert bench.learner.seen + again.learner.seen == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
+
+
+async def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", FakeLearner(fail_at=3), save_every=1)
+    with pytest.raises(RuntimeError):
+        await bench.run()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000001", "step-000002"]
+    (checkpoints / "step-000002" / "state.json").write_text("{")
+    again = Bench(tmp_path / "run")
+    assert (await again.run())["steps"] == 3
+    warning, info = again.reporter.notes[:2]
+    assert "step-000002 is not a whole checkpoint: state.json has 1 bytes" in warning
+    assert "going on after step 1" in info
+    assert again.learner.seen == [["p2", "p3"], ["p4", "p5"]]
+    rows = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3]
+
+    (tmp_path / "run" / "summary.json").unlink()
+    for path in checkpoints.iterdir():
+        (path / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"manifest\.json is missing; choose another run_dir"):
+        await Bench(tmp_path / "run").run()
+
+
+async def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", save_every=1)
+
+    def fill_at_step_2() -> None:
+        bench.learner.full_disk = len(bench.reporter.rows) == 2
+
+    bench.reporter.on_step = fill_at_step_2
+    with pytest.raises(LearnerError, match="No space left"):
+        await bench.run()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    again = Bench(tmp_path / "run")
+    assert (await again.run())["steps"] == 3
+    assert again.learner.seen == [["p2", "p3"], ["p4", "p5"]]
+
+
+async def test_flat_groups_for_many_steps_are_said_aloud(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", max_steps=4, flat_steps_alarm=2)
+    bench.scorer = FakeScorer(lambda name, index: 0.0)
+    await bench.run()
+    alarms = [note for note in bench.reporter.notes if "nothing is learned" in note]
+    assert len(alarms) == 2
+    assert "drop_flat_groups=true" in alarms[0]
+
+
+async def test_a_batch_without_a_single_score_stops_the_run(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run")
+    bench.scorer = FakeScorer(lambda name, index: None)
+    with pytest.raises(Exception, match="could not score any"):
+        await bench.run()
+
+
+async def test_evaluation_on_the_way(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", eval_every=1)
+    await bench.run()
+    assert [when for when, *_ in bench.reporter.evaluations] == ["before", "step 1", "step 2", "after"]

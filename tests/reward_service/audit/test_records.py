@@ -1,0 +1,109 @@
+"""One audit record: its canonical bytes lose nothing, and its hash is what anybody can work out from the docstring."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reward_service.audit.records import (
+    GENESIS,
+    AuditItem,
+    Head,
+    chain,
+    describe,
+    encode_fields,
+    read_key,
+    record_hash,
+)
+from tests.reward_service.audit.audit_cases import KEY, RESULT, batch, drafted
+
+
+def parse_canonical(data: bytes) -> list[bytes | None]:
+    """A reader written from the docstring of `records` alone."""
+    tag, data = data[:13], data[13:]
+    assert tag == b"rlvr-audit-1\n"
+    values: list[bytes | None] = []
+    while data:
+        if data.startswith(b"-,"):
+            values.append(None)
+            data = data[2:]
+            continue
+        length, _, data = data.partition(b":")
+        assert data[int(length) : int(length) + 1] == b","
+        values.append(data[: int(length)])
+        data = data[int(length) + 1 :]
+    return values
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+values = st.none() | texts | st.integers(0, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.lists(values))
+def test_canonical_bytes_lose_nothing(fields: list[str | int | float | None]) -> None:
+    parsed = parse_canonical(b"rlvr-audit-1\n" + encode_fields(fields))
+    assert len(parsed) == len(fields)
+    for field, data in zip(fields, parsed, strict=True):
+        if isinstance(field, str):
+            assert data == field.encode()
+        elif field is None:
+            assert data is None
+        else:
+            assert data is not None
+            assert type(field)(data.decode()) == field
+
+
+def test_a_known_record_has_a_known_hash() -> None:
+    """The hash is put together here by hand: a third party has to get the same."""
+    (row,), head = chain(drafted(batch(0, num_items=1), keep_text=False), Head(0, GENESIS), None)
+    texts = [
+        "1", GENESIS, "1700000000000000", "alice", "run", "3",
+        f'{{"gsm8k_format":{{"weight":1.0,"version":"{"a" * 64}"}},'
+        f'"gsm8k_correctness":{{"weight":1.0,"version":"{"b" * 64}"}}}}',
+        "1.0", "0/0", "g0", hashlib.sha256(b"What is 70 + 2?").hexdigest(), hashlib.sha256(b"72").hexdigest(),
+        RESULT.decode().partition('"rewards":')[2][:-1], "1.5",
+    ]  # fmt: skip
+    canonical = "rlvr-audit-1\n" + "".join(f"{len(text)}:{text}," for text in texts) + "-,-,"
+    assert head == (1, hashlib.sha256(canonical.encode()).hexdigest())
+    assert row["hash"] == head.hash == record_hash(row)
+    (keyed,), _ = chain(drafted(batch(0, num_items=1), keep_text=False), Head(0, GENESIS), KEY)
+    assert keyed["hash"] == hmac.new(KEY, canonical.encode(), "sha256").hexdigest() == record_hash(keyed, KEY)
+
+
+@pytest.mark.parametrize(
+    ("result", "total"),
+    [
+        (b'{"total":null,"rewards":{}}', None),
+        (b'{"id":"x","total":-0.0,"rewards":{}}', 0.0),
+        (b'{"total":2,"rewards":{}}', 2.0),
+        (b'{"total":0.1,"rewards":{}}', 0.1),
+        (b"{", None),
+        (b'{"total":1e999,"rewards":{}}', None),
+    ],
+)
+def test_totals(result: bytes, total: float | None) -> None:
+    item = AuditItem("", None, "", "", result)
+    (draft,) = drafted(msgspec.structs.replace(batch(0), items=[item]))
+    assert repr(draft.row["total"]) == repr(total)
+    json.loads(draft.row["rewards"])
+    if result == b"{":
+        assert describe({**draft.row, "seq": 1, "hash": "", "prev_hash": ""})["rewards"]["unreadable"] == {
+            "result": "{"
+        }
+
+
+def test_keys_for_the_chain(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(KEY + b"\n")
+    assert read_key(path) == KEY
+    assert read_key(None) is None
+    path.write_bytes(b"short")
+    with pytest.raises(ValueError, match="5 bytes"):
+        read_key(path)
