@@ -31,7 +31,7 @@ def group_advantages(
 
     NaN means "not scored": left out of every mean and standard deviation, and its own advantage is NaN, which
     `policy_loss` leaves out of the loss and of every denominator. A group with one scored member gets 0, and so does
-    one whose rewards are all equal, whatever eps.
+    one whose rewards are all equal but for rounding, whatever eps.
 
     Example: rewards [1, 0, NaN, 1], ddof 1: mean 2/3, s = sqrt(1/3), advantages [0.577, -1.154, NaN, 0.577].
 
@@ -41,7 +41,8 @@ def group_advantages(
     if rewards_PG.ndim != 2:
         raise ValueError(f"rewards_PG must have the shape (groups, completions), got {tuple(rewards_PG.shape)}")
     rewards_PG = _checked(rewards_PG, categories_P)
-    centred_PG = rewards_PG - _mean_of_known(rewards_PG)
+    size_P1 = rewards_PG.abs().nan_to_num(0.0).amax(dim=1, keepdim=True)
+    centred_PG = _without_rounding(rewards_PG - _mean_of_known(rewards_PG), size_P1)
     if scale == "none":
         return centred_PG
     if scale == "group":
@@ -87,7 +88,8 @@ def aggregate_advantages(
         return group_advantages(summed_PG, scale=scale, ddof=ddof, eps=eps, categories_P=categories_P)
     if aggregation == "normalize_then_sum":
         each = [group_advantages(rewards_PG, ddof=ddof, eps=eps) for rewards_PG in rewards_PGK.unbind(dim=2)]
-        summed_PG = weighted_sum(torch.stack(each, dim=2))
+        each_PGK = torch.stack(each, dim=2)
+        summed_PG = _without_rounding(weighted_sum(each_PGK), (each_PGK * weights_K).abs().nansum(dim=2))
         return _divided(summed_PG, _std_of_batch(summed_PG, ddof, categories_P) + eps)
     raise ValueError(f"aggregation must be sum_then_normalize or normalize_then_sum, got {aggregation!r}")
 
@@ -136,6 +138,12 @@ def _std_of_batch(rewards_PG: Tensor, ddof: int, categories_P: Sequence[Hashable
         rows_P = torch.tensor([other == category for other in categories], device=rewards_PG.device)
         std_P1[rows_P] = _std_of_known(rewards_PG[rows_P].flatten(), ddof)
     return std_P1
+
+
+def _without_rounding(centred_PG: Tensor, size: Tensor) -> Tensor:
+    """Differences that rounding alone explains, beside values of this size, become 0: with eps = 0 a standard deviation
+    made of rounding would turn them into advantages of 1."""
+    return torch.where(centred_PG.abs() <= 8 * torch.finfo(centred_PG.dtype).eps * size, 0.0, centred_PG)
 
 
 def _divided(centred_PG: Tensor, by_P1: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from orchestration.submit.sagemaker.container import (
 from orchestration.submit.sagemaker.fitting import efa_environment, groups_by_role
 from orchestration.submit.sagemaker.limits import breaches
 
-DRIVER_FOLDER = Path(__file__).parent / "sagemaker_driver"
+DRIVER_FOLDER = Path(__file__).parent / "driver"
 DRIVER_SCRIPT = "driver.py"
 ENTRY_SCRIPT = "orchestration/cli.py"
 # For the SDK's script, in place of its own call of the driver. Without `exec` a shell would be process 1 of the

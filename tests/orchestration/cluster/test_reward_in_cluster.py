@@ -152,7 +152,7 @@ DRIVER = """
 import asyncio, sys
 from pathlib import Path
 from orchestration.cluster import Cluster
-from orchestration.config import load_config
+from orchestration.settings.config import load_config
 
 async def main():
     config = load_config("tiny", ["reward.deployment=actor", "dashboard=false"])

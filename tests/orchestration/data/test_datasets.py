@@ -12,7 +12,16 @@ from orchestration.errors import DataError
 from orchestration.settings.config import ArithmeticData, CopyData, Gsm8kData
 
 HEAVY = ("torch", "transformers", "tokenizers", "vllm", "ray", "deepspeed", "huggingface_hub", "numpy")
-LIGHT_MODULES = ("datasets", "prompts", "cursor", "models", "cache", "tiny_model", "problems", "tokenizer")
+LIGHT_MODULES = (
+    "data.datasets",
+    "data.prompts",
+    "data.cursor",
+    "models.resolve",
+    "storage.cache",
+    "models.tiny",
+    "data.problems",
+    "models.tokenizer",
+)
 
 
 def test_each_kind_reaches_its_maker() -> None:
@@ -23,7 +32,7 @@ def test_each_kind_reaches_its_maker() -> None:
 
 
 def test_problems_prompts_and_model_names_load_no_heavy_library() -> None:
-    imports = ", ".join(f"orchestration.data.{module}" for module in LIGHT_MODULES)
+    imports = ", ".join(f"orchestration.{module}" for module in LIGHT_MODULES)
     script = f"import sys, {imports}; print([name for name in {HEAVY!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip() == "[]"

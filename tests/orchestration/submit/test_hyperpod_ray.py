@@ -46,7 +46,7 @@ time.sleep(0 if "quick" in open(sys.argv[2]).read() else 120)
 SUBMIT = """
 import json, sys
 from pathlib import Path
-from orchestration.config import load_settings
+from orchestration.settings.config import load_settings
 from orchestration.submit.hyperpod import HyperPodBackend
 from orchestration.submit.job import JobSpec
 from orchestration.submit.package import CodePackage

@@ -143,7 +143,7 @@ SERVER = """
 import asyncio, sys
 from reward_service.audit.handle import AuditHandle
 from reward_service.audit.settings import AuditSettings
-from tests.reward_service.audit_cases import batch
+from tests.reward_service.audit.audit_cases import batch
 
 async def main():
     settings = AuditSettings(database=sys.argv[1], flush_s=0.05)

@@ -200,7 +200,7 @@ def test_a_process_that_used_it_ends_without_a_word(service: RunningService) -> 
     assert (ended.stdout, ended.stderr) == ("[0.0]\n", "")
 
 
-@pytest.mark.parametrize("module", ["trl", "verl", "http"])
+@pytest.mark.parametrize("module", ["trl", "verl", "asynchronous"])
 def test_no_trainer_is_needed(module: str) -> None:
     program = (
         "import sys\n"
