@@ -133,10 +133,10 @@ class VllmEngine:
             EngineDeadError: The engine died, now or before.
             GenerationError: vLLM gave up on a completion.
         """
-        parameters = _vllm_sampling_parameters(prompt, sampling, self.config.max_model_len)
+        parameters = vllm_sampling_parameters(prompt, sampling, self.config.max_model_len)
         output = await self._finish_request(prompt.token_ids, parameters, lora)
         version = 0 if lora is None else lora.number
-        return [_completion_from(prompt.prompt_id, piece, version) for piece in output.outputs]
+        return [completion_from(prompt.prompt_id, piece, version) for piece in output.outputs]
 
     async def prompt_logprobs(self, token_ids: Sequence[int], lora: AdapterVersion | None) -> list[float]:
         """Log p(token_ids[i+1] | token_ids[:i+1]) at temperature 1, natural log; one less than there are tokens.
@@ -167,7 +167,7 @@ class VllmEngine:
     async def add_lora(self, version: AdapterVersion) -> None:
         """Load an adapter beside those being served; no request is paused."""
         with self._naming_death():
-            await self._running().add_lora(_lora_request(version))
+            await self._running().add_lora(lora_request(version))
 
     async def remove_lora(self, version: AdapterVersion) -> None:
         """Forget an adapter that no request uses."""
@@ -242,7 +242,7 @@ class VllmEngine:
                 tokens_input(list(token_ids)),
                 parameters,
                 request_id,
-                lora_request=None if lora is None else _lora_request(lora),
+                lora_request=None if lora is None else lora_request(lora),
             )
             async for output in stream:
                 last = output
@@ -263,46 +263,18 @@ class VllmEngine:
             ) from error
 
 
-class PlainVllm:
-    """`vllm.LLM` with the settings of a worker's engine and nothing of ours around it: the baseline of benchmarks."""
+def lora_request(version: AdapterVersion) -> Any:
+    """An adapter as vLLM knows it.
 
-    def __init__(self, model_path: str, config: RolloutConfig, device: Device, seed: int) -> None:
-        prepare_environment(config, device)
-        from vllm import LLM
-
-        self._max_model_len = config.max_model_len
-        self._llm = LLM(**engine_arguments(model_path, config, device, seed))
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: SamplingParams, lora: AdapterVersion | None
-    ) -> list[list[Completion]]:
-        """One group for each prompt, through `LLM.generate`."""
-        parameters = [_vllm_sampling_parameters(prompt, sampling, self._max_model_len) for prompt in prompts]
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts],
-            parameters,
-            use_tqdm=False,
-            lora_request=None if lora is None else _lora_request(lora),
-        )
-        version = 0 if lora is None else lora.number
-        return [
-            [_completion_from(prompt.prompt_id, piece, version) for piece in output.outputs]
-            for prompt, output in zip(prompts, outputs, strict=True)
-        ]
-
-    def shutdown(self) -> None:
-        """Stop vLLM's processes."""
-        self._llm.llm_engine.engine_core.shutdown(_SHUTDOWN_TIMEOUT_S)
-
-
-def _lora_request(version: AdapterVersion) -> Any:
-    """The name is part of vLLM's prefix-cache key: with the checksum in it, no two adapters ever share a prefix."""
+    The name is part of vLLM's prefix-cache key: with the checksum in it, no two adapters ever share a prefix.
+    """
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(f"v{version.number}-{version.checksum[:16]}", version.number, version.path)
 
 
-def _vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_model_len: int) -> Any:
+def vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_model_len: int) -> Any:
+    """vLLM's `SamplingParams` for one group. Raises ValueError when the prompt leaves no room for a completion."""
     from vllm import SamplingParams as VllmSamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -328,7 +300,8 @@ def _vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_mode
     )
 
 
-def _completion_from(prompt_id: str, piece: Any, version: int) -> Completion:
+def completion_from(prompt_id: str, piece: Any, version: int) -> Completion:
+    """One of vLLM's `CompletionOutput`s as ours. Raises GenerationError when vLLM gave up on it."""
     if piece.finish_reason not in ("stop", "length"):
         raise GenerationError(
             f"vLLM ended completion {piece.index} of prompt {prompt_id!r} with {piece.finish_reason!r} "

@@ -27,7 +27,7 @@ OPENINGS = {
 
 # library → the only files of ours that import it
 HOLDERS = {
-    "vllm": ("rollout_server/engine.py", "rollout_server/cpu_lora_plugin.py"),
+    "vllm": ("rollout_server/engine.py", "rollout_server/cpu_lora_plugin.py", "orchestration/bench/plain_vllm.py"),
     "deepspeed": ("learner/engine/engine.py",),
     "ray": (
         *(f"orchestration/cluster/{name}.py" for name in ("calls", "cluster", "gauges", "nodes")),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.bench.machine import machine_line
+from orchestration.bench.plain_vllm import PlainVllm
 from orchestration.cluster.actors import RolloutActor
 from orchestration.cluster.cluster import Cluster
 from orchestration.commands.train import make_prompt_builder, training_sampling
@@ -30,7 +31,6 @@ from orchestration.data.source import PromptSource
 from orchestration.machine import doctor
 from orchestration.models.resolve import resolve_model
 from orchestration.settings.config import RunConfig, load_config
-from rollout_server.engine import PlainVllm
 from rollout_server.types import AdapterPayload, AdapterVersion, Completion, Prompt, SamplingParams
 
 NUM_ROUNDS = 5
