@@ -80,10 +80,11 @@ def run(options: LearnerBench) -> dict[str, Any]:
         turns = {name: stack.enter_context(_contender(name, setting, groups)) for name in CONTENDERS}
         rounds = [_round(number, turns) for number in range(options.rounds)]
     _check_same_work(rounds, GRAD_NORM_TOLERANCE[setting.dtype])
+    floor = multiply_adds(model_path, sequences_of(groups), gradient_checkpointing=options.gradient_checkpointing)
     return {
         "machine": machine_line(),
         "settings": asdict(options) | asdict(setting) | {"model_path": options.model},
-        "figures": _figures(rounds, groups, multiply_adds(model_path, sequences_of(groups), options)),
+        "figures": _figures(rounds, groups, floor),
     }
 
 

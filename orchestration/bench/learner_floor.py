@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from learner.config import LoraSettings
 from learner.tree.prefix_tree import PrefixTree, TokenSequence, build_tree
 
-if TYPE_CHECKING:
-    from orchestration.bench.learner import LearnerBench
 
-
-def multiply_adds(model_path: Path, sequences: Sequence[TokenSequence], options: LearnerBench) -> float:
+def multiply_adds(model_path: Path, sequences: Sequence[TokenSequence], *, gradient_checkpointing: bool) -> float:
     """Of one step over the tree's distinct tokens, with a frozen base and a LoRA adapter on its linear layers.
 
     Forward: every linear layer, the adapter, and the query-key pairs that attention sees, twice (scores, and values).
@@ -42,7 +38,7 @@ def multiply_adds(model_path: Path, sequences: Sequence[TokenSequence], options:
     forward = tree.num_tokens * (base + adapter) + attention
     backward = tree.num_tokens * (base + 2 * adapter) + 2 * attention
     head = 2 * len(np.unique(tree.predictor_R)) * text.hidden_size * text.vocab_size
-    return float(forward * (2 if options.gradient_checkpointing else 1) + backward + head)
+    return float(forward * (2 if gradient_checkpointing else 1) + backward + head)
 
 
 def num_pairs(tree: PrefixTree) -> int:

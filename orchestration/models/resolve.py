@@ -54,7 +54,8 @@ def resolve_model(
     if name == SMOLLM2:
         return _smollm2(root, report, verify)
     if name == TINY:
-        from orchestration.models.tiny import TinySettings, tiny_model
+        from orchestration.models.tiny import tiny_model
+        from orchestration.models.tiny_settings import TinySettings
 
         return tiny_model(TinySettings(), root, report, verify=verify)
     if name.startswith(SCHEME):

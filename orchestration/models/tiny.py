@@ -7,38 +7,29 @@ the wrong form: reinforcement learning has something to raise within a few steps
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestration.data.arithmetic_templates import TEMPLATES
 from orchestration.data.copying import WORDINGS
 from orchestration.data.prompts import INSTRUCTION
+from orchestration.models.tiny_settings import TinySettings
 from orchestration.storage.cache import Progress, cached_folder, settings_hash
 
 _VERSION = 1
 """Raise it when the training code changes: folders made before are then made again."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TinySettings:
-    """How the model is made; models of different settings lie in different cache folders."""
-
-    seed: int = 0
-    vocab_size: int = 384
-    """256 bytes, three special tokens, and the commonest pieces of our own problems."""
-    hidden_size: int = 128
-    num_layers: int = 4
-    num_heads: int = 4
-    """Heads of 32: the smallest size vLLM's CPU attention takes."""
-    num_kv_heads: int = 2
-    intermediate_size: int = 512
-    warm_start_steps: int = 150
-    batch_size: int = 32
-    learning_rate: float = 3e-3
-
-
 def tiny_model(settings: TinySettings, root: Path, progress: Progress, *, verify: bool = False) -> Path:
-    """The folder of the tiny model with these settings, made now unless it is in the cache `root`.
+    """The tiny model with these settings, made now unless it is in the cache.
+
+    Args:
+        settings: How it is made.
+        root: The cache folder.
+        progress: Told what is being done, and the share that is done.
+        verify: Compare what is in the cache with its checksums first.
+
+    Returns:
+        Its folder.
 
     Raises:
         DataError: the cache cannot be written.

@@ -22,7 +22,7 @@ from orchestration.data.copying import WORDINGS, make_copy_task
 from orchestration.data.problems import answer_line
 from orchestration.data.prompts import INSTRUCTION, PromptBuilder
 from orchestration.models.quiet import no_progress_bars
-from orchestration.models.tiny import TinySettings
+from orchestration.models.tiny_settings import TinySettings
 from orchestration.settings.config import ArithmeticData, CopyData
 from orchestration.storage.cache import Progress
 from orchestration.types import Problem

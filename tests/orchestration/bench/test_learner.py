@@ -11,7 +11,6 @@ import pytest
 
 from learner.config import LoraSettings
 from learner.tree.prefix_tree import TokenSequence
-from orchestration.bench.learner import LearnerBench
 from orchestration.bench.learner_floor import multiply_adds
 from tests.learner.helpers import VOCABULARY, make_tiny_model
 
@@ -26,8 +25,8 @@ def test_the_floor_of_two_completions_by_hand(tmp_path: Path) -> None:
     attention = 2 * 2 * pairs * 4 * 8
     head = predicting * 32 * VOCABULARY
     forward, backward = tokens * (base + adapter) + attention, tokens * (base + 2 * adapter) + 2 * attention
-    assert multiply_adds(model, batch, LearnerBench(gradient_checkpointing=False)) == forward + backward + 2 * head
-    assert multiply_adds(model, batch, LearnerBench()) == 2 * forward + backward + 2 * head
+    assert multiply_adds(model, batch, gradient_checkpointing=False) == forward + backward + 2 * head
+    assert multiply_adds(model, batch, gradient_checkpointing=True) == 2 * forward + backward + 2 * head
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from orchestration.data.copying import make_copy_task
 from orchestration.data.prompts import PromptBuilder
 from orchestration.models.resolve import resolve_model
-from orchestration.models.tiny import TinySettings, tiny_model
+from orchestration.models.tiny import tiny_model
+from orchestration.models.tiny_settings import TinySettings
 from orchestration.settings.config import CopyData
 from orchestration.storage.cache import cache_root
 
