@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,8 +28,9 @@ LrSchedulerType = Literal[
 _ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
 
 
-class LossConfig(BaseModel):
-    """The policy loss. Names and defaults are TRL 1.16's unless the description says otherwise."""
+class LossSettings(BaseModel):
+    """The policy loss, as a run's configuration has it. Names and defaults are TRL 1.16's unless the description says
+    otherwise."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,7 +59,6 @@ class LossConfig(BaseModel):
         description="Bound on the log-ratio that the estimator is given and on the estimate, either way; unset: none. "
         "Not in TRL.",
     )
-    max_completion_length: int = Field(256, ge=1, description="The constant length dr_grpo divides by, tokens.")
     vllm_importance_sampling_correction: bool = Field(
         True, description="Weigh the loss by exp(old - sampling log-prob), truncated: the samplers' numerics differ."
     )
@@ -84,7 +84,7 @@ class LossConfig(BaseModel):
     vespo_lambda_neg: float = Field(2.0, description="vespo: lambda where the advantage is negative.")
 
     @model_validator(mode="after")
-    def _check_sampler_bounds(self) -> LossConfig:
+    def _check_sampler_bounds(self) -> Self:
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
         if low is not None and high is not None and low >= high:
             raise ValueError(
@@ -97,6 +97,12 @@ class LossConfig(BaseModel):
                 "bound: set vllm_importance_sampling_clip_max or vllm_importance_sampling_clip_min"
             )
         return self
+
+
+class LossConfig(LossSettings):
+    """What `policy_loss` needs to know: the settings, and a length that a run writes once, where it samples."""
+
+    max_completion_length: int = Field(256, ge=1, description="The constant length dr_grpo divides by, tokens.")
 
 
 class LoraSettings(BaseModel):
@@ -136,7 +142,7 @@ class LearnerConfig(BaseModel):
         "learner hold the same policy; off: the original base.",
     )
     lora: LoraSettings = Field(default_factory=LoraSettings)
-    loss: LossConfig = Field(default_factory=LossConfig)
+    loss: LossSettings = Field(default_factory=LossSettings)
     scale_rewards: ScaleRewards = Field("group", description="What advantages are divided by.")
     advantage_eps: float = Field(1e-4, ge=0.0, description="Added to the standard deviation.")
     advantage_ddof: Literal[0, 1] = Field(1, description="Delta degrees of freedom of the standard deviation.")
@@ -150,9 +156,6 @@ class LearnerConfig(BaseModel):
         description="Several rewards: their weighted sum is normalised, or (GDPO) each is normalised in its group, "
         "then the weighted sum over the batch.",
     )
-    reward_weights: tuple[float, ...] | None = Field(
-        None, description="Weight of each reward in the run's order, for normalize_then_sum; 1 each if unset."
-    )
     overlong_cache: int = Field(
         0,
         ge=0,
@@ -164,11 +167,12 @@ class LearnerConfig(BaseModel):
     )
     num_iterations: int = Field(1, ge=1, description="Optimizer steps on each batch; old log-probs are taken once.")
     learning_rate: float = Field(1e-5, gt=0.0, description="AdamW's learning rate.")
-    lr_scheduler_type: LrSchedulerType = Field("constant", description="Schedule of transformers' `get_scheduler`.")
+    lr_scheduler_type: LrSchedulerType = Field(
+        "constant", description="Schedule of transformers' `get_scheduler`; one with an end comes to it with the run's."
+    )
     lr_scheduler_kwargs: dict[str, float | int | str] = Field(
         default_factory=dict, description="Further arguments of the schedule, for example num_cycles, min_lr_rate."
     )
-    max_steps: int | None = Field(None, ge=1, description="Batches of the run; schedules with an end come to it there.")
     warmup_steps: int = Field(
         0, ge=0, description="Optimizer steps of linear warm-up; it starts at 0, so the first step moves nothing."
     )
@@ -205,24 +209,48 @@ class LearnerConfig(BaseModel):
             raise ValueError(
                 f"zero_stage=3 cannot partition a base in {self.quantization}: use zero_stage=2, it is small anyway"
             )
-        self._check_schedule()
-        return self
-
-    def _check_schedule(self) -> None:
+        if isinstance(self.loss, LossConfig) and "max_completion_length" in self.loss.model_fields_set:
+            raise ValueError("a learner is told max_completion_length beside its configuration: leave it out of loss")
         if self.lr_scheduler_type == "constant" and self.warmup_steps:
             raise ValueError(
                 f"lr_scheduler_type='constant' has no warm-up, but warmup_steps={self.warmup_steps}: use "
                 f"lr_scheduler_type=constant_with_warmup"
             )
+        return self
+
+    def check_run(self, *, max_steps: int | None, max_completion_length: int | None) -> None:
+        """Refuses what does not fit the run around it.
+
+        Args:
+            max_steps: Batches of the run; 0 where nothing is learned; None: there is no end.
+            max_completion_length: Tokens a completion may have; None: not known.
+
+        Raises:
+            ValueError: It says what does not go together, and what to set.
+        """
+        self._check_schedule(max_steps)
+        self._check_length(max_completion_length)
+
+    def _check_schedule(self, max_steps: int | None) -> None:
         if self.lr_scheduler_type in _ENDLESS_SCHEDULES or "num_stable_steps" in self.lr_scheduler_kwargs:
             return
-        if self.max_steps is None:
+        if max_steps is None:
             raise ValueError(
                 f"lr_scheduler_type={self.lr_scheduler_type!r} needs max_steps: the batch at which the rate reaches "
                 f"its end"
             )
-        if self.max_steps * self.num_iterations <= self.warmup_steps:
+        if 0 < max_steps * self.num_iterations <= self.warmup_steps:
             raise ValueError(
-                f"max_steps={self.max_steps} with num_iterations={self.num_iterations} leaves nothing of "
+                f"max_steps={max_steps} with num_iterations={self.num_iterations} leaves nothing of "
                 f"lr_scheduler_type={self.lr_scheduler_type!r} after warmup_steps={self.warmup_steps}"
+            )
+
+    def _check_length(self, max_completion_length: int | None) -> None:
+        if max_completion_length is None:
+            if self.loss.loss_type == "dr_grpo" or self.overlong_cache:
+                raise ValueError("loss_type=dr_grpo and overlong_cache need max_completion_length: they count from it")
+        elif self.overlong_cache > max_completion_length:
+            raise ValueError(
+                f"overlong_cache={self.overlong_cache} is more than max_completion_length={max_completion_length}, "
+                f"whose last tokens it names"
             )

@@ -35,7 +35,20 @@ PROBE_LENGTH = 16
 class LearnerRank:
     """Holds one rank's model and applies GRPO updates to its adapter.
 
-    `temperature` is the sampler's: log-probabilities are taken at it. `device` is `cpu`, `cuda` or `cuda:1`.
+    Args:
+        rank, world_size, master_addr, master_port: This rank among all, and where they meet.
+        model_path: Folder of the base model.
+        config: How it learns.
+        temperature: The sampler's: log-probabilities are taken at it.
+        seed: Of the adapter's first values, and of whatever is random in training.
+        device: `cpu`, `cuda` or `cuda:1`.
+        max_completion_length: The sampler's: dr_grpo divides by it, and `overlong_cache` counts back from it.
+        max_steps: Batches of the run: where schedules with an end come to it; None: there is no end.
+        reward_weights: Of each reward in the run's order, for `normalize_then_sum`; 1 each if not given.
+
+    Raises:
+        ValueError: The temperature is not above 0, or the configuration does not fit the other arguments.
+        LearnerError: The device is not supported.
     """
 
     def __init__(
@@ -50,13 +63,19 @@ class LearnerRank:
         temperature: float,
         seed: int,
         device: str,
+        max_completion_length: int | None = None,
+        max_steps: int | None = None,
+        reward_weights: Sequence[float] | None = None,
     ) -> None:
         if temperature <= 0:
             raise ValueError(f"the learner needs a sampling temperature above 0, got {temperature}")
+        config.check_run(max_steps=max_steps, max_completion_length=max_completion_length)
         self._rank, self._world_size = rank, world_size
         self._address = master_addr, master_port
         self._model_path, self._config = model_path, config
         self._temperature, self._seed = temperature, seed
+        self._max_completion_length, self._max_steps = max_completion_length, max_steps
+        self._reward_weights = reward_weights
         self._device = _device(device)
         self._step = 0
         self._probe_token_ids: tuple[int, ...] = ()
@@ -82,6 +101,7 @@ class LearnerRank:
             master_addr=self._address[0],
             master_port=self._address[1],
             device=self._device,
+            max_steps=self._max_steps,
         )
         # Dropout and whatever else is random differs between ranks, and repeats with the seed.
         torch.manual_seed(self._seed * 1000 + self._rank)
@@ -96,7 +116,12 @@ class LearnerRank:
         """
         begun = time.perf_counter()
         refuse_stale(groups, policy_version=policy_version, max_staleness=max_staleness)
-        plan = plan_step(groups, self._config)
+        plan = plan_step(
+            groups,
+            self._config,
+            reward_weights=self._reward_weights,
+            max_completion_length=self._max_completion_length,
+        )
         if not self._probe_token_ids:
             self._probe_token_ids = _probe_tokens(groups)
             self._probe_logprobs = self._logprobs_of_probe()
@@ -198,7 +223,8 @@ class LearnerRank:
     def _iteration(self, plan: StepPlan, microbatches: Sequence[Microbatch], number: int) -> dict[str, float]:
         """One optimizer step on the batch; what it says of itself."""
         threshold = self._entropy_threshold(microbatches)
-        config, totals = loss_of_step(self._config), MetricTotals()
+        config = loss_of_step(self._config.loss, max_completion_length=self._max_completion_length)
+        totals = MetricTotals()
         for microbatch in microbatches:
             result = run_pass(
                 self._engine, microbatch, plan, config, temperature=self._temperature, entropy_threshold=threshold

@@ -57,6 +57,7 @@ class TrainingEngine:
         master_addr: str,
         master_port: int,
         device: torch.device,
+        max_steps: int | None = None,
     ) -> None:
         os.environ.setdefault("DS_ACCELERATOR", device.type)
         for noisy in ("DeepSpeed", "deepspeed"):
@@ -90,7 +91,7 @@ class TrainingEngine:
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
         )
-        self._schedule = make_schedule(optimizer, config)
+        self._schedule = make_schedule(optimizer, config, max_steps=max_steps)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=policy,
             optimizer=optimizer,

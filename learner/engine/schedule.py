@@ -18,11 +18,17 @@ from learner.errors import LearnerError
 _GIVEN = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, config: LearnerConfig) -> LambdaLR:
+def make_schedule(optimizer: torch.optim.Optimizer, config: LearnerConfig, *, max_steps: int | None = None) -> LambdaLR:
     """The configured schedule of `optimizer`'s rate, before its first step.
 
-    Raises LearnerError when `lr_scheduler_kwargs` has what the schedule does not know, lacks what it needs, or has a
-    value that it refuses.
+    Args:
+        optimizer: Whose rate it sets.
+        config: The schedule and its arguments.
+        max_steps: Batches of the run, at which a schedule with an end comes to it; None: there is no end.
+
+    Raises:
+        LearnerError: `lr_scheduler_kwargs` has what the schedule does not know, lacks what it needs, or has a value
+            that it refuses.
     """
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 
@@ -40,7 +46,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: LearnerConfig) -> La
         raise LearnerError(
             f"lr_scheduler_type={kind!r} needs lr_scheduler_kwargs {', '.join(sorted(needed - kwargs.keys()))}"
         )
-    total = None if config.max_steps is None else config.max_steps * config.num_iterations
+    total = None if max_steps is None else max_steps * config.num_iterations
     if "num_stable_steps" in kwargs:
         total = None  # the stages' lengths are given one by one
     try:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.config import LearnerConfig, LossConfig
+from learner.config import LearnerConfig, LossConfig, LossSettings
 from learner.loss import policy_loss
 from learner.policy.policy import TreeInputs, tree_inputs, tree_logprobs
 from learner.step.plan import StepPlan
@@ -64,11 +64,18 @@ def make_microbatch(plan: StepPlan, indices: Sequence[int], config: LearnerConfi
     )
 
 
-def loss_of_step(config: LearnerConfig) -> LossConfig:
-    """The loss whose micro-batches add up to the step's. bnpo divides by the tokens of a local batch; here that is the
-    whole step, whatever the budget cuts it into, and so it is dapo."""
-    loss = config.loss
-    return loss.model_copy(update={"loss_type": "dapo"}) if loss.loss_type == "bnpo" else loss
+def loss_of_step(settings: LossSettings, *, max_completion_length: int | None) -> LossConfig:
+    """The loss whose micro-batches add up to the step's.
+
+    bnpo divides by the tokens of a local batch. Here that is the whole step, whatever the budget cuts it into, and so
+    it is dapo. Without `max_completion_length` dr_grpo has been refused by `LearnerConfig.check_run`.
+    """
+    own = {name: getattr(settings, name) for name in LossSettings.model_fields}
+    if settings.loss_type == "bnpo":
+        own["loss_type"] = "dapo"
+    if max_completion_length is not None:
+        own["max_completion_length"] = max_completion_length
+    return LossConfig(**own)
 
 
 def run_pass(

@@ -37,7 +37,13 @@ class StepPlan:
     """What can be said before anything is computed."""
 
 
-def plan_step(groups: Sequence[ScoredGroup], config: LearnerConfig) -> StepPlan:
+def plan_step(
+    groups: Sequence[ScoredGroup],
+    config: LearnerConfig,
+    *,
+    reward_weights: Sequence[float] | None = None,
+    max_completion_length: int | None = None,
+) -> StepPlan:
     """Who takes part in a step and what everything is divided by.
 
     A completion that could not be scored is left out everywhere; with `drop_zero_variance_groups` so is a group in
@@ -45,9 +51,17 @@ def plan_step(groups: Sequence[ScoredGroup], config: LearnerConfig) -> StepPlan:
     counts as a sequence, as in TRL. A sequence whose advantage is 0 has no gradient when beta is 0: it is not computed,
     unless the entropies of all are wanted, and counts in every denominator all the same.
 
-    Raises NothingToLearnError when no completion was scored.
+    Args:
+        groups: The batch.
+        config: How advantages are made, and who is left out.
+        reward_weights: Of each reward in the run's order, for `normalize_then_sum`; 1 each if not given.
+        max_completion_length: Where `overlong_cache` ends, tokens.
+
+    Raises:
+        NothingToLearnError: No completion was scored.
+        LearnerError: There is not one weight for each reward.
     """
-    advantages_PG = _advantages(groups, config)
+    advantages_PG = _advantages(groups, config, reward_weights, max_completion_length)
     rows = [row[: len(group.members)] for row, group in zip(advantages_PG.tolist(), groups, strict=True)]
     computes_all = config.loss.beta > 0.0 or config.loss.top_entropy_quantile < 1.0
     sequences: list[TokenSequence] = []
@@ -85,11 +99,16 @@ def plan_step(groups: Sequence[ScoredGroup], config: LearnerConfig) -> StepPlan:
     )
 
 
-def _advantages(groups: Sequence[ScoredGroup], config: LearnerConfig) -> torch.Tensor:
+def _advantages(
+    groups: Sequence[ScoredGroup],
+    config: LearnerConfig,
+    reward_weights: Sequence[float] | None,
+    max_completion_length: int | None,
+) -> torch.Tensor:
     """Shape (P, G), NaN where not scored; groups of unequal size are padded with NaN."""
     if config.multi_objective_aggregation == "normalize_then_sum":
         rewards = [[list(map(_number, member.rewards)) for member in group.members] for group in groups]
-        weights = list(config.reward_weights or (1.0,) * len(rewards[0][0]))
+        weights = list(reward_weights or (1.0,) * len(rewards[0][0]))
         _check_rewards(groups, len(weights))
     else:
         rewards = [[[_number(member.total)] for member in group.members] for group in groups]
@@ -101,7 +120,8 @@ def _advantages(groups: Sequence[ScoredGroup], config: LearnerConfig) -> torch.T
         num_completions = sum(len(group.members) for group in groups)
         raise NothingToLearnError(f"none of the {num_completions} completions of the batch was scored")
     if config.overlong_cache:
-        rewards_PGK = _with_overlong_penalty(rewards_PGK, groups, config)
+        assert max_completion_length is not None, "LearnerConfig.check_run refuses a cache without it"
+        rewards_PGK = _with_overlong_penalty(rewards_PGK, groups, max_completion_length, config.overlong_cache)
         weights = weights if len(weights) == 1 else [*weights, 1.0]
     return aggregate_advantages(
         rewards_PGK,
@@ -115,7 +135,7 @@ def _advantages(groups: Sequence[ScoredGroup], config: LearnerConfig) -> torch.T
 
 
 def _with_overlong_penalty(
-    rewards_PGK: torch.Tensor, groups: Sequence[ScoredGroup], config: LearnerConfig
+    rewards_PGK: torch.Tensor, groups: Sequence[ScoredGroup], max_completion_length: int, cache: int
 ) -> torch.Tensor:
     """The penalty added to the one total, or as one more reward beside several; NaN where nothing was scored."""
     width = rewards_PGK.shape[1]
@@ -125,9 +145,7 @@ def _with_overlong_penalty(
             for group in groups
         ]
     )
-    penalty_PG = overlong_penalty(
-        lengths_PG, max_completion_length=config.loss.max_completion_length, cache=config.overlong_cache
-    ).double()
+    penalty_PG = overlong_penalty(lengths_PG, max_completion_length=max_completion_length, cache=cache).double()
     penalty_PG = penalty_PG.masked_fill(rewards_PGK.isnan().all(dim=2), math.nan)
     if rewards_PGK.shape[2] == 1:
         return rewards_PGK + penalty_PG.unsqueeze(2)

@@ -167,6 +167,9 @@ class Cluster:
             "temperature": self._config.rollout.temperature,
             "seed": self._config.seed,
             "device": self.placement.device,
+            "max_completion_length": self._config.rollout.max_completion_length,
+            "max_steps": self._config.max_steps,
+            "reward_weights": tuple(reward.weight for reward in self._config.reward.rewards),
         }
         await gather_or_cancel(
             _started(

@@ -121,27 +121,6 @@ class RunConfig(Section):
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _follow(cls, tree: Any) -> Any:
-        """Writes the learner's copies of `FOLLOWING_KEYS`; a learner section that is an object already is left."""
-        learner = tree.get("learner", {}) if isinstance(tree, dict) else None
-        if not isinstance(learner, dict):
-            return tree
-        max_steps = tree.get("max_steps", cls.model_fields["max_steps"].default)
-        if isinstance(max_steps, int):
-            learner = {**learner, "max_steps": max_steps or _NEVER}
-        rollout, loss = tree.get("rollout"), learner.get("loss", {})
-        if isinstance(rollout, dict) and isinstance(loss, dict) and "max_completion_length" in rollout:
-            learner = {**learner, "loss": {**loss, "max_completion_length": rollout["max_completion_length"]}}
-        reward = tree.get("reward") or RewardConfig()
-        rewards = (reward if isinstance(reward, dict) else reward.model_dump(mode="json")).get("rewards")
-        if rewards is None:
-            rewards = RewardConfig().model_dump(mode="json")["rewards"]
-        if isinstance(rewards, list) and all(isinstance(spec, dict) for spec in rewards):
-            learner = {**learner, "reward_weights": [spec.get("weight", 1.0) for spec in rewards]}
-        return {**tree, "learner": learner}
-
     @model_validator(mode="after")
     def _rooms_agree(self) -> RunConfig:
         if self.rollout.num_generations < 2 and self.max_steps:
@@ -153,6 +132,7 @@ class RunConfig(Section):
                 "reward.control=random replaces the total, which multi_objective_aggregation=normalize_then_sum does "
                 "not look at: use sum_then_normalize for the control"
             )
+        self.learner.check_run(max_steps=self.max_steps, max_completion_length=self.rollout.max_completion_length)
         if self.learner.lora.r > self.rollout.max_lora_rank:
             raise ValueError(
                 f"learner.lora.r={self.learner.lora.r} is over rollout.max_lora_rank={self.rollout.max_lora_rank}: "
@@ -188,23 +168,17 @@ RENAMED_KEYS: Mapping[str, str] = {
     "max_completion_length": "rollout.max_completion_length",
     "learner.beta": "learner.loss.beta",
     "learner.loss_type": "learner.loss.loss_type",
+    "learner.loss.max_completion_length": "rollout.max_completion_length",
+    "learner.max_steps": "max_steps",
+    "learner.reward_weights": "reward.rewards",
     "rollout.n": "rollout.num_generations",
     "reward_url": "reward.url",
     "output_dir": "run_dir",
 }
 """Keys people know from elsewhere, and where they live here."""
 
-FOLLOWING_KEYS: Mapping[str, str] = {
-    "learner.loss.max_completion_length": "rollout.max_completion_length",
-    "learner.max_steps": "max_steps",
-    "learner.reward_weights": "reward.rewards",
-}
-"""The learner's copies of what is written once, elsewhere: dr_grpo's constant length, a schedule's end, the weights."""
-
 UNIONS = ("data", "reward.deployment")
 """Settings that are one of several kinds: a word alone is the kind, `reward.deployment=actor`."""
-
-_NEVER = 2**31  # the end of a schedule in a run without steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,8 +204,6 @@ def load_settings(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> 
     spell_out_kinds(tree, UNIONS)
     for override in overrides:
         key, value = parse_override(override)
-        if key in FOLLOWING_KEYS:
-            raise ConfigError(f"{key!r} follows {FOLLOWING_KEYS[key]!r}: set that")
         assign(tree, key, value, override)
         spell_out_kinds(tree, UNIONS)
     if isinstance(tree.get("data"), dict):

@@ -122,8 +122,9 @@ def make_rank(
     world_size: int = 1,
     port: int = 0,
     temperature: float = 1.0,
+    reward_weights: Sequence[float] | None = None,
 ) -> LearnerRank:
-    """A rank, not yet started."""
+    """A rank of a run of ten batches and completions of up to 16 tokens; not yet started."""
     return LearnerRank(
         rank=rank,
         world_size=world_size,
@@ -134,6 +135,9 @@ def make_rank(
         temperature=temperature,
         seed=3,
         device="cpu",
+        max_completion_length=16,
+        max_steps=10,
+        reward_weights=reward_weights,
     )
 
 

@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 from learner.config import LearnerConfig, LossConfig
 from learner.errors import NonFiniteLossError, NothingToLearnError, StaleSampleError
+from learner.step.passes import loss_of_step
 from learner.types import ScoredGroup, UpdateMetrics
 from learner.worker import LearnerRank
 from rollout_server.types import AdapterPayload, FinishReason
@@ -230,6 +231,37 @@ def test_settings_that_do_not_go_together() -> None:
         LearnerConfig(zero_stage=3, quantization="nf4")
     with pytest.raises(ValueError, match="temperature above 0"):
         make_rank("nowhere", LearnerConfig(), temperature=0.0)
+    with pytest.raises(ValueError, match="overlong_cache=17 is more than max_completion_length=16"):
+        make_rank("nowhere", LearnerConfig(overlong_cache=17))
+    for config in (LearnerConfig(overlong_cache=1), LearnerConfig(loss=LossConfig(loss_type="dr_grpo"))):
+        with pytest.raises(ValueError, match="need max_completion_length"):
+            config.check_run(max_steps=1, max_completion_length=None)
+    with pytest.raises(ValueError, match="leave it out of loss"):
+        LearnerConfig(loss=LossConfig(max_completion_length=9))
+
+
+def test_dr_grpo_divides_by_the_length_that_the_learner_is_told() -> None:
+    loss = LearnerConfig(loss=LossConfig(loss_type="dr_grpo", beta=0.1)).loss
+    assert loss_of_step(loss, max_completion_length=9) == LossConfig(
+        loss_type="dr_grpo", beta=0.1, max_completion_length=9
+    )
+
+
+def test_rewards_weigh_what_the_learner_is_told(llama: str) -> None:
+    """Two rewards that contradict each other: the heavier one decides which completion is the better."""
+    group = make_group((1, 2), [(3,), (4,)], [1.0, 1.0])
+    rewards = ((1.0, 0.0), (0.0, 1.0))
+    members = tuple(replace(member, rewards=row) for member, row in zip(group.members, rewards, strict=True))
+    advantages = []
+    for weights_K in ((3.0, 1.0), (1.0, 3.0)):
+        config = LearnerConfig(**BASE, multi_objective_aggregation="normalize_then_sum")  # type: ignore[arg-type]
+        rank = make_rank(llama, config, reward_weights=weights_K)
+        try:
+            rank.start()
+            advantages.append(update(rank, (replace(group, members=members),)).advantages[0][0])
+        finally:
+            rank.shutdown()
+    assert advantages[0] == -advantages[1] != 0
 
 
 @pytest.mark.slow

@@ -28,7 +28,8 @@ from learner.worker import LearnerRank
 from tests.learner.helpers import make_rank, random_groups, run_ranks
 
 BASE: dict[str, Any] = {"learning_rate": 1e-3, "num_threads": 1, "lora": {"r": 3, "lora_alpha": 6}}
-SCHEDULE: dict[str, Any] = {"lr_scheduler_type": "cosine", "max_steps": 10, "num_iterations": 2, "warmup_steps": 3}
+SCHEDULE: dict[str, Any] = {"lr_scheduler_type": "cosine", "num_iterations": 2, "warmup_steps": 3}
+"""The cosine ends with `make_rank`'s run, after ten batches."""
 DROPOUT: dict[str, Any] = {"lora": {"r": 3, "lora_alpha": 6, "lora_dropout": 0.3}}
 
 HEADS = ("embed_tokens", "lm_head")

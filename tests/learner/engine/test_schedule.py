@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch.optim.lr_scheduler import LambdaLR
 
 from learner.config import LearnerConfig
@@ -14,9 +14,10 @@ from learner.engine.schedule import make_schedule, move_to
 from learner.errors import LearnerError
 
 
-def schedule_of(**settings: Any) -> LambdaLR:
+def schedule_of(max_steps: int | None = None, **settings: Any) -> LambdaLR:
     config = LearnerConfig(learning_rate=1.0, **settings)
-    return make_schedule(torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=config.learning_rate), config)
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
+    return make_schedule(optimizer, config, max_steps=max_steps)
 
 
 def rates(schedule: LambdaLR, count: int) -> list[float]:
@@ -87,9 +88,15 @@ def test_rates(settings: dict[str, Any], expected: list[float]) -> None:
     ],
 )
 def test_settings_that_do_not_go_together(settings: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValidationError) as caught:
-        LearnerConfig(**settings)
-    assert says in str(caught.value)
+    own = {name: value for name, value in settings.items() if name != "max_steps"}
+    with pytest.raises(ValueError, match=re.escape(says)):
+        LearnerConfig(**own).check_run(max_steps=settings.get("max_steps"), max_completion_length=16)
+
+
+def test_a_run_without_steps_needs_no_room_for_a_schedule() -> None:
+    settings = {"lr_scheduler_type": "linear", "warmup_steps": 4}
+    LearnerConfig(**settings).check_run(max_steps=0, max_completion_length=16)
+    assert schedule_of(max_steps=0, **settings).get_last_lr() == [0.0]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from rollout_server.types import FinishReason
 from tests.learner.helpers import make_group
 
 
-def plan(*groups: ScoredGroup, **settings: object) -> StepPlan:
-    return plan_step(groups, LearnerConfig.model_validate({"advantage_eps": 0.0, **settings}))
+def plan(*groups: ScoredGroup, reward_weights: tuple[float, ...] | None = None, **settings: object) -> StepPlan:
+    config = LearnerConfig.model_validate({"advantage_eps": 0.0, **settings})
+    return plan_step(groups, config, reward_weights=reward_weights, max_completion_length=4)
 
 
 def with_rewards(group: ScoredGroup, *rewards: tuple[float | None, ...]) -> ScoredGroup:
@@ -60,9 +61,9 @@ def test_what_was_not_scored_is_nowhere() -> None:
 
 
 def test_each_reward_is_normalised_before_they_are_summed() -> None:
-    # Format (0, 1) and correctness (10, 0) in equal parts: normalised alone each is ±1/√2, and they cancel out; summed
-    # first, correctness decides.
-    group = with_rewards(make_group((1, 2), [(3,), (4,)], [10.0, 1.0]), (0.0, 10.0), (1.0, 0.0))
+    # Format (0, 1) and correctness (4, 0) in equal parts: normalised alone each is ±1/√2, and they cancel out; summed
+    # first, correctness decides. A power of two, so that they cancel exactly on every machine.
+    group = with_rewards(make_group((1, 2), [(3,), (4,)], [4.0, 1.0]), (0.0, 4.0), (1.0, 0.0))
     summed = plan(group).group_advantages[0]
     assert summed == pytest.approx((math.sqrt(0.5), -math.sqrt(0.5)))
     apart = plan(group, multi_objective_aggregation="normalize_then_sum").group_advantages[0]
@@ -77,12 +78,11 @@ def test_each_reward_is_normalised_before_they_are_summed() -> None:
 def test_an_overlong_completion_earns_less() -> None:
     # L = 4 and a cache of 2: lengths 2, 3, 4 cost 0, 1/2, 1.
     group = make_group((1, 2), [(3, 3), (4, 4, 4), (5, 5, 5, 5)], [1.0, 1.0, 1.0])
-    settings = {"loss": {"max_completion_length": 4}, "overlong_cache": 2}
-    found = plan(group, scale_rewards="none", **settings)
+    found = plan(group, scale_rewards="none", overlong_cache=2)
     assert found.group_advantages[0] == pytest.approx((0.5, 0.0, -0.5))
     # Beside several rewards it is one more, of weight 1.
     both = with_rewards(group, (1.0, 0.0), (1.0, 0.0), (1.0, 0.0))
-    apart = plan(both, multi_objective_aggregation="normalize_then_sum", **settings)
+    apart = plan(both, multi_objective_aggregation="normalize_then_sum", overlong_cache=2)
     assert apart.group_advantages[0] == pytest.approx((1.0, 0.0, -1.0))
 
 

@@ -25,18 +25,23 @@ def test_overrides_win_and_numbers_are_read_as_people_write_them() -> None:
     assert (config.learner.learning_rate, config.max_steps, config.reward.control) == (3e-4, 7, "random")
 
 
-def test_the_loss_divides_by_the_rollout_length() -> None:
-    assert load_config("arithmetic", ["rollout.max_completion_length=33"]).learner.loss.max_completion_length == 33
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("learner: {loss: {max_completion_length: 999}}", "here it is 'rollout.max_completion_length'"),
+        ("learner: {max_steps: 7}", "here it is 'max_steps'"),
+        ("learner: {reward_weights: [1.0]}", "here it is 'reward.rewards'"),
+    ],
+)
+def test_what_is_written_once_is_not_written_again_for_the_learner(tmp_path: Path, written: str, says: str) -> None:
+    recipe = tmp_path / "twice.yaml"
+    recipe.write_text(written)
+    with pytest.raises(ConfigError, match=says):
+        load_config(str(recipe))
 
 
-def test_a_schedule_ends_with_the_run() -> None:
-    assert load_config("arithmetic", ["max_steps=7", "learner.lr_scheduler_type=linear"]).learner.max_steps == 7
-
-
-def test_the_learner_weighs_rewards_as_the_service_does(tmp_path: Path) -> None:
-    recipe = tmp_path / "weighed.yaml"
-    recipe.write_text("reward: {rewards: [{name: gsm8k_format, weight: 0.2}, {name: last_number}]}")
-    assert load_config(str(recipe)).learner.reward_weights == (0.2, 1.0)
+def test_a_run_without_steps_may_have_a_schedule() -> None:
+    assert load_config("arithmetic", ["max_steps=0", "learner.lr_scheduler_type=linear"]).max_steps == 0
 
 
 def test_the_api_key_is_not_written_down() -> None:
@@ -58,8 +63,11 @@ def test_the_api_key_is_not_written_down() -> None:
         (["max_staleness=5"], "max_adapter_versions"),
         (["rollout.max_model_len=40", "rollout.max_completion_length=40"], "no room"),
         (["data.kind=chess"], "arithmetic"),
-        (["learner.max_steps=9"], "follows 'max_steps'"),
-        (["learner.reward_weights=[1]"], "follows 'reward.rewards'"),
+        (["learner.max_steps=9"], "here it is 'max_steps'"),
+        (["learner.reward_weights=[1]"], "here it is 'reward.rewards'"),
+        (["learner.loss.max_completion_length=9"], "here it is 'rollout.max_completion_length'"),
+        (["learner.lr_scheduler_type=linear", "learner.warmup_steps=9", "max_steps=9"], "leaves nothing"),
+        (["learner.overlong_cache=99", "rollout.max_completion_length=98"], "overlong_cache=99 is more than"),
         (["reward.control=random", "learner.multi_objective_aggregation=normalize_then_sum"], "sum_then_normalize"),
         (["learner.warmup_steps=2"], "constant_with_warmup"),
         (["max_steps.more=1"], "not a section"),
