@@ -106,8 +106,8 @@ def _add_prepare(commands: Any) -> None:
     prepare = commands.add_parser(
         "prepare",
         help="a recipe's problems as two files, here or on S3",
-        description="Write a recipe's training and held-out problems as train.jsonl and validation.jsonl in GSM8K's "
-        "format, for data.train_file and data.eval_file.",
+        description="Write a recipe's training and held-out problems as train.jsonl and validation.jsonl, in GSM8K's "
+        "format or for the task `table`, and print the settings that read them.",
     )
     _add_words(prepare)
     prepare.add_argument("--out", metavar="FOLDER", help="write them here")
@@ -214,8 +214,9 @@ def _eval(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(result))
     else:
-        strict, lenient = result["strict_accuracy"], result["lenient_accuracy"]
-        print(f"strict accuracy {strict:.1%}, lenient {lenient:.1%}, on {result['num_problems']} problems")
+        names = [name for name in ("strict", "lenient") if f"{name}_accuracy" in result]
+        figures = ", ".join(f"{name} {result[f'{name}_accuracy']:.1%}" for name in names)
+        print(f"accuracy: {figures}, on {result['num_problems']} problems")
     return 0
 
 
@@ -225,10 +226,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     config = load_config(*_recipe_and_overrides(arguments.words))
     from orchestration.commands.prepare import prepare
 
-    train, validation = prepare(
-        config, out=None if arguments.out is None else Path(arguments.out), upload_to=arguments.upload
-    )
-    print(f"data.kind=gsm8k data.train_file={train} data.eval_file={validation}")
+    print(prepare(config, out=None if arguments.out is None else Path(arguments.out), upload_to=arguments.upload))
     return 0
 
 

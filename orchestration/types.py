@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from rollout_server.types import Prompt
+
+Message = Mapping[str, str]
+"""A turn of a conversation: `role` (system, user or assistant) and `content`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -12,13 +17,23 @@ class Problem:
     """One task item: what is asked, and what a verifier needs to check an answer."""
 
     problem_id: str
-    question: str
-    final_answer: str
-    """The reference, as a number in text form."""
+    question: str | Sequence[Message]
+    """A text, or the turns of a conversation that the model continues."""
+    reference: Mapping[str, Any]
+    """What the rewards read, by key: `final_answer`, `tests`, `schema`, `choices` … It goes to the service as it is."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Anything else a reward of one's own may look at; goes to the service too."""
     solution: str = ""
-    """A worked solution ending in the answer line; used as few-shot example and for supervised warm starts."""
+    """A worked solution as the model should write it; used as few-shot example and for supervised warm starts."""
     category: str = ""
-    """Difficulty or kind, for reports."""
+    """Difficulty or kind, for reports and for advantages scaled by category."""
+
+    @property
+    def text(self) -> str:
+        """The question as one text; of a conversation the contents of its turns."""
+        if isinstance(self.question, str):
+            return self.question
+        return "\n".join(message["content"] for message in self.question)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import msgspec
+
+ANSWER_PREFIX: Final = "#### The final answer is"
+"""How an answer line begins unless a request says otherwise: the AWS article's format for GSM8K."""
 
 
 class Reason(StrEnum):
@@ -71,6 +74,9 @@ class Lack:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardSpec:
     """One reward a request asks for."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+    """Where it is a setting, a misspelt key is an error."""
 
     name: str
     weight: float = 1.0

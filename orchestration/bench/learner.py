@@ -29,13 +29,14 @@ from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.bench.learner_contenders import CONTENDERS, Setting, serve
 from orchestration.bench.learner_floor import multiply_adds
 from orchestration.bench.machine import machine_line
-from orchestration.data.datasets import load_problems
 from orchestration.data.prompts import PromptBuilder
+from orchestration.data.task import Task
+from orchestration.data.tasks.arithmetic import Arithmetic
+from orchestration.data.tasks.gsm8k import Gsm8k
 from orchestration.errors import RlvrError
 from orchestration.machine.facts import collect
 from orchestration.models.resolve import resolve_model
 from orchestration.models.tokenizer import load_tokenizer
-from orchestration.settings.config import ArithmeticData, DataConfig, Gsm8kData
 from rollout_server.types import Completion, FinishReason
 
 START_TIMEOUT_S, STEP_TIMEOUT_S = 600.0, 3600.0
@@ -93,11 +94,11 @@ def make_groups(options: LearnerBench, model_path: Path) -> tuple[ScoredGroup, .
 
     What a token is does not change the work; random ones share no beginning, which is the tree's worst case.
     """
-    data: DataConfig = ArithmeticData(num_shots=options.shots, num_eval=1, difficulty=(3, 4, 5))
+    data: Task = Arithmetic(num_shots=options.shots, num_eval=1, difficulty=(3, 4, 5))
     if options.data_file is not None:
-        data = Gsm8kData(train_file=options.data_file, eval_file=options.data_file, num_shots=options.shots, num_eval=1)
-    problems = load_problems(data)
-    builder = PromptBuilder(load_tokenizer(model_path), problems.shots, 1_000_000)
+        data = Gsm8k(train_file=options.data_file, eval_file=options.data_file, num_shots=options.shots, num_eval=1)
+    problems = data.load()
+    builder = PromptBuilder(load_tokenizer(model_path), problems.shots, 1_000_000, layout=data.layout())
     vocabulary = json.loads((model_path / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     random = np.random.default_rng(0)
     groups = []

@@ -20,19 +20,19 @@ import msgspec
 from orchestration.bench.machine import machine_line
 from orchestration.bench.reward_load import Load, Outcome, run_load
 from orchestration.bench.reward_servers import SLEEPS, SPINS, echo_server
-from orchestration.data.datasets import load_problems
+from orchestration.data.task import Task
+from orchestration.data.tasks.arithmetic import Arithmetic
+from orchestration.data.tasks.gsm8k import Gsm8k
 from orchestration.errors import RlvrError
-from orchestration.settings.config import ArithmeticData, DataConfig, Gsm8kData
 from orchestration.types import Problem
 from reward_service.audit.settings import AuditSettings
 from reward_service.child import start_in_subprocess
 from reward_service.custom import CustomRewardSpec
 from reward_service.rewards import BUILTIN_REWARDS
-from reward_service.rewards.base import Task
+from reward_service.rewards.base import Task as Asked
 from reward_service.scoring import apply_reward, make_plan
 from reward_service.settings import ServiceSettings
-from reward_service.text.answers import ANSWER_PREFIX
-from reward_service.types import RewardSpec
+from reward_service.types import ANSWER_PREFIX, RewardSpec
 
 PAIR: Final = ("gsm8k_format", "gsm8k_correctness")
 BATCHES: Final = (1, 64, 1024)
@@ -76,20 +76,20 @@ def run(options: RewardBench) -> dict[str, Any]:
 
 def make_items(options: RewardBench) -> list[dict[str, Any]]:
     """Problems with their worked solutions as completions, three in four with an answer line, half of those right."""
-    data: DataConfig = ArithmeticData(num_shots=1, num_eval=1, num_train=_NUM_ITEMS, difficulty=(3, 4, 5))
+    data: Task = Arithmetic(num_shots=1, num_eval=1, num_train=_NUM_ITEMS, difficulty=(3, 4, 5))
     if options.data_file is not None:
-        data = Gsm8kData(train_file=options.data_file, eval_file=options.data_file, num_shots=1, num_eval=1)
-    problems = load_problems(data).train
+        data = Gsm8k(train_file=options.data_file, eval_file=options.data_file, num_shots=1, num_eval=1)
+    problems = data.load().train
     return [_item(problems[number % len(problems)], number) for number in range(_NUM_ITEMS)]
 
 
 def _item(problem: Problem, number: int) -> dict[str, Any]:
-    answer = problem.final_answer if number % 2 else f"{number}"
+    answer = problem.reference["final_answer"] if number % 2 else f"{number}"
     line = f"\n{ANSWER_PREFIX} {answer}" if number % 4 else ""
     return {
         "prompt": problem.question,
         "completion": f"{problem.solution.rpartition(ANSWER_PREFIX)[0].strip()}{line}",
-        "reference": {"final_answer": problem.final_answer},
+        "reference": dict(problem.reference),
         "id": f"{problem.problem_id}/{number}",
         "group": problem.problem_id,
     }
@@ -107,7 +107,7 @@ def make_bodies(items: Sequence[dict[str, Any]], batch: int, rewards: Sequence[s
 def _in_process(items: Sequence[dict[str, Any]]) -> float:
     """Items per second of the same functions called here, on one core."""
     plan = make_plan([RewardSpec(name=name) for name in PAIR], BUILTIN_REWARDS)
-    tasks = [Task(item["completion"], item["reference"]) for item in items]
+    tasks = [Asked(item["completion"], item["reference"]) for item in items]
     rates = []
     for _ in range(3):
         began = time.perf_counter()

@@ -33,7 +33,7 @@ from reward_service.audit.verify import verify
 from reward_service.child import RunningService, start_in_subprocess
 from reward_service.custom import CustomRewardSpec
 from reward_service.settings import ServiceSettings
-from reward_service.text.answers import ANSWER_PREFIX
+from reward_service.types import ANSWER_PREFIX
 
 NUM_CLIENTS: Final = 8
 DEADLINE_S: Final = 0.5

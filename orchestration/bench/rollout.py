@@ -26,7 +26,6 @@ from orchestration.cluster.actors import RolloutActor
 from orchestration.cluster.cluster import Cluster
 from orchestration.commands.train import make_prompt_builder, training_sampling
 from orchestration.concurrency import gather_or_cancel
-from orchestration.data.datasets import load_problems
 from orchestration.data.source import PromptSource
 from orchestration.machine import doctor
 from orchestration.models.resolve import resolve_model
@@ -98,7 +97,7 @@ async def _measure(config: RunConfig) -> dict[str, Any]:
 
 def _workload(config: RunConfig, model_path: Path) -> tuple[list[list[Prompt]], SamplingParams]:
     """Prompts for each round, all different, and how their groups are drawn."""
-    problems = load_problems(config.data)
+    problems = config.data.load()
     builder = make_prompt_builder(config, problems, model_path)
     source = PromptSource(problems.train, builder.build, config.seed)
     sampling = training_sampling(config, builder)

@@ -28,7 +28,6 @@ from orchestration.cluster.cluster import Cluster
 from orchestration.cluster.generator import RayGenerator
 from orchestration.commands.train import make_prompt_builder, training_sampling
 from orchestration.concurrency import gather_or_cancel
-from orchestration.data.datasets import load_problems
 from orchestration.data.source import PromptSource
 from orchestration.machine import doctor
 from orchestration.models.resolve import resolve_model
@@ -52,7 +51,7 @@ def run(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 async def _measure(config: RunConfig) -> dict[str, Any]:
-    problems = load_problems(config.data)
+    problems = config.data.load()
     model_path = resolve_model(config.model.name, config.model.revision)
     builder = make_prompt_builder(config, problems, model_path)
     source = PromptSource(problems.train, builder.build, config.seed)

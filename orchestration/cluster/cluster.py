@@ -169,7 +169,7 @@ class Cluster:
             "device": self.placement.device,
             "max_completion_length": self._config.rollout.max_completion_length,
             "max_steps": self._config.max_steps,
-            "reward_weights": tuple(reward.weight for reward in self._config.reward.rewards),
+            "reward_weights": tuple(reward.weight for reward in self._config.rewards),
         }
         await gather_or_cancel(
             _started(
@@ -185,7 +185,7 @@ class Cluster:
 
         Raises MachineError when no node takes it, ServiceStartError when it does not start there.
         """
-        reward, deployment = self._config.reward, self._config.reward.deployment
+        deployment = self._config.reward.deployment
         assert self.placement is not None, "connect() comes first"
         assert isinstance(deployment, ActorDeployment)
         options: dict[str, Any] = {"num_cpus": deployment.num_cpus, "resources": deployment.resources}
@@ -200,7 +200,7 @@ class Cluster:
         )
         actor: RemoteActor[RewardServiceActor] = RemoteActor("reward-0", actor_class.remote("reward-0", own_node))
         self._actors.append(actor)
-        endpoint = await start_on(actor, reward, driver_node_id=own_node().node_id, log_folder=log_folder)
+        endpoint = await start_on(actor, self._config, driver_node_id=own_node().node_id, log_folder=log_folder)
         return actor, endpoint
 
     async def shutdown(self, *, timeout_s: float = 20.0) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -12,21 +11,16 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from learner.types import ScoredCompletion
 from orchestration.cluster.reward_actor import LOG_NAME, ClusterNode, RewardServiceActor, ServiceEndpoint, ServiceOrder
 from orchestration.errors import ConfigError, MachineError, RemoteTimeoutError, WorkerDiedError
-from orchestration.run.evaluation import LENIENT, STRICT
 from orchestration.run.ports import Scorer
-from orchestration.settings.rewards import ActorDeployment, RewardConfig, RewardSpec
+from orchestration.run.rewards import service_settings
+from orchestration.settings.config import RunConfig
+from orchestration.settings.rewards import ActorDeployment, RewardConfig
 from orchestration.types import Problem
 from reward_service.child import start_in_subprocess
 from reward_service.clients.asynchronous import RewardClient
-from reward_service.commands import read_settings
-from reward_service.errors import ServiceStartError
 from reward_service.settings import ServiceSettings
 from rollout_server.types import Completion
 
-JUDGES = (RewardSpec(name=STRICT), RewardSpec(name=LENIENT))
-"""What decides in evaluations."""
-
-_OURS = {"host", "port", "keys_file", "ssl_certfile", "ssl_keyfile", "rewards"}
 _STOP_S = 15.0  # a service that did not get ready is ended
 _WATCH_S = 30.0
 _WATCH_TIMEOUT_S = 180.0  # its node may be busy, but not for minutes
@@ -44,23 +38,6 @@ class RemoteService(Protocol):
     def call(
         self, method: Callable[Concatenate[RewardServiceActor, Params], Result], *, timeout_s: float
     ) -> Callable[Params, Coroutine[Any, Any, Result]]: ...
-
-
-def service_settings(config: RewardConfig) -> dict[str, Any]:
-    """Settings for a service that the run starts: those of `settings_file`, and only the rewards that the run needs,
-    so that it starts without loading the libraries of others.
-
-    Raises ConfigError naming the file.
-    """
-    file = None if config.settings_file is None else str(config.settings_file)
-    if file == "-":
-        raise ConfigError("reward.settings_file='-' is not a file: a run does not read standard input")
-    try:
-        settings = read_settings(argparse.Namespace(settings=file, settings_words=(), host=None, port=None))
-    except ServiceStartError as error:
-        raise ConfigError(f"reward.settings_file={file!r}: {error}") from error
-    names = dict.fromkeys(spec.name for spec in (*config.rewards, *JUDGES))
-    return settings.model_dump(exclude_unset=True, exclude=_OURS) | {"rewards": tuple(names)}
 
 
 def preferred_node(nodes: Iterable[ClusterNode], deployment: ActorDeployment) -> ClusterNode | None:
@@ -87,14 +64,12 @@ def _listed(resources: dict[str, float]) -> str:
     return ", ".join(f"{number:g} {name}" for name, number in resources.items())
 
 
-async def start_on(
-    actor: RemoteService, config: RewardConfig, *, driver_node_id: str, log_folder: Path
-) -> ServiceEndpoint:
+async def start_on(actor: RemoteService, run: RunConfig, *, driver_node_id: str, log_folder: Path) -> ServiceEndpoint:
     """Start the service in an actor that has been asked for; returns when it is ready to score.
 
     Raises MachineError when no node takes the actor, ServiceStartError when the service does not start there.
     """
-    deployment = config.deployment
+    config, deployment = run.reward, run.reward.deployment
     assert isinstance(deployment, ActorDeployment)
     try:
         actor.where = await actor.call(RewardServiceActor.where, timeout_s=config.start_timeout_s)()
@@ -104,31 +79,32 @@ async def start_on(
             f"no node had {wanted} free for the reward service within reward.start_timeout_s="
             f"{config.start_timeout_s:g} s: another job may hold it; lower reward.deployment.num_cpus, or wait longer"
         ) from error
-    order = _order(config, deployment.num_cpus, driver_node_id, log_folder)
+    order = _order(run, deployment.num_cpus, driver_node_id, log_folder)
     return await actor.call(RewardServiceActor.start, timeout_s=config.start_timeout_s + _STOP_S)(order)
 
 
-def _order(config: RewardConfig, num_cpus: float, driver_node_id: str, log_folder: Path) -> ServiceOrder:
+def _order(run: RunConfig, num_cpus: float, driver_node_id: str, log_folder: Path) -> ServiceOrder:
     return ServiceOrder(
-        settings=service_settings(config),
+        settings=service_settings(run),
         num_cpus=num_cpus,
         driver_node_id=driver_node_id,
         log_folder=str(log_folder.absolute()),
-        start_timeout_s=config.start_timeout_s,
+        start_timeout_s=run.reward.start_timeout_s,
     )
 
 
 @asynccontextmanager
-async def reward_client(config: RewardConfig, log_folder: Path) -> AsyncIterator[RewardClient]:
+async def reward_client(run: RunConfig, log_folder: Path) -> AsyncIterator[RewardClient]:
     """A client of the configured service, or of one started on loopback for as long as the block lasts.
 
     Raises ConfigError for a malformed URL; RewardServiceError or ServiceStartError when nothing healthy answers.
     """
+    config = run.reward
     if config.url is not None:
         async with _client(config, config.url, _api_key(config)) as client:
             yield client
         return
-    settings = ServiceSettings.model_validate(service_settings(config) | {"port": 0})
+    settings = ServiceSettings.model_validate(service_settings(run) | {"port": 0})
     service = await asyncio.to_thread(
         start_in_subprocess, settings, log_path=log_folder / LOG_NAME, timeout_s=config.start_timeout_s
     )

@@ -13,9 +13,8 @@ from typing import Any
 import yaml
 
 from learner.errors import LearnerError
-from orchestration.cluster.deployment import JUDGES, reward_client
-from orchestration.commands.train import make_prompt_builder, training_sampling
-from orchestration.data.datasets import load_problems
+from orchestration.cluster.deployment import reward_client
+from orchestration.commands.train import make_judges, make_prompt_builder, training_sampling
 from orchestration.errors import ConfigError, DataError, RlvrError
 from orchestration.machine import doctor
 from orchestration.machine.facts import collect
@@ -26,7 +25,7 @@ from orchestration.noise import noise_to_file
 from orchestration.run.evaluation import evaluate
 from orchestration.run.folder import CONFIG_FILE
 from orchestration.run.intervals import bootstrap_mean
-from orchestration.run.scorer import HttpScorer
+from orchestration.run.rewards import check_rewards
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.settings.tree import recipe_names
 from reward_service.clients.errors import RewardServiceError
@@ -110,7 +109,8 @@ async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
 
     doctor.require_machine(config)
     device = place(config, num_gpus=len(collect().gpus)).device
-    problems = load_problems(config.data)
+    problems = config.data.load()
+    await asyncio.to_thread(check_rewards, config, problems)
     model_path = await asyncio.to_thread(resolve_model, config.model.name, config.model.revision)
     served = await asyncio.to_thread(served_model, model_path, config, device=device)
     builder = make_prompt_builder(config, problems, model_path)
@@ -118,7 +118,7 @@ async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
     trained = None if adapter is None else read_adapter(Path(adapter))
     async with AsyncExitStack() as stack:
         logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-eval-"))
-        client = await stack.enter_async_context(reward_client(config.reward, Path(logs)))
+        client = await stack.enter_async_context(reward_client(config, Path(logs)))
         generator = await stack.enter_async_context(
             local_generator(model_path=served, config=config.rollout, device=device, seed=config.seed)
         )
@@ -126,7 +126,7 @@ async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
             await generator.publish(trained)
         result = await evaluate(
             generator=generator,
-            scorer=HttpScorer(client, JUDGES, run_id="eval"),
+            judges=make_judges(config, client, run_id="eval"),
             problems=held_out.prompts,
             sampling=training_sampling(config, builder),
         )
@@ -134,12 +134,12 @@ async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
         "model": config.model.name,
         "adapter": adapter,
         "base": "original" if served == model_path else f"{config.learner.quantization}, dequantised",
-        "num_problems": len(result.strict_N),
+        "num_problems": len(result.completions_N),
         "num_skipped": len(held_out.skipped),
         "num_tokens": result.num_tokens,
         "mean_completion_length": result.mean_completion_length,
     }
-    for name, scores in result.scores().items():
+    for name, scores in result.scores.items():
         scored = [score for score in scores if score is not None]
         interval = bootstrap_mean(scored, seed=config.seed)
         figures |= {

@@ -3,40 +3,72 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
-from orchestration.data.datasets import load_problems
-from orchestration.data.problems import ANSWER_PREFIX
+from orchestration.data.answer_lines import AnswerLineTask
+from orchestration.data.problems import Problems
 from orchestration.errors import DataError, MachineError
 from orchestration.settings.config import RunConfig
 from orchestration.storage.atomic import atomic_write
 from orchestration.storage.s3 import parse, upload
 from orchestration.types import Problem
+from reward_service.types import ANSWER_PREFIX
 
 TRAIN_FILE, VALIDATION_FILE = "train.jsonl", "validation.jsonl"
 
 
-def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None) -> list[str]:
-    """Write the training problems, with the examples among them, and the held-out ones, in GSM8K's format.
+def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None) -> str:
+    """Write the training problems, with the examples among them, and the held-out ones.
+
+    Problems with answer lines are written in GSM8K's format, others in one that the task `table` reads.
 
     Args:
+        config: the run whose task is written.
         out: a folder; None with `upload_to`: nothing stays here.
         upload_to: s3://BUCKET/PREFIX that both files are put below.
 
-    Returns: where the two lie, on S3 if they were put there.
+    Returns: the settings by which a run reads the files, those on S3 if they were put there.
 
     Raises DataError when a problem cannot be said in that format, or S3 refuses; MachineError when the disk does.
     """
     if upload_to is not None:
         parse(upload_to)
-    problems = load_problems(config.data)
-    contents = {
-        TRAIN_FILE: to_jsonl((*problems.shots, *problems.train)),
-        VALIDATION_FILE: to_jsonl(problems.eval),
+    problems = config.data.load()
+    train, validation = _put(_contents(config, problems), out=out, upload_to=upload_to)
+    files = f"data.train_file={train} data.eval_file={validation}"
+    if isinstance(config.data, AnswerLineTask):
+        return f"data.kind=gsm8k {files}"
+    return f"data.kind=table {files} {shlex.join(_table_settings(config, problems))}"
+
+
+def _table_settings(config: RunConfig, problems: Problems) -> list[str]:
+    """What the task `table` has to be told to ask and to judge as the original does."""
+    settings = {
+        "data.prompt": "question",
+        "data.reference": {key: f"reference.{key}" for key in problems.train[0].reference},
+        "data.solution": "solution",
+        "data.category": "category",
+        "data.instruction": config.data.layout().instruction,
+        **{f"data.{name}": asdict(spec) for name, spec in config.judges.items()},
+        "reward.rewards": [asdict(spec) for spec in config.rewards],
     }
+    return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()]
+
+
+def _contents(config: RunConfig, problems: Problems) -> dict[str, bytes]:
+    line = _gsm8k_line if isinstance(config.data, AnswerLineTask) else _table_line
+    return {
+        TRAIN_FILE: to_jsonl(map(line, (*problems.shots, *problems.train))),
+        VALIDATION_FILE: to_jsonl(map(line, problems.eval)),
+    }
+
+
+def _put(contents: dict[str, bytes], *, out: Path | None, upload_to: str | None) -> list[str]:
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-data-")))
         try:
@@ -53,13 +85,24 @@ def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None) -> li
     return places
 
 
-def to_jsonl(problems: Iterable[Problem]) -> bytes:
-    """Lines of `{"question": …, "answer": "working\\n#### 18"}`."""
-    return "".join(f"{json.dumps(_item(problem), ensure_ascii=False)}\n" for problem in problems).encode()
+def to_jsonl(lines: Iterable[dict[str, object]]) -> bytes:
+    """A JSON object a line."""
+    return "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines).encode()
 
 
-def _item(problem: Problem) -> dict[str, str]:
+def _gsm8k_line(problem: Problem) -> dict[str, object]:
+    """`{"question": …, "answer": "working\\n#### 18"}`."""
     working = "\n".join(line for line in problem.solution.splitlines() if not line.startswith(ANSWER_PREFIX)).strip()
     if "####" in working:
         raise DataError(f"the solution of {problem.problem_id} holds '####', which ends one in this format")
-    return {"question": problem.question, "answer": f"{working}\n#### {problem.final_answer}".lstrip("\n")}
+    final_answer = problem.reference["final_answer"]
+    return {"question": problem.question, "answer": f"{working}\n#### {final_answer}".lstrip("\n")}
+
+
+def _table_line(problem: Problem) -> dict[str, object]:
+    return {
+        "question": problem.question,
+        "reference": problem.reference,
+        "solution": problem.solution,
+        "category": problem.category,
+    }

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from learner.errors import LearnerError
-from orchestration.cluster.deployment import JUDGES, WatchedScorer, actor_client, reward_client, service_settings
+from orchestration.cluster.deployment import WatchedScorer, actor_client, reward_client
 from orchestration.concurrency import unless_set
-from orchestration.data.datasets import load_problems
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.source import PromptSource
-from orchestration.errors import RlvrError
+from orchestration.errors import DataError, RlvrError
 from orchestration.machine import doctor
 from orchestration.models.dequantized import served_model
 from orchestration.models.resolve import resolve_model
@@ -27,6 +26,7 @@ from orchestration.report import Reporter, make_reporter
 from orchestration.run.folder import RunFolder
 from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.ports import Scorer
+from orchestration.run.rewards import check_rewards
 from orchestration.run.scorer import HttpScorer, RandomControlScorer
 from orchestration.settings.config import RunConfig
 from orchestration.storage.cache import Progress
@@ -62,9 +62,8 @@ async def _train(config: RunConfig) -> int:
     with signals_set(stop), closing(make_reporter(sys.stdout)) as reporter:
         # Everything that can be wrong cheaply comes before the first folder is made and the first process started.
         doctor.require_machine(config)
-        if config.reward.url is None:
-            service_settings(config.reward)  # read for what may be wrong with it
-        problems = load_problems(config.data)
+        problems = config.data.load()
+        await _unless_stopped(stop, _check_rewards(config, problems))
         model_path = await _unless_stopped(stop, _resolve_model(config, reporter))
         builder = make_prompt_builder(config, problems, model_path)
         held_out = builder.build_all(problems.eval)
@@ -85,6 +84,17 @@ async def _train(config: RunConfig) -> int:
         finally:
             folder.close()
     return 0 if summary["status"] == "finished" else 130
+
+
+async def _check_rewards(config: RunConfig, problems: Problems) -> None:
+    limit_s = config.reward.start_timeout_s
+    try:  # in a thread, so that Ctrl-C ends a reward of somebody's own that hangs
+        await asyncio.wait_for(asyncio.to_thread(check_rewards, config, problems), limit_s)
+    except TimeoutError as error:
+        raise DataError(
+            f"the run's rewards did not score one problem of the task {config.data.kind!r} within "
+            f"reward.start_timeout_s={limit_s:g} s; see what they wait for"
+        ) from error
 
 
 async def _resolve_model(config: RunConfig, reporter: Reporter) -> Path:
@@ -117,8 +127,8 @@ async def _start_rooms(
     cluster = Cluster(config, run_id=f"{folder.path.name}-{os.getpid()}")
     in_cluster = config.reward.deployment.kind == "actor"
     if not in_cluster:  # comes first, as it is up, or shows what is wrong, sooner than Ray
-        client = await stack.enter_async_context(reward_client(config.reward, folder.path / "logs"))
-        scorer, judge = make_scorers(config, client, run_id=folder.path.name)
+        client = await stack.enter_async_context(reward_client(config, folder.path / "logs"))
+        scorer, judges = make_scorers(config, client, run_id=folder.path.name)
     stack.push_async_callback(cluster.shutdown)
     placement = cluster.connect()
     reporter.start(config, f"{placement.mode}: {cluster.describe()}")
@@ -127,7 +137,9 @@ async def _start_rooms(
         actor, endpoint = await cluster.start_reward_service(folder.path / "logs")
         reporter.note("info", f"the reward service is on {actor.where}")
         client, watch = await stack.enter_async_context(actor_client(config.reward, actor, endpoint))
-        scorer, judge = (WatchedScorer(s, watch) for s in make_scorers(config, client, run_id=folder.path.name))
+        scorer, judges = make_scorers(config, client, run_id=folder.path.name)
+        scorer = WatchedScorer(scorer, watch)
+        judges = {name: WatchedScorer(judge, watch) for name, judge in judges.items()}
     if config.learner.lora.modules_to_save:
         reporter.note(
             "info",
@@ -143,19 +155,24 @@ async def _start_rooms(
         generator=generator,
         learner=learner,
         scorer=scorer,
-        judge=judge,
+        judges=judges,
         source=source,
         held_out=held_out,
         sampling=training_sampling(config, builder),
     )
 
 
-def make_scorers(config: RunConfig, client: RewardClient, *, run_id: str) -> tuple[Scorer, Scorer]:
-    """What training learns from, and what evaluations are decided by."""
-    scorer: Scorer = HttpScorer(client, config.reward.rewards, run_id=run_id)
+def make_scorers(config: RunConfig, client: RewardClient, *, run_id: str) -> tuple[Scorer, dict[str, Scorer]]:
+    """What training learns from, and by name what evaluations are decided by."""
+    scorer: Scorer = HttpScorer(client, config.rewards, run_id=run_id)
     if config.reward.control == "random":
         scorer = RandomControlScorer(scorer, seed=config.seed)
-    return scorer, HttpScorer(client, JUDGES, run_id=run_id)
+    return scorer, make_judges(config, client, run_id=run_id)
+
+
+def make_judges(config: RunConfig, client: RewardClient, *, run_id: str) -> dict[str, Scorer]:
+    """What evaluations are decided by, `strict` and `lenient`; each asked apart, as both may be one reward."""
+    return {name: HttpScorer(client, (spec,), run_id=run_id) for name, spec in config.judges.items()}
 
 
 def training_sampling(config: RunConfig, builder: PromptBuilder) -> SamplingParams:
@@ -175,7 +192,7 @@ def training_sampling(config: RunConfig, builder: PromptBuilder) -> SamplingPara
 def make_prompt_builder(config: RunConfig, problems: Problems, model_path: Path) -> PromptBuilder:
     """The run's prompts; they leave room for a whole completion in the context."""
     room = config.rollout.max_model_len - config.rollout.max_completion_length
-    return PromptBuilder(load_tokenizer(model_path), problems.shots, room)
+    return PromptBuilder(load_tokenizer(model_path), problems.shots, room, layout=config.data.layout())
 
 
 @contextmanager

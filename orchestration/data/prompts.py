@@ -8,18 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from orchestration.data.problems import ANSWER_PREFIX
+from orchestration.data.task import PromptLayout, PromptStyle
 from orchestration.errors import DataError
-from orchestration.types import BuiltPrompt, Problem
+from orchestration.types import BuiltPrompt, Message, Problem
 from rollout_server.types import Prompt
 
-PromptStyle = Literal["auto", "chat", "plain"]
-"""chat: examples are turns of the conversation (small models follow these far better than examples within one message);
-plain: no template; auto: chat if the tokenizer has a template, else plain."""
-
-INSTRUCTION = f"Solve the problem. End with {ANSWER_PREFIX}N."
 PLAIN_STOP = "\n\n"
 _MARKER = "\u2063QUESTION\u2063"
 _ANSWER_MARKER = "\u2063ANSWER\u2063"
@@ -55,8 +50,7 @@ class PromptBuilder:
         shots: Sequence[Problem] = (),
         max_prompt_tokens: int | None = None,
         *,
-        style: PromptStyle = "auto",
-        instruction: str = INSTRUCTION,
+        layout: PromptLayout,
     ) -> None:
         """Render and tokenise the header.
 
@@ -64,20 +58,21 @@ class PromptBuilder:
             tokenizer: of the model that is prompted.
             shots: worked examples, shown in this order.
             max_prompt_tokens: longest prompt allowed; None allows all.
-            style: how examples and question are laid out.
-            instruction: the system message, or the first line of a plain prompt; may be empty.
+            layout: how instruction, examples and question are put.
 
         Raises:
             DataError: the header alone is too long, or the chat template loses the question.
         """
+        style = layout.style
         if style == "auto":
             style = "chat" if tokenizer.chat_template else "plain"
-        self._tokenizer = tokenizer
+        self._tokenizer, self._layout = tokenizer, layout
         self._style: PromptStyle = style
         self._max_prompt_tokens = max_prompt_tokens
         # A word and the space before it are one token, so the space belongs to the question's side.
         self._lead = " " if style == "plain" else ""
-        self._header, self._trailer = self._render(shots, instruction)
+        self._messages = _turns(shots, layout.instruction)
+        self._header, self._trailer = self._render(shots)
         self._header_ids = tuple(tokenizer.encode(self._header, add_special_tokens=style == "plain"))
         if max_prompt_tokens is not None and len(self._header_ids) >= max_prompt_tokens:
             raise DataError(
@@ -92,7 +87,10 @@ class PromptBuilder:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """Strings that end a completion: a blank line in a plain prompt, where the next example would begin."""
+        """Strings that end a completion: a blank line in a plain prompt, where the next example would begin, unless the
+        task's layout names others."""
+        if self._layout.stop is not None:
+            return self._layout.stop
         return (PLAIN_STOP,) if self._style == "plain" else ()
 
     @property
@@ -107,12 +105,27 @@ class PromptBuilder:
 
     def build(self, problem: Problem) -> BuiltPrompt | None:
         """The problem's prompt, or None when it is longer than allowed."""
-        tail = self._lead + problem.question.strip() + self._trailer
-        token_ids = (*self._header_ids, *self._tokenizer.encode(tail, add_special_tokens=False))
+        if isinstance(problem.question, str) or self._style == "plain":
+            header_ids, text = self._header_ids, self._header + self._lead + problem.text.strip() + self._trailer
+        else:
+            header_ids, text = self._conversation(problem.question)
+        tail = text[len(self._header) :] if header_ids else text
+        token_ids = (*header_ids, *self._tokenizer.encode(tail, add_special_tokens=False))
         if self._max_prompt_tokens is not None and len(token_ids) > self._max_prompt_tokens:
             return None
         prompt = Prompt(prompt_id=problem.problem_id, token_ids=token_ids)
-        return BuiltPrompt(problem=problem, prompt=prompt, text=self._header + tail)
+        return BuiltPrompt(problem=problem, prompt=prompt, text=text)
+
+    def _conversation(self, question: Sequence[Message]) -> tuple[tuple[int, ...], str]:
+        """The tokens shared with other prompts and the whole text of a problem that is a conversation. One that begins
+        with a system message has that in place of the instruction, and shares no header."""
+        own_system = question[0]["role"] == "system"
+        before = [turn for turn in self._messages if turn["role"] != "system"] if own_system else self._messages
+        turns = [dict(turn) for turn in question]
+        if own_system:
+            before, turns = [turns[0], *before], turns[1:]
+        text = self._tokenizer.apply_chat_template([*before, *turns], tokenize=False, add_generation_prompt=True)
+        return (self._header_ids if text.startswith(self._header) else ()), text
 
     def build_all(self, problems: Iterable[Problem]) -> PromptSet:
         """The prompts of all problems that fit, and the ids of those that do not.
@@ -134,15 +147,11 @@ class PromptBuilder:
             )
         return PromptSet(prompts=tuple(built), skipped=tuple(skipped))
 
-    def _render(self, shots: Sequence[Problem], instruction: str) -> tuple[str, str]:
+    def _render(self, shots: Sequence[Problem]) -> tuple[str, str]:
         """Text before and after the question."""
         if self._style == "plain":
-            return _plain_header(shots, instruction), "\nAnswer:\n"
-        messages = [{"role": "system", "content": instruction}] if instruction else []
-        for shot in shots:
-            messages.append({"role": "user", "content": shot.question.strip()})
-            messages.append({"role": "assistant", "content": shot.solution})
-        messages.append({"role": "user", "content": _MARKER})
+            return _plain_header(shots, self._layout), f"\n{self._layout.answer_label}\n"
+        messages = [*self._messages, {"role": "user", "content": _MARKER}]
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         header, marker, trailer = text.partition(_MARKER)
         if not marker:
@@ -152,7 +161,18 @@ class PromptBuilder:
         return header, trailer
 
 
-def _plain_header(shots: Sequence[Problem], instruction: str) -> str:
-    parts = [instruction] if instruction else []
-    parts += [f"Question: {shot.question.strip()}\nAnswer:\n{shot.solution}" for shot in shots]
-    return "\n\n".join((*parts, "Question:"))
+def _turns(shots: Sequence[Problem], instruction: str) -> list[dict[str, str]]:
+    """The conversation before the question."""
+    messages = [{"role": "system", "content": instruction}] if instruction else []
+    for shot in shots:
+        turns = [{"role": "user", "content": shot.question}] if isinstance(shot.question, str) else shot.question
+        messages += [{**turn, "content": turn["content"].strip()} for turn in turns]
+        messages.append({"role": "assistant", "content": shot.solution})
+    return messages
+
+
+def _plain_header(shots: Sequence[Problem], layout: PromptLayout) -> str:
+    parts = [layout.instruction] if layout.instruction else []
+    question, answer = layout.question_label, layout.answer_label
+    parts += [f"{question} {shot.text.strip()}\n{answer}\n{shot.solution}" for shot in shots]
+    return "\n\n".join((*parts, question))

@@ -16,6 +16,7 @@ from orchestration.errors import DataError, MachineError, RlvrError
 from orchestration.machine.checks import Finding, Level, check, check_software, name_gpus
 from orchestration.machine.facts import MachineFacts, collect
 from orchestration.machine.needs import Needs, hub_snapshots, needs_of
+from orchestration.run.rewards import check_rewards
 from orchestration.settings.config import RunConfig
 
 if TYPE_CHECKING:
@@ -102,14 +103,14 @@ def check_model(config: RunConfig) -> Iterator[Finding]:
 
 
 def check_data(config: RunConfig) -> Iterator[Finding]:
-    """Whether the recipe's problems can be read or made."""
-    from orchestration.data.datasets import load_problems
-
+    """Whether the recipe's problems can be read or made, and give what its rewards need."""
     try:
-        problems = load_problems(config.data)
+        problems = config.data.load()
+        check_rewards(config, problems)
     except RlvrError as error:
         problem, _, remedy = str(error).partition(";")
-        remedy = remedy.strip() or "give existing files: data.train_file, data.eval_file"
+        files = " and ".join(f"data.{name}" for name in config.data.files())
+        remedy = remedy.strip() or (f"give existing files: {files}" if files else "change the settings it names")
         yield Finding(level=Level.MISSING, what="data", here=f"{config.data.kind}: {problem}", remedy=remedy)
         return
     here = f"{len(problems.train)} training and {len(problems.eval)} held-out problems"

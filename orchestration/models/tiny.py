@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from orchestration.data.arithmetic_templates import TEMPLATES
-from orchestration.data.copying import WORDINGS
-from orchestration.data.prompts import INSTRUCTION
+from orchestration.data.problems import INSTRUCTION
+from orchestration.data.tasks.arithmetic_templates import TEMPLATES
+from orchestration.data.tasks.copying import WORDINGS
 from orchestration.models.tiny_settings import TinySettings
 from orchestration.storage.cache import Progress, cached_folder, settings_hash
 

@@ -17,13 +17,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from orchestration.data.arithmetic import make_arithmetic
-from orchestration.data.copying import WORDINGS, make_copy_task
-from orchestration.data.problems import answer_line
-from orchestration.data.prompts import INSTRUCTION, PromptBuilder
+from orchestration.data.problems import INSTRUCTION, answer_line
+from orchestration.data.prompts import PromptBuilder
+from orchestration.data.tasks.arithmetic import Arithmetic
+from orchestration.data.tasks.copying import WORDINGS, Copy
 from orchestration.models.quiet import no_progress_bars
 from orchestration.models.tiny_settings import TinySettings
-from orchestration.settings.config import ArithmeticData, CopyData
 from orchestration.storage.cache import Progress
 from orchestration.types import Problem
 
@@ -97,8 +96,8 @@ def _train_tokenizer(settings: TinySettings) -> Any:
 
 
 def _corpus(seed: int) -> Iterator[str]:
-    words = make_arithmetic(ArithmeticData(num_train=500, num_eval=1, seed=seed))
-    numbers = make_copy_task(CopyData(seed=seed))
+    words = Arithmetic(num_train=500, num_eval=1, seed=seed).load()
+    numbers = Copy(seed=seed).load()
     for problem in (*words.train, *numbers.train):
         yield f"{INSTRUCTION}\n{problem.question}"
         yield problem.solution
@@ -125,7 +124,7 @@ def _new_model(settings: TinySettings, tokenizer: Any) -> Any:
 def _warm_start(model: Any, tokenizer: Any, settings: TinySettings, progress: Progress) -> None:
     """Supervised steps on copy problems whose answers are often in another form than the one asked for."""
     rng = random.Random(f"tiny/{settings.seed}")
-    builder = PromptBuilder(tokenizer)
+    builder = PromptBuilder(tokenizer, layout=Copy().layout())
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, settings.learning_rate, total_steps=settings.warm_start_steps, pct_start=0.1
@@ -152,7 +151,7 @@ def _example(rng: random.Random, tokenizer: Any, builder: PromptBuilder) -> tupl
     """Prompt and answer tokens of one random copy problem."""
     wording, number = rng.randrange(len(WORDINGS)), rng.randrange(100)
     question = WORDINGS[wording].format(n=number)
-    problem = Problem(problem_id="warm-start", question=question, final_answer=str(number))
+    problem = Problem(problem_id="warm-start", question=question, reference={"final_answer": str(number)})
     built = builder.build(problem)
     assert built is not None
     answer = _answer(rng, wording, number) + END

@@ -76,12 +76,13 @@ class LiveReporter:
         prefix = "" if level == "info" else f"{level}: "
         self._print(Text(f"{prefix}{one_line(message)}", style=_STYLES[level]))
 
-    def evaluation(self, when: str, strict: float, lenient: float, n: int) -> None:
-        self._state.evaluations.append((one_line(when), strict, lenient))
+    def evaluation(self, when: str, accuracies: Mapping[str, float], n: int) -> None:
+        self._state.evaluations.append((one_line(when), accuracies))
+        figures = ", ".join(f"{name} {percent(accuracy, 1)}" for name, accuracy in accuracies.items())
         self._print(
             Text.assemble(
                 (f"held-out accuracy {one_line(when)}: ", "bold"),
-                f"strict {percent(strict, 1)}, lenient {percent(lenient, 1)} of {n} problems",
+                f"{figures} of {n} problems",
             )
         )
 

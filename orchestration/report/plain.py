@@ -98,9 +98,9 @@ class PlainReporter:
     def note(self, level: Level, message: str) -> None:
         self._say(f"{level}: {message}")
 
-    def evaluation(self, when: str, strict: float, lenient: float, n: int) -> None:
-        strict_name, lenient_name = EVALUATION_METRICS
-        self._say(f"evaluation {when} {strict_name}={strict:.4f} {lenient_name}={lenient:.4f} problems={n}")
+    def evaluation(self, when: str, accuracies: Mapping[str, float], n: int) -> None:
+        figures = " ".join(f"eval_{name}_accuracy={accuracy:.4f}" for name, accuracy in accuracies.items())
+        self._say(f"evaluation {when} {figures} problems={n}")
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         outcome = read_outcome(summary, self._config)

@@ -56,7 +56,7 @@ class ViewState:
     row: Mapping[str, Number] = field(default_factory=dict)
     rewards: list[float | None] = field(default_factory=list)
     step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=10))
-    evaluations: list[tuple[str, float, float]] = field(default_factory=list)
+    evaluations: list[tuple[str, Mapping[str, float]]] = field(default_factory=list)
 
 
 def render(state: ViewState, now: float, width: int) -> RenderableType:
@@ -150,10 +150,13 @@ def _entries(state: ViewState, width: int) -> list[tuple[str, Text]]:
 def _held_out(state: ViewState) -> Text:
     if not state.evaluations:
         return Text("")
-    (_, first, _), (when, strict, lenient) = state.evaluations[0], state.evaluations[-1]
+    (_, first), (when, last) = state.evaluations[0], state.evaluations[-1]
+    main, *others = last
+    figures = [f"{main} {percent(last[main], 1)}", *(f"{name} {percent(last[name], 1)}" for name in others)]
     if len(state.evaluations) == 1:
-        return Text(f"strict {percent(strict, 1)}, lenient {percent(lenient, 1)} {when}")
-    return Text(f"strict {percent(first, 1)} → {percent(strict, 1)} ({when}), lenient {percent(lenient, 1)}")
+        return Text(f"{', '.join(figures)} {when}")
+    figures[0] = f"{main} {percent(first[main], 1)} → {percent(last[main], 1)} ({when})"
+    return Text(", ".join(figures))
 
 
 def _step_times(row: Mapping[str, Number]) -> Text:

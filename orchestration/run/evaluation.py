@@ -1,8 +1,8 @@
-"""Held-out accuracy: greedy answers, scored strictly and leniently."""
+"""Held-out accuracy: greedy answers, scored by the task's judges."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestration.concurrency import gather_or_cancel
@@ -11,31 +11,20 @@ from orchestration.run.ports import Generator, Scorer
 from orchestration.types import BuiltPrompt
 from rollout_server.types import Completion, SamplingParams
 
-STRICT, LENIENT = "gsm8k_correctness", "last_number"
-"""Rewards of the service that decide: the required answer line, and the last number in the text."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Accuracy on held-out problems. Index i is problem i; None: the service could not score it."""
+    """Scores of held-out answers."""
 
-    strict_N: tuple[float | None, ...]
-    lenient_N: tuple[float | None, ...]
+    scores: Mapping[str, tuple[float | None, ...]]
+    """By judge (`strict`, `lenient`), one a problem, in their order; None: the service could not score it."""
     num_tokens: int
     mean_completion_length: float
     completions_N: tuple[Completion, ...] = field(repr=False)
 
-    def scores(self) -> dict[str, list[float | None]]:
-        """Scores by name, as the summary and a saved state hold them."""
-        return {"strict": list(self.strict_N), "lenient": list(self.lenient_N)}
-
-    @property
-    def strict_accuracy(self) -> float:
-        return mean_scored(self.strict_N)
-
-    @property
-    def lenient_accuracy(self) -> float:
-        return mean_scored(self.lenient_N)
+    def accuracies(self) -> dict[str, float]:
+        """Mean score by judge. Raises RewardsUnavailableError when a judge scored nothing."""
+        return {name: mean_scored(scores_N) for name, scores_N in self.scores.items()}
 
 
 def mean_scored(scores_N: Sequence[float | None]) -> float:
@@ -52,33 +41,38 @@ def mean_scored(scores_N: Sequence[float | None]) -> float:
 async def evaluate(
     *,
     generator: Generator,
-    scorer: Scorer,
+    judges: Mapping[str, Scorer],
     problems: Sequence[BuiltPrompt],
     sampling: SamplingParams,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Answer every problem greedily with what is served now, and score the answers.
 
-    Of `sampling` only lengths and stops are used. `scorer` must offer the rewards STRICT and LENIENT.
+    Args:
+        judges: who scores, by name; of each the first reward counts.
+        sampling: only its lengths and stops are used.
+        on_progress: told how many of all problems are done.
+
+    Raises what generating or scoring raises.
     """
     greedy = replace(sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0)
-    order = (list(scorer.reward_names).index(STRICT), list(scorer.reward_names).index(LENIENT))
     done = 0
 
-    async def one(built: BuiltPrompt) -> tuple[float | None, float | None, Completion]:
+    async def one(built: BuiltPrompt) -> tuple[Completion, list[float | None]]:
         nonlocal done
         (completion,) = await generator.generate(built.prompt, greedy)
-        (scored,) = await scorer.score(built.problem, built.text, [completion])
+        answers = await gather_or_cancel(
+            judge.score(built.problem, built.text, [completion]) for judge in judges.values()
+        )
         done += 1
         on_progress(done, len(problems))
-        return scored.rewards[order[0]], scored.rewards[order[1]], completion
+        return completion, [scored.rewards[0] for (scored,) in answers]
 
     rows = await gather_or_cancel(one(built) for built in problems)
-    lengths = [len(completion.token_ids) for _, _, completion in rows]
+    lengths = [len(completion.token_ids) for completion, _ in rows]
     return Evaluation(
-        strict_N=tuple(strict for strict, _, _ in rows),
-        lenient_N=tuple(lenient for _, lenient, _ in rows),
+        scores={name: tuple(scores[index] for _, scores in rows) for index, name in enumerate(judges)},
         num_tokens=sum(lengths),
         mean_completion_length=sum(lengths) / max(len(lengths), 1),
-        completions_N=tuple(completion for _, _, completion in rows),
+        completions_N=tuple(completion for completion, _ in rows),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,8 +44,8 @@ class Rooms:
     generator: Generator
     learner: Learner
     scorer: Scorer
-    judge: Scorer
-    """Scores held-out answers: strict and lenient, whatever the run learns from."""
+    judges: Mapping[str, Scorer]
+    """Score held-out answers, by name (`strict`, `lenient`), whatever the run learns from."""
     source: ResumableSource
     held_out: Sequence[BuiltPrompt]
     sampling: SamplingParams
@@ -77,7 +77,7 @@ class TrainingLoop:
         await self._resume()
         if self._config.eval_at_ends and self._before is None:
             before = await unless_set(self._stop, self._evaluate("before"))
-            self._before = None if before is None else before.scores()
+            self._before = None if before is None else before.scores
         flow = self._new_flow()
         try:
             await self._steps(flow)
@@ -175,6 +175,7 @@ class TrainingLoop:
             groups=batch.scored_P,
             update=update,
             reward_names=self._rooms.scorer.reward_names,
+            strict_reward=strict.name if (strict := self._config.judges.get("strict")) else None,
             phase_seconds=grown(self._clock.seconds(), spent.seconds),
             busy_seconds=grown(self._clock.busy_seconds(), spent.busy),
             policy_version=step - 1,
@@ -246,12 +247,12 @@ class TrainingLoop:
         with self._clock.phase("evaluation"):
             result = await evaluate(
                 generator=self._rooms.generator,
-                scorer=self._rooms.judge,
+                judges=self._rooms.judges,
                 problems=self._rooms.held_out,
                 sampling=self._rooms.sampling,
                 on_progress=self._reporter.progress,
             )
-        self._reporter.evaluation(when, result.strict_accuracy, result.lenient_accuracy, len(result.strict_N))
+        self._reporter.evaluation(when, result.accuracies(), len(result.completions_N))
         return result
 
     async def _evaluate_at_end(self) -> Evaluation | None:
@@ -299,7 +300,7 @@ class TrainingLoop:
             tally=self._tally,
             seconds=self._all_seconds(),
             before=self._before,
-            after=None if after is None else after.scores(),
+            after=None if after is None else after.scores,
         )
 
     def _all_seconds(self) -> dict[str, float]:

@@ -14,7 +14,6 @@ Number = float | int | None
 PHASES = ("learning", "publishing", "evaluation", "generation", "scoring")
 """In order of precedence: see `PhaseClock`."""
 OTHER = "other"
-CORRECTNESS_REWARD = "gsm8k_correctness"
 
 METRICS: Mapping[str, str] = {
     "step": "Number of the optimizer step, from 1.",
@@ -22,7 +21,8 @@ METRICS: Mapping[str, str] = {
     "reward_mean": "Mean of the totals (weighted sums of the rewards) over the scored completions.",
     "reward_std": "Standard deviation of those totals over the whole batch (divided by n).",
     "reward_group_std": "Mean over groups of the standard deviation of their totals: what there is to learn from.",
-    "accuracy": f"Share of completions whose {CORRECTNESS_REWARD} is above 0; null when that reward is not in use.",
+    "accuracy": "Share of completions to which the task's strict judge, where it is one of the run's rewards, gives 1; "
+    "null where it is none.",
     "reward_{name}_mean": "Mean of one reward, unweighted, over the completions it scored.",
     "reward_{name}_std": "Standard deviation of one reward over the completions it scored (divided by n).",
     "num_groups": "Groups (prompts) in the batch.",
@@ -61,6 +61,7 @@ def step_row(
     phase_seconds: Mapping[str, float],
     policy_version: int,
     *,
+    strict_reward: str | None = None,
     generated_tokens: int,
     step_seconds: float,
     dropped_flat_groups: int = 0,
@@ -75,6 +76,7 @@ def step_row(
         reward_names: the run's rewards, in the order of each completion's `rewards`.
         phase_seconds: what `PhaseClock.seconds` grew by.
         policy_version: the version that the update started from, the one a strictly on-policy completion has.
+        strict_reward: which reward decides whether an answer is right; None: none of them.
         busy_seconds: what `PhaseClock.busy_seconds` grew by. Without it the rate of generation is taken over its
             share of `phase_seconds`, which is right only when generation never runs beside learning.
     """
@@ -85,7 +87,7 @@ def step_row(
     row: dict[str, Number] = {
         "step": step,
         "policy_version": policy_version,
-        **_reward_figures(groups, members, reward_names),
+        **_reward_figures(groups, members, reward_names, strict_reward),
         "num_groups": len(groups),
         "num_completions": len(members),
         "num_unscored": sum(member.total is None for member in members),
@@ -113,7 +115,10 @@ def step_row(
 
 
 def _reward_figures(
-    groups: Sequence[ScoredGroup], members: Sequence[ScoredCompletion], reward_names: Sequence[str]
+    groups: Sequence[ScoredGroup],
+    members: Sequence[ScoredCompletion],
+    reward_names: Sequence[str],
+    strict_reward: str | None,
 ) -> dict[str, Number]:
     totals = [member.total for member in members if member.total is not None]
     group_stds = [
@@ -132,8 +137,8 @@ def _reward_figures(
         scored = [reward for reward in column if reward is not None]
         figures[f"reward_{name}_mean"] = _mean(scored)
         figures[f"reward_{name}_std"] = _std(scored)
-        if name == CORRECTNESS_REWARD:
-            figures["accuracy"] = _mean([reward > 0 for reward in scored])
+        if name == strict_reward:
+            figures["accuracy"] = _mean([reward >= 1 for reward in scored])
     return figures
 
 

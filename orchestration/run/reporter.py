@@ -38,8 +38,9 @@ class Reporter(Protocol):
         """Something a person should know."""
         ...
 
-    def evaluation(self, when: str, strict: float, lenient: float, n: int) -> None:
-        """Held-out accuracy, as fractions of `n` problems; `when` is "before", "after" or "step 20"."""
+    def evaluation(self, when: str, accuracies: Mapping[str, float], n: int) -> None:
+        """Held-out accuracy by judge (`strict`, `lenient`), as fractions of `n` problems; `when` is "before", "after"
+        or "step 20"."""
         ...
 
     def finish(self, summary: Mapping[str, Any]) -> None:

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from learner.types import ScoredCompletion
 from orchestration.errors import RewardsUnavailableError
 from orchestration.run.ports import Scorer
-from orchestration.settings.rewards import RewardSpec
+from orchestration.run.rewards import reward_item
 from orchestration.types import Problem
 from reward_service.clients.asynchronous import RewardClient
 from reward_service.clients.errors import RewardServiceError
-from reward_service.types import RewardItem
-from reward_service.types import RewardSpec as ServiceReward
+from reward_service.types import RewardSpec
 from rollout_server.types import Completion
 
 
@@ -23,7 +22,7 @@ class HttpScorer:
 
     def __init__(self, client: RewardClient, rewards: Sequence[RewardSpec], *, run_id: str) -> None:
         self._client, self._run_id = client, run_id
-        self._rewards = [ServiceReward(name=r.name, weight=r.weight, params=r.params) for r in rewards]
+        self._rewards = tuple(rewards)
 
     @property
     def reward_names(self) -> Sequence[str]:
@@ -37,13 +36,7 @@ class HttpScorer:
         Raises RewardsUnavailableError when the service does not answer sensibly until the client's deadline.
         """
         items = [
-            RewardItem(
-                id=str(index),
-                prompt=prompt_text,
-                completion=completion.text,
-                reference={"final_answer": problem.final_answer},
-                group=problem.problem_id,
-            )
+            reward_item(problem, prompt=prompt_text, completion=completion.text, item_id=str(index))
             for index, completion in enumerate(completions)
         ]
         version = min((completion.adapter_version for completion in completions), default=0)

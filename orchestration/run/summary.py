@@ -113,9 +113,11 @@ def summarise(
         "publish_ms_median": sorted(tally.publish_ms)[len(tally.publish_ms) // 2] if tally.publish_ms else None,
         "accuracy": {
             name: _compare(
-                None if before is None else before[name], None if after is None else after[name], seed=config.seed
+                None if before is None else before.get(name),
+                None if after is None else after.get(name),
+                seed=config.seed,
             )
-            for name in ("strict", "lenient")
+            for name in config.judges
         },
     }
 

@@ -6,21 +6,26 @@ Loads no heavy library: `rlvr --help`, `rlvr doctor` and every submit backend st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from learner.config import LearnerConfig
+from orchestration.data.task import Task, find_task, registered_tasks
 from orchestration.errors import ConfigError
 from orchestration.section import Section
 from orchestration.settings.rewards import RewardConfig
 from orchestration.settings.submit import SubmitConfig
 from orchestration.settings.tree import assign, nearest, parse_override, read_recipe, spell_out_kinds, walk_keys
+from reward_service.types import RewardSpec
 from rollout_server.config import RolloutConfig
 
 Checked = TypeVar("Checked", bound=BaseModel)
+
+DEFAULT_TASK = "arithmetic"
 
 
 class ModelConfig(Section):
@@ -33,41 +38,21 @@ class ModelConfig(Section):
     revision: str | None = Field(None, description="Hub revision.")
 
 
-class ArithmeticData(Section):
-    """Word problems of graded difficulty, made by a seeded generator; train and held-out sets are disjoint."""
-
-    kind: Literal["arithmetic"] = "arithmetic"
-    num_train: int = Field(2000, ge=1, description="Training problems.")
-    num_eval: int = Field(200, ge=1, description="Held-out problems.")
-    difficulty: tuple[int, ...] = Field((1,), description="Grades used, 1 (one step, small numbers) to 5.")
-    num_shots: int = Field(2, ge=0, le=8, description="Worked examples in front of the question.")
-    seed: int = Field(0, ge=0, description="Seed of the generator; the same for every training seed.")
-
-
-class Gsm8kData(Section):
-    """GSM8K files (JSON lines with `question` and `answer`), in the AWS article's answer format."""
-
-    kind: Literal["gsm8k"] = "gsm8k"
-    train_file: str = Field("gsm8k/train.jsonl", description="Training problems.")
-    eval_file: str = Field("gsm8k/test.jsonl", description="Held-out problems.")
-    num_train: int | None = Field(None, ge=1, description="Use only the first so many after shuffling; all if unset.")
-    num_eval: int = Field(100, ge=1, description="Held-out problems used.")
-    num_shots: int = Field(8, ge=0, le=8, description="Worked examples in front of the question.")
-    seed: int = Field(0, ge=0, description="Seed of the shuffle.")
+def _as_task(value: Any) -> Any:
+    """A task from its settings, for a configuration that was dumped; `load_settings` says more of what is wrong."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        return find_task(value.get("kind", DEFAULT_TASK)).model_validate(value)
+    except (ConfigError, ValidationError) as error:
+        raise ValueError(str(error)) from error
 
 
-class CopyData(Section):
-    """A toy task for tests of the machinery: repeat the number that the prompt names."""
-
-    kind: Literal["copy"] = "copy"
-    num_train: int = Field(200, ge=1, description="Training problems.")
-    num_eval: int = Field(50, ge=1, description="Held-out problems.")
-    max_number: int = Field(99, ge=9, description="Largest number.")
-    num_shots: int = Field(0, ge=0, le=8, description="Worked examples in front of the question.")
-    seed: int = Field(0, ge=0, description="Seed of the generator.")
+def _default_task() -> Task:
+    return find_task(DEFAULT_TASK)()
 
 
-DataConfig = Annotated[ArithmeticData | Gsm8kData | CopyData, Field(discriminator="kind")]
+DataConfig = Annotated[SerializeAsAny[Task], BeforeValidator(_as_task)]
 
 
 class RunConfig(Section):
@@ -116,10 +101,23 @@ class RunConfig(Section):
     dashboard: bool = Field(True, description="Start Ray's dashboard and node metrics.")
     ray_address: str | None = Field(None, description="A running Ray cluster; unset: one is started here for the run.")
     model: ModelConfig = Field(default_factory=ModelConfig)
-    data: DataConfig = Field(default_factory=ArithmeticData)
+    data: DataConfig = Field(default_factory=_default_task, description="The task.")
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_the_rewards(cls, tree: Any) -> Any:
+        """Writes the task's own rewards where the settings name none, so that a saved configuration says them."""
+        if not isinstance(tree, dict):
+            return tree
+        task, reward = _as_task(tree.get("data", {})), tree.get("reward", {})
+        if isinstance(reward, RewardConfig):
+            reward = reward.model_dump() | {"api_key": reward.api_key}
+        if isinstance(task, Task) and isinstance(reward, dict) and reward.get("rewards") is None:
+            reward = {**reward, "rewards": [asdict(spec) for spec in task.rewards()] or None}
+        return {**tree, "data": task, "reward": reward}
 
     @model_validator(mode="after")
     def _rooms_agree(self) -> RunConfig:
@@ -153,9 +151,27 @@ class RunConfig(Section):
                 f"placement=colocated shares GPUs between rooms that rollout_nodes={self.rollout_nodes} and "
                 f"learner_nodes={self.learner_nodes} keep on different nodes: use placement=split"
             )
-        if self.data.kind == "gsm8k" and self.data.train_file == self.data.eval_file:
-            raise ValueError(f"data.train_file and data.eval_file are the same file: {self.data.train_file}")
+        self.data.check()
+        names = [spec.name for spec in self.rewards]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"reward.rewards names {twice!r} twice: a completion has one score of each reward")
+        if not names:
+            raise ValueError(
+                f"the task {self.data.kind!r} has no rewards of its own: say what is learned from, such as "
+                f"reward.rewards='[{{name: exact}}]'"
+            )
         return self
+
+    @property
+    def rewards(self) -> tuple[RewardSpec, ...]:
+        """What the run learns from: the settings' rewards, or the task's own."""
+        return self.reward.rewards or ()
+
+    @property
+    def judges(self) -> dict[str, RewardSpec]:
+        """What decides whether a held-out answer is right, by `strict` and `lenient`; without judges of the task's own
+        the run's first reward is the strict one."""
+        return self.data.judges().named() or {"strict": self.rewards[0]}
 
 
 RENAMED_KEYS: Mapping[str, str] = {
@@ -206,8 +222,7 @@ def load_settings(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> 
         key, value = parse_override(override)
         assign(tree, key, value, override)
         spell_out_kinds(tree, UNIONS)
-    if isinstance(tree.get("data"), dict):
-        tree["data"].setdefault("kind", "arithmetic")
+    tree["data"] = _task(tree.get("data", {}), beside=Path(recipe).parent)
     submit = {name: tree.pop(name) for name in SubmitConfig.model_fields if name in tree}
     return Settings(run=_validated(RunConfig, tree), submit=_validated(SubmitConfig, submit))
 
@@ -219,22 +234,35 @@ def dump_config(config: RunConfig) -> str:
 
 def flat_keys() -> list[str]:
     """All dotted keys of a configuration and its submission, over all variants of their unions."""
-    return sorted({*walk_keys(RunConfig), *walk_keys(SubmitConfig)})
+    tasks = (key for task in registered_tasks().values() for key in walk_keys(task, "data."))
+    return sorted({*walk_keys(RunConfig), *walk_keys(SubmitConfig), *tasks} - {"data"})
 
 
-def _validated(model: type[Checked], tree: dict[str, Any]) -> Checked:
+def _task(tree: Any, *, beside: Path) -> Task:
+    """The task that the section `data` describes. Raises ConfigError."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"data={tree!r} is neither a task nor a section of its settings")
+    kind = tree.get("kind", DEFAULT_TASK)
+    if not isinstance(kind, str):
+        raise ConfigError(f"data.kind={kind!r} is not a task's name")
+    task = find_task(kind, beside=beside)
+    return _validated(task, {**tree, "kind": task.target()}, prefix="data")
+
+
+def _validated(model: type[Checked], tree: dict[str, Any], *, prefix: str = "") -> Checked:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(_explain(error, prefix)) from error
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, prefix: str = "") -> str:
     """The first problem as one sentence."""
     problem = error.errors()[0]
-    kinds = {"arithmetic", "gsm8k", "copy", "local", "actor"}  # pydantic puts the union's tag into the path
-    dotted = ".".join(str(part) for i, part in enumerate(problem["loc"]) if i == 0 or part not in kinds)
-    if problem["type"] == "extra_forbidden":
+    kinds = {"local", "actor"}  # pydantic puts the union's tag into the path
+    path = [prefix, *problem["loc"]] if prefix else list(problem["loc"])
+    dotted = ".".join(str(part) for i, part in enumerate(path) if i == 0 or part not in kinds)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         sections = [*RunConfig.model_fields.items(), *SubmitConfig.model_fields.items()]
         known = [*flat_keys(), *(name for name, value in sections if value.default_factory)]
         if dotted in RENAMED_KEYS:
@@ -243,7 +271,7 @@ def _explain(error: ValidationError) -> str:
             return f"{dotted!r} is a setting of another kind of {dotted.rpartition('.')[0]!r}"
         return f"unknown setting {dotted!r}{nearest(dotted, known)}"
     message = problem["msg"].removeprefix("Value error, ")
-    if not dotted:
+    if dotted in ("", "data"):
         return message
     # "Input should be …" goes on in small letters, a name in capitals stays as it is.
     message = message if message[1:2].isupper() else f"{message[0].lower()}{message[1:]}"

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from orchestration.section import Section
-
-
-class RewardSpec(Section):
-    """One named reward of the service."""
-
-    name: str = Field(description="Its name at the service.")
-    weight: float = Field(1.0, description="Its weight in the total.")
-    params: dict[str, Any] = Field(default_factory=dict, description="Its parameters.")
+from reward_service.types import RewardSpec
 
 
 class LocalDeployment(Section):
@@ -66,10 +59,11 @@ class RewardConfig(Section):
         "judge, audit), for a service that the run starts. Which rewards are served, address, port, keys and TLS are "
         "the run's; other paths in it are those of the service's node.",
     )
-    rewards: tuple[RewardSpec, ...] = Field(
-        (RewardSpec(name="gsm8k_format"), RewardSpec(name="gsm8k_correctness")),
+    rewards: tuple[RewardSpec, ...] | None = Field(
+        None,
         min_length=1,
-        description="Rewards whose weighted sum is learned from.",
+        description="Rewards whose weighted sum is learned from, each with name, weight and params, such as "
+        "[{name: math, weight: 2}]; unset: the task's own.",
     )
     control: Literal["none", "random"] = Field(
         "none",

@@ -28,9 +28,7 @@ def with_settings(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 
 def data_files(run: RunConfig) -> dict[str, str]:
     """Files that the run reads, by the setting that names them."""
-    if run.data.kind != "gsm8k":
-        return {}
-    return {"data.train_file": run.data.train_file, "data.eval_file": run.data.eval_file}
+    return {f"data.{name}": path for name, path in run.data.files().items()}
 
 
 def local_model_folder(run: RunConfig) -> Path | None:

@@ -17,8 +17,7 @@ from pydantic import Field
 
 from reward_service.rewards.base import FINAL_ANSWER, Reference, Reward, first_paragraph
 from reward_service.rewards.extraction import AnswerParams, AnswerPlace, acceptable_answers, read_answers, shown
-from reward_service.text.answers import ANSWER_PREFIX
-from reward_service.types import RewardScore
+from reward_service.types import ANSWER_PREFIX, RewardScore
 
 
 class Params(AnswerParams):

@@ -22,7 +22,8 @@ from typing import Any, Final, Literal, NamedTuple
 from pydantic import Field
 
 from reward_service.rewards.base import InvalidReferenceError, Reference, RewardParams
-from reward_service.text.answers import ANSWER_PREFIX, answer_texts
+from reward_service.text.answers import answer_texts
+from reward_service.types import ANSWER_PREFIX
 
 MAX_DISTINCT_ANSWERS: Final = 8
 MAX_SHOWN_CHARS: Final = 100

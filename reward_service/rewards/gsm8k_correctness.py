@@ -10,9 +10,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from reward_service.rewards.base import FINAL_ANSWER, Reference, Reward, RewardParams, final_answer, first_paragraph
-from reward_service.text.answers import ANSWER_PREFIX, answer_lines
+from reward_service.text.answers import answer_lines
 from reward_service.text.numerals import close
-from reward_service.types import RewardScore
+from reward_service.types import ANSWER_PREFIX, RewardScore
 
 
 class Params(RewardParams):

@@ -16,8 +16,8 @@ from typing import Literal
 from pydantic import Field
 
 from reward_service.rewards.base import Reference, Reward, RewardParams, first_paragraph
-from reward_service.text.answers import ANSWER_PREFIX, answer_lines
-from reward_service.types import ReferenceKeys, RewardScore
+from reward_service.text.answers import answer_lines
+from reward_service.types import ANSWER_PREFIX, ReferenceKeys, RewardScore
 
 
 class Params(RewardParams):

@@ -16,8 +16,8 @@ from decimal import Decimal
 from typing import Final
 
 from reward_service.text.numerals import MAX_NUMBER_CHARS, parse_number
+from reward_service.types import ANSWER_PREFIX
 
-ANSWER_PREFIX: Final = "#### The final answer is"
 _BLANKS: Final = " \t\r"
 
 

@@ -40,7 +40,7 @@ class FakeSource:
             name = self._first.pop(0)
         else:
             self.position += 1
-        problem = Problem(problem_id=name, question=name, final_answer="1")
+        problem = Problem(problem_id=name, question=name, reference={"final_answer": "1"})
         return BuiltPrompt(problem=problem, prompt=Prompt(prompt_id=name, token_ids=(1,)), text=name)
 
 
@@ -169,7 +169,7 @@ class RecordingReporter:
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.rows: list[Mapping[str, Any]] = []
-        self.evaluations: list[tuple[str, float, float, int]] = []
+        self.evaluations: list[tuple[str, Mapping[str, float], int]] = []
         self.summary: Mapping[str, Any] | None = None
         self.on_step: Callable[[], None] = lambda: None
 
@@ -188,8 +188,8 @@ class RecordingReporter:
     def note(self, level: str, message: str) -> None:
         self.notes.append(message)
 
-    def evaluation(self, when: str, strict: float, lenient: float, n: int) -> None:
-        self.evaluations.append((when, strict, lenient, n))
+    def evaluation(self, when: str, accuracies: Mapping[str, float], n: int) -> None:
+        self.evaluations.append((when, accuracies, n))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self.summary = summary

@@ -20,7 +20,7 @@ CHANNELS_FOLDER = PurePosixPath("/opt/ml/input/data")
 CHECKPOINTS_FOLDER = PurePosixPath("/opt/ml/checkpoints")
 RUN_FOLDER = CHECKPOINTS_FOLDER / "run"
 CONFIG, AUTH, MODEL = "config", "auth", "model"
-CHANNEL_OF = {"data.train_file": "train", "data.eval_file": "validation"}
+_CHANNELS = {"data.train_file": "train", "data.eval_file": "validation"}  # SageMaker's own names for them
 RUN_FILE, TOKEN_FILE = "run.yaml", "auth_token"
 ROLE_AMOUNT = 1
 """Of the Ray resource that each host of a group carries, named after the group's role."""
@@ -99,7 +99,7 @@ def container_inputs(
     uploads: list[Upload] = []
     changes: dict[str, Any] = {"run_dir": str(RUN_FOLDER), "ray_address": "auto"}
     for name, file in data_files.items():
-        channel = CHANNEL_OF[name]
+        channel = _CHANNELS.get(name) or name.removeprefix("data.").replace("_", "-")
         basename = PurePosixPath(file).name
         uri = file if file.startswith("s3://") else f"{layout.channel(channel)}/{basename}"
         if not file.startswith("s3://"):

@@ -18,12 +18,12 @@ from orchestration.cluster.deployment import (
     actor_client,
     preferred_node,
     reward_client,
-    service_settings,
     start_on,
 )
 from orchestration.cluster.reward_actor import ClusterNode, RewardServiceActor, ServiceEndpoint, ServiceOrder
 from orchestration.errors import ConfigError, MachineError, RemoteTimeoutError, WorkerDiedError
-from orchestration.settings.config import dump_config, load_config
+from orchestration.run.rewards import service_settings
+from orchestration.settings.config import RunConfig, dump_config, load_config
 from orchestration.settings.rewards import ActorDeployment, RewardConfig
 from orchestration.settings.rewards import RewardSpec as OwnReward
 from orchestration.types import Problem
@@ -32,7 +32,7 @@ from reward_service.errors import ServiceStartError
 from reward_service.types import RewardItem, RewardSpec
 from rollout_server.types import Completion
 
-PROBLEM = Problem(problem_id="p", question="q", final_answer="72")
+PROBLEM = Problem(problem_id="p", question="q", reference={"final_answer": "72"})
 ITEM = RewardItem(id="0", completion="#### The final answer is 72", reference={"final_answer": "72"})
 PAIR = (RewardSpec(name="gsm8k_format"), RewardSpec(name="gsm8k_correctness"))
 
@@ -71,7 +71,7 @@ class TestSettings:
             load_config("tiny", words)
 
     def test_only_the_rewards_of_the_run_are_served(self) -> None:
-        config = RewardConfig.model_validate({"rewards": [{"name": "length"}, {"name": "gsm8k_correctness"}]})
+        config = RunConfig.model_validate({"reward": {"rewards": [{"name": "length"}, {"name": "gsm8k_correctness"}]}})
         assert service_settings(config) == {"rewards": ("length", "gsm8k_correctness", "last_number")}
 
     def test_a_file_says_the_rest(self, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ class TestSettings:
         file.write_text(
             "{host: 0.0.0.0, port: 1, keys_file: k, rewards: [exact], num_workers: 3, sandbox: {wall_s: 2}}"
         )
-        settings = service_settings(RewardConfig(settings_file=file))
+        settings = service_settings(RunConfig(reward=RewardConfig(settings_file=file)))
         assert settings == {
             "rewards": ("gsm8k_format", "gsm8k_correctness", "last_number"),
             "num_workers": 3,
@@ -100,7 +100,7 @@ class TestSettings:
         if text is not None:
             file.write_text(text)
         with pytest.raises(ConfigError, match=message) as raised:
-            service_settings(RewardConfig(settings_file=file))
+            service_settings(RunConfig(reward=RewardConfig(settings_file=file)))
         assert "reward.settings_file" in str(raised.value)
 
 
@@ -169,7 +169,7 @@ class TestTheDriver:
         endpoint = ServiceEndpoint(url="http://10.0.0.7:1", api_key="rlvr_secret")
         remote = FakeRemote(where=["node 10.0.0.7"], start=[endpoint])
         config = RewardConfig(deployment=ActorDeployment(num_cpus=2.5))
-        assert await start_on(remote, config, driver_node_id="d", log_folder=tmp_path) == endpoint
+        assert await start_on(remote, RunConfig(reward=config), driver_node_id="d", log_folder=tmp_path) == endpoint
         assert remote.where == "node 10.0.0.7"
         ((_, _), (_, (order,))) = remote.calls
         assert (order.num_cpus, order.driver_node_id, order.log_folder) == (2.5, "d", str(tmp_path))
@@ -179,7 +179,7 @@ class TestTheDriver:
         remote = FakeRemote(where=[RemoteTimeoutError("reward-0 did not answer")])
         config = RewardConfig(deployment=ActorDeployment(resources={"reward": 1}))
         with pytest.raises(MachineError, match="no node had 1 CPU, 1 reward free for the reward service within"):
-            await start_on(remote, config, driver_node_id="d", log_folder=tmp_path)
+            await start_on(remote, RunConfig(reward=config), driver_node_id="d", log_folder=tmp_path)
 
     async def test_a_service_that_ends_ends_the_scoring_under_way_and_all_that_comes(self) -> None:
         async def watch() -> None:
@@ -282,7 +282,7 @@ async def test_the_local_service_has_the_runs_rewards_and_ones_own(tmp_path: Pat
     file = tmp_path / "settings.yaml"
     file.write_text("custom_rewards: [{name: mine, target: 'tests.reward_service.clients.client_rewards:distance'}]")
     config = RewardConfig(settings_file=file, rewards=(OwnReward(name="mine"),))
-    async with reward_client(config, tmp_path / "logs") as client:
+    async with reward_client(RunConfig(reward=config), tmp_path / "logs") as client:
         assert await served(client) == {"mine", "gsm8k_correctness", "last_number"}
 
 

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestration.data.arithmetic import make_arithmetic, work_out
-from orchestration.data.arithmetic_templates import MAX_GRADE, PEOPLE, TEMPLATES, Template
+from orchestration.data.tasks.arithmetic import Arithmetic, work_out
+from orchestration.data.tasks.arithmetic_templates import MAX_GRADE, PEOPLE, TEMPLATES, Template
 from orchestration.errors import ConfigError, DataError
-from orchestration.settings.config import ArithmeticData
 from orchestration.types import Problem
 
 EQUATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
@@ -26,7 +25,7 @@ OPERATIONS: dict[str, Callable[[int, int], float]] = {
 }
 
 configs = st.builds(
-    ArithmeticData,
+    Arithmetic,
     num_train=st.integers(1, 60),
     num_eval=st.integers(1, 30),
     difficulty=st.lists(st.integers(1, MAX_GRADE), min_size=1, max_size=3, unique=True).map(tuple),
@@ -37,8 +36,8 @@ configs = st.builds(
 
 def assert_worked_out(problem: Problem) -> None:
     *lines, last = problem.solution.splitlines()
-    assert last == f"#### The final answer is {problem.final_answer}"
-    assert re.fullmatch(r"[1-9]\d*", problem.final_answer)
+    assert last == f"#### The final answer is {problem.reference['final_answer']}"
+    assert re.fullmatch(r"[1-9]\d*", problem.reference["final_answer"])
     results = []
     for line in lines:
         match = EQUATION.fullmatch(line)
@@ -46,7 +45,7 @@ def assert_worked_out(problem: Problem) -> None:
         left, sign, right, result = match.groups()
         assert OPERATIONS[sign](int(left), int(right)) == int(result)
         results.append(result)
-    assert results[-1] == problem.final_answer
+    assert results[-1] == problem.reference["final_answer"]
     numbers_told = set(re.findall(r"\d+", problem.question))
     used = {number for line in lines for number in EQUATION.fullmatch(line).group(1, 3)}  # type: ignore[union-attr]
     assert used - set(results) - {"2"} <= numbers_told, "the working uses a number the question does not tell"
@@ -54,8 +53,8 @@ def assert_worked_out(problem: Problem) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(configs)
-def test_every_problem_is_worked_out_and_no_question_is_shared(config: ArithmeticData) -> None:
-    problems = make_arithmetic(config)
+def test_every_problem_is_worked_out_and_no_question_is_shared(config: Arithmetic) -> None:
+    problems = config.load()
     assert (len(problems.train), len(problems.eval), len(problems.shots)) == (
         config.num_train,
         config.num_eval,
@@ -73,13 +72,13 @@ def test_every_problem_is_worked_out_and_no_question_is_shared(config: Arithmeti
 
 @settings(max_examples=10, deadline=None)
 @given(configs)
-def test_the_same_seed_gives_the_same_problems(config: ArithmeticData) -> None:
-    assert make_arithmetic(config) == make_arithmetic(config)
+def test_the_same_seed_gives_the_same_problems(config: Arithmetic) -> None:
+    assert config.load() == config.load()
 
 
 def test_no_story_with_the_same_numbers_is_in_two_sets() -> None:
     """With names and things taken out of the text, story and numbers remain."""
-    problems = make_arithmetic(ArithmeticData(num_train=2000, num_eval=200, num_shots=8))
+    problems = Arithmetic(num_train=2000, num_eval=200, num_shots=8).load()
 
     def key(problem: Problem) -> str:
         text = re.sub("|".join(PEOPLE), "NAME", problem.question)
@@ -93,20 +92,20 @@ def test_no_story_with_the_same_numbers_is_in_two_sets() -> None:
 
 
 def test_held_out_problems_do_not_depend_on_the_training_set_or_the_shots() -> None:
-    small = make_arithmetic(ArithmeticData(num_train=10, num_eval=50, num_shots=1))
-    large = make_arithmetic(ArithmeticData(num_train=500, num_eval=50, num_shots=4))
+    small = Arithmetic(num_train=10, num_eval=50, num_shots=1).load()
+    large = Arithmetic(num_train=500, num_eval=50, num_shots=4).load()
     assert small.eval == large.eval
     assert large.shots[:1] == small.shots
 
 
 def test_different_seeds_give_different_problems() -> None:
-    first, second = (make_arithmetic(ArithmeticData(num_train=50, seed=seed)) for seed in (1, 2))
+    first, second = (Arithmetic(num_train=50, seed=seed).load() for seed in (1, 2))
     assert {p.question for p in first.train} != {p.question for p in second.train}
 
 
 def test_two_shots_show_a_sum_and_a_difference() -> None:
     for seed in range(5):
-        shots = make_arithmetic(ArithmeticData(num_train=1, num_eval=1, num_shots=2, seed=seed)).shots
+        shots = Arithmetic(num_train=1, num_eval=1, num_shots=2, seed=seed).load().shots
         assert {EQUATION.match(shot.solution).group(2) for shot in shots} == {"+", "-"}  # type: ignore[union-attr]
 
 
@@ -125,17 +124,17 @@ def test_too_few_different_problems_is_an_error_that_says_so(
 ) -> None:
     ages = next(template for template in TEMPLATES if template.name == "age")
     few = dataclasses.replace(ages, ranges={"a": (2, 3), "b": (2, 3)}, text="Ann is {a}. What is her age in {b} years?")
-    monkeypatch.setattr("orchestration.data.arithmetic.TEMPLATES", (few,))
+    monkeypatch.setattr("orchestration.data.tasks.arithmetic.TEMPLATES", (few,))
     with pytest.raises(
         DataError, match=rf"grade 1 has too few .* data\.num_train={num_train} and data\.num_eval={num_eval}"
     ):
-        make_arithmetic(ArithmeticData(num_train=num_train, num_eval=num_eval))
+        Arithmetic(num_train=num_train, num_eval=num_eval).load()
 
 
 @pytest.mark.parametrize("grades", [(), (0,), (1, 6)])
 def test_a_grade_that_does_not_exist_is_an_error(grades: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="grades go from 1 to 5"):
-        make_arithmetic(ArithmeticData(difficulty=grades))
+        Arithmetic(difficulty=grades).load()
 
 
 def test_numbers_that_do_not_work_out_are_refused() -> None:

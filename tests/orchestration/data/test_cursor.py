@@ -11,7 +11,9 @@ from orchestration.types import Problem
 
 
 def problems(count: int) -> list[Problem]:
-    return [Problem(problem_id=str(index), question=str(index), final_answer="1") for index in range(count)]
+    return [
+        Problem(problem_id=str(index), question=str(index), reference={"final_answer": "1"}) for index in range(count)
+    ]
 
 
 def ids(taken: list[Problem]) -> list[str]:

@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
-from orchestration.data.datasets import load_problems
+from orchestration.data.tasks.arithmetic import Arithmetic
+from orchestration.data.tasks.copying import Copy
+from orchestration.data.tasks.gsm8k import Gsm8k
 from orchestration.errors import DataError
-from orchestration.settings.config import ArithmeticData, CopyData, Gsm8kData
 
 HEAVY = ("torch", "transformers", "tokenizers", "vllm", "ray", "deepspeed", "huggingface_hub", "numpy")
 LIGHT_MODULES = (
-    "data.datasets",
+    "data.task",
     "data.prompts",
     "data.cursor",
     "models.resolve",
@@ -25,10 +26,10 @@ LIGHT_MODULES = (
 
 
 def test_each_kind_reaches_its_maker() -> None:
-    assert load_problems(ArithmeticData(num_train=3, num_eval=2)).train[0].problem_id == "arithmetic/train/0"
-    assert load_problems(CopyData(num_train=3, num_eval=2)).train[0].problem_id == "copy/train/0"
+    assert Arithmetic(num_train=3, num_eval=2).load().train[0].problem_id == "arithmetic/train/0"
+    assert Copy(num_train=3, num_eval=2).load().train[0].problem_id == "copy/train/0"
     with pytest.raises(DataError, match="nowhere"):
-        load_problems(Gsm8kData(train_file="nowhere"))
+        Gsm8k(train_file="nowhere").load()
 
 
 def test_problems_prompts_and_model_names_load_no_heavy_library() -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.data.gsm8k import read_gsm8k, read_gsm8k_file
+from orchestration.data.tasks.gsm8k import Gsm8k, read_gsm8k_file
 from orchestration.errors import DataError
-from orchestration.settings.config import Gsm8kData
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "gsm8k"
 ITEM = {
@@ -32,7 +31,7 @@ def numbered(count: int, start: int = 0) -> list[dict[str, str]]:
 def test_an_item_becomes_a_problem_in_the_articles_format(tmp_path: Path) -> None:
     (problem,) = read_gsm8k_file(Path(write(tmp_path, "f.jsonl", ITEM)), "data.train_file", "train")
     assert problem.problem_id == "gsm8k/train/1"
-    assert problem.final_answer == "1018"
+    assert problem.reference["final_answer"] == "1018"
     assert problem.solution == "Pens: 6*3=$18.\nAll: 18+1000=1018\n#### The final answer is 1018"
 
 
@@ -40,48 +39,48 @@ def test_an_item_becomes_a_problem_in_the_articles_format(tmp_path: Path) -> Non
 def test_final_answers(tmp_path: Path, final: str, answer: str) -> None:
     path = write(tmp_path, "f.jsonl", {"question": "q", "answer": f"#### {final}"})
     (problem,) = read_gsm8k_file(Path(path), "data.train_file", "train")
-    assert (problem.final_answer, problem.solution) == (answer, f"#### The final answer is {answer}")
+    assert (problem.reference["final_answer"], problem.solution) == (answer, f"#### The final answer is {answer}")
 
 
 def test_shots_are_taken_out_of_training_and_the_order_is_seeded(tmp_path: Path) -> None:
-    config = Gsm8kData(
+    config = Gsm8k(
         train_file=write(tmp_path, "train.jsonl", *numbered(30)),
         eval_file=write(tmp_path, "test.jsonl", *numbered(10, start=100)),
         num_train=20,
         num_eval=5,
         num_shots=8,
     )
-    problems = read_gsm8k(config)
+    problems = config.load()
     assert (len(problems.train), len(problems.eval), len(problems.shots)) == (20, 5, 8)
     assert not {p.problem_id for p in problems.train} & {p.problem_id for p in problems.shots}
-    assert problems == read_gsm8k(config)
-    assert problems.train != read_gsm8k(config.model_copy(update={"seed": 1})).train
+    assert problems == config.load()
+    assert problems.train != config.model_copy(update={"seed": 1}).load().train
     assert [p.problem_id for p in problems.train] != sorted(p.problem_id for p in problems.train)
 
 
 def test_a_held_out_question_is_left_out_of_training(tmp_path: Path) -> None:
-    config = Gsm8kData(
+    config = Gsm8k(
         train_file=write(tmp_path, "train.jsonl", *numbered(6)),
         eval_file=write(tmp_path, "test.jsonl", *numbered(3)),
         num_eval=3,
         num_shots=1,
     )
-    problems = read_gsm8k(config)
+    problems = config.load()
     assert len(problems.train) == 2, "six, less three held out, less one example"
 
 
 def test_too_few_problems_for_the_shots(tmp_path: Path) -> None:
-    config = Gsm8kData(
+    config = Gsm8k(
         train_file=write(tmp_path, "train.jsonl", *numbered(8)),
         eval_file=write(tmp_path, "test.jsonl", *numbered(3, start=100)),
     )
     with pytest.raises(DataError, match=r"no training problems are left; lower data\.num_shots"):
-        read_gsm8k(config)
+        config.load()
 
 
 def test_a_missing_file_says_which_setting_and_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
-        read_gsm8k(Gsm8kData(train_file=str(tmp_path / "none.jsonl")))
+        Gsm8k(train_file=str(tmp_path / "none.jsonl")).load()
     message = str(raised.value)
     assert "none.jsonl" in message
     assert "data.train_file=PATH" in message
@@ -128,10 +127,10 @@ def test_the_real_files_read_whole() -> None:
     num_train, num_eval = (
         len((REAL / name).read_text("utf-8").split("\n")) - 1 for name in ("train.jsonl", "test.jsonl")
     )
-    config = Gsm8kData(train_file=str(REAL / "train.jsonl"), eval_file=str(REAL / "test.jsonl"), num_eval=num_eval)
-    problems = read_gsm8k(config)
+    config = Gsm8k(train_file=str(REAL / "train.jsonl"), eval_file=str(REAL / "test.jsonl"), num_eval=num_eval)
+    problems = config.load()
     assert (len(problems.train), len(problems.eval), len(problems.shots)) == (num_train - 8, num_eval, 8)
     for problem in (*problems.train, *problems.eval, *problems.shots):
-        float(problem.final_answer)
+        float(problem.reference["final_answer"])
         assert "<<" not in problem.solution
-        assert problem.solution.endswith(f"\n#### The final answer is {problem.final_answer}")
+        assert problem.solution.endswith(f"\n#### The final answer is {problem.reference['final_answer']}")

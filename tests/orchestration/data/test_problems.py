@@ -10,7 +10,7 @@ from orchestration.types import Problem
 
 
 def problem(name: str, question: str) -> Problem:
-    return Problem(problem_id=name, question=question, final_answer="1")
+    return Problem(problem_id=name, question=question, reference={"final_answer": "1"})
 
 
 def test_a_shared_question_is_refused_whatever_its_case_and_spacing() -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from orchestration.data.arithmetic import make_arithmetic
-from orchestration.data.prompts import INSTRUCTION, PromptBuilder
+from orchestration.data.problems import INSTRUCTION
+from orchestration.data.prompts import PromptBuilder
+from orchestration.data.task import PromptLayout
+from orchestration.data.tasks.arithmetic import Arithmetic
 from orchestration.errors import DataError
-from orchestration.settings.config import ArithmeticData
 from orchestration.types import Problem
 
 TEMPLATE = (
@@ -34,15 +37,16 @@ def byte_tokenizer(chat_template: str | None = TEMPLATE) -> PreTrainedTokenizerF
 
 
 TOKENIZER = byte_tokenizer()
-PROBLEMS = make_arithmetic(ArithmeticData(num_train=20, num_eval=5, num_shots=2))
+LAYOUT = PromptLayout(instruction=INSTRUCTION)
+PROBLEMS = Arithmetic(num_train=20, num_eval=5, num_shots=2).load()
 
 
 def question(text: str) -> Problem:
-    return Problem(problem_id="q", question=text, final_answer="1")
+    return Problem(problem_id="q", question=text, reference={"final_answer": "1"})
 
 
 def test_a_chat_prompt_holds_instruction_examples_and_question_in_turns() -> None:
-    built = PromptBuilder(TOKENIZER, PROBLEMS.shots).build(question("How many?"))
+    built = PromptBuilder(TOKENIZER, PROBLEMS.shots, layout=LAYOUT).build(question("How many?"))
     assert built is not None
     first, second = PROBLEMS.shots
     assert built.text == (
@@ -56,7 +60,7 @@ def test_a_chat_prompt_holds_instruction_examples_and_question_in_turns() -> Non
 
 
 def test_without_a_template_the_prompt_is_plain_text_that_stops_at_a_blank_line() -> None:
-    builder = PromptBuilder(byte_tokenizer(None), PROBLEMS.shots[:1])
+    builder = PromptBuilder(byte_tokenizer(None), PROBLEMS.shots[:1], layout=LAYOUT)
     built = builder.build(question("How many?"))
     assert built is not None
     (shot,) = PROBLEMS.shots[:1]
@@ -68,7 +72,7 @@ def test_without_a_template_the_prompt_is_plain_text_that_stops_at_a_blank_line(
 
 
 def test_the_turns_end_token_stops_a_chat_completion() -> None:
-    builder = PromptBuilder(TOKENIZER)
+    builder = PromptBuilder(TOKENIZER, layout=LAYOUT)
     assert builder.stop_token_ids == (TOKENIZER.convert_tokens_to_ids("</s>"),)
     assert builder.stop == ()
 
@@ -76,7 +80,7 @@ def test_the_turns_end_token_stops_a_chat_completion() -> None:
 @given(st.lists(st.text(min_size=1, max_size=30).filter(lambda text: text.strip()), min_size=1, max_size=5))
 def test_every_prompt_begins_with_the_same_tokens(questions: list[str]) -> None:
     for style in ("chat", "plain"):
-        builder = PromptBuilder(TOKENIZER, PROBLEMS.shots, style=style)
+        builder = PromptBuilder(TOKENIZER, PROBLEMS.shots, layout=replace(LAYOUT, style=style))
         header = builder.header_token_ids
         for text in questions:
             built = builder.build(question(text))
@@ -87,7 +91,7 @@ def test_every_prompt_begins_with_the_same_tokens(questions: list[str]) -> None:
 
 def test_the_pieces_are_what_the_whole_text_would_be() -> None:
     for style in ("chat", "plain"):
-        builder = PromptBuilder(TOKENIZER, PROBLEMS.shots, style=style)
+        builder = PromptBuilder(TOKENIZER, PROBLEMS.shots, layout=replace(LAYOUT, style=style))
         for problem in PROBLEMS.train:
             built = builder.build(problem)
             assert built is not None
@@ -95,9 +99,12 @@ def test_the_pieces_are_what_the_whole_text_would_be() -> None:
 
 
 def test_long_prompts_are_skipped_and_named() -> None:
-    header = len(PromptBuilder(TOKENIZER).header_token_ids)
-    builder = PromptBuilder(TOKENIZER, max_prompt_tokens=header + 40)
-    short, long = question("How many?"), Problem(problem_id="long", question="How many? " * 20, final_answer="1")
+    header = len(PromptBuilder(TOKENIZER, layout=LAYOUT).header_token_ids)
+    builder = PromptBuilder(TOKENIZER, max_prompt_tokens=header + 40, layout=LAYOUT)
+    short, long = (
+        question("How many?"),
+        Problem(problem_id="long", question="How many? " * 20, reference={}),
+    )
     built = builder.build_all([short, long])
     assert [prompt.problem for prompt in built.prompts] == [short]
     assert built.skipped == ("long",)
@@ -105,17 +112,17 @@ def test_long_prompts_are_skipped_and_named() -> None:
 
 
 def test_when_no_prompt_fits_it_is_an_error() -> None:
-    header = len(PromptBuilder(TOKENIZER).header_token_ids)
-    builder = PromptBuilder(TOKENIZER, max_prompt_tokens=header + 5)
+    header = len(PromptBuilder(TOKENIZER, layout=LAYOUT).header_token_ids)
+    builder = PromptBuilder(TOKENIZER, max_prompt_tokens=header + 5, layout=LAYOUT)
     with pytest.raises(DataError, match=f"all 20 prompts are longer than {header + 5} tokens; lower data.num_shots"):
         builder.build_all(PROBLEMS.train)
 
 
 def test_a_header_that_leaves_no_room_is_an_error() -> None:
     with pytest.raises(DataError, match=r"instruction and 2 examples take .* raise rollout\.max_model_len"):
-        PromptBuilder(TOKENIZER, PROBLEMS.shots, max_prompt_tokens=50)
+        PromptBuilder(TOKENIZER, PROBLEMS.shots, max_prompt_tokens=50, layout=LAYOUT)
 
 
 def test_a_template_that_drops_the_question_is_an_error() -> None:
     with pytest.raises(DataError, match="chat template drops the user's message"):
-        PromptBuilder(byte_tokenizer("{{ messages[0]['role'] }}"))
+        PromptBuilder(byte_tokenizer("{{ messages[0]['role'] }}"), layout=LAYOUT)

@@ -9,12 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from orchestration.data.copying import make_copy_task
 from orchestration.data.prompts import PromptBuilder
+from orchestration.data.tasks.copying import Copy
 from orchestration.models.resolve import resolve_model
 from orchestration.models.tiny import tiny_model
 from orchestration.models.tiny_settings import TinySettings
-from orchestration.settings.config import CopyData
 from orchestration.storage.cache import cache_root
 
 SHORT = dataclasses.replace(TinySettings(), num_layers=1, intermediate_size=64, warm_start_steps=2)
@@ -27,9 +26,9 @@ def test_the_tokenizer_survives_saving_and_prompts_are_short(tmp_path: Path) -> 
     text = "#### The final answer is 47<|end|>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode(text)) <= 9
-    builder = PromptBuilder(tokenizer)
+    builder = PromptBuilder(tokenizer, layout=Copy().layout())
     assert builder.stop_token_ids == (tokenizer.eos_token_id,)
-    prompts = builder.build_all(make_copy_task(CopyData()).train).prompts
+    prompts = builder.build_all(Copy().load().train).prompts
     assert max(len(built.prompt.token_ids) for built in prompts) <= 40
     for built in prompts:
         assert list(built.prompt.token_ids) == tokenizer.encode(built.text, add_special_tokens=False)
@@ -59,8 +58,8 @@ def test_the_warm_start_leaves_room_to_learn() -> None:
     assert folder.parent == cache_root() / "models"
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     assert 0.8e6 < sum(parameter.numel() for parameter in model.parameters()) < 1.5e6
-    problems = make_copy_task(CopyData())
-    builder = PromptBuilder(tokenizer)
+    problems = Copy().load()
+    builder = PromptBuilder(tokenizer, layout=Copy().layout())
     texts = [built.text for built in builder.build_all(problems.eval).prompts]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
     with torch.no_grad():
@@ -68,6 +67,6 @@ def test_the_warm_start_leaves_room_to_learn() -> None:
     answers = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     pairs = list(zip(answers, problems.eval, strict=True))
     strict = sum(answer == problem.solution for answer, problem in pairs)
-    named = sum(answer.split()[-1:] == [problem.final_answer] for answer, problem in pairs)
+    named = sum(answer.split()[-1:] == [problem.reference["final_answer"]] for answer, problem in pairs)
     assert 0.1 <= strict / len(problems.eval) <= 0.6
     assert named / len(problems.eval) >= 0.7

@@ -65,7 +65,7 @@ def tell_a_run(reporter: Reporter) -> None:
     reporter.start(RunConfig(max_steps=40), "2 CPU cores, 24 GiB")
     reporter.phase("evaluation", "before", 200)
     reporter.progress(200, 200)
-    reporter.evaluation("before", 0.19, 0.235, 200)
+    reporter.evaluation("before", {"strict": 0.19, "lenient": 0.235}, 200)
     reporter.phase("generation", "step 3", 8)
     reporter.progress(5, 8)
     reporter.phase("learning", "step 3")
@@ -198,7 +198,7 @@ def test_the_live_view_keeps_to_its_width(width: int) -> None:
     state.bar_phase, state.bar_done, state.bar_total = "generation", 5, 8
     state.rewards = [0.1 * i for i in range(100)]
     state.step_seconds.extend([20.0, 22.0])
-    state.evaluations = [("before", 0.19, 0.2), ("step 20", 0.3, 0.31)]
+    state.evaluations = [("before", {"strict": 0.19, "lenient": 0.2}), ("step 20", {"strict": 0.3, "lenient": 0.31})]
     console = Console(file=io.StringIO(), width=width, force_terminal=True, no_color=True, legacy_windows=False)
     with console.capture() as capture:
         console.print(render(state, 100.0, width))

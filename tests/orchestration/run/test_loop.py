@@ -26,18 +26,6 @@ from tests.orchestration.fakes import (
 )
 
 
-class Judge(FakeScorer):
-    """Strict and lenient: a held-out answer is right as soon as version 2 is served."""
-
-    def __init__(self, generator: PublishingGenerator) -> None:
-        super().__init__(lambda name, index: 1.0 if generator.version >= 2 else 0.0)
-        self.reward_names = ("gsm8k_correctness", "last_number")
-
-    async def score(self, problem, prompt_text, completions):  # type: ignore[no-untyped-def]
-        scored = await super().score(problem, prompt_text, completions)
-        return [type(member)(completion=member.completion, rewards=member.rewards * 2, total=1.0) for member in scored]
-
-
 class Bench:
     """One loop with its fakes."""
 
@@ -60,11 +48,12 @@ class Bench:
 
     async def run(self) -> Summary:
         held_out: list[BuiltPrompt] = [FakeSource().next()]
+        judge = FakeScorer(lambda name, index: 1.0 if self.generator.version >= 2 else 0.0)
         rooms = Rooms(
             generator=self.generator,
             learner=self.learner,
             scorer=self.scorer,
-            judge=Judge(self.generator),
+            judges={"strict": judge, "lenient": judge},
             source=self.source,
             held_out=held_out,
             sampling=SamplingParams(num_generations=2),

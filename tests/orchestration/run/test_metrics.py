@@ -49,6 +49,7 @@ def row_of(groups: tuple[ScoredGroup, ...] = GROUPS, update: UpdateMetrics = UPD
         "groups": groups,
         "update": update,
         "reward_names": REWARDS,
+        "strict_reward": "gsm8k_correctness",
         "phase_seconds": SECONDS,
         "policy_version": 3,
         "generated_tokens": 40,

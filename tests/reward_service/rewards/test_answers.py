@@ -12,8 +12,7 @@ import pytest
 
 from reward_service.rewards import BUILTIN_REWARDS
 from reward_service.rewards.base import InvalidReferenceError
-from reward_service.text.answers import ANSWER_PREFIX
-from reward_service.types import RewardScore
+from reward_service.types import ANSWER_PREFIX, RewardScore
 
 MEGABYTE = 2**20
 LINE = f"{ANSWER_PREFIX} "

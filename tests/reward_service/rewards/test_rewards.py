@@ -9,7 +9,8 @@ import pytest
 
 from reward_service.rewards import BUILTIN_REWARDS
 from reward_service.rewards.base import InvalidReferenceError, definition_hash
-from reward_service.text.answers import ANSWER_PREFIX, answer_lines
+from reward_service.text.answers import answer_lines
+from reward_service.types import ANSWER_PREFIX
 
 GOOD = f"48 / 2 = 24, 48 + 24 = 72.\n{ANSWER_PREFIX} 72"
 MEGABYTE = 2**20

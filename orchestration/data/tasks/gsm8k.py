@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from pathlib import Path
+from typing import ClassVar
 
-from orchestration.data.problems import Problems, answer_line, question_key
+from pydantic import Field
+
+from orchestration.data.answer_lines import AnswerLineTask
+from orchestration.data.problems import Problems, answer_line, split
+from orchestration.data.task import DataFile, register
 from orchestration.errors import DataError
-from orchestration.settings.config import Gsm8kData
 from orchestration.storage.s3 import local_file
 from orchestration.types import Problem
 
@@ -18,31 +21,43 @@ _ANSWER_SEPARATOR = "####"
 _NUMBER = re.compile(r"[-+]?\$?(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?")
 
 
-def read_gsm8k(config: Gsm8kData) -> Problems:
-    """Read both files; the examples are the first of the shuffled training problems, taken out of training.
+@register
+class Gsm8k(AnswerLineTask):
+    """GSM8K files (JSON lines with `question` and `answer`), in the AWS article's answer format."""
 
-    A training question that is also held out is left out of training and of the examples.
+    name: ClassVar[str] = "gsm8k"
 
-    Raises:
-        DataError: a file is missing, a line is not a GSM8K item, or there are too few.
-    """
-    train = _shuffled(
-        read_gsm8k_file(local_file(config.train_file, "data.train_file"), "data.train_file", "train"), config.seed
-    )
-    held_out = _shuffled(
-        read_gsm8k_file(local_file(config.eval_file, "data.eval_file"), "data.eval_file", "eval"), config.seed
-    )
-    eval_problems = held_out[: config.num_eval]
-    seen = {question_key(problem.question) for problem in eval_problems}
-    candidates = [problem for problem in train if question_key(problem.question) not in seen]
-    shots, rest = candidates[: config.num_shots], candidates[config.num_shots :]
-    shown = {question_key(problem.question) for problem in shots}
-    rest = [problem for problem in rest if question_key(problem.question) not in shown]
-    return Problems(train=tuple(rest[: config.num_train]), eval=tuple(eval_problems), shots=tuple(shots))
+    train_file: DataFile = Field("gsm8k/train.jsonl", description="Training problems.")
+    eval_file: DataFile = Field("gsm8k/test.jsonl", description="Held-out problems.")
+    num_train: int | None = Field(None, ge=1, description="Use only the first so many after shuffling; all if unset.")
+    num_eval: int = Field(100, ge=1, description="Held-out problems used.")
+    num_shots: int = Field(8, ge=0, le=8, description="Worked examples in front of the question.")
+    seed: int = Field(0, ge=0, description="Seed of the shuffle.")
+
+    def check(self) -> None:
+        if self.train_file == self.eval_file:
+            raise ValueError(f"data.train_file and data.eval_file are the same file: {self.train_file}")
+
+    def load(self) -> Problems:
+        """Both files; the examples are the first of the shuffled training problems, taken out of training.
+
+        A training question that is also held out is left out of training and of the examples.
+
+        Raises:
+            DataError: a file is missing, a line is not a GSM8K item, or there are too few.
+        """
+        return split(
+            _read(self.train_file, "data.train_file", "train"),
+            _read(self.eval_file, "data.eval_file", "eval"),
+            num_eval=self.num_eval,
+            num_shots=self.num_shots,
+            num_train=self.num_train,
+            shuffle=f"gsm8k/{self.seed}",
+        )
 
 
-def _read(path: str, setting: str, split: str) -> list[Problem]:
-    return read_gsm8k_file(local_file(path, setting), setting, split)
+def _read(path: str, setting: str, part: str) -> list[Problem]:
+    return read_gsm8k_file(local_file(path, setting), setting, part)
 
 
 def read_gsm8k_file(path: Path, setting: str, split: str) -> list[Problem]:
@@ -87,12 +102,7 @@ def _parse(line: str, path: Path, number: int, split: str) -> Problem:
     return Problem(
         problem_id=f"gsm8k/{split}/{number}",
         question=question.strip(),
-        final_answer=final_answer,
+        reference={"final_answer": final_answer},
         solution=f"{steps}\n{answer_line(final_answer)}" if steps else answer_line(final_answer),
         category="gsm8k",
     )
-
-
-def _shuffled(problems: list[Problem], seed: int) -> list[Problem]:
-    random.Random(f"gsm8k/{seed}").shuffle(problems)
-    return problems

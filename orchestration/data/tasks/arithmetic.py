@@ -6,11 +6,15 @@ import itertools
 import random
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from orchestration.data.arithmetic_templates import MAX_GRADE, PEOPLE, TEMPLATES, THINGS, Template
+from pydantic import Field
+
+from orchestration.data.answer_lines import AnswerLineTask
 from orchestration.data.problems import Problems, answer_line, question_key
+from orchestration.data.task import register
+from orchestration.data.tasks.arithmetic_templates import MAX_GRADE, PEOPLE, TEMPLATES, THINGS, Template
 from orchestration.errors import ConfigError, DataError
-from orchestration.settings.config import ArithmeticData
 from orchestration.types import Problem
 
 MAX_SHOTS = 8
@@ -46,33 +50,45 @@ class _Draft:
         return Problem(
             problem_id=problem_id,
             question=self.question,
-            final_answer=answer,
+            reference={"final_answer": answer},
             solution="\n".join((*map(str, self.equations), answer_line(answer))),
             category=str(self.grade),
         )
 
 
-def make_arithmetic(config: ArithmeticData) -> Problems:
-    """Make the train, held-out and example sets, disjoint by question and by (template, numbers).
+@register
+class Arithmetic(AnswerLineTask):
+    """Word problems of graded difficulty, made by a seeded generator; train and held-out sets are disjoint."""
 
-    The examples depend on the seed and the grades alone, the held-out set on nothing of the training set.
+    name: ClassVar[str] = "arithmetic"
 
-    Raises:
-        ConfigError: a grade outside 1..5.
-        DataError: the grades hold too few different problems.
-    """
-    grades = config.difficulty
-    if not grades or not all(1 <= grade <= MAX_GRADE for grade in grades):
-        raise ConfigError(
-            f"data.difficulty={list(grades)}: grades go from 1 to {MAX_GRADE}, and at least one is needed"
+    num_train: int = Field(2000, ge=1, description="Training problems.")
+    num_eval: int = Field(200, ge=1, description="Held-out problems.")
+    difficulty: tuple[int, ...] = Field((1,), description="Grades used, 1 (one step, small numbers) to 5.")
+    num_shots: int = Field(2, ge=0, le=MAX_SHOTS, description="Worked examples in front of the question.")
+    seed: int = Field(0, ge=0, description="Seed of the generator; the same for every training seed.")
+
+    def load(self) -> Problems:
+        """The sets, disjoint by question and by (template, numbers).
+
+        The examples depend on the seed and the grades alone, the held-out set on nothing of the training set.
+
+        Raises:
+            ConfigError: a grade outside 1..5.
+            DataError: the grades hold too few different problems.
+        """
+        grades = self.difficulty
+        if not grades or not all(1 <= grade <= MAX_GRADE for grade in grades):
+            raise ConfigError(
+                f"data.difficulty={list(grades)}: grades go from 1 to {MAX_GRADE}, and at least one is needed"
+            )
+        shots = _draw_shots(self)
+        evals = _draw(self, "eval", self.num_eval, taken={draft.key for draft in shots})
+        train = _draw(self, "train", self.num_train, taken={draft.key for draft in (*shots, *evals)})
+        _check_keys(train, evals)
+        return Problems(
+            train=_named(train, "train"), eval=_named(evals, "eval"), shots=_named(shots[: self.num_shots], "shot")
         )
-    shots = _draw_shots(config)
-    evals = _draw(config, "eval", config.num_eval, taken={draft.key for draft in shots})
-    train = _draw(config, "train", config.num_train, taken={draft.key for draft in (*shots, *evals)})
-    _check_keys(train, evals)
-    return Problems(
-        train=_named(train, "train"), eval=_named(evals, "eval"), shots=_named(shots[: config.num_shots], "shot")
-    )
 
 
 def work_out(template: Template, numbers: Mapping[str, int]) -> tuple[Equation, ...] | None:
@@ -100,13 +116,13 @@ def _apply(left: int, operator: str, right: int) -> int | None:
     return left // right if operator == "/" and left % right == 0 else None
 
 
-def _draw(config: ArithmeticData, split: str, count: int, *, taken: Collection[ProblemKey]) -> list[_Draft]:
+def _draw(task: Arithmetic, split: str, count: int, *, taken: Collection[ProblemKey]) -> list[_Draft]:
     """`count` drafts with distinct questions and no key in `taken`, the grades in turn."""
-    rng = random.Random(f"arithmetic/{config.seed}/{split}")
+    rng = random.Random(f"arithmetic/{task.seed}/{split}")
     drafts: list[_Draft] = []
     questions: set[str] = set()
     while len(drafts) < count:
-        grade = config.difficulty[len(drafts) % len(config.difficulty)]
+        grade = task.difficulty[len(drafts) % len(task.difficulty)]
         templates = [template for template in TEMPLATES if template.grade == grade]
         for _ in range(_FRUITLESS_DRAWS):
             draft = _tell(rng.choice(templates), rng)
@@ -114,19 +130,19 @@ def _draw(config: ArithmeticData, split: str, count: int, *, taken: Collection[P
                 break
         else:
             raise DataError(
-                f"grade {grade} has too few different problems for data.num_train={config.num_train} and "
-                f"data.num_eval={config.num_eval}; lower them or widen data.difficulty"
+                f"grade {grade} has too few different problems for data.num_train={task.num_train} and "
+                f"data.num_eval={task.num_eval}; lower them or widen data.difficulty"
             )
         drafts.append(draft)
         questions.add(question_key(draft.question))
     return drafts
 
 
-def _draw_shots(config: ArithmeticData) -> list[_Draft]:
+def _draw_shots(task: Arithmetic) -> list[_Draft]:
     """Examples that show as many different templates and last operations as there are."""
-    rng = random.Random(f"arithmetic/{config.seed}/shots")
-    templates_in_turn = {grade: _varied(grade, rng) for grade in sorted(set(config.difficulty))}
-    grades = itertools.islice(itertools.cycle(config.difficulty), MAX_SHOTS)
+    rng = random.Random(f"arithmetic/{task.seed}/shots")
+    templates_in_turn = {grade: _varied(grade, rng) for grade in sorted(set(task.difficulty))}
+    grades = itertools.islice(itertools.cycle(task.difficulty), MAX_SHOTS)
     return [_tell(next(templates_in_turn[grade]), rng) for grade in grades]
 
 

@@ -1,0 +1,230 @@
+"""What a task is: where its problems come from, how they are asked, what an answer earns and what counts as right.
+
+A task is one class in one file. Its fields are its settings (`data.num_train=…`), so nothing else has to know them:
+
+    @register
+    class Doubling(Task):
+        \"\"\"Double a number.\"\"\"
+
+        name: ClassVar[str] = "doubling"
+        num_train: int = Field(100, ge=1, description="Training problems.")
+
+        def load(self) -> Problems: ...
+        def layout(self) -> PromptLayout: ...
+        def rewards(self) -> tuple[RewardSpec, ...]: ...
+        def judges(self) -> Judges: ...
+
+In `orchestration.data.tasks` it is found by its name, `data=doubling`. A class of anybody's needs no registration:
+`data=mypackage.mymodule:Doubling`, from an installed module or from a file beside the recipe.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+
+from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
+
+from orchestration.data.problems import Problems
+from orchestration.errors import ConfigError
+from orchestration.section import Section
+from reward_service.types import RewardSpec
+
+PromptStyle = Literal["auto", "chat", "plain"]
+"""chat: examples are turns of the conversation (small models follow these far better than examples within one message);
+plain: no template; auto: chat if the tokenizer has a template, else plain."""
+
+_BUILT_IN = "orchestration.data.tasks"
+
+
+_FILE = "a file that a run reads"
+
+DataFile = Annotated[str, _FILE]
+"""A setting that names a file: here, on s3://, or as a channel of a training job. `rlvr submit` takes it along."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptLayout:
+    """How a problem is put to the model."""
+
+    instruction: str = ""
+    """The system message, or the first line of a plain prompt; may be empty."""
+    style: PromptStyle = "auto"
+    question_label: str = "Question:"
+    """In a plain prompt, in front of each question."""
+    answer_label: str = "Answer:"
+    """In a plain prompt, on a line of its own in front of each answer."""
+    stop: tuple[str, ...] | None = None
+    """Strings that end a completion; None: a blank line in a plain prompt, where the next example would begin."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judges:
+    """The rewards that decide whether a held-out answer is right: 1 for right, 0 for wrong."""
+
+    strict: RewardSpec | None = None
+    """In the form that was asked for."""
+    lenient: RewardSpec | None = None
+    """In any form in which a person would find it."""
+
+    def named(self) -> dict[str, RewardSpec]:
+        """Those there are, by `strict` and `lenient`."""
+        both = {"strict": self.strict, "lenient": self.lenient}
+        return {name: spec for name, spec in both.items() if spec is not None}
+
+
+class Task(Section):
+    """A task; its fields are its settings. Loads no heavy library before `load`."""
+
+    name: ClassVar[str] = ""
+    """How a registered task is called in `data.kind`; a task that is not registered is called `module:Class`."""
+
+    kind: str = Field("", description="Which task: a built-in one's name, or module:Class for one of your own.")
+    num_shots: int = Field(0, ge=0, le=64, description="Worked examples in front of the question.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_this_kind(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        kind = tree.get("kind") or cls.target()
+        if kind != cls.target():
+            raise ValueError(f"kind={kind!r} is not {cls.target()!r}")
+        return {**tree, "kind": kind}
+
+    @classmethod
+    def target(cls) -> str:
+        """What `data.kind` calls the task."""
+        return cls.name if _REGISTERED.get(cls.name) is cls else f"{cls.__module__}:{cls.__qualname__}"
+
+    @abstractmethod
+    def load(self) -> Problems:
+        """Make or read the problems; the same settings give the same problems.
+
+        Raises:
+            DataError: a file is missing or broken, or there are too few problems.
+            ConfigError: a setting is out of range.
+        """
+
+    @abstractmethod
+    def layout(self) -> PromptLayout:
+        """How the problems are put to the model."""
+
+    @abstractmethod
+    def rewards(self) -> tuple[RewardSpec, ...]:
+        """What a run learns from unless `reward.rewards` says otherwise; may be empty, then it has to."""
+
+    def judges(self) -> Judges:
+        """What decides whether a held-out answer is right; with neither, the run's first reward does."""
+        return Judges()
+
+    def check(self) -> None:
+        """Refuse settings that contradict each other. Raises ValueError."""
+
+    def files(self) -> dict[str, str]:
+        """The files that the task reads, by the field that names them."""
+        marked = [name for name, field in type(self).model_fields.items() if _names_a_file(field)]
+        return {name: value for name in marked if (value := getattr(self, name)) is not None}
+
+
+def _names_a_file(field: FieldInfo) -> bool:
+    marks = [*field.metadata]
+    for variant in get_args(field.annotation):  # `DataFile | None` keeps the mark inside
+        marks += get_args(variant)
+    return _FILE in marks
+
+
+TaskClass = TypeVar("TaskClass", bound=type[Task])
+_REGISTERED: dict[str, type[Task]] = {}
+
+
+def register(task: TaskClass) -> TaskClass:
+    """Let `data.kind` call a task by its name. Raises ValueError when the name is missing or taken."""
+    if not task.name:
+        raise ValueError(f"{task.__qualname__} needs a name to be registered by")
+    if _REGISTERED.setdefault(task.name, task) is not task:
+        raise ValueError(f"the task name {task.name!r} is taken by {_REGISTERED[task.name].__qualname__}")
+    return task
+
+
+@cache
+def _import_built_in() -> None:
+    package = importlib.import_module(_BUILT_IN)
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{_BUILT_IN}.{module.name}")
+
+
+def registered_tasks() -> Mapping[str, type[Task]]:
+    """The tasks that have a name, by it."""
+    _import_built_in()
+    return dict(sorted(_REGISTERED.items()))
+
+
+def find_task(kind: str, *, beside: Path | None = None) -> type[Task]:
+    """The task that `data.kind` names.
+
+    Args:
+        kind: a registered name, `module:Class`, or `file.py:Class`.
+        beside: the recipe's folder; a module that is not installed is looked for there, and in the current folder.
+
+    Raises:
+        ConfigError: there is no such task, or its module does not load.
+    """
+    tasks = registered_tasks()
+    if kind in tasks:
+        return tasks[kind]
+    module_name, colon, class_name = kind.partition(":")
+    if not colon:
+        raise ConfigError(f"unknown task {kind!r}; tasks are: {', '.join(tasks)}, or module:Class for one of your own")
+    if module_name.endswith(".py"):
+        file = Path(module_name)
+        beside, module_name = (beside or Path()) / file.parent, file.stem
+    module = _imported(module_name, kind, [folder for folder in (beside, Path()) if folder is not None])
+    task = getattr(module, class_name, None)
+    if not (isinstance(task, type) and issubclass(task, Task)):
+        raise ConfigError(f"data={kind!r}: {class_name!r} of {module_name} is not a subclass of {Task.__module__}.Task")
+    return task
+
+
+def _imported(name: str, kind: str, folders: list[Path]) -> Any:
+    """The module, from where Python finds it or from one of the folders.
+
+    A folder that is needed stays on the path: the run's other processes unpickle by it too.
+    """
+    for folder in (None, *folders):
+        if folder is not None and str(folder.resolve()) not in sys.path:
+            sys.path.append(str(folder.resolve()))
+            importlib.invalidate_caches()
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise ConfigError(f"data={kind!r}: {name} needs {error.name!r}, which is not installed") from error
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"data={kind!r}: {name} does not load: {type(error).__name__}: {reason}") from error
+    places = " or ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
+    raise ConfigError(
+        f"data={kind!r}: there is no module {name!r}, installed or in {places}; install it, or put it beside the recipe"
+    )
+
+
+def own_module_file(task: type[Task]) -> Path | None:
+    """The file or package folder that holds a task of one's own, to be sent along with a run; None for a built-in one.
+
+    For a module of a package that is the package's whole folder.
+    """
+    top = task.__module__.partition(".")[0]
+    module = sys.modules.get(top)
+    if task.__module__.startswith("orchestration.") or module is None or module.__file__ is None:
+        return None
+    file = Path(module.__file__)
+    return file.parent if file.name == "__init__.py" else file

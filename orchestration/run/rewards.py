@@ -1,0 +1,104 @@
+"""What a run asks of the reward service, and whether its task gives what that needs: found before anything starts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from orchestration.data.problems import Problems
+from orchestration.errors import ConfigError, DataError
+from orchestration.settings.config import RunConfig
+from orchestration.types import Problem
+from reward_service.commands import describe_rewards, find_lacks, read_settings, score_one
+from reward_service.errors import ServiceError, ServiceStartError
+from reward_service.settings import ServiceSettings
+from reward_service.types import ItemResult, Reason, RewardItem, RewardSpec
+
+_OURS = {"host", "port", "keys_file", "ssl_certfile", "ssl_keyfile", "rewards"}
+
+
+def service_settings(config: RunConfig) -> dict[str, Any]:
+    """Settings for a service that the run starts: those of `settings_file`, and only the rewards that the run needs,
+    so that it starts without loading the libraries of others.
+
+    Raises ConfigError naming the file.
+    """
+    file = None if config.reward.settings_file is None else str(config.reward.settings_file)
+    if file == "-":
+        raise ConfigError("reward.settings_file='-' is not a file: a run does not read standard input")
+    try:
+        settings = read_settings(argparse.Namespace(settings=file, settings_words=(), host=None, port=None))
+    except ServiceStartError as error:
+        raise ConfigError(f"reward.settings_file={file!r}: {error}") from error
+    names = dict.fromkeys(spec.name for spec in (*config.rewards, *config.judges.values()))
+    return settings.model_dump(exclude_unset=True, exclude=_OURS) | {"rewards": tuple(names)}
+
+
+def reward_item(problem: Problem, *, prompt: str, completion: str, item_id: str = "") -> RewardItem:
+    """What the service is sent of a completion: the problem's reference and metadata go as they are."""
+    return RewardItem(
+        id=item_id,
+        prompt=prompt,
+        completion=completion,
+        reference=problem.reference,
+        metadata=problem.metadata,
+        group=problem.problem_id,
+    )
+
+
+def check_rewards(config: RunConfig, problems: Problems) -> None:
+    """Make sure that the task gives what the run's rewards and judges read, and score one item of it in this process.
+
+    For a service that runs already (`reward.url`) only the rewards are looked at that are known here too, and nothing
+    is scored.
+
+    Raises:
+        ConfigError: there is no such reward, or its parameters do not fit.
+        DataError: a problem lacks what a reward reads; names reward, key and task.
+    """
+    try:
+        settings = ServiceSettings.model_validate(service_settings(config) if config.reward.url is None else {})
+        known = None if config.reward.url is None else describe_rewards(settings)
+        for specs, asked in ((config.rewards, problems.train), (tuple(config.judges.values()), problems.eval)):
+            _check(config, [spec for spec in specs if known is None or spec.name in known], asked, settings)
+    except ServiceStartError as error:
+        raise ConfigError(str(error)) from error
+    except ServiceError as error:
+        raise ConfigError(f"reward.rewards: {error}") from error
+
+
+def _check(
+    config: RunConfig, specs: Sequence[RewardSpec], problems: Sequence[Problem], settings: ServiceSettings
+) -> None:
+    for problem in _one_of_each_form(problems):
+        lacks = find_lacks(specs, reward_item(problem, prompt=problem.text, completion=""), settings)
+        if lacks:
+            given = ", ".join(f'"{key}"' for key in problem.reference) or "nothing"
+            raise DataError(
+                f"the reward {lacks[0].reward!r} reads {lacks[0].key} of a reference, and the problem "
+                f"{problem.problem_id} of the task {config.data.kind!r} gives {given}; choose another reward, or a "
+                f"task that gives it"
+            )
+    if config.reward.url is None and specs:
+        _score(config, specs, problems[0], settings)
+
+
+def _score(config: RunConfig, specs: Sequence[RewardSpec], problem: Problem, settings: ServiceSettings) -> ItemResult:
+    result = score_one(specs, reward_item(problem, prompt=problem.text, completion=problem.solution), settings)
+    for name, scored in result.rewards.items():
+        if scored.reason == Reason.INVALID_REFERENCE:
+            why = scored.details.get("message", "its reference does not fit")
+            raise DataError(
+                f"the reward {name!r} cannot score the problem {problem.problem_id} of the task {config.data.kind!r}: "
+                f"{why}; choose another reward, or mend the task's reference"
+            )
+    return result
+
+
+def _one_of_each_form(problems: Iterable[Problem]) -> Iterable[Problem]:
+    """The first problem of each set of keys: thousands of problems tend to share one."""
+    firsts: dict[tuple[frozenset[str], frozenset[str]], Problem] = {}
+    for problem in problems:
+        firsts.setdefault((frozenset(problem.reference), frozenset(problem.metadata)), problem)
+    return firsts.values()
