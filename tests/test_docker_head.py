@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 GAUGE = """
 import ray, time
-from orchestration.cluster import RayGauges
+from orchestration.cluster.gauges import RayGauges
 ray.init(address="auto", logging_level="ERROR")
 gauges = RayGauges("rollout-0")
 while True:

@@ -29,7 +29,10 @@ OPENINGS = {
 HOLDERS = {
     "vllm": ("rollout_server/engine.py", "rollout_server/cpu_lora_plugin.py"),
     "deepspeed": ("learner/engine/engine.py",),
-    "ray": ("orchestration/cluster/cluster.py", "orchestration/submit/ray/jobs.py"),
+    "ray": (
+        *(f"orchestration/cluster/{name}.py" for name in ("calls", "cluster", "gauges", "nodes")),
+        "orchestration/submit/ray/jobs.py",
+    ),
     "sagemaker": ("orchestration/submit/sagemaker*",),
     "kubernetes": ("orchestration/submit/hyperpod*",),
     "boto3": ("orchestration/storage/aws.py", "orchestration/submit/sagemaker*"),

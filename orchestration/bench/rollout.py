@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.bench.machine import machine_line
+from orchestration.cluster.actors import RolloutActor
 from orchestration.cluster.cluster import Cluster
 from orchestration.commands.train import make_prompt_builder, training_sampling
 from orchestration.concurrency import gather_or_cancel
@@ -79,7 +80,7 @@ async def _measure(config: RunConfig) -> dict[str, Any]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=config.rollout.adapter_dir, prefix="rlvr-bench-"))
         adapter = _write_adapter(payload, Path(folder))
         for worker in generator.workers:
-            await worker.call("publish", payload, timeout_s=config.rollout.publish_timeout_s)
+            await worker.call(RolloutActor.publish, timeout_s=config.rollout.publish_timeout_s)(payload)
         plain = await asyncio.to_thread(
             PlainVllm, str(model_path), config.rollout, placement.device, config.seed * 1000
         )

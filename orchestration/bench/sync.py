@@ -23,7 +23,9 @@ from typing import Any
 
 from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.bench.machine import machine_line
-from orchestration.cluster.cluster import Cluster, RayGenerator
+from orchestration.cluster.actors import RolloutActor
+from orchestration.cluster.cluster import Cluster
+from orchestration.cluster.generator import RayGenerator
 from orchestration.commands.train import make_prompt_builder, training_sampling
 from orchestration.concurrency import gather_or_cancel
 from orchestration.data.datasets import load_problems
@@ -133,8 +135,8 @@ class _Load:
 
 async def _steps(generator: RayGenerator, began: float, ended: float) -> list[EngineStep]:
     """Engine steps of all workers in a stretch of time. Workers on this host share its monotonic clock."""
-    steps: list[Sequence[EngineStep]] = await gather_or_cancel(
-        worker.call("recent_steps", timeout_s=30.0) for worker in generator.workers
+    steps = await gather_or_cancel(
+        worker.call(RolloutActor.recent_steps, timeout_s=30.0)() for worker in generator.workers
     )
     return [step for step in itertools.chain.from_iterable(steps) if began <= step.at <= ended]
 

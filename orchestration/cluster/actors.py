@@ -9,7 +9,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from learner.engine.cpu_memory import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 Gauges = Callable[[str], Callable[[Mapping[str, float]], None]]
 """Makes an actor's metrics sink out of its name."""
+
+
+class Hosted(Protocol):
+    """What every actor's class has."""
+
+    def shutdown(self) -> object:
+        """End what it holds; sync or async."""
+        ...
 
 
 class RolloutActor:

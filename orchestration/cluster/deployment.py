@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from learner.types import ScoredCompletion
-from orchestration.cluster.reward_actor import LOG_NAME, ClusterNode, ServiceEndpoint, ServiceOrder
+from orchestration.cluster.reward_actor import LOG_NAME, ClusterNode, RewardServiceActor, ServiceEndpoint, ServiceOrder
 from orchestration.errors import ConfigError, MachineError, RemoteTimeoutError, WorkerDiedError
 from orchestration.run.evaluation import LENIENT, STRICT
 from orchestration.run.ports import Scorer
@@ -32,12 +32,18 @@ _WATCH_S = 30.0
 _WATCH_TIMEOUT_S = 180.0  # its node may be busy, but not for minutes
 
 
-class Remote(Protocol):
-    """An actor that can be called."""
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+class RemoteService(Protocol):
+    """The actor that holds the service, as `calls.RemoteActor` of it or in a test."""
 
     where: str
 
-    async def call(self, method: str, *args: Any, timeout_s: float) -> Any: ...
+    def call(
+        self, method: Callable[Concatenate[RewardServiceActor, Params], Result], *, timeout_s: float
+    ) -> Callable[Params, Coroutine[Any, Any, Result]]: ...
 
 
 def service_settings(config: RewardConfig) -> dict[str, Any]:
@@ -81,7 +87,9 @@ def _listed(resources: dict[str, float]) -> str:
     return ", ".join(f"{number:g} {name}" for name, number in resources.items())
 
 
-async def start_on(actor: Remote, config: RewardConfig, *, driver_node_id: str, log_folder: Path) -> ServiceEndpoint:
+async def start_on(
+    actor: RemoteService, config: RewardConfig, *, driver_node_id: str, log_folder: Path
+) -> ServiceEndpoint:
     """Start the service in an actor that has been asked for; returns when it is ready to score.
 
     Raises MachineError when no node takes the actor, ServiceStartError when the service does not start there.
@@ -89,7 +97,7 @@ async def start_on(actor: Remote, config: RewardConfig, *, driver_node_id: str, 
     deployment = config.deployment
     assert isinstance(deployment, ActorDeployment)
     try:
-        actor.where = await actor.call("where", timeout_s=config.start_timeout_s)
+        actor.where = await actor.call(RewardServiceActor.where, timeout_s=config.start_timeout_s)()
     except RemoteTimeoutError as error:
         wanted = _listed({"CPU": deployment.num_cpus, **deployment.resources})
         raise MachineError(
@@ -97,8 +105,7 @@ async def start_on(actor: Remote, config: RewardConfig, *, driver_node_id: str, 
             f"{config.start_timeout_s:g} s: another job may hold it; lower reward.deployment.num_cpus, or wait longer"
         ) from error
     order = _order(config, deployment.num_cpus, driver_node_id, log_folder)
-    endpoint: ServiceEndpoint = await actor.call("start", order, timeout_s=config.start_timeout_s + _STOP_S)
-    return endpoint
+    return await actor.call(RewardServiceActor.start, timeout_s=config.start_timeout_s + _STOP_S)(order)
 
 
 def _order(config: RewardConfig, num_cpus: float, driver_node_id: str, log_folder: Path) -> ServiceOrder:
@@ -145,7 +152,7 @@ def _api_key(config: RewardConfig) -> str | None:
 
 @asynccontextmanager
 async def actor_client(
-    config: RewardConfig, actor: Remote, endpoint: ServiceEndpoint
+    config: RewardConfig, actor: RemoteService, endpoint: ServiceEndpoint
 ) -> AsyncIterator[tuple[RewardClient, asyncio.Task[None]]]:
     """A client of the service that an actor holds, and a task that fails when either of them has ended."""
     watch = asyncio.create_task(_until_it_ends(actor))
@@ -157,9 +164,9 @@ async def actor_client(
         await asyncio.gather(watch, return_exceptions=True)
 
 
-async def _until_it_ends(actor: Remote) -> None:
+async def _until_it_ends(actor: RemoteService) -> None:
     while True:
-        reason = await actor.call("watch", _WATCH_S, timeout_s=_WATCH_TIMEOUT_S)
+        reason = await actor.call(RewardServiceActor.watch, timeout_s=_WATCH_TIMEOUT_S)(_WATCH_S)
         if reason is not None:
             raise WorkerDiedError(f"the reward service on {actor.where} ended: {reason}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +138,17 @@ class FakeRemote:
         self._answers = answers
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
-    async def call(self, method: str, *args: Any, timeout_s: float) -> Any:
+    def call(self, method: Callable[..., Any], *, timeout_s: float) -> Callable[..., Coroutine[Any, Any, Any]]:
         assert timeout_s > 0
-        self.calls.append((method, args))
-        if not self._answers[method]:
-            await asyncio.Event().wait()
-        answer = self._answers[method].pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+
+        async def called(*args: Any) -> Any:
+            self.calls.append((method.__name__, args))
+            answer = self._answers[method.__name__].pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return called
 
 
 class SlowScorer:
@@ -210,8 +212,11 @@ class ActorHere:
         self.actor = RewardServiceActor("reward-0", lambda: here)
         self.where = self.actor.where()
 
-    async def call(self, method: str, *args: Any, timeout_s: float) -> Any:
-        return await asyncio.wait_for(asyncio.to_thread(getattr(self.actor, method), *args), timeout_s)
+    def call(self, method: Callable[..., Any], *, timeout_s: float) -> Callable[..., Coroutine[Any, Any, Any]]:
+        async def called(*args: Any) -> Any:
+            return await asyncio.wait_for(asyncio.to_thread(method, self.actor, *args), timeout_s)
+
+        return called
 
     @property
     def pid(self) -> int:
@@ -232,7 +237,7 @@ def order(folder: Path, **settings: Any) -> ServiceOrder:
 class TestTheActor:
     async def test_it_serves_whoever_has_the_key_and_says_when_its_service_ended(self, tmp_path: Path) -> None:
         remote = ActorHere()
-        endpoint: ServiceEndpoint = await remote.call("start", order(tmp_path), timeout_s=60)
+        endpoint = await remote.call(RewardServiceActor.start, timeout_s=60)(order(tmp_path))
         try:
             config = RewardConfig()
             async with actor_client(config, remote, endpoint) as (client, watch):
@@ -256,8 +261,8 @@ class TestTheActor:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         remote = ActorHere("elsewhere")
-        await remote.call("start", order(tmp_path), timeout_s=60)
-        watch = asyncio.create_task(remote.call("watch", 60.0, timeout_s=60))
+        await remote.call(RewardServiceActor.start, timeout_s=60)(order(tmp_path))
+        watch = asyncio.create_task(remote.call(RewardServiceActor.watch, timeout_s=60)(60.0))
         await asyncio.sleep(0.1)
         remote.actor.shutdown()
         assert await watch is None  # it was asked to end

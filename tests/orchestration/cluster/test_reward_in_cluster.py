@@ -18,8 +18,9 @@ from typing import Any
 
 import pytest
 
-from orchestration.cluster.cluster import Cluster, alive_nodes
+from orchestration.cluster.cluster import Cluster
 from orchestration.cluster.deployment import actor_client
+from orchestration.cluster.nodes import alive_nodes
 from orchestration.errors import MachineError, WorkerDiedError
 from orchestration.settings.config import RunConfig, load_config
 from reward_service.types import RewardItem, RewardSpec
@@ -151,8 +152,8 @@ async def test_a_resource_that_no_node_has_is_said_at_once(ray_folder: Path, tmp
 DRIVER = """
 import asyncio, sys
 from pathlib import Path
-from orchestration.cluster import Cluster
-from orchestration.config import load_config
+from orchestration.cluster.cluster import Cluster
+from orchestration.settings.config import load_config
 
 async def main():
     config = load_config("tiny", ["reward.deployment=actor", "dashboard=false"])

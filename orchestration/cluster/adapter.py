@@ -1,0 +1,27 @@
+"""An adapter on its way from the learner to the rollout workers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestration.cluster.calls import Pending
+from rollout_server.types import AdapterPayload
+
+
+class RayAdapter:
+    """An exported adapter in Ray's object store."""
+
+    def __init__(self, version: int, exported: Pending[AdapterPayload], timeout_s: float) -> None:
+        self._version, self._exported, self._timeout_s = version, exported, timeout_s
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    @property
+    def reference(self) -> Any:
+        """Stands for the payload in calls of the workers: their nodes fetch it from the learner's."""
+        return self._exported.reference
+
+    async def fetch(self) -> AdapterPayload:
+        return await self._exported.result(timeout_s=self._timeout_s)

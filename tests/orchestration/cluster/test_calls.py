@@ -1,0 +1,61 @@
+"""Calls of an actor by reference to the methods of its class; the handle stands in for Ray's."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from orchestration.cluster.calls import RemoteActor
+from orchestration.errors import RemoteTimeoutError
+
+
+class Counter:
+    """An actor's class."""
+
+    def add(self, number: int, *, times: int = 1) -> int:
+        return number * times
+
+    async def wait(self) -> None:
+        await asyncio.Event().wait()
+
+    def fail(self) -> None:
+        raise KeyError("no such thing")
+
+
+class Handle:
+    """As Ray's: each method has `remote`, which begins a call and gives something to wait for."""
+
+    def __getattr__(self, name: str) -> Handle:
+        assert name in vars(Counter), f"Ray would not find {name}"
+        handle = Handle()
+        vars(handle)["method"] = getattr(Counter(), name)
+        return handle
+
+    def remote(self, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        async def run() -> Any:
+            answer = vars(self)["method"](*args, **kwargs)
+            return await answer if asyncio.iscoroutine(answer) else answer
+
+        return asyncio.create_task(run())
+
+
+ACTOR: RemoteActor[Counter] = RemoteActor("counter-0", Handle(), where="host h, pid 7")
+
+
+async def test_arguments_go_there_and_the_answer_comes_back() -> None:
+    assert await ACTOR.call(Counter.add, timeout_s=5)(3) == 3
+    assert await ACTOR.call(Counter.add, timeout_s=5)(3, times=2) == 6
+    begun = ACTOR.begin(Counter.add)(4)
+    assert await begun.result(timeout_s=5) == 4
+
+
+async def test_who_does_not_answer_is_named_with_what_it_was_asked() -> None:
+    with pytest.raises(RemoteTimeoutError, match=r"counter-0 \(host h, pid 7\) did not answer wait within 0\.01 s"):
+        await ACTOR.call(Counter.wait, timeout_s=0.01)()
+
+
+async def test_an_actors_own_error_arrives_as_it_is() -> None:
+    with pytest.raises(KeyError, match="no such thing"):
+        await ACTOR.call(Counter.fail, timeout_s=5)()
