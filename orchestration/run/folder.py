@@ -13,7 +13,6 @@ Whole files are written beside their place and renamed, so a reader (or a crash)
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -25,6 +24,8 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from filelock import lock_descriptor
 
 from learner.types import ScoredGroup
 from orchestration.errors import ConfigError, MachineError, RlvrError
@@ -259,12 +260,12 @@ def _open_metrics(path: Path) -> FileIO:
     """Open unbuffered for appending, as the folder's only writer, with a half-written last line cut off."""
     metrics = FileIO(path, "a+")
     try:
-        fcntl.flock(metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        metrics.close()
-        raise ConfigError(f"another run is writing to run_dir={str(path.parent)!r}; choose another run_dir") from None
+        is_ours = lock_descriptor(metrics.fileno(), blocking=False)
     except OSError:
-        pass  # some network file systems have no locks; there the user has to keep runs apart
+        is_ours = True  # some network file systems have no locks; there the user has to keep runs apart
+    if not is_ours:
+        metrics.close()
+        raise ConfigError(f"another run is writing to run_dir={str(path.parent)!r}; choose another run_dir")
     content = path.read_bytes()
     metrics.truncate(content.rfind(b"\n") + 1)
     return metrics

@@ -5,16 +5,16 @@ A ready folder holds `checksums.json`: size, modification time and SHA-256 of ea
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from orchestration.errors import DataError
 
@@ -119,24 +119,22 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
+@contextmanager
 def _lock(path: Path, progress: Progress) -> Iterator[None]:
-    """Hold an advisory lock; the kernel drops it when its holder dies, so none is ever stale."""
-    give_up_at = time.monotonic() + LOCK_TIMEOUT_S
-    with path.open("w") as file:
-        waiting = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    progress("waiting for another process that prepares the same model", 0.0)
-                    waiting = True
-                if time.monotonic() > give_up_at:
-                    raise DataError(
-                        f"another process has held {path} for {LOCK_TIMEOUT_S:.0f} s; end it, or set RLVR_CACHE to "
-                        f"another folder"
-                    ) from None
-                time.sleep(_LOCK_POLL_S)
+    """Hold the lock of a folder; the kernel drops it when its holder dies, so none is ever stale."""
+    lock = FileLock(path, poll_interval=_LOCK_POLL_S)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        progress("waiting for another process that prepares the same model", 0.0)
+        try:
+            lock.acquire(timeout=LOCK_TIMEOUT_S)
+        except Timeout:
+            raise DataError(
+                f"another process has held {path} for {LOCK_TIMEOUT_S:.0f} s; end it, or set RLVR_CACHE to another "
+                f"folder"
+            ) from None
+    try:
         yield
+    finally:
+        lock.release()

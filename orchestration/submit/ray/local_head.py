@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 
 from orchestration.cluster.environment import NODE_ENVIRONMENT, with_token
 from orchestration.errors import MachineError, SubmitError
@@ -56,7 +57,7 @@ class Head:
 def find(folder: Path) -> Head | None:
     """The head that runs, if one does."""
     with suppress(OSError), (folder / LOCK_FILE).open("rb") as lock:
-        try:
+        try:  # shared, which `filelock` is not: who only looks must not pass for the holder
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             with suppress(OSError, ValueError, TypeError):
@@ -121,7 +122,7 @@ def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
             return  # another was quicker
         (folder / STATE_FILE).unlink(missing_ok=True)
         token_file = folder / TOKEN_FILE
-        _write_private(token_file, secrets.token_hex(32))
+        atomic_write(token_file, secrets.token_hex(32).encode(), private=True)
         # Between the look at a port and the dashboard's taking it there are seconds: of our heads one may hope for it.
         port = _free_port(DASHBOARD_PORT) if is_first else _free_port()
         # A folder of its own: in a shared one a job joins whichever head started last. Short, for sockets lie in it.
@@ -205,19 +206,17 @@ def _end(ray: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    with path.open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
+    """Whether the lock is ours, for as long as the block lasts; it is not waited for."""
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
         yield True
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.unlink(missing_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
+    finally:
+        lock.release()
 
 
 def _free_port(preferred: int = 0) -> int:
