@@ -14,9 +14,9 @@ from typing import Any
 from orchestration.errors import ConfigError, SubmitError
 from orchestration.settings.config import Settings, load_settings
 from orchestration.settings.tree import recipe_names
-from orchestration.submit.book import JobBook, JobRecord
-from orchestration.submit.job import Backend, JobSpec, JobState, JobStatus, job_name
-from orchestration.submit.package import packed_code
+from orchestration.submit.common.book import JobBook, JobRecord
+from orchestration.submit.common.job import Backend, JobSpec, JobState, JobStatus, job_name
+from orchestration.submit.common.package import packed_code
 from orchestration.submit.registry import PLACES, make_backend
 
 _EXIT = {JobState.SUCCEEDED: 0, JobState.STOPPED: 130}

@@ -12,8 +12,7 @@ from typing import Any
 
 from orchestration.errors import SubmitError
 from orchestration.submit.hyperpod.manifest import TOKEN_KEY, Manifest
-
-DASHBOARD_PORT = 8265
+from orchestration.submit.ray.jobs import DASHBOARD_PORT
 
 _GROUP = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
 _LOGIN = "`aws eks update-kubeconfig --name CLUSTER` writes it"

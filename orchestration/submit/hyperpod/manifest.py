@@ -23,6 +23,8 @@ from orchestration.cluster.environment import NODE_ENVIRONMENT
 from orchestration.errors import ConfigError
 from orchestration.settings.config import dump_config
 from orchestration.settings.hyperpod import CpuPod, GpuGroup, HyperPodConfig
+from orchestration.submit.common.instances import EFA_ENVIRONMENT, Instance
+from orchestration.submit.common.job import JobSpec, Plan
 from orchestration.submit.hyperpod.checks import (
     CONFIG_FOLDER,
     LEARNER,
@@ -34,10 +36,7 @@ from orchestration.submit.hyperpod.checks import (
     run_in_pods,
     sent_settings_file,
 )
-from orchestration.submit.instances import Instance
-from orchestration.submit.job import JobSpec, Plan
 from orchestration.submit.ray.jobs import RUN_FILE, entrypoint
-from orchestration.submit.sagemaker.fitting import EFA_ENVIRONMENT
 
 Manifest = dict[str, Any]
 

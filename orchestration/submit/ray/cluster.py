@@ -17,9 +17,9 @@ from orchestration.errors import ConfigError, MachineError, SubmitError
 from orchestration.machine.placement import place
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.settings.submit import RayConfig, SubmitConfig
-from orchestration.submit.job import JobSpec, JobStatus, Plan, Say
-from orchestration.submit.package import CodePackage
-from orchestration.submit.paths import refuse_relative_paths, refuse_what_stays_here, with_settings
+from orchestration.submit.common.job import JobSpec, JobStatus, Plan, Say
+from orchestration.submit.common.package import CodePackage
+from orchestration.submit.common.paths import refuse_relative_paths, refuse_what_stays_here, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE, Endpoint, RayJobs, entrypoint
 
 _PLACE = "the Ray cluster"

@@ -20,8 +20,10 @@ from packaging.version import Version
 
 from orchestration.errors import SubmitError
 from orchestration.extras import require
-from orchestration.submit.job import JobState, JobStatus
+from orchestration.submit.common.job import JobState, JobStatus
 
+DASHBOARD_PORT = 8265
+"""Ray's own choice, where it is free."""
 RUN_FILE = "run.yaml"
 """The run's settings, in the job's working directory."""
 

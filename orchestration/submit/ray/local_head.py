@@ -30,11 +30,9 @@ from filelock import FileLock, Timeout
 from orchestration.cluster.environment import NODE_ENVIRONMENT, with_token
 from orchestration.errors import MachineError, SubmitError
 from orchestration.storage.atomic import atomic_write
-from orchestration.submit.ray.jobs import Endpoint, RayJobs
+from orchestration.submit.ray.jobs import DASHBOARD_PORT, Endpoint, RayJobs
 
 HOST = "127.0.0.1"
-DASHBOARD_PORT = 8265
-"""Taken when it is free, as people look there."""
 TOKEN_FILE, STATE_FILE, LOCK_FILE, LOG_FILE = "auth_token", "head.json", "lock", "head.log"
 
 _POLL_S = 2.0

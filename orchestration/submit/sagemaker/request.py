@@ -23,22 +23,14 @@ from orchestration.extras import require
 from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS, metric_regex
 from orchestration.settings.config import dump_config
 from orchestration.settings.sagemaker import SageMakerConfig
-from orchestration.submit.job import JobSpec
-from orchestration.submit.sagemaker.container import (
-    AUTH,
-    CHECKPOINTS_FOLDER,
-    CONFIG,
-    RUN_FILE,
-    TOKEN_FILE,
-    Inputs,
-    Layout,
-    Upload,
-    container_inputs,
-)
+from orchestration.submit.common.job import JobSpec
+from orchestration.submit.ray.jobs import RUN_FILE
+from orchestration.submit.sagemaker.container import Inputs, Layout, Upload, container_inputs
 from orchestration.submit.sagemaker.fitting import efa_environment, groups_by_role
+from orchestration.submit.sagemaker.host.places import AUTH, CHECKPOINTS_FOLDER, CONFIG, TOKEN_FILE
 from orchestration.submit.sagemaker.limits import breaches
 
-DRIVER_FOLDER = Path(__file__).parent / "sagemaker_driver"
+DRIVER_FOLDER = Path(__file__).parent / "driver"
 DRIVER_SCRIPT = "driver.py"
 ENTRY_SCRIPT = "orchestration/cli.py"
 # For the SDK's script, in place of its own call of the driver. Without `exec` a shell would be process 1 of the

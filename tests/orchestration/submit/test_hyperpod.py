@@ -18,12 +18,12 @@ import yaml
 from orchestration.errors import ConfigError
 from orchestration.settings.config import RunConfig, load_config, load_settings
 from orchestration.settings.hyperpod import GpuGroup
+from orchestration.submit.common.instances import INSTANCES
+from orchestration.submit.common.job import JobSpec, Plan, job_name
+from orchestration.submit.common.package import CodePackage
 from orchestration.submit.hyperpod.backend import HyperPodBackend
 from orchestration.submit.hyperpod.checks import host_of
 from orchestration.submit.hyperpod.manifest import job_manifests, owned_by
-from orchestration.submit.instances import INSTANCES
-from orchestration.submit.job import JobSpec, Plan, job_name
-from orchestration.submit.package import CodePackage
 from orchestration.submit.sagemaker.fitting import num_gpus
 
 ROOT = Path(__file__).parents[3]

@@ -17,8 +17,8 @@ import pytest
 from orchestration.errors import SubmitError
 from orchestration.settings.config import load_settings
 from orchestration.settings.submit import SubmitConfig
-from orchestration.submit.job import JobSpec, JobState
-from orchestration.submit.package import packed_code
+from orchestration.submit.common.job import JobSpec, JobState
+from orchestration.submit.common.package import packed_code
 from orchestration.submit.ray import local_head
 from orchestration.submit.ray.cluster import RayBackend
 

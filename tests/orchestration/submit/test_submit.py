@@ -19,10 +19,10 @@ from orchestration.cli import main
 from orchestration.errors import ConfigError, SubmitError
 from orchestration.settings.config import load_config, load_settings
 from orchestration.settings.submit import MAX_NAME_CHARS
-from orchestration.submit.book import JobBook, JobRecord
-from orchestration.submit.job import job_name
-from orchestration.submit.package import MAX_INCLUDED_BYTES, ROOMS, packed_code
-from orchestration.submit.paths import is_loopback, with_settings
+from orchestration.submit.common.book import JobBook, JobRecord
+from orchestration.submit.common.job import job_name
+from orchestration.submit.common.package import MAX_INCLUDED_BYTES, ROOMS, packed_code
+from orchestration.submit.common.paths import is_loopback, with_settings
 from orchestration.submit.ray.cluster import check_gpus, cluster_run
 from orchestration.submit.ray.local import local_run
 

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-GCS_PORT, DASHBOARD_PORT, NOTICE_PORT = 6379, 8265, 8266
+from orchestration.submit.ray.jobs import DASHBOARD_PORT
+
+GCS_PORT, NOTICE_PORT = 6379, 8266
 RAY_FOLDER = "/tmp/ray"  # Ray's own default; said aloud, as the job's log is read there
 HEAD = "head"
 """A Ray resource that the head alone has."""
