@@ -244,9 +244,10 @@ def _pod(
     return pod
 
 
-def _filled(part: str, values: Mapping[str, Any] | None = None, **more: Any) -> Any:
+def _filled(part: str, values: Mapping[str, Any] | None = None, **more: Any) -> Manifest:
     """A part of the template with its values."""
-    return _fill(_template()[part], {**(values or {}), **more})
+    filled: Manifest = _fill(_template()[part], {**(values or {}), **more})
+    return filled
 
 
 @cache
