@@ -73,7 +73,12 @@ class KubernetesApi:
             return
 
     def stop_in_ray(self, service: str, job_id: str, *, secret: str) -> None:
-        """Ask Ray itself, through the API server, to end a job: the driver gets SIGTERM and time to save."""
+        """Ask Ray itself, through the API server, to end a job: the driver gets SIGTERM and time to save.
+
+        Args:
+            service: the Kubernetes service of the cluster's dashboard.
+            secret: name of the Secret with the cluster's token.
+        """
         from kubernetes import client
 
         with self._explained("read the Secret", name=secret):

@@ -58,7 +58,11 @@ _GIB = 2**30
 def job_manifests(job: JobSpec, settings: HyperPodConfig, *, token: str) -> list[Manifest]:
     """RayJob, Secret and ConfigMap, in the order in which they are made.
 
-    Raises ConfigError for everything that would be refused, would never start, or would not find its files.
+    Args:
+        token: what the cluster will ask everybody for; it stands in the Secret alone.
+
+    Raises:
+        ConfigError: something would be refused, would never start, or would not find its files.
     """
     check_cluster(job, settings)
     texts, archives = _contents(job, settings)
@@ -82,7 +86,8 @@ def owned_by(manifest: Manifest, owner: Mapping[str, Any]) -> Manifest:
 
 def make_plan(job: JobSpec, settings: HyperPodConfig) -> Plan:
     """What would be applied, with the token and the code's bytes told rather than shown. Raises as `job_manifests`."""
-    shown = [_for_reading(manifest) for manifest in job_manifests(job, settings, token="-")]
+    manifests = job_manifests(job, settings, token="-")
+    shown = [json.loads(json.dumps(_for_reading(manifest))) for manifest in manifests]  # YAML: nothing by reference
     text = "---\n".join(yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=110) for manifest in shown)
     return Plan(request={"manifests": shown}, text=text)
 
@@ -274,10 +279,7 @@ def _fill(node: Any, values: Mapping[str, Any]) -> Any:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, and nothing by reference."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    """Texts of several lines as blocks."""
 
 
 def _as_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -84,6 +84,10 @@ def container_inputs(
 ) -> Inputs:
     """Rewrite a checked run's paths to the container's, and say which channels and uploads that takes.
 
+    Args:
+        data_files: the files that the run reads, by the setting that names them.
+        layout: where the job's things are on S3.
+
     Files on S3 stay where they lie. `config` and `auth` are always there: what is in them is made at submission.
     """
     channels = {CONFIG: layout.channel(CONFIG), AUTH: layout.channel(AUTH)}

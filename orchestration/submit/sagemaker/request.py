@@ -72,7 +72,11 @@ class StagedJob:
 def staged(settings: SageMakerConfig, job: JobSpec, *, region: str) -> Iterator[StagedJob]:
     """Form a checked job's request; the files to upload are there for as long as the block lasts.
 
-    Raises ConfigError when the SDK is not installed, or the service's limits are not kept, naming the first.
+    Args:
+        job: with the paths of this machine, and checked by `checks.check`.
+
+    Raises:
+        ConfigError: the SDK is not installed, or one of the service's limits is not kept.
     """
     require("sagemaker", by="SageMaker", extra="sagemaker")
     layout = Layout.of(settings, job.name)

@@ -120,7 +120,15 @@ def say(facts: HostFacts, message: str) -> None:
 
 
 def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
-    """The whole life of the head, its workers' end included."""
+    """The whole life of the head, its workers' end included.
+
+    Args:
+        token: the cluster's.
+        stop: set by SIGTERM.
+
+    Returns:
+        How this host leaves; the workers have been told.
+    """
     with ExitStack() as stack:
         board = stack.enter_context(NoticeBoard(own_ip(facts), token=token))
         try:
@@ -227,7 +235,7 @@ def put_out(run_folder: Path, model_folder: Path) -> None:
 
 
 def run_worker(facts: HostFacts, token: str, stop: _Stop) -> Ending:
-    """Join, and stay until there is a reason to leave."""
+    """The whole life of a worker: join, and stay until there is a reason to leave. Arguments as of `run_head`."""
     began = heard = time.monotonic()
     ray: RayProcess | None = None
     ray_ended: str | None = None
