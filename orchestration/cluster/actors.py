@@ -111,6 +111,7 @@ class LearnerActor:
         return whereabouts()
 
     def update(self, groups: Sequence[ScoredGroup], policy_version: int, max_staleness: int) -> UpdateMetrics:
+        """One optimizer step, as `learner.worker.LearnerRank.update`; its speed is published as gauges."""
         assert self._rank is not None
         metrics = self._rank.update(groups, policy_version=policy_version, max_staleness=max_staleness)
         self._gauges(

@@ -41,9 +41,13 @@ class RemoteService(Protocol):
 
 
 def preferred_node(nodes: Iterable[ClusterNode], deployment: ActorDeployment) -> ClusterNode | None:
-    """The node without GPUs that has the most cores, of those with room; None when all that have room have GPUs.
+    """The node on which the service takes nothing from models.
 
-    Raises MachineError when no node could ever take the service: Ray would wait for one.
+    Returns:
+        Of the nodes with room the one without GPUs that has the most cores; None when all that have room have GPUs.
+
+    Raises:
+        MachineError: no node could ever take the service, and Ray would wait for one.
     """
     wanted = {"CPU": deployment.num_cpus, **deployment.resources}
     nodes = sorted(nodes, key=lambda node: node.node_id)
@@ -67,7 +71,15 @@ def _listed(resources: dict[str, float]) -> str:
 async def start_on(actor: RemoteService, run: RunConfig, *, driver_node_id: str, log_folder: Path) -> ServiceEndpoint:
     """Start the service in an actor that has been asked for; returns when it is ready to score.
 
-    Raises MachineError when no node takes the actor, ServiceStartError when the service does not start there.
+    Args:
+        driver_node_id: the node of this process: an actor there writes the service's log into `log_folder`.
+
+    Returns:
+        Where it answers. The actor's `where` is known from then on.
+
+    Raises:
+        MachineError: no node takes the actor.
+        ServiceStartError: the service does not start there.
     """
     config, deployment = run.reward, run.reward.deployment
     assert isinstance(deployment, ActorDeployment)
@@ -97,7 +109,12 @@ def _order(run: RunConfig, num_cpus: float, driver_node_id: str, log_folder: Pat
 async def reward_client(run: RunConfig, log_folder: Path) -> AsyncIterator[RewardClient]:
     """A client of the configured service, or of one started on loopback for as long as the block lasts.
 
-    Raises ConfigError for a malformed URL; RewardServiceError or ServiceStartError when nothing healthy answers.
+    Args:
+        log_folder: where a service that is started here writes its log.
+
+    Raises:
+        ConfigError: the URL is malformed, or the file with the key cannot be read.
+        RewardServiceError, ServiceStartError: nothing healthy answers.
     """
     config = run.reward
     if config.url is not None:
@@ -130,7 +147,11 @@ def _api_key(config: RewardConfig) -> str | None:
 async def actor_client(
     config: RewardConfig, actor: RemoteService, endpoint: ServiceEndpoint
 ) -> AsyncIterator[tuple[RewardClient, asyncio.Task[None]]]:
-    """A client of the service that an actor holds, and a task that fails when either of them has ended."""
+    """A client of the service that an actor holds, for as long as the block lasts.
+
+    Returns:
+        The client, and a task that fails with WorkerDiedError when the service or its actor has ended.
+    """
     watch = asyncio.create_task(_until_it_ends(actor))
     try:
         async with _client(config, endpoint.url, endpoint.api_key) as client:

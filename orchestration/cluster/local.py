@@ -64,7 +64,12 @@ def read_adapter(folder: Path, *, version: int = 1) -> LocalAdapter:
 async def local_generator(
     *, model_path: Path, config: RolloutConfig, device: Device, seed: int = 0
 ) -> AsyncIterator[LocalGenerator]:
-    """Start a worker here and end it with the block."""
+    """A worker in this process, which ends with the block.
+
+    Args:
+        model_path: a folder that the engine loads, as `resolve_model` and `served_model` make it.
+        seed: of the engine's sampling.
+    """
     worker = RolloutWorker(
         name="rollout-0",
         model_path=str(model_path),

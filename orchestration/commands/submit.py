@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from orchestration.errors import ConfigError, SubmitError
 from orchestration.settings.config import Settings, load_settings
 from orchestration.settings.tree import recipe_names
-from orchestration.submit.book import JobBook, JobRecord
-from orchestration.submit.job import Backend, JobSpec, JobState, JobStatus, job_name
-from orchestration.submit.package import packed_code
+from orchestration.submit.common.book import JobBook, JobRecord
+from orchestration.submit.common.job import Backend, JobSpec, JobState, JobStatus, job_name
+from orchestration.submit.common.package import packed_code
 from orchestration.submit.registry import PLACES, make_backend
 
 _EXIT = {JobState.SUCCEEDED: 0, JobState.STOPPED: 130}
@@ -68,9 +69,10 @@ def _submit(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int
         raise ConfigError("--dry-run sends nothing that --follow could follow: leave one out")
     if arguments.json and arguments.follow:
         raise ConfigError("--json prints one object and --follow a log: leave one out")
-    settings = load_settings(*recipe_and_overrides(arguments.words))
+    recipe, overrides = recipe_and_overrides(arguments.words)
+    settings = load_settings(recipe, overrides)
     backend, book = make_backend(arguments.to, settings.submit), JobBook()
-    with _specified(settings) as job:
+    with _specified(settings, recipe) as job:
         if arguments.dry_run:
             plan = backend.plan(job)
             print(json.dumps(dict(plan.request), indent=2) if arguments.json else plan.text.rstrip("\n"))
@@ -99,9 +101,9 @@ def _submit(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int
 
 
 @contextmanager
-def _specified(settings: Settings) -> Iterator[JobSpec]:
-    job = settings.submit.job
-    with packed_code(job.include) as code:
+def _specified(settings: Settings, recipe: str) -> Iterator[JobSpec]:
+    job, file = settings.submit.job, Path(recipe)
+    with packed_code(job.include, recipe_folder=file.parent if file.is_file() else None) as code:
         yield JobSpec(
             name=job.name or job_name(settings.run.recipe),
             run=settings.run,

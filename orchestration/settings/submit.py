@@ -28,7 +28,9 @@ class JobConfig(Section):
         description="Environment variables of the job. Everybody who may look at the job can read them: no secrets.",
     )
     include: tuple[Path, ...] = Field(
-        (), description="Files and folders to send beside our code, such as rewards of your own; importable there."
+        (),
+        description="Files and folders of your own to send along, such as a task or a reward; importable there by "
+        "their names. Relative paths begin here or where the recipe's file lies.",
     )
 
     @field_validator("environment")

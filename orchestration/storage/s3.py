@@ -59,7 +59,16 @@ def local_file(path: str, setting: str) -> Path:
 
 
 def fetch_file(uri: str, setting: str, cache_dir: Path | None = None) -> Path:
-    """An object as a file in the cache, fetched anew when it has changed."""
+    """An object as a file in the cache, fetched anew when it has changed.
+
+    Args:
+        uri: s3://BUCKET/KEY.
+        setting: where it came from, for messages.
+        cache_dir: in place of the usual cache.
+
+    Raises:
+        DataError: it is not there, AWS refuses, or the cache cannot be written.
+    """
     place = parse(uri)
     with _as_data_error(f"{setting}={uri!r}"):
         s3 = _client()
@@ -73,7 +82,17 @@ def fetch_file(uri: str, setting: str, cache_dir: Path | None = None) -> Path:
 
 
 def fetch_folder(uri: str, setting: str, cache_dir: Path | None = None, progress: Progress = ignore_progress) -> Path:
-    """All objects below a prefix as a folder in the cache, fetched anew when any has changed."""
+    """All objects below a prefix as a folder in the cache, fetched anew when any has changed.
+
+    Args:
+        uri: s3://BUCKET/PREFIX, with or without a slash at its end.
+        setting: where it came from, for messages.
+        cache_dir: in place of the usual cache.
+        progress: told the share of the objects that are here.
+
+    Raises:
+        DataError: nothing lies there, AWS refuses, or the cache cannot be written.
+    """
     place = parse(uri.rstrip("/") + "/")
     with _as_data_error(f"{setting}={uri!r}"):
         s3 = _client()

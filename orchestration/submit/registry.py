@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestration.settings.submit import SubmitConfig
-from orchestration.submit.job import Backend
+from orchestration.submit.common.job import Backend
 
 PLACES = ("local", "ray", "sagemaker", "hyperpod")
 

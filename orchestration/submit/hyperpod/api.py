@@ -12,8 +12,7 @@ from typing import Any
 
 from orchestration.errors import SubmitError
 from orchestration.submit.hyperpod.manifest import TOKEN_KEY, Manifest
-
-DASHBOARD_PORT = 8265
+from orchestration.submit.ray.jobs import DASHBOARD_PORT
 
 _GROUP = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
 _LOGIN = "`aws eks update-kubeconfig --name CLUSTER` writes it"
@@ -74,7 +73,12 @@ class KubernetesApi:
             return
 
     def stop_in_ray(self, service: str, job_id: str, *, secret: str) -> None:
-        """Ask Ray itself, through the API server, to end a job: the driver gets SIGTERM and time to save."""
+        """Ask Ray itself, through the API server, to end a job: the driver gets SIGTERM and time to save.
+
+        Args:
+            service: the Kubernetes service of the cluster's dashboard.
+            secret: name of the Secret with the cluster's token.
+        """
         from kubernetes import client
 
         with self._explained("read the Secret", name=secret):

@@ -12,12 +12,12 @@ from orchestration.errors import SubmitError
 from orchestration.extras import require
 from orchestration.settings.config import RunConfig
 from orchestration.settings.submit import SubmitConfig
-from orchestration.submit.hyperpod.api import DASHBOARD_PORT, KubernetesApi, NotThereError
+from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
+from orchestration.submit.hyperpod.api import KubernetesApi, NotThereError
 from orchestration.submit.hyperpod.checks import require_address, run_in_pods
 from orchestration.submit.hyperpod.manifest import TOKEN_KEY, job_manifests, make_plan, owned_by
-from orchestration.submit.job import JobSpec, JobState, JobStatus, Plan, Say
 from orchestration.submit.ray.cluster import cluster_run, ray_plan, send
-from orchestration.submit.ray.jobs import Endpoint, RayJobs
+from orchestration.submit.ray.jobs import DASHBOARD_PORT, Endpoint, RayJobs
 
 POLL_S = 3.0
 """How often a job that does not print yet is looked at."""

@@ -12,9 +12,9 @@ from orchestration.machine.placement import MARK, place
 from orchestration.settings.config import RunConfig
 from orchestration.settings.hyperpod import GpuGroup, HyperPodConfig
 from orchestration.settings.rewards import ActorDeployment
-from orchestration.submit.instances import INSTANCES, Instance
-from orchestration.submit.job import JobSpec
-from orchestration.submit.paths import local_model_folder, refuse_what_stays_here, with_settings
+from orchestration.submit.common.instances import INSTANCES, Instance
+from orchestration.submit.common.job import JobSpec
+from orchestration.submit.common.paths import local_model_folder, refuse_what_stays_here, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE
 
 MAX_NAME_CHARS = 47

@@ -5,6 +5,7 @@
     ConfigMap  code.zip, our packages, and run.yaml, the run's settings; mounted in all pods
 
 The RayJob owns the other two. KubeRay 1.6 or later is needed, which shows the Secret's token to the dashboard itself.
+What they look like stands in `ray_job.yaml`, which is filled in here.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib import metadata
+from functools import cache
+from importlib import metadata, resources
+from string import Template
 from typing import Any
 
 import yaml
@@ -23,6 +26,8 @@ from orchestration.cluster.environment import NODE_ENVIRONMENT
 from orchestration.errors import ConfigError
 from orchestration.settings.config import dump_config
 from orchestration.settings.hyperpod import CpuPod, GpuGroup, HyperPodConfig
+from orchestration.submit.common.instances import EFA_ENVIRONMENT, Instance
+from orchestration.submit.common.job import JobSpec, Plan
 from orchestration.submit.hyperpod.checks import (
     CONFIG_FOLDER,
     LEARNER,
@@ -34,10 +39,7 @@ from orchestration.submit.hyperpod.checks import (
     run_in_pods,
     sent_settings_file,
 )
-from orchestration.submit.instances import Instance
-from orchestration.submit.job import JobSpec, Plan
 from orchestration.submit.ray.jobs import RUN_FILE, entrypoint
-from orchestration.submit.sagemaker.fitting import EFA_ENVIRONMENT
 
 Manifest = dict[str, Any]
 
@@ -46,26 +48,29 @@ TOKEN_KEY = "auth_token"
 MAX_CONFIG_BYTES = 1_000_000
 """Of a ConfigMap's contents: Kubernetes takes 1 MiB with everything around them."""
 
+_TEMPLATE = "ray_job.yaml"
 _FIRST_WITH_TOKENS = Version("2.52.0")  # KubeRay refuses a token for any older Ray
-_HEALTHY = {"sagemaker.amazonaws.com/node-health-status": "Schedulable"}
 _SUBMITTER = CpuPod(cpus=1, memory_gib=2)
+_GPU_TOLERATIONS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 _GIB = 2**30
 
 
 def job_manifests(job: JobSpec, settings: HyperPodConfig, *, token: str) -> list[Manifest]:
     """RayJob, Secret and ConfigMap, in the order in which they are made.
 
-    Raises ConfigError for everything that would be refused, would never start, or would not find its files.
+    Args:
+        token: what the cluster will ask everybody for; it stands in the Secret alone.
+
+    Raises:
+        ConfigError: something would be refused, would never start, or would not find its files.
     """
     check_cluster(job, settings)
-    config_map = _config_map(job, settings)
-    secret = {
-        **_head_of("v1", "Secret", job, settings),
-        "type": "Opaque",
-        "immutable": True,
-        "stringData": {TOKEN_KEY: token},
-    }
-    return [_ray_job(job, settings), secret, config_map]
+    texts, archives = _contents(job, settings)
+    return [
+        _ray_job(job, settings),
+        _filled("secret", _of_the_job(job, settings), token=token),
+        _filled("config_map", _of_the_job(job, settings), texts=texts, archives=archives),
+    ]
 
 
 def owned_by(manifest: Manifest, owner: Mapping[str, Any]) -> Manifest:
@@ -81,7 +86,8 @@ def owned_by(manifest: Manifest, owner: Mapping[str, Any]) -> Manifest:
 
 def make_plan(job: JobSpec, settings: HyperPodConfig) -> Plan:
     """What would be applied, with the token and the code's bytes told rather than shown. Raises as `job_manifests`."""
-    shown = [_for_reading(manifest) for manifest in job_manifests(job, settings, token="-")]
+    manifests = job_manifests(job, settings, token="-")
+    shown = [json.loads(json.dumps(_for_reading(manifest))) for manifest in manifests]  # YAML: nothing by reference
     text = "---\n".join(yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=110) for manifest in shown)
     return Plan(request={"manifests": shown}, text=text)
 
@@ -99,16 +105,8 @@ def _for_reading(manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _head_of(api_version: str, kind: str, job: JobSpec, settings: HyperPodConfig) -> Manifest:
-    meta = {"name": job.name, "namespace": settings.namespace, "labels": _labels(job)}
-    return {"apiVersion": api_version, "kind": kind, "metadata": meta}
-
-
-def _labels(job: JobSpec) -> dict[str, str]:
-    return {"app.kubernetes.io/name": "rlvr", "app.kubernetes.io/instance": job.name}
-
-
-def _config_map(job: JobSpec, settings: HyperPodConfig) -> Manifest:
+def _contents(job: JobSpec, settings: HyperPodConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """The ConfigMap's texts, and its archives in base 64."""
     archive = job.code.zipped()
     texts = {RUN_FILE: dump_config(run_in_pods(job, settings))}
     if (path := sent_settings_file(job.run, settings)) is not None:
@@ -119,45 +117,42 @@ def _config_map(job: JobSpec, settings: HyperPodConfig) -> Manifest:
             f"the code is {num_bytes / 1000:.0f} kB as a zip, and a ConfigMap takes {MAX_CONFIG_BYTES // 1000}: put "
             f"what job.include names into the image"
         )
-    return {
-        **_head_of("v1", "ConfigMap", job, settings),
-        "immutable": True,
-        "data": texts,
-        "binaryData": {_archive_name(job): base64.b64encode(archive).decode()},
-    }
+    return texts, {_archive_name(job): base64.b64encode(archive).decode()}
 
 
 def _archive_name(job: JobSpec) -> str:
     return f"code-{job.code.digest[:12]}.zip"
 
 
-def _ray_job(job: JobSpec, settings: HyperPodConfig) -> Manifest:
-    manifest = _head_of("ray.io/v1", "RayJob", job, settings)
-    spec: Manifest = {
-        "entrypoint": entrypoint(f"{CONFIG_FOLDER}/{RUN_FILE}"),
-        "jobId": job.name,
-        "runtimeEnvYAML": yaml.safe_dump({"working_dir": f"file://{CONFIG_FOLDER}/{_archive_name(job)}"}),
-        "submissionMode": "K8sJobMode",
-        "shutdownAfterJobFinishes": True,
-        "ttlSecondsAfterFinished": settings.keep_s,
-        "activeDeadlineSeconds": settings.max_runtime_s,
-        "preRunningDeadlineSeconds": settings.start_timeout_s,
-        "backoffLimit": settings.retries,
-        "submitterConfig": {"backoffLimit": 2},
-        "submitterPodTemplate": _submitter(job, settings),
-        "rayClusterSpec": {
-            "rayVersion": _ray_version(),
-            "authOptions": {"mode": "token", "secretName": job.name},
-            "headGroupSpec": _head_group(job, settings),
-            "workerGroupSpecs": _worker_groups(job, settings),
-        },
+def _of_the_job(job: JobSpec, settings: HyperPodConfig) -> dict[str, Any]:
+    """Values that all manifests and pods share."""
+    pull_secret = settings.image_pull_secret
+    return {
+        **settings.model_dump(include={"namespace", "image", "fsx_claim", "fsx_path", "user_id", "service_account"}),
+        "name": job.name,
+        "config_folder": CONFIG_FOLDER,
+        "stop_timeout_s": str(settings.stop_timeout_s),
+        "pull_secrets": None if pull_secret is None else [{"name": pull_secret}],
     }
-    if settings.queue is not None:
-        manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = settings.queue
-        spec["suspend"] = True  # until the queue lets it in
-        if settings.priority is not None:
-            manifest["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] = settings.priority
-    return {**manifest, "spec": spec}
+
+
+def _ray_job(job: JobSpec, settings: HyperPodConfig) -> Manifest:
+    head, queue = settings.head, settings.queue
+    limits = {"keep_s", "max_runtime_s", "start_timeout_s", "retries"}
+    return _filled(
+        "ray_job",
+        _of_the_job(job, settings) | settings.model_dump(include=limits),
+        queue=queue,
+        priority=settings.priority,
+        suspend=None if queue is None else True,  # until the queue lets it in
+        entrypoint=entrypoint(f"{CONFIG_FOLDER}/{RUN_FILE}"),
+        archive=_archive_name(job),
+        ray_version=_ray_version(),
+        submitter=_pod("submitter", "ray-job-submitter", job, settings, _SUBMITTER, shm_gib=0),
+        object_store_bytes=_object_store_bytes(_shm_gib(head)),
+        head=_pod("pod", "ray-head", job, settings, head, shm_gib=_shm_gib(head), instance_type=head.instance_type),
+        workers=_worker_groups(job, settings),
+    )
 
 
 def _ray_version() -> str:
@@ -170,167 +165,121 @@ def _ray_version() -> str:
     return version
 
 
-def _head_group(job: JobSpec, settings: HyperPodConfig) -> Manifest:
-    head = settings.head
-    shm_gib = max(1, head.memory_gib // 4)
-    container = _container("ray-head", job, settings, _requests(head))
-    # No cores for actors: what runs here is the driver, and the reward service where that is the driver's child.
-    params = {"dashboard-host": "0.0.0.0", "num-cpus": "0", **_object_store(shm_gib)}
-    return {
-        "rayStartParams": params,
-        "template": _pod(job, settings, container, instance_type=head.instance_type, shm_gib=shm_gib),
-    }
-
-
 def _worker_groups(job: JobSpec, settings: HyperPodConfig) -> list[Manifest]:
     groups = [_gpu_group(role, group, job, settings) for role, group in gpu_groups(settings).items()]
-    if settings.reward is not None:
-        groups.append(_reward_group(settings.reward, job, settings))
+    if (reward := settings.reward) is not None:
+        shm_gib = _shm_gib(reward)
+        pod = _pod("pod", "ray-worker", job, settings, reward, shm_gib=shm_gib, instance_type=reward.instance_type)
+        groups.append(_group(REWARD, 1, [REWARD], shm_gib, pod))
     return groups
 
 
 def _gpu_group(role: str, group: GpuGroup, job: JobSpec, settings: HyperPodConfig) -> Manifest:
     host = host_of(group, role)
-    marks = [LEARNER, ROLLOUT] if settings.rollout is None else [role]
-    requests = {**_requests(host), "nvidia.com/gpu": str(host.gpus)}
-    environment: dict[str, str] = {}
-    if host.efa:
-        requests["vpc.amazonaws.com/efa"] = str(host.efa)
+    pod = _pod(
+        "pod",
+        "ray-worker",
+        job,
+        settings,
+        host,
+        shm_gib=settings.shm_gib,
+        instance_type=group.instance_type,
+        gpus=str(host.gpus),
+        efa=str(host.efa) if host.efa else None,
+        tolerations=_GPU_TOLERATIONS,
         # Pods ask for no huge pages, which a fork would not inherit either.
-        environment = {**EFA_ENVIRONMENT, "FI_EFA_USE_HUGE_PAGE": "0"}
-    container = _container("ray-worker", job, settings, requests, environment)
-    pod = _pod(job, settings, container, instance_type=group.instance_type, shm_gib=settings.shm_gib)
-    pod["spec"]["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    return _group(role, group.count, {**_marked(*marks), **_object_store(settings.shm_gib)}, pod)
+        environment={**EFA_ENVIRONMENT, "FI_EFA_USE_HUGE_PAGE": "0"} if host.efa else {},
+    )
+    marks = [LEARNER, ROLLOUT] if settings.rollout is None else [role]
+    return _group(role, group.count, marks, settings.shm_gib, pod)
 
 
-def _reward_group(reward: CpuPod, job: JobSpec, settings: HyperPodConfig) -> Manifest:
-    shm_gib = max(1, reward.memory_gib // 4)
-    container = _container("ray-worker", job, settings, _requests(reward))
-    pod = _pod(job, settings, container, instance_type=reward.instance_type, shm_gib=shm_gib)
-    return _group(REWARD, 1, {**_marked(REWARD), **_object_store(shm_gib)}, pod)
+def _group(role: str, count: int, marks: list[str], shm_gib: int, pod: Manifest) -> Manifest:
+    return _filled(
+        "worker_group",
+        role=role,
+        count=count,
+        # KubeRay puts it into a shell's command line as it is, so it brings its own quotes.
+        marks=json.dumps(json.dumps(dict.fromkeys(marks, 1))),
+        object_store_bytes=_object_store_bytes(shm_gib),
+        pod=pod,
+    )
 
 
-def _group(name: str, count: int, params: Mapping[str, str], pod: Manifest) -> Manifest:
-    return {
-        "groupName": name,
-        "replicas": count,
-        "minReplicas": count,
-        "maxReplicas": count,
-        "rayStartParams": dict(params),
-        "template": pod,
-    }
+def _shm_gib(pod: CpuPod) -> int:
+    return max(1, pod.memory_gib // 4)
 
 
-def _marked(*roles: str) -> dict[str, str]:
-    # KubeRay puts it into a shell's command line as it is, so it brings its own quotes.
-    return {"resources": json.dumps(json.dumps(dict.fromkeys(roles, 1)))}
-
-
-def _object_store(shm_gib: int) -> dict[str, str]:
+def _object_store_bytes(shm_gib: int) -> str:
     # The other half is for NCCL, for vLLM's processes and for published adapters.
-    return {"object-store-memory": str(shm_gib * _GIB // 2)}
-
-
-def _requests(size: CpuPod | Instance) -> dict[str, str]:
-    return {"cpu": str(size.cpus), "memory": f"{size.memory_gib}Gi"}
-
-
-def _container(
-    name: str,
-    job: JobSpec,
-    settings: HyperPodConfig,
-    requests: Mapping[str, str],
-    environment: Mapping[str, str] | None = None,
-) -> Manifest:
-    values = {
-        "HOME": "/tmp",
-        "PYTHONUNBUFFERED": "1",
-        "RLVR_CACHE": f"{settings.fsx_path}/rlvr-cache",
-        "HF_HOME": f"{settings.fsx_path}/rlvr-cache/huggingface",
-        "RAY_JOB_STOP_WAIT_TIME_S": str(settings.stop_timeout_s),
-        **NODE_ENVIRONMENT,
-        **(environment or {}),
-        **job.environment,
-    }
-    return {
-        "name": name,
-        "image": settings.image,
-        "imagePullPolicy": "IfNotPresent",
-        "env": [*({"name": key, "value": value} for key, value in values.items()), *_authentication(job)],
-        "resources": {"requests": dict(requests), "limits": dict(requests)},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [
-            {"name": "rlvr", "mountPath": CONFIG_FOLDER, "readOnly": True},
-            {"name": "fsx", "mountPath": settings.fsx_path},
-            {"name": "shm", "mountPath": "/dev/shm"},
-        ],
-    }
-
-
-def _authentication(job: JobSpec) -> list[Manifest]:
-    return [
-        {"name": "RAY_AUTH_MODE", "value": "token"},
-        {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": {"name": job.name, "key": TOKEN_KEY}}},
-    ]
+    return str(shm_gib * _GIB // 2)
 
 
 def _pod(
-    job: JobSpec, settings: HyperPodConfig, container: Manifest, *, instance_type: str | None, shm_gib: int
+    part: str,
+    container: str,
+    job: JobSpec,
+    settings: HyperPodConfig,
+    size: CpuPod | Instance,
+    *,
+    shm_gib: int,
+    instance_type: str | None = None,
+    gpus: str | None = None,
+    efa: str | None = None,
+    tolerations: list[dict[str, str]] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Manifest:
-    volumes = [
-        {"name": "rlvr", "configMap": {"name": job.name}},
-        {"name": "fsx", "persistentVolumeClaim": {"claimName": settings.fsx_claim}},
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_gib}Gi"}},
-    ]
-    spec = {**_pod_spec(settings, container, instance_type), "volumes": volumes}
-    return {"metadata": {"labels": _labels(job)}, "spec": spec}
+    """A pod with one container; the job's own variables win over all others."""
+    variables = {**NODE_ENVIRONMENT, **(environment or {}), **job.environment}
+    pod = _filled(
+        part,
+        _of_the_job(job, settings),
+        container=container,
+        cpus=str(size.cpus),
+        memory_gib=size.memory_gib,
+        shm_gib=shm_gib,
+        instance_type=instance_type,
+        gpus=gpus,
+        efa=efa,
+        tolerations=tolerations,
+        environment=[{"name": name, "value": value} for name, value in variables.items()],
+    )
+    (made,) = pod["spec"]["containers"]
+    made["env"] = list({entry["name"]: entry for entry in made["env"]}.values())  # the last of each name
+    return pod
 
 
-def _pod_spec(settings: HyperPodConfig, container: Manifest, instance_type: str | None) -> Manifest:
-    selector = dict(_HEALTHY)
-    if instance_type is not None:
-        selector["node.kubernetes.io/instance-type"] = instance_type
-    user = settings.user_id
-    spec: Manifest = {
-        "nodeSelector": selector,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": user,
-            "runAsGroup": user,
-            "fsGroup": user,
-            "fsGroupChangePolicy": "OnRootMismatch",  # not a walk over the whole volume at every start
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [container],
-    }
-    if settings.service_account is not None:
-        spec["serviceAccountName"] = settings.service_account
-    if settings.image_pull_secret is not None:
-        spec["imagePullSecrets"] = [{"name": settings.image_pull_secret}]
-    return spec
+def _filled(part: str, values: Mapping[str, Any] | None = None, **more: Any) -> Manifest:
+    """A part of the template with its values."""
+    filled: Manifest = _fill(_template()[part], {**(values or {}), **more})
+    return filled
 
 
-def _submitter(job: JobSpec, settings: HyperPodConfig) -> Manifest:
-    """The pod that hands the job to Ray, follows its log, and is where the log is read afterwards."""
-    requests = _requests(_SUBMITTER)
-    container = {
-        "name": "ray-job-submitter",
-        "image": settings.image,
-        "imagePullPolicy": "IfNotPresent",
-        "env": [{"name": "HOME", "value": "/tmp"}, *_authentication(job)],
-        "resources": {"requests": requests, "limits": requests},
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-    }
-    spec = {**_pod_spec(settings, container, None), "restartPolicy": "Never"}
-    return {"metadata": {"labels": _labels(job)}, "spec": spec}
+@cache
+def _template() -> Manifest:
+    tree: Manifest = yaml.safe_load(resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8"))
+    return tree
+
+
+def _fill(node: Any, values: Mapping[str, Any]) -> Any:
+    """As the head of the template says; values are put in as they are, whatever they contain."""
+    match node:
+        case str() if node.startswith("$") and node[1:] in values:
+            return values[node[1:]]
+        case str():
+            return Template(node).substitute(values)
+        case dict():
+            entries = {key: _fill(child, values) for key, child in node.items()}
+            return {key: value for key, value in entries.items() if value is not None}
+        case list():
+            filled = [_fill(child, values) for child in node]
+            return [entry for value in filled for entry in (value if isinstance(value, list) else [value])]
+        case _:
+            return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks, and nothing by reference."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
+    """Texts of several lines as blocks."""
 
 
 def _as_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

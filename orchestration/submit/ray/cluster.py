@@ -17,9 +17,9 @@ from orchestration.errors import ConfigError, MachineError, SubmitError
 from orchestration.machine.placement import place
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.settings.submit import RayConfig, SubmitConfig
-from orchestration.submit.job import JobSpec, JobStatus, Plan, Say
-from orchestration.submit.package import CodePackage
-from orchestration.submit.paths import refuse_relative_paths, refuse_what_stays_here, with_settings
+from orchestration.submit.common.job import JobSpec, JobStatus, Plan, Say
+from orchestration.submit.common.package import CodePackage
+from orchestration.submit.common.paths import refuse_relative_paths, refuse_what_stays_here, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE, Endpoint, RayJobs, entrypoint
 
 _PLACE = "the Ray cluster"
@@ -70,10 +70,16 @@ class RayBackend:
 
 
 def cluster_run(run: RunConfig, name: str, *, run_root: str, place: str = _PLACE) -> RunConfig:
-    """The run as a cluster's driver reads it: in the Ray it is a job of, its folder outside the job's own, which goes
-    with the job.
+    """The run as a cluster's driver reads it: in the Ray that it is a job of, with its folder outside the job's own,
+    which is removed after the job.
 
-    Raises ConfigError for paths that mean nothing there.
+    Args:
+        name: the job's; its run folder's too, unless the run has one.
+        run_root: folder of all run folders, on the cluster.
+        place: what the cluster is called in messages.
+
+    Raises:
+        ConfigError: a path means nothing there.
     """
     refuse_what_stays_here(run, place=place)
     refuse_relative_paths(run, place=place)
@@ -89,13 +95,25 @@ def cluster_run(run: RunConfig, name: str, *, run_root: str, place: str = _PLACE
 
 
 def runtime_environment(job: JobSpec, *, working_dir: str, stop_timeout_s: float) -> dict[str, Any]:
-    """Ray's runtime environment of the job."""
+    """Ray's runtime environment of the job.
+
+    Args:
+        working_dir: folder to upload, or where one lies; its modules are importable in the job and its actors.
+        stop_timeout_s: a stopped job has so long between SIGTERM and SIGKILL.
+    """
     variables = {**job.environment, "RAY_JOB_STOP_WAIT_TIME_S": f"{stop_timeout_s:g}"}
     return {"working_dir": working_dir, "env_vars": variables}
 
 
 def ray_plan(job: JobSpec, run: RunConfig, *, address: str, stop_timeout_s: float, python: str = "python") -> Plan:
-    """What goes to Ray's job interface."""
+    """What goes to Ray's job interface.
+
+    Args:
+        run: with the place's paths, as `cluster_run` makes it.
+        address: the dashboard's, for people.
+        stop_timeout_s: as in `runtime_environment`.
+        python: the cluster's interpreter.
+    """
     working_dir = f"uploaded: {job.code.describe()}, and {RUN_FILE}"
     request = {
         "address": address,
@@ -108,7 +126,18 @@ def ray_plan(job: JobSpec, run: RunConfig, *, address: str, stop_timeout_s: floa
 
 
 def send(jobs: RayJobs, job: JobSpec, run: RunConfig, *, stop_timeout_s: float, python: str = "python") -> None:
-    """Upload code and settings, and start the job."""
+    """Upload code and settings, and start the job.
+
+    Args:
+        job: as it was specified here.
+        run: with the place's paths, as `cluster_run` makes it.
+        stop_timeout_s: as in `runtime_environment`.
+        python: the cluster's interpreter.
+
+    Raises:
+        ConfigError: the reward service's settings cannot be read.
+        SubmitError: the cluster refuses, or does not answer.
+    """
     carried = job.run.reward.settings_file if str(run.reward.settings_file) == _SERVICE_SETTINGS else None
     with working_directory(job.code, run, carried) as folder:
         environment = runtime_environment(job, working_dir=str(folder), stop_timeout_s=stop_timeout_s)
@@ -122,9 +151,13 @@ def send(jobs: RayJobs, job: JobSpec, run: RunConfig, *, stop_timeout_s: float, 
 
 @contextmanager
 def working_directory(code: CodePackage, run: RunConfig, service_settings: Path | None) -> Iterator[Path]:
-    """The code with the run's settings in it, for as long as the block lasts.
+    """A folder with the code and the run's settings in it, for as long as the block lasts.
 
-    Raises ConfigError when the reward service's settings file cannot be read.
+    Args:
+        service_settings: the reward service's settings file, which goes along; None: there is none.
+
+    Raises:
+        ConfigError: that file cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="rlvr-job-") as name:
         folder = Path(name) / "code"
@@ -141,7 +174,14 @@ def working_directory(code: CodePackage, run: RunConfig, service_settings: Path 
 
 
 def check_gpus(run: RunConfig, nodes: list[dict[str, float]], *, address: str) -> None:
-    """Refuse a run that the cluster can never place. Raises SubmitError, with what it has and what is wanted."""
+    """Refuse a run that the cluster can never place.
+
+    Args:
+        nodes: what each has in all, as `RayJobs.nodes` says.
+
+    Raises:
+        SubmitError: with what the cluster has and what is wanted.
+    """
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     try:
         place(run, num_gpus=num_gpus)

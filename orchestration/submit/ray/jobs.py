@@ -20,8 +20,10 @@ from packaging.version import Version
 
 from orchestration.errors import SubmitError
 from orchestration.extras import require
-from orchestration.submit.job import JobState, JobStatus
+from orchestration.submit.common.job import JobState, JobStatus
 
+DASHBOARD_PORT = 8265
+"""Ray's own choice, where it is free."""
 RUN_FILE = "run.yaml"
 """The run's settings, in the job's working directory."""
 
@@ -54,7 +56,14 @@ class RayJobs:
     def submit(
         self, *, name: str, command: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Send a job; a folder as its `working_dir` is uploaded."""
+        """Send a job.
+
+        Args:
+            name: its submission id, by which it is found again.
+            command: what a shell of the cluster executes.
+            runtime_env: Ray's; a folder of this machine as `working_dir` is uploaded.
+            metadata: shown beside the job in the dashboard.
+        """
         with self._explained(name):
             self._client.submit_job(
                 entrypoint=command, submission_id=name, runtime_env=dict(runtime_env), metadata=dict(metadata or {})

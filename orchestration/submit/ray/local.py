@@ -13,12 +13,12 @@ from orchestration.extras import require
 from orchestration.machine.needs import model_size, object_store_bytes
 from orchestration.settings.config import RunConfig
 from orchestration.settings.submit import SubmitConfig
-from orchestration.submit.book import state_root
-from orchestration.submit.job import JobSpec, JobState, JobStatus, Plan, Say
-from orchestration.submit.paths import data_files, local_model_folder, refuse_what_stays_here, with_settings
+from orchestration.submit.common.book import state_root
+from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
+from orchestration.submit.common.paths import data_files, local_model_folder, refuse_what_stays_here, with_settings
 from orchestration.submit.ray import local_head
 from orchestration.submit.ray.cluster import ray_plan, send
-from orchestration.submit.ray.jobs import RayJobs
+from orchestration.submit.ray.jobs import DASHBOARD_PORT, RayJobs
 
 _LEAST_OBJECT_STORE_BYTES = 2**30  # jobs share it
 
@@ -32,7 +32,7 @@ class LocalBackend:
 
     def plan(self, job: JobSpec) -> Plan:
         head = local_head.find(self._folder)
-        address = head.address if head else f"http://{local_head.HOST}:{local_head.DASHBOARD_PORT}, started for the job"
+        address = head.address if head else f"http://{local_head.HOST}:{DASHBOARD_PORT}, started for the job"
         run, timeout_s = local_run(job.run, job.name), self._settings.stop_timeout_s
         return ray_plan(job, run, address=address, stop_timeout_s=timeout_s, python=sys.executable)
 

@@ -30,11 +30,9 @@ from filelock import FileLock, Timeout
 from orchestration.cluster.environment import NODE_ENVIRONMENT, with_token
 from orchestration.errors import MachineError, SubmitError
 from orchestration.storage.atomic import atomic_write
-from orchestration.submit.ray.jobs import Endpoint, RayJobs
+from orchestration.submit.ray.jobs import DASHBOARD_PORT, Endpoint, RayJobs
 
 HOST = "127.0.0.1"
-DASHBOARD_PORT = 8265
-"""Taken when it is free, as people look there."""
 TOKEN_FILE, STATE_FILE, LOCK_FILE, LOG_FILE = "auth_token", "head.json", "lock", "head.log"
 
 _POLL_S = 2.0
@@ -72,7 +70,14 @@ def endpoint(folder: Path, head: Head) -> Endpoint:
 def ensure(folder: Path, *, linger_s: float, object_store_bytes: int, timeout_s: float) -> Head:
     """The head that runs, or one that is started now and outlives this process.
 
-    Raises MachineError, with the end of its log, when it does not get ready in time.
+    Args:
+        folder: the head's own, with its token, its state, its lock and its log.
+        linger_s: it ends when it had no unfinished job for so long.
+        object_store_bytes: of a head that is started.
+        timeout_s: limit on its start.
+
+    Raises:
+        MachineError: the folder cannot be written, or the head does not get ready in time; with the end of its log.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -115,7 +120,10 @@ def ensure(folder: Path, *, linger_s: float, object_store_bytes: int, timeout_s:
 
 
 def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
-    """Start a head, and end it when it had no unfinished job for `linger_s` seconds, on SIGTERM, or when Ray ends."""
+    """Start a head, and end it when it had no unfinished job for `linger_s` seconds, on SIGTERM, or when Ray ends.
+
+    Returns at once when another process holds the head of this folder. Arguments as of `ensure`.
+    """
     usual_port = Path(tempfile.gettempdir()) / f"rlvr-dashboard-port-{os.getuid()}.lock"
     with _locked(folder / LOCK_FILE) as is_ours, _locked(usual_port) as is_first:
         if not is_ours:

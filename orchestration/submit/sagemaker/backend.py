@@ -15,14 +15,14 @@ from orchestration.errors import SubmitError
 from orchestration.settings.config import dump_config
 from orchestration.settings.submit import SubmitConfig
 from orchestration.storage.aws import client, configured_region, error_code, explained
-from orchestration.submit.job import JobSpec, JobState, JobStatus, Plan, Say
+from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
+from orchestration.submit.ray.jobs import DASHBOARD_PORT
 from orchestration.submit.sagemaker.checks import check
-from orchestration.submit.sagemaker.container import AUTH, TOKEN_FILE, Layout
+from orchestration.submit.sagemaker.container import Layout
 from orchestration.submit.sagemaker.fitting import groups_by_role
+from orchestration.submit.sagemaker.host.places import AUTH, TOKEN_FILE
 from orchestration.submit.sagemaker.logs import follow_logs, read_logs
 from orchestration.submit.sagemaker.request import StagedJob, staged
-
-DASHBOARD_PORT = 8265
 
 _TOKEN_BYTES = 32
 _UPLOADS_AT_ONCE = 8

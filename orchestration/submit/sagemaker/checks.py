@@ -11,9 +11,9 @@ from orchestration.errors import ConfigError, DataError
 from orchestration.models.resolve import check_model_folder
 from orchestration.settings.config import RunConfig
 from orchestration.settings.sagemaker import SageMakerConfig
-from orchestration.submit.paths import local_model_folder, refuse_what_stays_here
-from orchestration.submit.sagemaker.container import RUN_FOLDER
+from orchestration.submit.common.paths import local_model_folder, refuse_what_stays_here
 from orchestration.submit.sagemaker.fitting import check_capacity, groups_by_role
+from orchestration.submit.sagemaker.host.places import RUN_FOLDER
 
 MAX_KEEP_ALIVE_S = 3600
 MAX_RUNTIME_S = 28 * 86400

@@ -1,7 +1,4 @@
-"""A run as the training container sees it: what lies where, what is uploaded for it. Loads no heavy library.
-
-Each channel of a training job becomes the folder /opt/ml/input/data/CHANNEL on every host.
-"""
+"""A run as the training container sees it: what lies where, what is uploaded for it. Loads no heavy library."""
 
 from __future__ import annotations
 
@@ -10,21 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from orchestration.machine.placement import MARK
 from orchestration.settings.config import RunConfig
 from orchestration.settings.sagemaker import SageMakerConfig
-from orchestration.submit.paths import local_model_folder, with_settings
+from orchestration.submit.common.paths import local_model_folder, with_settings
 from orchestration.submit.sagemaker.fitting import groups_by_role, learner_on_head
 from orchestration.submit.sagemaker.host.facts import HEAD
+from orchestration.submit.sagemaker.host.places import AUTH, CHANNELS_FOLDER, CONFIG, MODEL, RUN_FOLDER
 
-CHANNELS_FOLDER = PurePosixPath("/opt/ml/input/data")
-CHECKPOINTS_FOLDER = PurePosixPath("/opt/ml/checkpoints")
-RUN_FOLDER = CHECKPOINTS_FOLDER / "run"
-CONFIG, AUTH, MODEL = "config", "auth", "model"
 _CHANNELS = {"data.train_file": "train", "data.eval_file": "validation"}  # SageMaker's own names for them
-RUN_FILE, TOKEN_FILE = "run.yaml", "auth_token"
-ROLE_AMOUNT = 1
-"""Of the Ray resource that each host of a group carries, named after the group's role."""
-_REWARD_SHARE = 0.001  # of it: the service must be there, not have it for itself
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +84,10 @@ def container_inputs(
 ) -> Inputs:
     """Rewrite a checked run's paths to the container's, and say which channels and uploads that takes.
 
+    Args:
+        data_files: the files that the run reads, by the setting that names them.
+        layout: where the job's things are on S3.
+
     Files on S3 stay where they lie. `config` and `auth` are always there: what is in them is made at submission.
     """
     channels = {CONFIG: layout.channel(CONFIG), AUTH: layout.channel(AUTH)}
@@ -140,5 +135,5 @@ def _role_changes(settings: SageMakerConfig, run: RunConfig) -> dict[str, Any]:
     if "reward" in groups:
         deployment = run.reward.deployment
         cores = {"num_cpus": deployment.num_cpus} if deployment.kind == "actor" else {}
-        changes["reward.deployment"] = {"kind": "actor", **cores, "resources": {"reward": _REWARD_SHARE}}
+        changes["reward.deployment"] = {"kind": "actor", **cores, "resources": {"reward": MARK}}
     return changes

@@ -9,14 +9,7 @@ from orchestration.errors import ConfigError, MachineError
 from orchestration.machine.placement import place
 from orchestration.settings.config import RunConfig
 from orchestration.settings.sagemaker import InstanceGroup, SageMakerConfig
-from orchestration.submit.instances import INSTANCES
-
-EFA_ENVIRONMENT: Mapping[str, str] = {
-    "FI_PROVIDER": "efa",
-    "FI_EFA_USE_DEVICE_RDMA": "1",
-    "NCCL_SOCKET_IFNAME": "eth0",
-}
-"""For NCCL between hosts: data over EFA with RDMA, the first contact over the network that all training hosts have."""
+from orchestration.submit.common.instances import EFA_ENVIRONMENT, INSTANCES
 
 
 def num_gpus(instance_type: str) -> int | None:

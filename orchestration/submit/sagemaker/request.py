@@ -23,19 +23,11 @@ from orchestration.extras import require
 from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS, metric_regex
 from orchestration.settings.config import dump_config
 from orchestration.settings.sagemaker import SageMakerConfig
-from orchestration.submit.job import JobSpec
-from orchestration.submit.sagemaker.container import (
-    AUTH,
-    CHECKPOINTS_FOLDER,
-    CONFIG,
-    RUN_FILE,
-    TOKEN_FILE,
-    Inputs,
-    Layout,
-    Upload,
-    container_inputs,
-)
+from orchestration.submit.common.job import JobSpec
+from orchestration.submit.ray.jobs import RUN_FILE
+from orchestration.submit.sagemaker.container import Inputs, Layout, Upload, container_inputs
 from orchestration.submit.sagemaker.fitting import efa_environment, groups_by_role
+from orchestration.submit.sagemaker.host.places import AUTH, CHECKPOINTS_FOLDER, CONFIG, TOKEN_FILE
 from orchestration.submit.sagemaker.limits import breaches
 
 DRIVER_FOLDER = Path(__file__).parent / "driver"
@@ -80,7 +72,11 @@ class StagedJob:
 def staged(settings: SageMakerConfig, job: JobSpec, *, region: str) -> Iterator[StagedJob]:
     """Form a checked job's request; the files to upload are there for as long as the block lasts.
 
-    Raises ConfigError when the SDK is not installed, or the service's limits are not kept, naming the first.
+    Args:
+        job: with the paths of this machine, and checked by `checks.check`.
+
+    Raises:
+        ConfigError: the SDK is not installed, or one of the service's limits is not kept.
     """
     require("sagemaker", by="SageMaker", extra="sagemaker")
     layout = Layout.of(settings, job.name)

@@ -18,13 +18,11 @@ import yaml
 from orchestration.errors import ConfigError
 from orchestration.settings.config import RunConfig, load_config, load_settings
 from orchestration.settings.hyperpod import GpuGroup
+from orchestration.submit.common.job import JobSpec, Plan, job_name
+from orchestration.submit.common.package import CodePackage
 from orchestration.submit.hyperpod.backend import HyperPodBackend
 from orchestration.submit.hyperpod.checks import host_of
 from orchestration.submit.hyperpod.manifest import job_manifests, owned_by
-from orchestration.submit.instances import INSTANCES
-from orchestration.submit.job import JobSpec, Plan, job_name
-from orchestration.submit.package import CodePackage
-from orchestration.submit.sagemaker.fitting import num_gpus
 
 ROOT = Path(__file__).parents[3]
 P4D = "hyperpod.learner.instance_type=ml.p4d.24xlarge"
@@ -228,6 +226,16 @@ class TestTheRunInThePods:
 
 
 class TestManifests:
+    def test_values_are_not_read_as_a_template(self, code: CodePackage) -> None:
+        settings = load_settings("tiny", SETTINGS)
+        odd = {"ODD": "${name} $nothing", "HOME": "/home/me"}
+        job = JobSpec(name="rlvr-tiny", run=settings.run, code=code, environment=odd)
+        ray_job, *_ = job_manifests(job, settings.submit.hyperpod, token="t")
+        for pod in pods(ray_job):
+            names = [entry["name"] for entry in pod["containers"][0]["env"]]
+            assert len(set(names)) == len(names)
+            assert odd.items() <= environment(pod).items()
+
     def test_pods_are_healthy_hosts_not_root_and_get_what_they_ask_for(self, code: CodePackage) -> None:
         made = manifests(code, *SETTINGS, *LARGE)["RayJob"]
         for pod in (*pods(made), made["spec"]["submitterPodTemplate"]["spec"]):
@@ -294,9 +302,6 @@ class TestManifests:
         assert config_map["binaryData"]["code-0123456789ab.zip"].startswith("<0 kB, sha256 ")
         assert yaml.safe_load(config_map["data"]["run.yaml"])["recipe"] == "tiny"
         assert "&id" not in shown.text
-
-    def test_both_tables_of_instances_agree(self) -> None:
-        assert {name: num_gpus(name) for name in INSTANCES} == {name: host.gpus for name, host in INSTANCES.items()}
 
 
 def crds() -> Path:

@@ -13,10 +13,10 @@ import pytest
 from orchestration.cli import main
 from orchestration.errors import SubmitError
 from orchestration.settings.config import load_settings
+from orchestration.submit.common.job import JobSpec, JobState
+from orchestration.submit.common.package import CodePackage
 from orchestration.submit.hyperpod import backend as hyperpod
 from orchestration.submit.hyperpod.backend import HyperPodBackend, status_of
-from orchestration.submit.job import JobSpec, JobState
-from orchestration.submit.package import CodePackage
 from tests.orchestration.submit.hyperpod_fakes import FakeKubernetes
 
 SETTINGS = [

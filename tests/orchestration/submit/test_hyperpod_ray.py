@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 
 from orchestration.settings.config import load_settings
+from orchestration.submit.common.job import JobSpec, JobState
+from orchestration.submit.common.package import CodePackage, packed_code
 from orchestration.submit.hyperpod.api import KubernetesApi
 from orchestration.submit.hyperpod.backend import HyperPodBackend
 from orchestration.submit.hyperpod.manifest import job_manifests
-from orchestration.submit.job import JobSpec, JobState
-from orchestration.submit.package import CodePackage, packed_code
 from orchestration.submit.ray import local_head
 from orchestration.submit.ray.jobs import RayJobs
 from tests.orchestration.submit.hyperpod_fakes import FakeKubernetes, gateway, make_certificate
@@ -48,8 +48,8 @@ import json, sys
 from pathlib import Path
 from orchestration.settings.config import load_settings
 from orchestration.submit.hyperpod import HyperPodBackend
-from orchestration.submit.job import JobSpec
-from orchestration.submit.package import CodePackage
+from orchestration.submit.common.job import JobSpec
+from orchestration.submit.common.package import CodePackage
 
 folder, address, quick = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 settings = load_settings("tiny", [f"hyperpod.address={address}", f"ray.run_root={folder}/runs"])

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet
 import pytest
 
 from orchestration.errors import SubmitError
 from orchestration.settings.config import load_settings
 from orchestration.settings.submit import SubmitConfig
-from orchestration.submit.job import JobSpec, JobState
-from orchestration.submit.package import packed_code
+from orchestration.submit.common.job import JobSpec, JobState
+from orchestration.submit.common.package import packed_code
 from orchestration.submit.ray import local_head
 from orchestration.submit.ray.cluster import RayBackend
 
@@ -80,14 +81,39 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], timeout_s=30)
 
 
-def test_a_job_that_succeeds(place: Place) -> None:
-    run = place.folder / "run"
-    words = ("tiny", *SMALL, "max_steps=1", f"run_dir={run}", "job.name=good", f"local.linger_s={LINGER_S}")
+RECIPE = """
+recipe: mine
+model: {name: tiny}
+data: {kind: copy, num_shots: 0}
+rollout: {max_completion_length: 16, max_model_len: 128, kv_cache_gib: 0.25}
+reward: {settings_file: FOLDER/service.yaml, rewards: [{name: mine}, {name: gsm8k_correctness}]}
+job: {include: [my_rewards.py]}
+"""
+MY_REWARD = """
+def reward(completion, reference, params):
+    return 0.125 + len(completion)
+"""
+
+
+def own_recipe(folder: Path) -> Path:
+    """A recipe with a reward of one's own, which is a module beside it and nowhere else."""
+    folder.mkdir()
+    (folder / "my_rewards.py").write_text(MY_REWARD)
+    (folder / "service.yaml").write_text("custom_rewards: [{name: mine, target: 'my_rewards:reward'}]")
+    (folder / "mine.yaml").write_text(RECIPE.replace("FOLDER", str(folder)))
+    return folder / "mine.yaml"
+
+
+def test_a_job_that_succeeds_with_a_module_of_ones_own(place: Place) -> None:
+    run, recipe = place.folder / "run", own_recipe(place.folder / "recipes")
+    words = (str(recipe), *SMALL, "max_steps=1", f"run_dir={run}", "job.name=good", f"local.linger_s={LINGER_S}")
     done = place.rlvr("submit", *words, "--to", "local", "--follow")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 1/1" in done.stdout
     assert "good succeeded" in done.stderr
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+    table = pyarrow.parquet.read_table(run / "completions" / "step-000001.parquet").to_pydict()
+    assert table["reward_mine"] == [0.125 + len(text) for text in table["completion"]]
     assert (place.token_file.stat().st_mode & 0o777, place.token_file.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert place.token_file.read_text() not in done.stdout + done.stderr
     (row,) = json.loads(place.rlvr("jobs", "list", "--json").stdout)

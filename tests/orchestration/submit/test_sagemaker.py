@@ -21,8 +21,8 @@ from moto import mock_aws
 from orchestration.errors import ConfigError, SubmitError
 from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS, metric_regex
 from orchestration.settings.config import load_config, load_settings
-from orchestration.submit.job import JobSpec
-from orchestration.submit.package import CodePackage
+from orchestration.submit.common.job import JobSpec
+from orchestration.submit.common.package import CodePackage
 from orchestration.submit.sagemaker import backend as sagemaker
 from orchestration.submit.sagemaker.backend import SageMakerBackend
 from orchestration.submit.sagemaker.container import Layout, container_inputs

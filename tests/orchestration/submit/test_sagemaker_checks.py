@@ -10,10 +10,10 @@ import pytest
 
 from orchestration.errors import ConfigError
 from orchestration.settings.config import load_settings
-from orchestration.submit.instances import INSTANCES
-from orchestration.submit.paths import data_files
+from orchestration.submit.common.instances import EFA_ENVIRONMENT, INSTANCES
+from orchestration.submit.common.paths import data_files
 from orchestration.submit.sagemaker.checks import check
-from orchestration.submit.sagemaker.fitting import EFA_ENVIRONMENT, efa_environment, num_gpus
+from orchestration.submit.sagemaker.fitting import efa_environment, num_gpus
 
 ACCOUNT = (
     "sagemaker.role=arn:aws:iam::123456789012:role/service-role/rlvr",

@@ -24,8 +24,8 @@ from orchestration.models.resolve import resolve_model
 from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS
 from orchestration.settings.config import load_settings
 from orchestration.storage.cache import cache_root
-from orchestration.submit.job import JobSpec
-from orchestration.submit.package import packed_code
+from orchestration.submit.common.job import JobSpec
+from orchestration.submit.common.package import packed_code
 from orchestration.submit.sagemaker.request import staged
 from tests.orchestration.submit.sagemaker_emulator import EmulatedJob, Host, namespaces_missing
 

@@ -17,8 +17,8 @@ from orchestration.run.folder import read_status
 from orchestration.settings.config import load_settings
 from orchestration.submit.sagemaker.container import Layout, container_inputs
 from orchestration.submit.sagemaker.driver import driver
-from orchestration.submit.sagemaker.host import host as sagemaker_host
-from orchestration.submit.sagemaker.host import ray_node as sagemaker_host_ray
+from orchestration.submit.sagemaker.host import ray_process as sagemaker_host_ray
+from orchestration.submit.sagemaker.host import run as sagemaker_host
 from orchestration.submit.sagemaker.host.facts import (
     HEAD,
     HEAD_GONE_S,
@@ -42,7 +42,7 @@ from orchestration.submit.sagemaker.host.facts import (
     worker_ending,
 )
 from orchestration.submit.sagemaker.host.notice import NoticeBoard, ask, asking
-from orchestration.submit.sagemaker.host.ray_node import JobLog, RayProcess
+from orchestration.submit.sagemaker.host.ray_process import JobLog, RayProcess
 
 SETTINGS = {"join_timeout_s": 600.0, "roles": {}, "head_group": None}
 
@@ -376,6 +376,6 @@ def test_an_image_without_our_dependencies_is_named_as_the_reason(
     monkeypatch.setattr(driver, "CODE", str(tmp_path))
     monkeypatch.setattr(driver, "FAILURE", str(tmp_path / "failure"))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setitem(sys.modules, "orchestration.submit.sagemaker.host.host", None)  # importing it fails
+    monkeypatch.setitem(sys.modules, "orchestration.submit.sagemaker.host.run", None)  # importing it fails
     assert driver.main() == 1
     assert "build it from docker/rollout_learner.Dockerfile" in (tmp_path / "failure").read_text()

@@ -22,7 +22,7 @@ from moto import mock_aws
 from orchestration.errors import SubmitError
 from orchestration.settings.config import load_settings
 from orchestration.storage.aws import explained
-from orchestration.submit.job import JobState
+from orchestration.submit.common.job import JobState
 from orchestration.submit.sagemaker import backend as sagemaker
 from orchestration.submit.sagemaker.backend import SageMakerBackend, training_status
 from orchestration.submit.sagemaker.logs import LOG_GROUP, follow_logs, read_logs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -19,10 +20,10 @@ from orchestration.cli import main
 from orchestration.errors import ConfigError, SubmitError
 from orchestration.settings.config import load_config, load_settings
 from orchestration.settings.submit import MAX_NAME_CHARS
-from orchestration.submit.book import JobBook, JobRecord
-from orchestration.submit.job import job_name
-from orchestration.submit.package import MAX_INCLUDED_BYTES, ROOMS, packed_code
-from orchestration.submit.paths import is_loopback, with_settings
+from orchestration.submit.common.book import JobBook, JobRecord
+from orchestration.submit.common.job import job_name
+from orchestration.submit.common.package import MAX_INCLUDED_BYTES, ROOMS, packed_code
+from orchestration.submit.common.paths import is_loopback, with_settings
 from orchestration.submit.ray.cluster import check_gpus, cluster_run
 from orchestration.submit.ray.local import local_run
 
@@ -53,7 +54,7 @@ def test_the_package_runs_where_we_are_not_installed(tmp_path: Path) -> None:
 def test_neither_tests_nor_caches_nor_data_travel() -> None:
     with packed_code() as code:
         names = [path.relative_to(code.folder).as_posix() for path in code.folder.rglob("*") if path.is_file()]
-    assert "orchestration/recipes/tiny.yaml" in names
+    assert {"orchestration/recipes/tiny.yaml", "orchestration/submit/hyperpod/ray_job.yaml"} <= set(names)
     suffixes = {Path(name).suffix for name in names if ".dist-info/" not in name}
     assert suffixes <= {".py", ".yaml", ".typed"}
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]
@@ -66,6 +67,28 @@ def test_code_of_ones_own_travels_beside_ours(tmp_path: Path) -> None:
         assert (code.folder / "my_rewards" / "mine.py").read_text() == "x = 1\n"
         assert code.digest != plain.digest
         assert code.num_files == plain.num_files + 1
+
+
+def test_relative_paths_are_found_here_and_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, recipes = tmp_path / "here", tmp_path / "recipes"
+    for folder in (here, recipes):
+        folder.mkdir()
+    (here / "of_here.py").write_text("")
+    (recipes / "my_task.py").write_text("class MyTask: ...\n")
+    monkeypatch.chdir(here)
+    with packed_code([Path("my_task.py"), Path("of_here.py")], recipe_folder=Path("../recipes")) as code:
+        assert {"my_task.py", "of_here.py"} <= {path.name for path in code.folder.iterdir()}
+        program = "import sys, my_task; print(my_task.MyTask.__module__, my_task.__file__)"
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=code.folder, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stdout.split() == ["my_task", str(code.folder / "my_task.py")]
+    (here / "my_task.py").write_text("")
+    with (
+        pytest.raises(ConfigError, match=r"may be .*/here/my_task\.py or .*/recipes/my_task\.py; give the whole path"),
+        packed_code([Path("my_task.py")], recipe_folder=recipes),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -224,6 +247,18 @@ def test_a_dry_run_says_what_would_be_sent_and_leaves_nothing(
     assert main(words) == 0
     assert yaml.safe_load(capsys.readouterr().out)["run"]["seed"] == 3
     assert not state.exists()
+
+
+def test_a_module_beside_the_recipe_is_in_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["--to", "ray", "ray.address=http://nowhere:8265", "--dry-run", "--json"]
+    num_files = []
+    for include in ("[]", "[mine.py]"):
+        (tmp_path / "mine.py").write_text("")
+        (tmp_path / "recipe.yaml").write_text(f"{{model: {{name: tiny}}, job: {{include: {include}}}}}")
+        assert main(["submit", str(tmp_path / "recipe.yaml"), *words]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        num_files.append(int(re.findall(r"(\d+) files", plan["runtime_env"]["working_dir"])[0]))
+    assert num_files[1] == num_files[0] + 1
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def _first_process(child: int) -> int:
 def _host() -> int:
     sys.path.insert(0, CODE)
     try:
-        from orchestration.submit.sagemaker.host.host import main as host
+        from orchestration.submit.sagemaker.host.run import main as host
     except ImportError as error:
         reason = f"the image lacks what a run needs ({error}); build it from docker/rollout_learner.Dockerfile"
         with open(FAILURE, "w", encoding="utf-8") as failure:

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-GCS_PORT, DASHBOARD_PORT, NOTICE_PORT = 6379, 8265, 8266
+from orchestration.submit.ray.jobs import DASHBOARD_PORT
+
+GCS_PORT, NOTICE_PORT = 6379, 8266
 RAY_FOLDER = "/tmp/ray"  # Ray's own default; said aloud, as the job's log is read there
 HEAD = "head"
 """A Ray resource that the head alone has."""
@@ -67,9 +69,14 @@ def by_number(hosts: Iterable[str]) -> tuple[str, ...]:
 
 
 def host_facts(resources: Mapping[str, Any], settings: Mapping[str, Any], *, job_name: str) -> HostFacts:
-    """Facts out of `resourceconfig.json` and the fields of our distributed configuration.
+    """Who this host is, from what SageMaker and the request say.
 
-    Raises HostError when the settings name a group that the job does not have.
+    Args:
+        resources: the content of `resourceconfig.json`.
+        settings: fields of our distributed configuration: `head_group`, `roles` by group, `join_timeout_s`.
+
+    Raises:
+        HostError: the settings name a group that the job does not have.
     """
     name, hosts = resources["current_host"], by_number(resources["hosts"])
     # A job of one instance type has a group as well, and then its name says nothing.
@@ -90,7 +97,12 @@ def host_facts(resources: Mapping[str, Any], settings: Mapping[str, Any], *, job
 
 
 def ray_start(facts: HostFacts, *, node_ip: str, head_ip: str, object_store_bytes: int) -> list[str]:
-    """The command that starts Ray on this host and stays until it ends. CPUs and GPUs are counted by Ray."""
+    """The command that starts Ray on this host and stays until it ends. CPUs and GPUs are counted by Ray.
+
+    Args:
+        node_ip: this host's address on the network of the job.
+        head_ip: the head's, which a worker joins.
+    """
     marks = {facts.name: 1} | ({} if facts.role is None else {facts.role: 1}) | ({HEAD: 1} if facts.is_head else {})
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
@@ -108,7 +120,10 @@ def ray_start(facts: HostFacts, *, node_ip: str, head_ip: str, object_store_byte
 def ray_environment(*, code: str, token_file: str, python_path: str = "") -> dict[str, str]:
     """What Ray's processes on this host, and so the run and its actors, have in their environment.
 
-    `python_path` is what the image has as PYTHONPATH.
+    Args:
+        code: folder of our packages.
+        token_file: the cluster's token.
+        python_path: what the image has as PYTHONPATH.
     """
     return {
         # A stray ~/.ray/auth_token would otherwise decide on authentication, host by host.

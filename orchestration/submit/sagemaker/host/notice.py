@@ -95,7 +95,13 @@ def asking() -> httpx.Client:
 
 
 def ask(http: httpx.Client, url: str, *, host: str, token: str) -> Notice | None:
-    """The head's notice; None when it does not answer. `host` is who asks."""
+    """The head's notice; None when it does not answer.
+
+    Args:
+        url: the head's.
+        host: who asks.
+        token: the cluster's.
+    """
     try:
         answer = http.get(url, headers={"Authorization": f"Bearer {token}", _HOST_HEADER: host})
         answer.raise_for_status()

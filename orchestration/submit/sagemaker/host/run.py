@@ -23,12 +23,10 @@ import psutil
 
 from orchestration.errors import SubmitError
 from orchestration.run.folder import ADAPTER_FOLDER, CONFIG_FILE, SUMMARY_FILE, read_status
-from orchestration.submit.job import JobState
-from orchestration.submit.ray.jobs import Endpoint, RayJobs, entrypoint
-from orchestration.submit.sagemaker import container
-from orchestration.submit.sagemaker.container import AUTH, CHANNELS_FOLDER, CONFIG, RUN_FILE, TOKEN_FILE
+from orchestration.submit.common.job import JobState
+from orchestration.submit.ray.jobs import DASHBOARD_PORT, RUN_FILE, Endpoint, RayJobs, entrypoint
+from orchestration.submit.sagemaker.host import places
 from orchestration.submit.sagemaker.host.facts import (
-    DASHBOARD_PORT,
     EXIT_FAILED,
     EXIT_STOPPED,
     NOTICE_PORT,
@@ -50,13 +48,13 @@ from orchestration.submit.sagemaker.host.facts import (
     worker_ending,
 )
 from orchestration.submit.sagemaker.host.notice import NoticeBoard, ask, asking
-from orchestration.submit.sagemaker.host.ray_node import JobLog, RayProcess
+from orchestration.submit.sagemaker.host.ray_process import JobLog, RayProcess
 
-ML = Path("/opt/ml")
-CODE = Path(CHANNELS_FOLDER / "code")
-TOKEN_PATH = Path(CHANNELS_FOLDER / AUTH / TOKEN_FILE)
-RUN_CONFIG = Path(CHANNELS_FOLDER / CONFIG / RUN_FILE)
-RUN_FOLDER = Path(container.RUN_FOLDER)
+ML = Path(places.ML)
+CODE = Path(places.CHANNELS_FOLDER / "code")
+TOKEN_PATH = Path(places.CHANNELS_FOLDER / places.AUTH / places.TOKEN_FILE)
+RUN_CONFIG = Path(places.CHANNELS_FOLDER / places.CONFIG / RUN_FILE)
+RUN_FOLDER = Path(places.RUN_FOLDER)
 OBJECT_STORE_VARIABLE = "RLVR_OBJECT_STORE_BYTES"
 """Upper bound of this host's object store, bytes."""
 
@@ -122,7 +120,15 @@ def say(facts: HostFacts, message: str) -> None:
 
 
 def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
-    """The whole life of the head, its workers' end included."""
+    """The whole life of the head, its workers' end included.
+
+    Args:
+        token: the cluster's.
+        stop: set by SIGTERM.
+
+    Returns:
+        How this host leaves; the workers have been told.
+    """
     with ExitStack() as stack:
         board = stack.enter_context(NoticeBoard(own_ip(facts), token=token))
         try:
@@ -229,7 +235,7 @@ def put_out(run_folder: Path, model_folder: Path) -> None:
 
 
 def run_worker(facts: HostFacts, token: str, stop: _Stop) -> Ending:
-    """Join, and stay until there is a reason to leave."""
+    """The whole life of a worker: join, and stay until there is a reason to leave. Arguments as of `run_head`."""
     began = heard = time.monotonic()
     ray: RayProcess | None = None
     ray_ended: str | None = None

@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from orchestration.settings.config import RunConfig
-from orchestration.submit.package import CodePackage
-from orchestration.submit.paths import data_files
+from orchestration.submit.common.package import CodePackage
+from orchestration.submit.common.paths import data_files
 
 Say = Callable[[str], None]
 """Told, in one line, what is going on."""

@@ -58,11 +58,13 @@ class CodePackage:
 
 
 @contextmanager
-def packed_code(include: Sequence[Path] = ()) -> Iterator[CodePackage]:
+def packed_code(include: Sequence[Path] = (), *, recipe_folder: Path | None = None) -> Iterator[CodePackage]:
     """The package in a folder of its own, for as long as the block lasts.
 
     Args:
-        include: files and folders of the user to put beside our rooms, each under its own name.
+        include: files and folders of the user to put beside our rooms, each under its own name, so that `mine.py` and
+            the package `mine/` are imported as `mine` there.
+        recipe_folder: where the recipe lies, if it is a file: relative paths are looked for there, too.
 
     Raises ConfigError when one of them is not there, has a name that is taken, is a secret, or is too large.
     """
@@ -71,7 +73,7 @@ def packed_code(include: Sequence[Path] = ()) -> Iterator[CodePackage]:
         for room in ROOMS:
             _copy_room(room, folder / room)
         _copy_metadata(folder)
-        _copy_included(include, folder)
+        _copy_included([_found(source, recipe_folder) for source in include], folder)
         yield _described(folder)
 
 
@@ -95,11 +97,21 @@ def _copy_metadata(folder: Path) -> None:
         (place / name).write_text(distribution.read_text(name) or "", encoding="utf-8")
 
 
+def _found(source: Path, recipe_folder: Path | None) -> Path:
+    """Where it lies: here, or beside the recipe."""
+    places = dict.fromkeys(base / source.expanduser() for base in (Path(), recipe_folder) if base is not None)
+    there = {place.resolve(): place for place in places if place.exists()}
+    if not there:
+        looked = f", neither here nor in {recipe_folder}" if len(places) > 1 else ""
+        raise ConfigError(f"job.include={str(source)!r} does not exist{looked}; give a file or a folder")
+    if len(there) > 1:
+        raise ConfigError(f"job.include={str(source)!r} may be {' or '.join(map(str, there))}; give the whole path")
+    return next(iter(there.values()))
+
+
 def _copy_included(include: Sequence[Path], folder: Path) -> None:
     for source in include:
         place = folder / source.name
-        if not source.exists():
-            raise ConfigError(f"job.include={str(source)!r} does not exist; give a file or a folder")
         if place.exists() or not source.name:
             raise ConfigError(f"job.include={str(source)!r}: the name {source.name!r} is taken; rename it")
         files = [source] if source.is_file() else list(_files(source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -16,6 +17,13 @@ class Instance:
     efa: int = 0
     """Network adapters with RDMA, which learner ranks on several hosts want."""
 
+
+EFA_ENVIRONMENT: Mapping[str, str] = {
+    "FI_PROVIDER": "efa",
+    "FI_EFA_USE_DEVICE_RDMA": "1",
+    "NCCL_SOCKET_IFNAME": "eth0",
+}
+"""For NCCL between hosts: data over EFA with RDMA, the first contact over the network that all training hosts have."""
 
 INSTANCES = {
     "ml.p4d.24xlarge": Instance(gpus=8, cpus=96, memory_gib=1152, efa=4),
