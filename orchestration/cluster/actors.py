@@ -110,17 +110,15 @@ class LearnerActor:
         self._rank.start()
         return whereabouts()
 
-    def update(self, groups: Sequence[ScoredGroup], policy_version: int, max_staleness: int) -> UpdateMetrics:
+    def update(self, groups: Sequence[ScoredGroup], max_staleness: int) -> UpdateMetrics:
         assert self._rank is not None
-        metrics = self._rank.update(groups, policy_version=policy_version, max_staleness=max_staleness)
-        self._gauges(
-            {"learner_step": metrics.step, "learner_tokens_per_s": metrics.num_tokens / max(metrics.seconds, 1e-9)}
-        )
+        metrics = self._rank.update(groups, max_staleness=max_staleness)
+        self._gauges({"learner_step": metrics.step, "learner_tokens_per_s": metrics.tokens_per_s or 0.0})
         return metrics
 
-    def export_adapter(self, version: int) -> AdapterPayload:
+    def export_adapter(self) -> AdapterPayload:
         assert self._rank is not None
-        payload: AdapterPayload = self._rank.export_adapter(version)
+        payload: AdapterPayload = self._rank.export_adapter()
         return payload
 
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:

@@ -38,10 +38,6 @@ class LocalAdapter:
 
     payload: AdapterPayload
 
-    @property
-    def version(self) -> int:
-        return self.payload.version
-
     async def fetch(self) -> AdapterPayload:
         return self.payload
 

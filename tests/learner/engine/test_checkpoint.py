@@ -259,13 +259,13 @@ def beside(rank: LearnerRank, model_path: str, **settings: Any) -> Iterator[Lear
 
 
 def update(rank: LearnerRank, seed: int) -> UpdateMetrics:
-    return replace(rank.update(random_groups(seed), policy_version=0, max_staleness=0), seconds=0.0)
+    return replace(rank.update(random_groups(seed), max_staleness=99), seconds=0.0)
 
 
 def after(rank: LearnerRank, *seeds: int) -> tuple[list[UpdateMetrics], dict[str, bytes]]:
     """Metrics of the next updates, and the adapter's files (rank 0)."""
     metrics = [update(rank, seed) for seed in seeds]
-    return metrics, dict(rank.export_adapter(1).files)
+    return metrics, dict(rank.export_adapter().files)
 
 
 def save(rank: LearnerRank, folder: Path) -> str:
