@@ -19,7 +19,7 @@ from learner.engine.engine import TrainingEngine
 from learner.engine.state import LearnerState, read_state, settings_that_bind, state_files
 from learner.errors import LearnerError, NonFiniteLossError
 from learner.loss.entropy_selection import step_entropy_threshold
-from learner.policy.adapter_files import adapter_files
+from learner.policy.adapter_files import AdapterFiles, adapter_files
 from learner.policy.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
 from learner.step.metrics import MetricTotals, over_iterations
 from learner.step.microbatches import plan_ranks
@@ -158,11 +158,11 @@ class LearnerRank:
         """The adapter's files, its version and a probe of it. Every rank must be called; rank 0 answers with the files,
         the others with none. At ZeRO-3 the parameters are gathered."""
         probe = self._probe()
-        files: tuple[tuple[str, bytes], ...] = ()
+        own = AdapterFiles(files=(), tied=())
         with self._engine.full_parameters() as parameters:
             if self._rank == 0:
-                files = self._files(parameters, tied_once=True)
-        return AdapterPayload(version=self._step, files=files, probe=probe)
+                own = self._files(parameters, tied_once=True)
+        return AdapterPayload(version=self._step, files=own.files, tied=own.tied, probe=probe)
 
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         """Writes a checkpoint of this step into `folder`, beside those of earlier steps: adapter, other trained
@@ -183,7 +183,7 @@ class LearnerRank:
                 probe_logprobs=self._probe_logprobs,
             )
             made_with = settings_that_bind(self._model_path, self._config)
-            content = (*self._files(dict(training.parameters)), *files.items())
+            content = (*self._files(dict(training.parameters)).files, *files.items())
             try:
                 write_checkpoint(
                     Path(folder),
@@ -300,7 +300,7 @@ class LearnerRank:
             logprobs_BT, _ = tree_logprobs(self._engine, inputs, temperature=1.0)
         return tuple(logprobs_BT.squeeze(0).tolist())
 
-    def _files(self, parameters: dict[str, Tensor], *, tied_once: bool = False) -> tuple[tuple[str, bytes], ...]:
+    def _files(self, parameters: dict[str, Tensor], *, tied_once: bool = False) -> AdapterFiles:
         own = {name.removeprefix("model."): tensor for name, tensor in parameters.items()}
         return adapter_files(self._policy.model, own, base_model=self._model_path, tied_once=tied_once)
 

@@ -12,7 +12,16 @@ from orchestration.errors import DataError
 from orchestration.run.ports import AdapterHandle
 from rollout_server.config import RolloutConfig
 from rollout_server.engine_settings import Device
-from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
+from rollout_server.types import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    AdapterPayload,
+    Completion,
+    Prompt,
+    PublishReport,
+    SamplingParams,
+    WorkerStats,
+)
 from rollout_server.worker import RolloutWorker
 
 
@@ -48,7 +57,7 @@ def read_adapter(folder: Path, *, version: int = 1) -> LocalAdapter:
     Raises DataError naming the file that is missing.
     """
     files = []
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         path = folder / name
         if not path.is_file():
             raise DataError(f"adapter folder {str(folder)!r} has no {name}; give a peft folder such as RUN/adapter")

@@ -208,7 +208,7 @@ class TrainingLoop:
                 self._rooms.scorer.reward_names,
                 update.advantages,
             )
-            self._folder.write_adapter(payload.files)
+            self._folder.write_adapter(payload.files, payload.tied)
 
         await asyncio.to_thread(write)
 
@@ -264,7 +264,7 @@ class TrainingLoop:
         if self._adapter is None:  # no step was made: the untrained adapter is still a usable one
             self._adapter = await self._rooms.learner.export_adapter()
             payload = await self._adapter.fetch()
-            await asyncio.to_thread(self._folder.write_adapter, payload.files)
+            await asyncio.to_thread(self._folder.write_adapter, payload.files, payload.tied)
         if final and not self._stop.is_set() and not self._config.save_every:
             return
         state = RunState(

@@ -18,7 +18,6 @@ from learner.policy.adapter_files import adapter_files
 from learner.policy.policy import Policy, load_policy, tree_inputs, tree_logprobs
 from learner.tree.prefix_tree import build_tree
 from learner.worker import LearnerRank
-from rollout_server.full_tensors import standalone
 from tests.learner.helpers import make_rank, make_tiny_model, random_groups, run_ranks
 from tests.learner.policy.test_policy import CPU, assert_same, packed, plain, sequences
 
@@ -116,9 +115,11 @@ def test_the_files_load_with_plain_peft(model: str, modules: tuple[str, ...], tm
     tensors = {name.removeprefix("model."): parameter for name, parameter in policy.adapter_parameters()}
     files = adapter_files(policy.model, tensors, base_model=model)
     sent = adapter_files(policy.model, tensors, base_model=model, tied_once=True)
-    assert (sum(len(content) for _, content in sent) < sum(len(content) for _, content in files)) == is_tied(model)
-    assert weights(standalone(sent)).keys() == weights(files).keys()
-    for name, content in standalone(sent):
+    assert weights(files.files).keys() == weights(sent.files).keys() | {name for name, _ in sent.tied}
+    assert len(sent.tied) == len(weights(files.files)) - len(weights(sent.files)) == int(is_tied(model))
+    for name, stored in sent.tied:
+        assert torch.equal(weights(files.files)[name], weights(sent.files)[stored])
+    for name, content in files.files:
         (tmp_path / name).write_bytes(content)
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), tmp_path)
     token_ids = torch.tensor([sequences()[0].token_ids])
