@@ -140,19 +140,6 @@ class PublishReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerStats:
-    """A worker's counters since its start."""
-
-    worker: str
-    adapter_version: int
-    running_requests: int
-    waiting_requests: int
-    generated_tokens: int
-    generate_busy_s: float
-    """Seconds in which at least one request was under way."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineStep:
     """One step of an engine: what it gave, and how long those who got a token had waited for it."""
 

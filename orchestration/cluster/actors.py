@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from learner.engine.cpu_memory import CPU_ENVIRONMENT
+from learner.config import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.machine.placement import Placement
 from orchestration.models.here import model_here
@@ -23,7 +23,6 @@ from rollout_server.types import (
     Prompt,
     PublishReport,
     SamplingParams,
-    WorkerStats,
 )
 
 if TYPE_CHECKING:
@@ -73,9 +72,6 @@ class RolloutActor:
 
     async def publish(self, payload: AdapterPayload) -> PublishReport:
         return await self._worker.publish(payload)
-
-    async def stats(self) -> WorkerStats:
-        return await self._worker.stats()
 
     async def recent_steps(self) -> Sequence[EngineStep]:
         return await self._worker.recent_steps()

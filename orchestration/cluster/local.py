@@ -20,7 +20,6 @@ from rollout_server.types import (
     Prompt,
     PublishReport,
     SamplingParams,
-    WorkerStats,
 )
 from rollout_server.worker import RolloutWorker
 
@@ -36,9 +35,6 @@ class LocalGenerator:
 
     async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
         return [await self._worker.publish(await adapter.fetch())]
-
-    async def stats(self) -> Sequence[WorkerStats]:
-        return [await self._worker.stats()]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

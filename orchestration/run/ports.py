@@ -13,7 +13,6 @@ from rollout_server.types import (
     Prompt,
     PublishReport,
     SamplingParams,
-    WorkerStats,
 )
 
 
@@ -29,8 +28,6 @@ class Generator(Protocol):
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]: ...
 
     async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]: ...
-
-    async def stats(self) -> Sequence[WorkerStats]: ...
 
 
 class Scorer(Protocol):

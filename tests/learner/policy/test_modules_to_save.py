@@ -19,7 +19,7 @@ from learner.policy.policy import Policy, load_policy, tree_inputs, tree_logprob
 from learner.tree.prefix_tree import build_tree
 from learner.worker import LearnerRank
 from tests.learner.helpers import make_rank, make_tiny_model, random_groups, run_ranks
-from tests.learner.policy.test_policy import CPU, assert_same, packed, plain, sequences
+from tests.learner.policy.test_policy import CPU, assert_same, packed, plain, sequences, trained
 
 BOTH = ("embed_tokens", "lm_head")
 CHOICES = (("embed_tokens",), ("lm_head",), BOTH)
@@ -33,14 +33,14 @@ def moved_policy(model_path: str, modules: tuple[str, ...], **settings: Any) -> 
     """A policy whose adapter and whole modules differ from the base."""
     policy = load_policy(model_path, config(modules, **settings), device=CPU, seed=0)
     torch.manual_seed(1)
-    for name, parameter in policy.adapter_parameters():
+    for name, parameter in trained(policy):
         if "lora_A" not in name:
             parameter.data += 0.05 * torch.randn_like(parameter)
     return policy
 
 
 def whole(policy: Policy) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in policy.adapter_parameters() if "lora_" not in name}
+    return {name: parameter for name, parameter in trained(policy) if "lora_" not in name}
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
@@ -112,7 +112,7 @@ def test_the_files_load_with_plain_peft(model: str, modules: tuple[str, ...], tm
     from transformers import AutoModelForCausalLM
 
     policy = moved_policy(model, modules)
-    tensors = {name.removeprefix("model."): parameter for name, parameter in policy.adapter_parameters()}
+    tensors = {name.removeprefix("model."): parameter for name, parameter in trained(policy)}
     files = adapter_files(policy.model, tensors, base_model=model)
     sent = adapter_files(policy.model, tensors, base_model=model, tied_once=True)
     assert weights(files.files).keys() == weights(sent.files).keys() | {name for name, _ in sent.tied}
