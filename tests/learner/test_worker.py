@@ -221,6 +221,43 @@ def test_an_exported_adapter_loads_with_plain_peft(tiny_model: str, tmp_path: Pa
     assert max(map(abs, (logprobs - torch.tensor(payload.probe.previous_training_logprobs)).tolist())) > 5e-4
 
 
+def test_weight_decay_shrinks_what_no_gradient_moves(llama: str) -> None:
+    flat = (make_group((1, 2), [(3,), (4,)], [1.0, 1.0]),)
+    for decay in (0.0, 0.5):
+        with started(llama, weight_decay=decay) as rank:
+            before = adapter(rank)
+            update(rank, flat)
+            after = adapter(rank)
+        # AdamW: p ← p·(1 − learning rate · weight decay).
+        assert difference(after, before) == pytest.approx(1e-2 * decay, abs=1e-6)
+
+
+@pytest.mark.parametrize(("beta1", "beta2"), [(0.9, 0.999), (0.5, 0.75)])
+def test_moments_keep_as_much_of_the_past_as_adam_beta1_and_adam_beta2_say(
+    llama: str, beta1: float, beta2: float
+) -> None:
+    with started(llama, adam_beta1=beta1, adam_beta2=beta2) as rank:
+        update(rank, random_groups(0))
+        state = rank._engine.training_state()
+    assert state is not None
+    name = next(name for name in state.exp_avg if "lora_B" in name)
+    first, second = state.exp_avg[name].double(), state.exp_avg_sq[name].double()
+    # After one step of gradient g they are (1 − beta1)·g and (1 − beta2)·g².
+    assert_close(first.square() / (1 - beta1) ** 2, second / (1 - beta2), rtol=1e-5, atol=0)
+    assert float(second.max()) > 0
+
+
+def test_the_probe_is_as_strict_as_the_settings_say(llama: str) -> None:
+    """A difference is told as an update only where it is at least half the tolerance."""
+    for tolerance, told in ((1e-3, True), (50.0, False)):
+        with started(llama, probe_tolerance=tolerance) as rank:
+            update(rank, random_groups(0))
+            probe = rank.export_adapter().probe
+        assert probe is not None
+        assert probe.tolerance == tolerance
+        assert (probe.previous_training_logprobs is not None) == told
+
+
 def test_a_probe_of_an_unmoved_adapter_names_no_previous_version(llama: str) -> None:
     with started(llama) as rank:
         first, second = rank.export_adapter().probe, rank.export_adapter().probe
