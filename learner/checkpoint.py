@@ -4,8 +4,8 @@
         manifest.json           size and SHA-256 of every other file
         …                       the learner's files and the caller's
 
-A folder is written beside its place, every file and the folder itself flushed to the disk, and renamed. A crash leaves
-the checkpoints before it, and hidden folders which `clear_leftovers` and the next write put away. No torch here.
+A folder is written beside its place, every file and all folders around it flushed to the disk, and renamed. A crash
+leaves the checkpoints before it, and hidden folders which `clear_leftovers` and the next write put away. No torch here.
 """
 
 from __future__ import annotations
@@ -48,14 +48,24 @@ def write_checkpoint(root: Path, step: int, files: Iterable[tuple[str, bytes]], 
     """Writes a step's checkpoint into `root`, replacing an earlier one of the same step, and its folder.
 
     Then, and only then, all but the `keep` newest whole ones are removed, and those of later steps: a run that went
-    back has gone another way since. `files` (name, content) may be a generator; one file is held at a time.
+    back has gone another way since.
 
-    Raises LearnerError when it cannot be written, with nothing left of it and the older ones untouched.
+    Args:
+        root: Folder of the run's checkpoints; made where it is not there.
+        step: Batches learned from.
+        files: (name, content); may be a generator, of which one file is held at a time.
+        keep: Checkpoints that stay, this one included.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        LearnerError: It cannot be written; nothing is left of it, and the older ones are untouched.
     """
     final = root / checkpoint_name(step)
     partial = _hidden(final, _PARTIAL)
     with _explained(final):
-        root.mkdir(parents=True, exist_ok=True)
+        _make_folder(root)
         clear_leftovers(root)
         try:
             partial.mkdir()
@@ -168,6 +178,15 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes it, and its parents, so that they last: each new name is flushed with the folder that it stands in."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _flush_folder(folder.parent)
 
 
 def _flush_folder(folder: Path) -> None:

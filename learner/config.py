@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,6 +25,19 @@ LrSchedulerType = Literal[
     "warmup_stable_decay",
 ]
 """Those of `transformers.SchedulerType` that depend on nothing but the step."""
+
+BITSANDBYTES_SETTINGS: Mapping[Quantization, Mapping[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+}
+"""How a base is quantised, by `quantization`: arguments of transformers' `BitsAndBytesConfig`. Double quantisation
+stores the blocks' scales in 8 bits (QLoRA)."""
+
+DEQUANTIZE_MODULE = "learner.policy.dequantize"
+"""`python -m` it to write the values that a quantised base stands for; in a process of its own, see there."""
+
+CPU_ENVIRONMENT: Mapping[str, str] = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""What a learner's process on CPUs needs in its environment from its start: PyTorch then asks for huge pages for blocks
+of 2 MiB and more, and the kernel grants them where it is set to `madvise`, the usual setting."""
 
 _ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
 

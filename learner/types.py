@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rollout_server.types import Completion, FinishReason
@@ -43,13 +44,40 @@ class ScoredGroup:
         return len(totals) <= 1
 
 
+UPDATE_METRICS: Mapping[str, str] = {
+    "loss": "The step's loss.",
+    "grad_norm": "Norm of the gradient before clipping.",
+    "learning_rate": "The rate that was used.",
+    "num_microbatches": "Forward and backward passes, over all ranks.",
+    "entropy": "Of the policy at the completions' tokens, nats.",
+    "ratio_{of}": "exp(learner's log-prob - old log-prob) of a token, or of a sequence.",
+    "clip_fraction": "Share of tokens whose ratio was clipped.",
+    "clip_fraction_low": "Of them, those below the lower bound.",
+    "clip_fraction_high": "Of them, those above the upper bound.",
+    "cispo_clip_fraction": "cispo: share of tokens whose ratio was bounded.",
+    "vespo_phi_mean": "vespo: mean of phi, the weight of a sequence.",
+    "kl_to_sampler": "Mean of sampler's - learner's log-prob of the sampled tokens, nats; of either sign.",
+    "kl_to_sampler_k3": "The same by the k3 estimator: never negative.",
+    "sampling_logprob_difference_{of}": "|sampler's - learner's log-prob| of a token, nats.",
+    "importance_sampling_weight_{of}": "What the sampler correction multiplies the loss by.",
+    "importance_sampling_clip_fraction": "Share of tokens whose weight lay beyond its bounds.",
+    "off_policy_masked_fraction": "Share of tokens in sequences that off_policy_mask_threshold leaves out.",
+    "kl_to_ref": "KL to the base model by kl_estimator, nats.",
+}
+"""Every name of `UpdateMetrics.values` and its meaning; `{of}` is mean, min or max. Which there are follows from the
+loss's settings. Means are over completion tokens in the loss, and over `num_iterations` optimizer steps.
+
+What can be said of a batch without the model (rewards, lengths) is not among them: whoever made it says that."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateMetrics:
     """What one optimizer step says of itself."""
 
     step: int
+    """Batches learned from, this one included: the policy's version after the step."""
     values: dict[str, float] = field(default_factory=dict)
-    """loss, grad_norm, learning_rate, kl_to_sampler, clip_fraction, entropy …; flat, name → number."""
+    """Name → number, see `UPDATE_METRICS`."""
     advantages: tuple[tuple[float | None, ...], ...] = ()
     """advantages[p][g] of group p's member g; None where it was not scored."""
     num_tokens: int = 0
@@ -58,10 +86,7 @@ class UpdateMetrics:
     """Tokens that went through the model."""
     seconds: float = 0.0
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CheckpointInfo:
-    """A saved learner state."""
-
-    step: int
-    path: str
+    @property
+    def tokens_per_s(self) -> float | None:
+        """`num_tokens` a second of the update; None where no time was taken."""
+        return self.num_tokens / self.seconds if self.seconds > 0 else None

@@ -19,7 +19,7 @@ from learner.engine.engine import TrainingEngine
 from learner.engine.state import LearnerState, read_state, settings_that_bind, state_files
 from learner.errors import LearnerError, NonFiniteLossError
 from learner.loss.entropy_selection import step_entropy_threshold
-from learner.policy.adapter_files import adapter_files
+from learner.policy.adapter_files import AdapterFiles, adapter_files
 from learner.policy.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
 from learner.step.metrics import MetricTotals, over_iterations
 from learner.step.microbatches import plan_ranks
@@ -77,6 +77,7 @@ class LearnerRank:
         self._max_completion_length, self._max_steps = max_completion_length, max_steps
         self._reward_weights = reward_weights
         self._device = _device(device)
+        # Batches learned from: the policy's version. It is counted here alone; everybody else is told.
         self._step = 0
         self._probe_token_ids: tuple[int, ...] = ()
         self._probe_logprobs: tuple[float, ...] | None = None
@@ -106,16 +107,25 @@ class LearnerRank:
         # Dropout and whatever else is random differs between ranks, and repeats with the seed.
         torch.manual_seed(self._seed * 1000 + self._rank)
 
-    def update(self, groups: Sequence[ScoredGroup], *, policy_version: int, max_staleness: int) -> UpdateMetrics:
+    def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int) -> UpdateMetrics:
         """`num_iterations` optimizer steps on all groups; this rank computes its share of them.
 
         The gradient is that of the whole batch's loss whatever the number of ranks and micro-batches.
 
-        Raises StaleSampleError, NothingToLearnError, or NonFiniteLossError: the optimizer was not moved, but by the
-        iterations before the last one named.
+        Args:
+            groups: The batch, the same on every rank.
+            max_staleness: How many versions a completion's adapter may be behind.
+
+        Returns:
+            What the step says of itself; its `step` is the policy's new version.
+
+        Raises:
+            StaleSampleError: A completion is too old.
+            NothingToLearnError: No completion was scored.
+            NonFiniteLossError: The optimizer was not moved, but by the iterations before the one named.
         """
         begun = time.perf_counter()
-        refuse_stale(groups, policy_version=policy_version, max_staleness=max_staleness)
+        refuse_stale(groups, policy_version=self._step, max_staleness=max_staleness)
         plan = plan_step(
             groups,
             self._config,
@@ -140,19 +150,19 @@ class LearnerRank:
             advantages=plan.group_advantages,
             num_tokens=plan.num_tokens,
             num_distinct_tokens=int(values.pop("num_distinct_tokens")),
-            values=values | plan.values,
+            values=values,
             seconds=time.perf_counter() - begun,
         )
 
-    def export_adapter(self, version: int) -> AdapterPayload:
-        """The adapter's files and a probe of it. Every rank must be called; rank 0 answers with the files, the others
-        with none. At ZeRO-3 the parameters are gathered."""
+    def export_adapter(self) -> AdapterPayload:
+        """The adapter's files, its version and a probe of it. Every rank must be called; rank 0 answers with the files,
+        the others with none. At ZeRO-3 the parameters are gathered."""
         probe = self._probe()
-        files: tuple[tuple[str, bytes], ...] = ()
+        own = AdapterFiles(files=(), tied=())
         with self._engine.full_parameters() as parameters:
             if self._rank == 0:
-                files = self._files(parameters, tied_once=True)
-        return AdapterPayload(version=version, files=files, probe=probe)
+                own = self._files(parameters, tied_once=True)
+        return AdapterPayload(version=self._step, files=own.files, tied=own.tied, probe=probe)
 
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         """Writes a checkpoint of this step into `folder`, beside those of earlier steps: adapter, other trained
@@ -173,7 +183,7 @@ class LearnerRank:
                 probe_logprobs=self._probe_logprobs,
             )
             made_with = settings_that_bind(self._model_path, self._config)
-            content = (*self._files(dict(training.parameters)), *files.items())
+            content = (*self._files(dict(training.parameters)).files, *files.items())
             try:
                 write_checkpoint(
                     Path(folder),
@@ -290,7 +300,7 @@ class LearnerRank:
             logprobs_BT, _ = tree_logprobs(self._engine, inputs, temperature=1.0)
         return tuple(logprobs_BT.squeeze(0).tolist())
 
-    def _files(self, parameters: dict[str, Tensor], *, tied_once: bool = False) -> tuple[tuple[str, bytes], ...]:
+    def _files(self, parameters: dict[str, Tensor], *, tied_once: bool = False) -> AdapterFiles:
         own = {name.removeprefix("model."): tensor for name, tensor in parameters.items()}
         return adapter_files(self._policy.model, own, base_model=self._model_path, tied_once=tied_once)
 

@@ -85,14 +85,20 @@ class AdapterProbe:
             raise ValueError(f"a probe of {len(self.token_ids)} tokens needs {len(self.token_ids) - 1} log-probs")
 
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""The files of a peft folder."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterPayload:
     """An adapter on its way from the learner to the rollout workers: the files of a peft folder, as bytes."""
 
     version: int
     files: tuple[tuple[str, bytes], ...]
-    """(file name, content): `adapter_config.json` and `adapter_model.safetensors`. Modules trained whole (peft's
-    `modules_to_save`) are in the latter, tied ones once: see `full_tensors`."""
+    """(file name, content) of `ADAPTER_CONFIG` and `ADAPTER_WEIGHTS`. Modules trained whole (peft's `modules_to_save`)
+    are in the latter."""
+    tied: tuple[tuple[str, str], ...] = ()
+    """(name, the name its tensor is stored under): a tied tensor travels once, though plain peft wants each name."""
     probe: AdapterProbe | None = None
 
     @property
@@ -131,19 +137,6 @@ class PublishReport:
     probe_ms: float
     probe_difference: float | None
     """Largest absolute difference between served and learner log-probs, nats; None without a probe."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerStats:
-    """A worker's counters since its start."""
-
-    worker: str
-    adapter_version: int
-    running_requests: int
-    waiting_requests: int
-    generated_tokens: int
-    generate_busy_s: float
-    """Seconds in which at least one request was under way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

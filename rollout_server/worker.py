@@ -21,7 +21,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from rollout_server.adapters import AdapterStore, AdapterTable, PlacedAdapter
-from rollout_server.busy_clock import BusyClock
 from rollout_server.config import RolloutConfig
 from rollout_server.engine import EngineLoad, VllmEngine
 from rollout_server.engine_settings import Device
@@ -36,7 +35,6 @@ from rollout_server.types import (
     Prompt,
     PublishReport,
     SamplingParams,
-    WorkerStats,
 )
 
 logger = logging.getLogger(__name__)
@@ -117,7 +115,6 @@ class RolloutWorker:
         self._request_ended = asyncio.Event()
         self._dropping: set[asyncio.Task[None]] = set()
         self._metrics_task: asyncio.Task[None] | None = None
-        self._busy = BusyClock()
 
     async def start(self) -> None:
         """Open the adapter folder and start the engine.
@@ -157,11 +154,9 @@ class RolloutWorker:
                 f"cannot go back to version {self._table.current}: publish that version again, or start the run again"
             )
         number = self._table.acquire()
-        self._busy.begin()
         try:
             return await self._engine.generate(prompt, sampling, self._table.version(number))
         finally:
-            self._busy.end()
             self._table.release(number)
             self._request_ended.set()
             self._drop_later()
@@ -191,18 +186,6 @@ class RolloutWorker:
                 f"keeps at most {self._config.max_adapter_versions} versions (rollout.max_adapter_versions), and one "
                 f"with modules_to_save waits for all requests; raise rollout.publish_timeout_s if they take long"
             ) from None
-
-    async def stats(self) -> WorkerStats:
-        """Counters since the start."""
-        load = self._engine.load()
-        return WorkerStats(
-            worker=self._name,
-            adapter_version=self._table.current,
-            running_requests=load.running,
-            waiting_requests=load.waiting,
-            generated_tokens=load.generated_tokens,
-            generate_busy_s=self._busy.total_s(),
-        )
 
     async def recent_steps(self) -> Sequence[EngineStep]:
         """The engine's last steps, oldest first: what a publish costs the requests under way can be read off them."""

@@ -43,20 +43,26 @@ def policy_loss(
     s 0 on sequences that are too far off policy (`on_policy_B1`), h 0 on tokens below the entropy threshold. Added up
     as `loss_type` says (`reduce_losses`).
 
-    `num_items` and `num_sequences` are the denominators of the whole optimizer step, over all ranks and micro-batches:
-    its completion tokens and its scored sequences. With both given, the losses of a step's micro-batches simply add up
-    to the step's (but for bnpo, see there); by default they are those of the sequences given here.
-    `old_logprobs_BT=None` means `logprobs_BT.detach()`: the first update on a batch, every ratio is 1.
-    A sequence whose advantage is NaN (not scored) is left out of the loss and of every default denominator.
-    Without `sampling_logprobs_BT` there is no correction, and "off policy" is measured against `old`; NaN in it means
-    that the sampler could not say. `entropies_BT` are needed when `top_entropy_quantile` < 1, and `entropy_threshold`
-    is the step's (`step_entropy_threshold`), by default that of the tokens given here.
+    Args:
+        logprobs_BT: The learner's now, which carry the gradient.
+        advantages_B: NaN where a sequence was not scored: it is left out of the loss and of every default denominator.
+        mask_BT: 1 on completion tokens.
+        config: Which loss.
+        old_logprobs_BT: Those the ratio is taken against; None: `logprobs_BT.detach()`, so that every ratio is 1.
+        ref_logprobs_BT: The base model's, needed with a beta.
+        sampling_logprobs_BT: The sampler's, NaN where it could not say; without them nothing is corrected, and "off
+            policy" is measured against `old`.
+        num_items, num_sequences: Completion tokens and scored sequences of the whole optimizer step, over all ranks
+            and micro-batches, whose losses then add up to the step's (bnpo's do not); None: those given here.
+        entropies_BT: Needed where `top_entropy_quantile` < 1.
+        entropy_threshold: The step's (`step_entropy_threshold`); None: that of the tokens given here.
 
-    Returns the loss (a scalar that carries the gradient) and metrics as plain floats: means over the mask's tokens,
-    except names ending in `_max` or `_min`. Their names depend only on the config and on which tensors are given.
+    Returns:
+        The loss, a scalar with the gradient, and metrics: means over the mask's tokens, or extremes (`_max`, `_min`).
+        Their names depend only on the config and on which tensors are given.
 
-    Raises ValueError for shapes that do not fit, a beta without `ref_logprobs_BT`, or a `top_entropy_quantile` without
-    `entropies_BT`.
+    Raises:
+        ValueError: Shapes do not fit, or what is needed is not given.
     """
     inputs = loss_inputs(
         logprobs_BT,
@@ -68,6 +74,21 @@ def policy_loss(
         entropies_BT=entropies_BT,
     )
     metrics = LossMetrics(inputs.mask_BT)
+    loss = reduce_losses(
+        _losses(inputs, config, metrics, entropy_threshold),
+        inputs.mask_BT,
+        config.loss_type,
+        num_items=inputs.mask_BT.sum().clamp(min=1) if num_items is None else num_items,
+        num_sequences=inputs.scored_B.sum().clamp(min=1) if num_sequences is None else num_sequences,
+        max_completion_length=config.max_completion_length,
+    )
+    return loss, metrics.values()
+
+
+def _losses(
+    inputs: LossInputs, config: LossConfig, metrics: LossMetrics, entropy_threshold: float | Tensor | None
+) -> Tensor:
+    """ℓ of each token, or one of each sequence for all of its tokens."""
     ratio = importance_ratio(inputs, config)
     metrics.spread("ratio", ratio)
     weights = _sampler_correction(inputs, config, metrics)
@@ -78,16 +99,7 @@ def policy_loss(
         losses = losses * weights
     losses = _masked_off_policy(losses, inputs, config, metrics)
     losses = _masked_by_entropy(losses, inputs, config, entropy_threshold)
-    losses = _with_kl(losses, ratio, inputs, config, metrics)
-    loss = reduce_losses(
-        losses,
-        inputs.mask_BT,
-        config.loss_type,
-        num_items=inputs.mask_BT.sum().clamp(min=1) if num_items is None else num_items,
-        num_sequences=inputs.scored_B.sum().clamp(min=1) if num_sequences is None else num_sequences,
-        max_completion_length=config.max_completion_length,
-    )
-    return loss, metrics.values()
+    return _with_kl(losses, ratio, inputs, config, metrics)
 
 
 def _sampler_correction(inputs: LossInputs, config: LossConfig, metrics: LossMetrics) -> Tensor | None:

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
+from rollout_server.types import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterFiles:
+    """A peft folder."""
+
+    files: tuple[tuple[str, bytes], ...]
+    """(name, content) of `ADAPTER_CONFIG` and `ADAPTER_WEIGHTS`."""
+    tied: tuple[tuple[str, str], ...]
+    """(name, the name its tensor is stored under) of what is stored once."""
 
 
 def adapter_files(
     peft_model: Any, tensors: Mapping[str, Tensor], *, base_model: str, tied_once: bool = False
-) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
-    """(name, content) of `adapter_config.json` and `adapter_model.safetensors`.
+) -> AdapterFiles:
+    """The adapter as files, under peft's standard names: without the adapter's own.
 
-    `tensors` are the adapter's whole parameters under their names in `peft_model`; the files carry peft's standard
-    names, without the adapter's own. `base_model` becomes `base_model_name_or_path`.
-
-    Modules trained whole (`modules_to_save`) are among them. A tied one is stored under each of its names, as plain
-    peft wants it; with `tied_once` under the first, and the file's metadata says `tied:NAME` → that one.
+    Args:
+        peft_model: Whose adapter it is.
+        tensors: The adapter's whole parameters under their names in `peft_model`, those of modules trained whole
+            (`modules_to_save`) among them.
+        base_model: What becomes `base_model_name_or_path`.
+        tied_once: A tied tensor is stored under the first of its names; else under each, as plain peft wants it.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save
@@ -31,25 +42,28 @@ def adapter_files(
     named = _under_all_names(peft_model, tensors)
     state = get_peft_model_state_dict(peft_model, state_dict=named, save_embedding_layers=False)
     first: dict[int, str] = {}
-    stored, metadata = {}, {"format": "pt"}
+    stored, tied = {}, []
     for name, tensor in state.items():
         if first.setdefault(id(tensor), name) == name:
             stored[name] = tensor.detach().cpu().contiguous()
         elif tied_once:
-            metadata[f"tied:{name}"] = first[id(tensor)]
+            tied.append((name, first[id(tensor)]))
         else:
             stored[name] = stored[first[id(tensor)]].clone()  # the format knows no shared memory
-    weights = save(stored, metadata)
+    content = ((ADAPTER_CONFIG, _config(peft_model, base_model)), (ADAPTER_WEIGHTS, save(stored, {"format": "pt"})))
+    return AdapterFiles(files=content, tied=tuple(tied))
+
+
+def _config(peft_model: Any, base_model: str) -> bytes:
     config = peft_model.peft_config[peft_model.active_adapter]
     before = config.base_model_name_or_path, config.inference_mode
     config.base_model_name_or_path, config.inference_mode = base_model, True
     try:
         with tempfile.TemporaryDirectory() as folder:  # peft knows how to write its configuration to a folder only
             config.save_pretrained(folder)
-            written = (Path(folder) / CONFIG_NAME).read_bytes()
+            return (Path(folder) / ADAPTER_CONFIG).read_bytes()
     finally:
         config.base_model_name_or_path, config.inference_mode = before
-    return (CONFIG_NAME, written), (WEIGHTS_NAME, weights)
 
 
 def _under_all_names(peft_model: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

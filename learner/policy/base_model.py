@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from learner.config import Quantization
+from learner.config import BITSANDBYTES_SETTINGS, Quantization
 from learner.errors import LearnerError
-from learner.policy.quantization import BITSANDBYTES_SETTINGS
 
 
 def load_base(

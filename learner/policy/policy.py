@@ -88,10 +88,6 @@ class Policy(nn.Module):
         hidden_RE = hidden_NE.index_select(0, inputs.predictor_R)
         return token_logprobs(hidden_RE, weight, bias, inputs.target_R, temperature=temperature)
 
-    def adapter_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Names and parameters of the adapter, in the model's order."""
-        return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
-
 
 def tree_logprobs(
     policy: Any, inputs: TreeInputs, *, temperature: float, use_adapter: bool = True

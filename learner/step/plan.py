@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from learner.advantages import aggregate_advantages, overlong_penalty
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, NothingToLearnError, StaleSampleError
 from learner.tree.prefix_tree import TokenSequence
-from learner.types import ScoredCompletion, ScoredGroup
+from learner.types import ScoredGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +32,6 @@ class StepPlan:
     """Scored sequences, the denominator of grpo and its kin."""
     num_tokens: int
     """Prompt and completion tokens of the scored sequences, each counted whole."""
-    values: dict[str, float]
-    """What can be said before anything is computed."""
 
 
 def plan_step(
@@ -95,7 +92,6 @@ def plan_step(
         num_items=max(1, num_items),
         num_sequences=max(1, num_sequences),
         num_tokens=num_tokens,
-        values=_batch_values(groups),
     )
 
 
@@ -177,16 +173,3 @@ def refuse_stale(groups: Sequence[ScoredGroup], *, policy_version: int, max_stal
                     f"{member.completion.adapter_version}, {age} behind version {policy_version}; the bound is "
                     f"{max_staleness}: drop it, or raise the staleness bound"
                 )
-
-
-def _batch_values(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    members: list[ScoredCompletion] = [member for group in groups for member in group.members]
-    known = [member.total for member in members if member.total is not None]
-    return {
-        "reward_mean": statistics.fmean(known) if known else math.nan,
-        "reward_std": statistics.stdev(known) if len(known) > 1 else 0.0,
-        "flat_group_fraction": sum(group.flat for group in groups) / len(groups),
-        "unscored_fraction": sum(member.total is None for member in members) / len(members),
-        "truncated_fraction": sum(member.truncated for member in members) / len(members),
-        "completion_length": sum(len(member.completion.token_ids) for member in members) / len(members),
-    }

@@ -138,12 +138,6 @@ def line_up(sequences: Sequence[TokenSequence], *, share: bool = True) -> LineUp
     return LineUp(order=tuple(order), lengths=tuple(len(inputs[b]) for b in order), shared=tuple(shared))
 
 
-def count_distinct_tokens(sequences: Sequence[TokenSequence], *, share: bool = True) -> int:
-    """Tokens of `build_tree(sequences)`, without building it."""
-    line = line_up(sequences, share=share)
-    return sum(line.lengths) - sum(line.shared)
-
-
 def _num_inputs(sequence: TokenSequence) -> int:
     return len(sequence.prompt_token_ids) + max(len(sequence.completion_token_ids) - 1, 0)
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from learner.engine.cpu_memory import CPU_ENVIRONMENT
+from learner.config import CPU_ENVIRONMENT
 from learner.tree.prefix_tree import TokenSequence, build_tree
 from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.bench.learner_contenders import CONTENDERS, Setting, serve

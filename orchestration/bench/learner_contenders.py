@@ -84,7 +84,7 @@ def _ours(setting: Setting, groups: tuple[ScoredGroup, ...], connection: Any, *,
     memory = _Memory(setting.device)
 
     def update(batch: Sequence[ScoredGroup]) -> float:
-        return rank.update(batch, policy_version=0, max_staleness=0).values["grad_norm"]
+        return rank.update(batch, max_staleness=setting.num_rounds + 1).values["grad_norm"]
 
     update(_small(groups))
     connection.send(("ready", {}))

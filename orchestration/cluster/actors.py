@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from learner.engine.cpu_memory import CPU_ENVIRONMENT
+from learner.config import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.machine.placement import Placement
 from orchestration.models.here import model_here
@@ -23,7 +23,6 @@ from rollout_server.types import (
     Prompt,
     PublishReport,
     SamplingParams,
-    WorkerStats,
 )
 
 if TYPE_CHECKING:
@@ -74,9 +73,6 @@ class RolloutActor:
     async def publish(self, payload: AdapterPayload) -> PublishReport:
         return await self._worker.publish(payload)
 
-    async def stats(self) -> WorkerStats:
-        return await self._worker.stats()
-
     async def recent_steps(self) -> Sequence[EngineStep]:
         return await self._worker.recent_steps()
 
@@ -110,18 +106,16 @@ class LearnerActor:
         self._rank.start()
         return whereabouts()
 
-    def update(self, groups: Sequence[ScoredGroup], policy_version: int, max_staleness: int) -> UpdateMetrics:
+    def update(self, groups: Sequence[ScoredGroup], max_staleness: int) -> UpdateMetrics:
         """One optimizer step, as `learner.worker.LearnerRank.update`; its speed is published as gauges."""
         assert self._rank is not None
-        metrics = self._rank.update(groups, policy_version=policy_version, max_staleness=max_staleness)
-        self._gauges(
-            {"learner_step": metrics.step, "learner_tokens_per_s": metrics.num_tokens / max(metrics.seconds, 1e-9)}
-        )
+        metrics = self._rank.update(groups, max_staleness=max_staleness)
+        self._gauges({"learner_step": metrics.step, "learner_tokens_per_s": metrics.tokens_per_s or 0.0})
         return metrics
 
-    def export_adapter(self, version: int) -> AdapterPayload:
+    def export_adapter(self) -> AdapterPayload:
         assert self._rank is not None
-        payload: AdapterPayload = self._rank.export_adapter(version)
+        payload: AdapterPayload = self._rank.export_adapter()
         return payload
 
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:

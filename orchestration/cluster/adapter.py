@@ -11,12 +11,8 @@ from rollout_server.types import AdapterPayload
 class RayAdapter:
     """An exported adapter in Ray's object store."""
 
-    def __init__(self, version: int, exported: Pending[AdapterPayload], timeout_s: float) -> None:
-        self._version, self._exported, self._timeout_s = version, exported, timeout_s
-
-    @property
-    def version(self) -> int:
-        return self._version
+    def __init__(self, exported: Pending[AdapterPayload], timeout_s: float) -> None:
+        self._exported, self._timeout_s = exported, timeout_s
 
     @property
     def reference(self) -> Any:

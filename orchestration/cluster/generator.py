@@ -11,9 +11,7 @@ from orchestration.concurrency import gather_or_cancel
 from orchestration.run.ports import AdapterHandle
 from orchestration.settings.config import RunConfig
 from rollout_server.balancing import Balancer, prefix_key
-from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams, WorkerStats
-
-_STATS_TIMEOUT_S = 30.0
+from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams
 
 
 class RayGenerator:
@@ -41,9 +39,4 @@ class RayGenerator:
         timeout_s = self._rollout.publish_timeout_s
         return await gather_or_cancel(
             worker.call(RolloutActor.publish, timeout_s=timeout_s)(adapter.reference) for worker in self._workers
-        )
-
-    async def stats(self) -> Sequence[WorkerStats]:
-        return await gather_or_cancel(
-            worker.call(RolloutActor.stats, timeout_s=_STATS_TIMEOUT_S)() for worker in self._workers
         )

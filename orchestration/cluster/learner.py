@@ -21,29 +21,26 @@ class RayLearner:
 
     def __init__(self, ranks: Sequence[RemoteActor[LearnerActor]], config: RunConfig) -> None:
         self._ranks, self._config = tuple(ranks), config
-        self._version = 0
 
     async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
         timeout_s = self._config.learner.update_timeout_s
         groups = shared(tuple(groups_P))
-        answers = await self._all(LearnerActor.update, timeout_s, groups, self._version, self._config.max_staleness)
-        self._version += 1
+        answers = await self._all(LearnerActor.update, timeout_s, groups, self._config.max_staleness)
         return answers[0]
 
     async def export_adapter(self) -> RayAdapter:
         """All ranks take part (ZeRO-3 gathers); the bytes stay in the object store of rank 0's node."""
         timeout_s = self._config.rollout.publish_timeout_s
-        exports = [rank.begin(LearnerActor.export_adapter)(self._version) for rank in self._ranks]
+        exports = [rank.begin(LearnerActor.export_adapter)() for rank in self._ranks]
         await gather_or_cancel(export.settled(timeout_s=timeout_s) for export in exports)
-        return RayAdapter(self._version, exports[0], timeout_s)
+        return RayAdapter(exports[0], timeout_s)
 
     async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         await self._all(LearnerActor.save_checkpoint, self._config.learner.update_timeout_s, folder, files)
 
     async def load_checkpoint(self, folder: str) -> int:
         steps = await self._all(LearnerActor.load_checkpoint, self._config.learner.start_timeout_s, folder)
-        self._version = steps[0]
-        return self._version
+        return steps[0]
 
     async def _all(
         self,

@@ -12,7 +12,15 @@ from orchestration.errors import DataError
 from orchestration.run.ports import AdapterHandle
 from rollout_server.config import RolloutConfig
 from rollout_server.engine_settings import Device
-from rollout_server.types import AdapterPayload, Completion, Prompt, PublishReport, SamplingParams, WorkerStats
+from rollout_server.types import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    AdapterPayload,
+    Completion,
+    Prompt,
+    PublishReport,
+    SamplingParams,
+)
 from rollout_server.worker import RolloutWorker
 
 
@@ -28,19 +36,12 @@ class LocalGenerator:
     async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
         return [await self._worker.publish(await adapter.fetch())]
 
-    async def stats(self) -> Sequence[WorkerStats]:
-        return [await self._worker.stats()]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalAdapter:
     """An adapter that is already here."""
 
     payload: AdapterPayload
-
-    @property
-    def version(self) -> int:
-        return self.payload.version
 
     async def fetch(self) -> AdapterPayload:
         return self.payload
@@ -52,7 +53,7 @@ def read_adapter(folder: Path, *, version: int = 1) -> LocalAdapter:
     Raises DataError naming the file that is missing.
     """
     files = []
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         path = folder / name
         if not path.is_file():
             raise DataError(f"adapter folder {str(folder)!r} has no {name}; give a peft folder such as RUN/adapter")

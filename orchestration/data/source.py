@@ -17,8 +17,6 @@ class PromptSource:
         self._problems, self._build, self._seed = {problem.problem_id: problem for problem in problems}, build, seed
         self._cursor = DataCursor(problems, seed)
         self._first: deque[str] = deque()
-        self.num_skipped = 0
-        """Draws that were passed over because the prompt is longer than the context allows."""
 
     @property
     def position(self) -> int:
@@ -35,7 +33,6 @@ class PromptSource:
             built = self._build(problem)
             if built is not None:
                 return built
-            self.num_skipped += 1
         raise DataError(self._nothing_fits())
 
     def check(self) -> None:

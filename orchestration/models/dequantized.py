@@ -1,6 +1,6 @@
 """The model that vLLM serves when the learner's base is quantised: the quantised base's own values, kept in the cache.
 
-No heavy library here: `learner.policy.dequantize` works in a process of its own.
+No heavy library here: the learner's `DEQUANTIZE_MODULE` works in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from learner.policy.quantization import BITSANDBYTES_SETTINGS
+from learner.config import BITSANDBYTES_SETTINGS, DEQUANTIZE_MODULE
 from orchestration.errors import DataError
 from orchestration.settings.config import RunConfig
 from orchestration.storage.cache import Progress, cache_root, cached_folder, ignore_progress, settings_hash
 
 _VERSION = 1
-"""Raise it when `learner.policy.dequantize` writes something else: folders made before are then made again."""
+"""Raise it when `DEQUANTIZE_MODULE` writes something else: folders made before are then made again."""
 
 
 def served_model(
@@ -54,7 +54,7 @@ def served_model(
         progress(f"quantising {name} and writing the values that vLLM serves", 0.1)
         words = ("--quantization", learner.quantization, "--dtype", dtype, "--stored-dtype", stored_dtype)
         _run(
-            "learner.policy.dequantize",
+            DEQUANTIZE_MODULE,
             str(model_path),
             str(folder),
             *words,

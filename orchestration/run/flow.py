@@ -82,6 +82,9 @@ class RolloutFlow:
     start, at most (η + v + 1)·B groups may have been admitted, thrown-away ones not counted. With η = 0 that is strict
     alternation: one batch a version. A group that would be too old for the next update has to be in this one, so a
     batch waits for it rather than wasting its tokens.
+
+    Versions are the learner's: `first_version` is the one that is served when the flow begins, 0 or that of the
+    checkpoint a run goes on from, and `published` tells the later ones.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class RolloutFlow:
         source: Source,
         settings: FlowSettings,
         clock: Clock,
+        first_version: int = 0,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self._generator, self._scorer, self._source = generator, scorer, source
@@ -100,14 +104,14 @@ class RolloutFlow:
         self._num_admitted = 0  # counts names for groups; never goes down
         self._num_taken = 0
         self._last_batch: tuple[BuiltPrompt, ...] = ()
-        self._version = 0
+        self._first_version = self._version = first_version
         self._dropped_flat = 0
         self._generated_tokens = 0
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
 
     def published(self, version: int) -> None:
-        """A new adapter version is served; `version` counts updates since the start of this flow."""
+        """A new adapter version is served."""
         self._version = version
         self._admit()
 
@@ -146,7 +150,8 @@ class RolloutFlow:
 
     def _admit(self) -> None:
         settings = self._settings
-        num_batches = min(settings.max_staleness + self._version + 1, settings.max_batches)
+        num_published = self._version - self._first_version
+        num_batches = min(settings.max_staleness + num_published + 1, settings.max_batches)
         limit = num_batches * settings.prompts_per_step
         while self._failure is None and self._num_taken + len(self._admitted) < limit:
             item = _Admitted(built=self._source.next(), start_version=self._version)

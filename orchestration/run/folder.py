@@ -31,7 +31,7 @@ from learner.types import ScoredGroup
 from orchestration.errors import ConfigError, MachineError, RlvrError
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.storage.atomic import atomic_write
-from rollout_server.full_tensors import standalone
+from rollout_server.types import ADAPTER_WEIGHTS
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -127,10 +127,14 @@ class RunFolder:
             atomic_write(path, sink.getvalue().to_pybytes())
         return path
 
-    def write_adapter(self, files: Sequence[tuple[str, bytes]]) -> Path:
-        """Replace `adapter/` by a payload's files (name, content), as plain peft loads them.
+    def write_adapter(self, files: Sequence[tuple[str, bytes]], tied: Sequence[tuple[str, str]] = ()) -> Path:
+        """Replace `adapter/` by a payload's files, as plain peft loads them.
 
         After a crash the folder is whole: the old or the new.
+
+        Args:
+            files: (name, content).
+            tied: (name, the name its tensor is stored under): such tensors are written under both.
         """
         for name, _ in files:
             if name in ("", ".", "..") or Path(name).name != name:
@@ -140,8 +144,9 @@ class RunFolder:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             try:
-                for name, content in standalone(files):
-                    atomic_write(new / name, content)
+                for name, content in files:
+                    whole = _with_tied_names(content, tied) if tied and name == ADAPTER_WEIGHTS else content
+                    atomic_write(new / name, whole)
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise
@@ -176,6 +181,13 @@ class RunFolder:
                 if number.isdigit() and int(number) > step:  # this step's own file is replaced when it is written
                     file.unlink()
         self._first_write = False
+
+
+def _with_tied_names(content: bytes, tied: Sequence[tuple[str, str]]) -> bytes:
+    from safetensors.numpy import load, save  # what a learner trains is float32, which numpy knows
+
+    tensors = load(content)
+    return save(tensors | {name: tensors[stored] for name, stored in tied}, {"format": "pt"})
 
 
 def completions_table(

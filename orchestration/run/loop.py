@@ -127,6 +127,7 @@ class TrainingLoop:
             source=self._rooms.source,
             settings=settings,
             clock=self._clock,
+            first_version=self._first_step,
             on_progress=self._reporter.progress,
         )
 
@@ -148,7 +149,7 @@ class TrainingLoop:
         self._reporter.phase("learning", f"step {self._tally.step + 1}", None)
         with self._clock.phase("learning"):
             update = await rooms.learner.update(batch.scored_P)
-        self._tally.step += 1
+        self._tally.step = update.step
         flow.learned()
         self._reporter.phase("publishing", f"version {self._tally.step}", None)
         with self._clock.phase("publishing"):
@@ -156,7 +157,7 @@ class TrainingLoop:
             self._adapter = await rooms.learner.export_adapter()
             reports = await rooms.generator.publish(self._adapter)
             self._tally.publish_ms.append(1e3 * (time.perf_counter() - began))
-        flow.published(self._tally.step - self._first_step)
+        flow.published(update.step)
         return update, reports
 
     async def _after_step(
@@ -171,14 +172,12 @@ class TrainingLoop:
         tally, step = self._tally, self._tally.step
         tally.add(batch, update)
         row = step_row(
-            step=step,
             groups=batch.scored_P,
             update=update,
             reward_names=self._rooms.scorer.reward_names,
             strict_reward=strict.name if (strict := self._config.judges.get("strict")) else None,
             phase_seconds=grown(self._clock.seconds(), spent.seconds),
             busy_seconds=grown(self._clock.busy_seconds(), spent.busy),
-            policy_version=step - 1,
             generated_tokens=batch.num_generated_tokens,
             dropped_flat_groups=batch.num_dropped_flat,
             publish_ms=tally.publish_ms[-1],
@@ -210,7 +209,7 @@ class TrainingLoop:
                 self._rooms.scorer.reward_names,
                 update.advantages,
             )
-            self._folder.write_adapter(payload.files)
+            self._folder.write_adapter(payload.files, payload.tied)
 
         await asyncio.to_thread(write)
 
@@ -266,7 +265,7 @@ class TrainingLoop:
         if self._adapter is None:  # no step was made: the untrained adapter is still a usable one
             self._adapter = await self._rooms.learner.export_adapter()
             payload = await self._adapter.fetch()
-            await asyncio.to_thread(self._folder.write_adapter, payload.files)
+            await asyncio.to_thread(self._folder.write_adapter, payload.files, payload.tied)
         if final and not self._stop.is_set() and not self._config.save_every:
             return
         state = RunState(

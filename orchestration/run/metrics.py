@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
+from learner.types import UPDATE_METRICS, ScoredCompletion, ScoredGroup, UpdateMetrics
 
 Number = float | int | None
 
@@ -17,7 +17,7 @@ OTHER = "other"
 
 METRICS: Mapping[str, str] = {
     "step": "Number of the optimizer step, from 1.",
-    "policy_version": "Adapter version that the step's update started from.",
+    "policy_version": "Version of the policy that the update started from: updates before it, as the learner counts.",
     "reward_mean": "Mean of the totals (weighted sums of the rewards) over the scored completions.",
     "reward_std": "Standard deviation of those totals over the whole batch (divided by n).",
     "reward_group_std": "Mean over groups of the standard deviation of their totals: what there is to learn from.",
@@ -33,8 +33,6 @@ METRICS: Mapping[str, str] = {
     "response_tokens_mean": "Mean completion length, tokens.",
     "response_tokens_max": "Longest completion, tokens.",
     "truncated_fraction": "Share of completions that were cut off by the length limit.",
-    "kl_to_sampler": "Distance of the learner's log-probabilities of the sampled tokens from the sampler's, nats.",
-    "clip_fraction": "Share of tokens whose ratio was clipped.",
     "policy_age_mean": "Mean of policy_version minus the version a completion was sampled from; 0 is on-policy.",
     "policy_age_max": "The oldest completion's age, versions.",
     "generated_tokens": "Completion tokens sampled since the previous step, thrown-away groups included.",
@@ -48,18 +46,20 @@ METRICS: Mapping[str, str] = {
     "{phase}_s": "Wall time of the step that the phase is answerable for (see PhaseClock), seconds; the phases are "
     f"{', '.join((*PHASES, OTHER))}.",
     "{phase}_busy_s": "Time in which the phase was under way, seconds; these overlap when phases do.",
+    **UPDATE_METRICS,
 }
-"""Every name of a row and its meaning; `{name}` is a reward's name, `{phase}` a phase's. The learner's own figures
-(loss, grad_norm, learning_rate, entropy …) follow under the learner's names."""
+"""Every name of a row and its meaning; `{name}` is a reward's name, `{phase}` a phase's, `{of}` mean, min or max. The
+learner's own figures are among them as it gives them."""
+
+_ALWAYS_THERE = ("kl_to_sampler", "clip_fraction")
+"""Of the learner's figures those that reports show: null where its loss has them not."""
 
 
 def step_row(
-    step: int,
     groups: Sequence[ScoredGroup],
     update: UpdateMetrics,
     reward_names: Sequence[str],
     phase_seconds: Mapping[str, float],
-    policy_version: int,
     *,
     strict_reward: str | None = None,
     generated_tokens: int,
@@ -73,19 +73,23 @@ def step_row(
 
     Args:
         groups: what the step learned from, at least one group.
+        update: what the learner says of it.
         reward_names: the run's rewards, in the order of each completion's `rewards`.
         phase_seconds: what `PhaseClock.seconds` grew by.
-        policy_version: the version that the update started from, the one a strictly on-policy completion has.
         strict_reward: which reward decides whether an answer is right; None: none of them.
         busy_seconds: what `PhaseClock.busy_seconds` grew by. Without it the rate of generation is taken over its
             share of `phase_seconds`, which is right only when generation never runs beside learning.
+
+    Raises:
+        ValueError: Two figures have one name.
     """
     members = [member for group in groups for member in group.members]
+    policy_version = update.step - 1
     lengths = [len(member.completion.token_ids) for member in members]
     ages = [policy_version - member.completion.adapter_version for member in members]
     generation_s = (phase_seconds if busy_seconds is None else busy_seconds).get("generation", 0.0)
     row: dict[str, Number] = {
-        "step": step,
+        "step": update.step,
         "policy_version": policy_version,
         **_reward_figures(groups, members, reward_names, strict_reward),
         "num_groups": len(groups),
@@ -96,13 +100,11 @@ def step_row(
         "response_tokens_mean": _mean(lengths),
         "response_tokens_max": max(lengths),
         "truncated_fraction": _mean([member.truncated for member in members]),
-        "kl_to_sampler": update.values.get("kl_to_sampler"),
-        "clip_fraction": update.values.get("clip_fraction"),
         "policy_age_mean": _mean(ages),
         "policy_age_max": max(ages),
         "generated_tokens": generated_tokens,
         "rollout_tokens_per_s": _rate(generated_tokens, generation_s),
-        "learner_tokens_per_s": _rate(update.num_tokens, update.seconds),
+        "learner_tokens_per_s": update.tokens_per_s,
         "num_tokens": update.num_tokens,
         "num_distinct_tokens": update.num_distinct_tokens,
         "publish_ms": publish_ms,
@@ -111,7 +113,11 @@ def step_row(
         **{f"{phase}_s": seconds for phase, seconds in phase_seconds.items()},
         **{f"{phase}_busy_s": seconds for phase, seconds in (busy_seconds or {}).items()},
     }
-    return {**row, **{name: value for name, value in update.values.items() if name not in row}}
+    if twice := sorted(row.keys() & update.values.keys()):
+        raise ValueError(
+            f"the learner and the run both have metrics of the names {', '.join(twice)}: rename the learner's"
+        )
+    return {**row, **dict.fromkeys(_ALWAYS_THERE), **update.values}
 
 
 def _reward_figures(

@@ -13,15 +13,11 @@ from rollout_server.types import (
     Prompt,
     PublishReport,
     SamplingParams,
-    WorkerStats,
 )
 
 
 class AdapterHandle(Protocol):
     """A trained adapter wherever it lies, so that its bytes go to the workers without passing the loop."""
-
-    @property
-    def version(self) -> int: ...
 
     async def fetch(self) -> AdapterPayload: ...
 
@@ -32,8 +28,6 @@ class Generator(Protocol):
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]: ...
 
     async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]: ...
-
-    async def stats(self) -> Sequence[WorkerStats]: ...
 
 
 class Scorer(Protocol):
@@ -51,7 +45,7 @@ class Learner(Protocol):
     """The DeepSpeed learner behind one door."""
 
     async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
-        """One optimizer step; the learner's version goes up by one."""
+        """One optimizer step. The learner counts the policy's versions: the answer's `step` is the new one."""
         ...
 
     async def export_adapter(self) -> AdapterHandle: ...
@@ -62,5 +56,5 @@ class Learner(Protocol):
         ...
 
     async def load_checkpoint(self, folder: str) -> int:
-        """Goes on from one step's folder; returns the step."""
+        """Goes on from one step's folder; returns the step, which is the policy's version."""
         ...

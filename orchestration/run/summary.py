@@ -23,6 +23,7 @@ class Tally:
     """Totals so far."""
 
     step: int = 0
+    """The policy's version, as the learner last told it."""
     generated_tokens: int = 0
     learned_tokens: int = 0
     distinct_tokens: int = 0

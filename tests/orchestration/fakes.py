@@ -20,7 +20,6 @@ from rollout_server.types import (
     Prompt,
     PublishReport,
     SamplingParams,
-    WorkerStats,
 )
 
 
@@ -124,9 +123,6 @@ class PublishingGenerator(FakeGenerator):
         if adapter.version == self.unreachable_at:
             raise RuntimeError("a worker was not reached")
         self.version = adapter.version
-        return []
-
-    async def stats(self) -> Sequence[WorkerStats]:
         return []
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import math
 
 import pytest
 
@@ -94,12 +93,12 @@ async def test_publishing_in_the_middle_of_generation(served, reference):
     await served.worker.publish(reference.payload(old))
     payload = reference.payload(new, previous=old)
     old_groups = [asyncio.create_task(served.worker.generate(PROMPT, LONG)) for _ in range(2)]
-    while (await served.worker.stats()).running_requests < 8:
+    while served.worker._engine.load().running < 8:
         await asyncio.sleep(0.01)
     await served.worker.publish(payload)
     assert not any(group.done() for group in old_groups)
     new_groups = [asyncio.create_task(served.worker.generate(PROMPT, LONG)) for _ in range(2)]
-    while (await served.worker.stats()).running_requests <= 8:
+    while served.worker._engine.load().running <= 8:
         assert not all(group.done() for group in old_groups)
         await asyncio.sleep(0.01)
     for groups, version in ((old_groups, old), (new_groups, new)):
@@ -116,7 +115,6 @@ async def test_a_tampered_adapter_is_refused_and_the_current_version_stays(serve
     tampered = dataclasses.replace(other, files=reference.payload(bad, strength=0.2).files)
     with pytest.raises(AdapterMismatchError, match=rf"worker rollout-0 .* version {bad} .* differ by .* nats"):
         await served.worker.publish(tampered)
-    assert (await served.worker.stats()).adapter_version == good
     (completion,) = await served.worker.generate(PROMPT, SamplingParams(num_generations=1, max_completion_length=8))
     assert completion.adapter_version == good
     assert_sampled_from(reference, completion, PROMPT, 1.0)
@@ -137,7 +135,7 @@ async def test_an_update_that_changes_nothing_is_refused(served, reference):
     )
     with pytest.raises(StaleAdapterError, match=f"still serves adapter version {before} in place of {after}"):
         await served.worker.publish(stale)
-    assert (await served.worker.stats()).adapter_version == before
+    assert served.worker._table.current == before
 
 
 async def test_the_base_is_served_unchanged_beside_adapters(served, reference):
@@ -176,8 +174,4 @@ async def test_metrics_are_pushed(served):
     assert served.metrics
     assert all(values.keys() == names for values in served.metrics)
     assert max(values["rollout_tokens_per_s"] for values in served.metrics) > 0
-    stats = await served.worker.stats()
-    assert served.metrics[-1]["adapter_version"] == stats.adapter_version
-    assert stats.generated_tokens > 0
-    assert math.isfinite(stats.generate_busy_s)
-    assert stats.generate_busy_s > 0
+    assert served.metrics[-1]["adapter_version"] == served.worker._table.current

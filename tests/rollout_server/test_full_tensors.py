@@ -1,4 +1,4 @@
-"""What of a peft folder with whole modules goes where, read back by safetensors and peft's own writer."""
+"""What of a peft folder with whole modules goes where, read back by safetensors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,8 @@ import torch
 from safetensors.torch import load, save
 
 from rollout_server.errors import AdapterCorruptError
-from rollout_server.full_tensors import (
-    CONFIG_NAME,
-    FULL_TENSORS_NAME,
-    WEIGHTS_NAME,
-    as_served,
-    full_tensor_names,
-    standalone,
-)
-from rollout_server.types import AdapterPayload
+from rollout_server.full_tensors import FULL_TENSORS_NAME, as_served, full_tensor_names
+from rollout_server.types import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPayload
 
 MATRICES = {
     "base_model.model.model.layers.0.q_proj.lora_A.weight": torch.arange(6.0).reshape(2, 3),
@@ -31,7 +24,9 @@ WHOLE = {
 
 def payload(tensors: dict[str, torch.Tensor], modules_to_save: list[str] | None) -> AdapterPayload:
     config = json.dumps({"r": 2, "modules_to_save": modules_to_save}).encode()
-    return AdapterPayload(version=4, files=((CONFIG_NAME, config), (WEIGHTS_NAME, save(tensors, {"format": "pt"}))))
+    return AdapterPayload(
+        version=4, files=((ADAPTER_CONFIG, config), (ADAPTER_WEIGHTS, save(tensors, {"format": "pt"})))
+    )
 
 
 def test_whole_tensors_are_parted_from_the_matrices() -> None:
@@ -39,8 +34,8 @@ def test_whole_tensors_are_parted_from_the_matrices() -> None:
     served = as_served(sent)
     files = dict(served.files)
     assert served.version == 4
-    assert json.loads(files[CONFIG_NAME]) == {"r": 2, "modules_to_save": None}
-    matrices, whole = load(files[WEIGHTS_NAME]), load(files[FULL_TENSORS_NAME])
+    assert json.loads(files[ADAPTER_CONFIG]) == {"r": 2, "modules_to_save": None}
+    matrices, whole = load(files[ADAPTER_WEIGHTS]), load(files[FULL_TENSORS_NAME])
     assert matrices.keys() == MATRICES.keys()
     assert whole.keys() == {"model.embed_tokens.weight", "lm_head.weight"} == full_tensor_names(served)
     for found, expected in ((matrices, MATRICES), ({f"base_model.model.{n}": t for n, t in whole.items()}, WHOLE)):
@@ -57,18 +52,6 @@ def test_an_adapter_of_matrices_stays_as_it_is() -> None:
         assert full_tensor_names(sent) == frozenset()
 
 
-def test_a_tied_tensor_travels_once_and_is_written_under_each_of_its_names() -> None:
-    embeddings, head = "base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"
-    sent = save(MATRICES | {embeddings: WHOLE[embeddings]}, {"format": "pt", f"tied:{head}": embeddings})
-    written = dict(standalone([(CONFIG_NAME, b"tied:"), (WEIGHTS_NAME, sent)]))
-    assert written[CONFIG_NAME] == b"tied:"
-    tensors = load(written[WEIGHTS_NAME])
-    assert tensors.keys() == MATRICES.keys() | {embeddings, head}
-    assert torch.equal(tensors[head], tensors[embeddings])
-    untied = save(MATRICES | WHOLE)
-    assert standalone([(WEIGHTS_NAME, untied)]) == ((WEIGHTS_NAME, untied),)
-
-
 def test_what_is_promised_must_be_there() -> None:
     with pytest.raises(AdapterCorruptError, match=r"version 4 names modules_to_save=\['lm_head'\]"):
         as_served(payload(MATRICES, ["lm_head"]))
@@ -76,6 +59,6 @@ def test_what_is_promised_must_be_there() -> None:
 
 @pytest.mark.parametrize("weights", [b"", b"short", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]"])
 def test_broken_files_are_named(weights: bytes) -> None:
-    config = dict(payload(MATRICES, ["lm_head"]).files)[CONFIG_NAME]
+    config = dict(payload(MATRICES, ["lm_head"]).files)[ADAPTER_CONFIG]
     with pytest.raises(AdapterCorruptError, match="version 4 cannot be read"):
-        as_served(AdapterPayload(version=4, files=((CONFIG_NAME, config), (WEIGHTS_NAME, weights))))
+        as_served(AdapterPayload(version=4, files=((ADAPTER_CONFIG, config), (ADAPTER_WEIGHTS, weights))))

@@ -49,7 +49,7 @@ async def test_whole_tensors_are_served_after_generation_has_drained(whole_serve
     first = whole_reference.payload(whole_served.next_version(), strength=0.0, modules_to_save=MODULES)
     await worker.generate(PROMPT, SHORT)
     old = asyncio.create_task(worker.generate(PROMPT, LONG))
-    while (await worker.stats()).running_requests < 4:
+    while engine.load().running < 4:
         await asyncio.sleep(0.01)
     publishing = asyncio.create_task(worker.publish(first))
     while worker._admitting.is_set():

@@ -62,6 +62,21 @@ def test_a_run_that_went_back_leaves_no_later_steps(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-000004", "step-000005"]
 
 
+def test_every_new_name_is_flushed_with_the_folder_it_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the write must not take the folders that lead to it."""
+    flushed: list[Path] = []
+    flush = checkpoint._flush_folder
+    monkeypatch.setattr(checkpoint, "_flush_folder", lambda folder: (flush(folder), flushed.append(folder)))
+    root = tmp_path / "run" / "checkpoints"
+    write(root, 1)
+    assert flushed == [tmp_path, tmp_path / "run", root / ".step-000001.partial", root]
+    flushed.clear()
+    write(root, 2)
+    assert flushed == [root / ".step-000002.partial", root]
+
+
 def test_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     write(tmp_path, 3)
     write_checkpoint(tmp_path, 3, [("c.bin", b"new")], keep=1)
@@ -259,13 +274,13 @@ def beside(rank: LearnerRank, model_path: str, **settings: Any) -> Iterator[Lear
 
 
 def update(rank: LearnerRank, seed: int) -> UpdateMetrics:
-    return replace(rank.update(random_groups(seed), policy_version=0, max_staleness=0), seconds=0.0)
+    return replace(rank.update(random_groups(seed), max_staleness=99), seconds=0.0)
 
 
 def after(rank: LearnerRank, *seeds: int) -> tuple[list[UpdateMetrics], dict[str, bytes]]:
     """Metrics of the next updates, and the adapter's files (rank 0)."""
     metrics = [update(rank, seed) for seed in seeds]
-    return metrics, dict(rank.export_adapter(1).files)
+    return metrics, dict(rank.export_adapter().files)
 
 
 def save(rank: LearnerRank, folder: Path) -> str:

@@ -18,9 +18,8 @@ from learner.policy.adapter_files import adapter_files
 from learner.policy.policy import Policy, load_policy, tree_inputs, tree_logprobs
 from learner.tree.prefix_tree import build_tree
 from learner.worker import LearnerRank
-from rollout_server.full_tensors import standalone
 from tests.learner.helpers import make_rank, make_tiny_model, random_groups, run_ranks
-from tests.learner.policy.test_policy import CPU, assert_same, packed, plain, sequences
+from tests.learner.policy.test_policy import CPU, assert_same, packed, plain, sequences, trained
 
 BOTH = ("embed_tokens", "lm_head")
 CHOICES = (("embed_tokens",), ("lm_head",), BOTH)
@@ -34,14 +33,14 @@ def moved_policy(model_path: str, modules: tuple[str, ...], **settings: Any) -> 
     """A policy whose adapter and whole modules differ from the base."""
     policy = load_policy(model_path, config(modules, **settings), device=CPU, seed=0)
     torch.manual_seed(1)
-    for name, parameter in policy.adapter_parameters():
+    for name, parameter in trained(policy):
         if "lora_A" not in name:
             parameter.data += 0.05 * torch.randn_like(parameter)
     return policy
 
 
 def whole(policy: Policy) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in policy.adapter_parameters() if "lora_" not in name}
+    return {name: parameter for name, parameter in trained(policy) if "lora_" not in name}
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
@@ -113,12 +112,14 @@ def test_the_files_load_with_plain_peft(model: str, modules: tuple[str, ...], tm
     from transformers import AutoModelForCausalLM
 
     policy = moved_policy(model, modules)
-    tensors = {name.removeprefix("model."): parameter for name, parameter in policy.adapter_parameters()}
+    tensors = {name.removeprefix("model."): parameter for name, parameter in trained(policy)}
     files = adapter_files(policy.model, tensors, base_model=model)
     sent = adapter_files(policy.model, tensors, base_model=model, tied_once=True)
-    assert (sum(len(content) for _, content in sent) < sum(len(content) for _, content in files)) == is_tied(model)
-    assert weights(standalone(sent)).keys() == weights(files).keys()
-    for name, content in standalone(sent):
+    assert weights(files.files).keys() == weights(sent.files).keys() | {name for name, _ in sent.tied}
+    assert len(sent.tied) == len(weights(files.files)) - len(weights(sent.files)) == int(is_tied(model))
+    for name, stored in sent.tied:
+        assert torch.equal(weights(files.files)[name], weights(sent.files)[stored])
+    for name, content in files.files:
         (tmp_path / name).write_bytes(content)
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), tmp_path)
     token_ids = torch.tensor([sequences()[0].token_ids])
@@ -129,9 +130,9 @@ def test_the_files_load_with_plain_peft(model: str, modules: tuple[str, ...], tm
 
 def update_and_export(rank: LearnerRank) -> dict[str, Any]:
     """One update, exported before and after; what of the files moved, and the probe."""
-    before = rank.export_adapter(0)
-    rank.update(random_groups(0), policy_version=0, max_staleness=0)
-    after = rank.export_adapter(1)
+    before = rank.export_adapter()
+    rank.update(random_groups(0), max_staleness=0)
+    after = rank.export_adapter()
     if not after.files:
         return {}
     old, new = (weights(payload.files) for payload in (before, after))

@@ -22,11 +22,16 @@ CPU = torch.device("cpu")
 TEMPERATURE = 0.7
 
 
+def trained(policy: Policy) -> list[tuple[str, torch.nn.Parameter]]:
+    """Names and parameters of the adapter, in the model's order."""
+    return [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
+
+
 def make_policy(model_path: str, **settings: object) -> Policy:
     """A policy whose adapter does something: a fresh one has B = 0."""
     policy = load_policy(model_path, LearnerConfig(**settings), device=CPU, seed=0)
     torch.manual_seed(1)
-    for name, parameter in policy.adapter_parameters():
+    for name, parameter in trained(policy):
         if "lora_B" in name:
             parameter.data.normal_(std=0.1)
     return policy
@@ -46,7 +51,7 @@ Outcome = tuple[list[Tensor], dict[str, Tensor]]
 
 def gradients(policy: Policy) -> dict[str, Tensor]:
     """Of every trained parameter."""
-    found = {name: parameter.grad for name, parameter in policy.adapter_parameters() if parameter.grad is not None}
+    found = {name: parameter.grad for name, parameter in trained(policy) if parameter.grad is not None}
     policy.zero_grad()
     return found
 
@@ -147,7 +152,7 @@ def test_without_the_adapter_it_is_the_base(llama: str) -> None:
         base = tree_logprobs(fresh, inputs, temperature=1.0)[0]
     assert_close(off, base)
     assert float((on - base).abs().max()) > 1e-2
-    assert len(policy.adapter_parameters()) > 0  # switching off and on left it trainable
+    assert len(trained(policy)) > 0  # switching off and on left it trainable
 
 
 def test_only_the_adapter_trains_and_it_is_float32(llama: str) -> None:

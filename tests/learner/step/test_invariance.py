@@ -17,7 +17,7 @@ from learner.step.passes import loss_of_step, make_microbatch, run_pass
 from learner.step.plan import plan_step
 from learner.types import ScoredGroup
 from tests.learner.helpers import random_groups
-from tests.learner.policy.test_policy import CPU, make_policy
+from tests.learner.policy.test_policy import CPU, make_policy, trained
 
 LOSSES: dict[str, dict[str, object]] = {
     **{name: {"loss_type": name} for name in ("grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo")},
@@ -64,7 +64,7 @@ def gradient(policy: Policy, groups: tuple[ScoredGroup, ...], config: LearnerCon
         run_pass(
             policy, batch, plan, loss_of_step(config), temperature=1.0, entropy_threshold=threshold
         ).loss.backward()
-    return torch.cat([parameter.grad.flatten() for _, parameter in policy.adapter_parameters()])  # type: ignore[union-attr]
+    return torch.cat([parameter.grad.flatten() for _, parameter in trained(policy)])  # type: ignore[union-attr]
 
 
 def shuffled(groups: tuple[ScoredGroup, ...]) -> tuple[ScoredGroup, ...]:

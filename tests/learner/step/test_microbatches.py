@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from learner.step.microbatches import PASS_OVERHEAD_TOKENS, cut_into_microbatches, cut_into_ranks, plan_ranks
-from learner.tree.prefix_tree import LineUp, TokenSequence, count_distinct_tokens, line_up
+from learner.tree.prefix_tree import LineUp, TokenSequence, build_tree, line_up
 from tests.learner.tree.test_prefix_tree import sequences
 
 
@@ -34,7 +34,7 @@ def test_ranks_and_microbatches_hold_every_sequence_once(
     assert len(plan) == num_ranks
     assert sorted(index for rank in plan for batch in rank for index in batch) == list(range(len(given_sequences)))
     for batch in (batch for rank in plan for batch in rank):
-        size = count_distinct_tokens([given_sequences[index] for index in batch], share=share)
+        size = build_tree([given_sequences[index] for index in batch], share=share).num_tokens
         assert size <= max_tokens or len(batch) == 1
 
 

@@ -86,6 +86,12 @@ def test_an_overlong_completion_earns_less() -> None:
     assert apart.group_advantages[0] == pytest.approx((1.0, 0.0, -1.0))
 
 
+def test_a_deviation_divides_by_n_minus_ddof() -> None:
+    # Of 1 and 0, the squares add up to 1/2: over n - 1 it is 1/2, over n 1/4.
+    assert plan(LEARNS, advantage_ddof=1).advantages == pytest.approx((math.sqrt(0.5), -math.sqrt(0.5)))
+    assert plan(LEARNS, advantage_ddof=0).advantages == pytest.approx((1.0, -1.0))
+
+
 def test_a_category_has_a_deviation_of_its_own() -> None:
     easy = replace(make_group((1, 2), [(3,), (4,)], [1.0, 0.0]), category="easy")
     hard = replace(make_group((1, 5), [(6,), (7,)], [10.0, 0.0]), category="hard")

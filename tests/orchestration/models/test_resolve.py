@@ -9,7 +9,9 @@ import pytest
 
 from orchestration.errors import DataError
 from orchestration.models import resolve as models
+from orchestration.models.here import model_here
 from orchestration.models.resolve import SMOLLM2, check_model_folder, embedded_model_ready, resolve_model
+from orchestration.settings.config import load_config
 
 FILES = {"config.json": "{}", "model.safetensors": "", "tokenizer.json": "{}"}
 
@@ -73,6 +75,20 @@ def test_a_hub_model_without_weights_is_refused(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: str(folder))
     with pytest.raises(DataError, match="no weights"):
         resolve_model("owner/name")
+
+
+def test_the_hub_is_asked_for_the_revision_of_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder, asked = model_folder(tmp_path / "m"), []
+
+    def snapshot(name: str, *, revision: str | None, **_: object) -> str:
+        asked.append((name, revision))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    for overrides in ([], ["model.revision=v1.1"]):
+        config = load_config("arithmetic", ["model.name=owner/name", *overrides])
+        assert model_here(config, device="cpu", served=False) == folder
+    assert asked == [("owner/name", None), ("owner/name", "v1.1")]
 
 
 def test_without_its_package_the_embedded_model_says_what_to_install(

@@ -12,7 +12,9 @@ from rollout_server.types import SamplingParams
 from tests.orchestration.fakes import FakeClock, FakeGenerator, FakeScorer, FakeSource
 
 
-def make_flow(generator: FakeGenerator, scorer: FakeScorer | None = None, **changes: Any) -> RolloutFlow:
+def make_flow(
+    generator: FakeGenerator, scorer: FakeScorer | None = None, *, first_version: int = 0, **changes: Any
+) -> RolloutFlow:
     settings: dict[str, Any] = {
         "prompts_per_step": 2,
         "max_staleness": 0,
@@ -27,6 +29,7 @@ def make_flow(generator: FakeGenerator, scorer: FakeScorer | None = None, **chan
         source=FakeSource(),
         settings=FlowSettings(**{**settings, **changes}),
         clock=FakeClock(),
+        first_version=first_version,
     )
 
 
@@ -51,6 +54,16 @@ async def test_on_policy_flow_admits_one_batch_a_version() -> None:
     batch = await waiting
     assert names(batch) == ["p2", "p3"]
     assert {m.completion.adapter_version for g in batch.scored_P for m in g.members} == {1}
+
+
+async def test_a_flow_that_begins_later_admits_as_much_as_one_that_begins_at_0() -> None:
+    generator = FakeGenerator()
+    flow = make_flow(generator, max_staleness=1, first_version=7)
+    assert names(await flow.next_batch()) == ["p0", "p1"]
+    assert generator.started == ["p0", "p1", "p2", "p3"]
+    flow.published(8)
+    await settle()
+    assert len(generator.started) == 6
 
 
 async def test_staleness_one_keeps_one_batch_in_hand() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pyarrow import parquet
 
@@ -261,6 +262,21 @@ def test_the_adapter_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert path == tmp_path / "adapter"
     assert names_in(path) == {"adapter_config.json"}
     assert names_in(tmp_path) == {"config.yaml", "metrics.jsonl", "adapter"}
+
+
+def test_a_tied_tensor_travels_once_and_is_written_under_each_of_its_names(tmp_path: Path) -> None:
+    from safetensors.numpy import load, save
+
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    files = [
+        ("adapter_config.json", b"{}"),
+        ("adapter_model.safetensors", save({"embed_tokens": rows, "lora_A": rows})),
+    ]
+    path = open_folder(tmp_path).write_adapter(files, [("lm_head", "embed_tokens")])
+    written = load((path / "adapter_model.safetensors").read_bytes())
+    assert written.keys() == {"embed_tokens", "lora_A", "lm_head"}
+    assert np.array_equal(written["lm_head"], rows)
+    assert (path / "adapter_config.json").read_bytes() == b"{}"
 
 
 def test_an_adapter_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:

@@ -84,6 +84,15 @@ async def test_a_run_writes_its_folder(tmp_path: Path) -> None:
     assert bench.learner.seen == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
 
 
+@pytest.mark.parametrize(("every", "shown"), [(0, 0), (1, 3), (2, 2)])
+async def test_an_example_is_shown_every_so_many_steps(tmp_path: Path, every: int, shown: int) -> None:
+    bench = Bench(tmp_path / "run", example_every=every)
+    examples: list[str] = []
+    bench.reporter.example = lambda prompt, completion, rewards: examples.append(prompt)  # type: ignore[method-assign]
+    await bench.run()
+    assert len(examples) == shown
+
+
 async def test_stop_leaves_a_usable_adapter_and_a_state_to_go_on_from(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run")
     bench.reporter.on_step = bench.stop.set

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
+from learner.types import UPDATE_METRICS, ScoredCompletion, ScoredGroup, UpdateMetrics
 from orchestration.run.metrics import METRICS, OTHER, PHASES, PhaseClock, step_row
 from rollout_server.types import Completion, FinishReason
 
@@ -45,13 +45,11 @@ SECONDS = {"generation": 4.0, "scoring": 0.5, "learning": 0.5, "publishing": 0.2
 
 def row_of(groups: tuple[ScoredGroup, ...] = GROUPS, update: UpdateMetrics = UPDATE, **changes: object) -> dict:
     arguments = {
-        "step": 4,
         "groups": groups,
         "update": update,
         "reward_names": REWARDS,
         "strict_reward": "gsm8k_correctness",
         "phase_seconds": SECONDS,
-        "policy_version": 3,
         "generated_tokens": 40,
         "step_seconds": 5.5,
     }
@@ -74,6 +72,7 @@ def test_lengths_ages_and_flat_groups() -> None:
     assert row["response_tokens_mean"] == 5.0
     assert row["response_tokens_max"] == 8
     assert row["truncated_fraction"] == 0.25
+    assert (row["step"], row["policy_version"]) == (4, 3)
     assert row["policy_age_mean"] == 0.75  # 0, 0, 1, 2
     assert row["policy_age_max"] == 2
     assert row["flat_group_fraction"] == 0.5  # of the second group only one member was scored
@@ -114,9 +113,13 @@ def test_every_name_of_a_row_is_documented() -> None:
         re.escape(name).replace(r"\{name\}", f"({'|'.join(REWARDS)})").replace(r"\{phase\}", f"({'|'.join(SECONDS)})")
         for name in METRICS
     ]
-    undocumented = [name for name in row if not any(re.fullmatch(pattern, name) for pattern in patterns)]
-    assert undocumented == ["loss", "entropy"]  # the learner's own
-    assert all(name in row for name in METRICS if "{" not in name)
+    assert [name for name in row if not any(re.fullmatch(pattern, name) for pattern in patterns)] == []
+    assert all(name in row for name in METRICS.keys() - UPDATE_METRICS.keys() if "{" not in name)
+
+
+def test_a_figure_of_the_learner_never_hides_behind_one_of_the_run() -> None:
+    with pytest.raises(ValueError, match="both have metrics of the names reward_std"):
+        row_of(update=UpdateMetrics(step=1, values={"reward_std": 0.5}))
 
 
 class Time:

@@ -368,6 +368,12 @@ class TestKubeRaysSchema:
         assert not schema.is_valid(mutated)
 
 
+def test_a_job_that_has_ended_stays_as_long_as_the_settings_say(code: CodePackage) -> None:
+    ray_job = manifests(code, *SETTINGS, "hyperpod.keep_s=1234", "hyperpod.stop_timeout_s=55")["RayJob"]
+    assert ray_job["spec"]["ttlSecondsAfterFinished"] == 1234
+    assert {environment(pod).get("RAY_JOB_STOP_WAIT_TIME_S") for pod in pods(ray_job)} == {"55"}
+
+
 def test_what_a_ray_job_owns_says_so(code: CodePackage) -> None:
     owner = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "rlvr-tiny", "uid": "7"}}
     owned = owned_by(manifests(code, *SETTINGS)["Secret"], owner)

@@ -233,6 +233,12 @@ def test_a_plan_needs_no_account_and_no_network(
     assert capfd.readouterr() == ("", ""), "the SDK is quiet"
 
 
+def test_hosts_have_the_disk_that_the_settings_say(code: CodePackage) -> None:
+    backend, job = prepared(code, [*ONE_HOST, "sagemaker.volume_size_gib=321"])
+    request = backend.plan(job).request["CreateTrainingJob"]
+    assert request["ResourceConfig"]["VolumeSizeInGB"] == 321
+
+
 def test_the_services_limits_are_kept_before_it_is_asked(code: CodePackage) -> None:
     backend, job = prepared(code, [*ONE_HOST, f"job.environment={{LONG: {'x' * 513}}}"])
     with pytest.raises(ConfigError, match=r"Environment\.LONG has 513 characters, at most 512"):

@@ -10,7 +10,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -21,11 +21,12 @@ from orchestration.errors import ConfigError, SubmitError
 from orchestration.settings.config import load_config, load_settings
 from orchestration.settings.submit import MAX_NAME_CHARS
 from orchestration.submit.common.book import JobBook, JobRecord
-from orchestration.submit.common.job import job_name
-from orchestration.submit.common.package import MAX_INCLUDED_BYTES, ROOMS, packed_code
+from orchestration.submit.common.job import JobSpec, job_name
+from orchestration.submit.common.package import MAX_INCLUDED_BYTES, ROOMS, CodePackage, packed_code
 from orchestration.submit.common.paths import is_loopback, with_settings
-from orchestration.submit.ray.cluster import check_gpus, cluster_run
-from orchestration.submit.ray.local import local_run
+from orchestration.submit.hyperpod.backend import HyperPodBackend
+from orchestration.submit.ray.cluster import RayBackend, check_gpus, cluster_run
+from orchestration.submit.ray.local import LocalBackend, local_run
 
 # --- the code
 
@@ -179,6 +180,55 @@ def test_a_cluster_that_can_never_place_the_run_is_refused(nodes: list[dict[str,
 
 
 # --- names and records
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_the_clusters_gpus_are_counted_unless_that_is_switched_off(
+    check: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster that grows when it is asked for more has none at first."""
+
+    class NoGpus:
+        sent: ClassVar[list[str]] = []
+
+        def check_version(self) -> str:
+            return "2.51"
+
+        def nodes(self) -> list[dict[str, float]]:
+            return [{"CPU": 8.0}]
+
+        def submit(self, *, name: str, **_: object) -> None:
+            self.sent.append(name)
+
+    (tmp_path / "orchestration").mkdir()
+    code = CodePackage(folder=tmp_path, digest="0" * 64, num_files=1, num_bytes=4)
+    overrides = ["ray.address=http://cluster:8265", "device=cuda", f"ray.check_gpus={str(check).lower()}"]
+    settings = load_settings("tiny", overrides)
+    backend, jobs = RayBackend(settings.submit), NoGpus()
+    monkeypatch.setattr(backend, "_jobs", lambda address: jobs)
+    job = JobSpec(name="gpu", run=settings.run, code=code)
+    if check:
+        with pytest.raises(SubmitError, match="has 0 GPUs on 1 nodes"):
+            backend.submit(job, print)
+    else:
+        backend.submit(job, print)
+    assert jobs.sent == ([] if check else ["gpu"])
+
+
+STOP_WITHIN: dict[str, tuple[type[LocalBackend] | type[RayBackend] | type[HyperPodBackend], list[str]]] = {
+    "local.stop_timeout_s": (LocalBackend, []),
+    "ray.stop_timeout_s": (RayBackend, ["ray.address=http://cluster:8265"]),
+    "hyperpod.stop_timeout_s": (HyperPodBackend, ["hyperpod.address=sagemaker_ray://cluster/namespace"]),
+}
+
+
+@pytest.mark.parametrize("key", STOP_WITHIN)
+def test_ray_gives_a_stopped_job_as_long_as_the_settings_say(key: str, tmp_path: Path) -> None:
+    backend, overrides = STOP_WITHIN[key]
+    settings = load_settings("tiny", [*overrides, f"{key}=77"])
+    code = CodePackage(folder=tmp_path, digest="0" * 64, num_files=1, num_bytes=4)
+    plan = backend(settings.submit).plan(JobSpec(name="rlvr-tiny", run=settings.run, code=code))
+    assert plan.request["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "77"
 
 
 def test_names_fit_every_place() -> None:

@@ -191,6 +191,7 @@ async def test_errors_name_the_place_and_keep_the_input_to_themselves(client: ht
     ("settings", "items", "status", "limit"),
     [
         ({"max_body_bytes": 1024}, [item("x" * 1024)], 413, "max_body_bytes = 1024"),
+        ({"max_bodies_bytes": 1024}, [item("x" * 1024)], 429, "max_bodies_bytes = 1024"),
         ({"max_items": 2}, [item()] * 3, 422, "max_items = 2"),
         ({"max_text_chars": 100}, [item(), item("x" * 101)], 422, "max_text_chars = 100"),
         ({"max_text_chars": 100}, [item(prompt="x" * 101)], 422, "max_text_chars = 100"),
@@ -210,6 +211,13 @@ async def test_limits_are_named(
         response = await client.post("/v1/score", content=body if declared else pieces())
     assert response.status_code == status
     assert limit in response.json()["detail"]
+
+
+def test_a_reward_may_have_a_deadline_of_its_own() -> None:
+    settings = ServiceSettings(**FEW, deadline_s=5.0, deadlines_s={"gsm8k_format": 0.5})
+    assert settings.deadline_of("gsm8k_format", 20.0) == 0.5
+    assert settings.deadline_of("another", 20.0) == 20.0  # what the reward itself asks for
+    assert settings.deadline_of("another", None) == 5.0
 
 
 async def test_a_body_that_does_not_come_is_not_waited_for() -> None:

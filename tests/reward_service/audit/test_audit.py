@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,32 @@ def test_a_commit_whose_answer_got_lost_is_not_repeated(store: AuditStore) -> No
     assert verify(store).head == before
     store.append(drafted(batch(2)), session="another", messages=3)
     assert verify(store).num_records == 8
+
+
+@pytest.mark.parametrize("busy_timeout_s", [0.01, 30.0])
+def test_another_writers_transaction_is_waited_for_as_long_as_the_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy_timeout_s: float
+) -> None:
+    """Whoever has the time to wait writes when the other is done; whoever has not is told."""
+    path = str(tmp_path / "audit.sqlite3")
+    settings = AuditSettings(database=path, busy_timeout_s=busy_timeout_s)
+    store = AuditStore(settings.database, busy_timeout_s=settings.busy_timeout_s)
+    store.create()
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    done = threading.Timer(0.5, other.rollback)
+    done.start()
+    try:
+        if busy_timeout_s < 0.5:
+            with pytest.raises(AuditError, match="locked"):
+                store.append(drafted(batch(0)), session="s", messages=1)
+        else:
+            store.append(drafted(batch(0)), session="s", messages=1)
+            assert verify(store).num_records == 2
+    finally:
+        done.join()
+        other.close()
+        store.close()
 
 
 def test_two_writers_do_not_fork_the_chain(database: str) -> None:

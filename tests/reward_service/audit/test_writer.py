@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,8 @@ from reward_service.audit.records import Head
 from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
 from reward_service.audit.verify import Verification, verify
-from reward_service.audit.wire import FLUSH, FrameReader, Status, frame
+from reward_service.audit.wire import FLUSH, FrameReader, Start, Status, frame
+from reward_service.audit.writer import Writer
 from reward_service.errors import AuditError, AuditUnavailableError
 from tests.reward_service.audit.audit_cases import batch
 
@@ -222,6 +224,31 @@ async def test_what_a_full_disk_leaves_out_at_the_end_is_an_error(database: str)
     with pytest.raises(AuditError, match="the decisions of 1 requests are not in the audit log"):
         await handle.close(0.2)
     assert is_gone(pid)
+
+
+@pytest.mark.parametrize(("drain_timeout_s", "attempts"), [(1.5, 3), (10.0, 11)])
+def test_what_a_server_that_is_gone_left_is_tried_for_so_long(
+    database: str, monkeypatch: pytest.MonkeyPatch, drain_timeout_s: float, attempts: int
+) -> None:
+    """A scripted clock: the writer tries once a second."""
+    now, tried = [100.0], []
+
+    class FullDisk:
+        def append(self, *_: object, **__: object) -> Head:
+            tried.append(now[0])
+            raise AuditError("the disk is full")
+
+    monkeypatch.setattr("reward_service.audit.writer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("reward_service.audit.writer.time.sleep", lambda s: now.__setitem__(0, now[0] + s))
+    settings = AuditSettings(database=database, drain_timeout_s=drain_timeout_s)
+    ours, theirs = socket.socketpair()
+    start = Start(settings.model_dump_json(), "session", "1.0")
+    with ours, theirs:
+        writer = Writer(ours, FrameReader(), start, parent_pid=-1)  # nobody's: its server is gone
+        monkeypatch.setattr(writer, "_store", FullDisk())
+        with pytest.raises(AuditError, match="the service has ended, 0 records are lost"):
+            writer._commit()
+    assert len(tried) == attempts
 
 
 async def test_a_writer_that_is_behind_is_not_waited_for(database: str) -> None:

@@ -281,6 +281,14 @@ async def test_the_same_again_is_no_second_call(endpoint: Endpoint) -> None:
     assert len(endpoint.bodies) == 1 + 4 + 2
 
 
+@pytest.mark.parametrize(("cache_entries", "calls"), [(0, 4), (1, 4), (2, 2)])
+async def test_the_last_so_many_grades_are_kept(endpoint: Endpoint, cache_entries: int, calls: int) -> None:
+    async with judge_at(endpoint.url, cache_entries=cache_entries) as judge:
+        for completion in ("c", "d", "c", "d"):
+            await judge.grade(Task(completion), params())
+    assert len(endpoint.bodies) == calls
+
+
 async def test_the_same_at_once_is_one_call(endpoint: Endpoint) -> None:
     endpoint.script = lambda body, number: grade(7, after_s=0.1)
     async with judge_at(endpoint.url) as judge:

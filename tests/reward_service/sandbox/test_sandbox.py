@@ -467,6 +467,35 @@ def test_the_scratch_folder_is_small(backend: Any) -> None:
     assert value(outcome) == "True"
 
 
+def test_files_and_descriptors_are_as_many_and_as_large_as_the_settings_say(backend: Any) -> None:
+    code = """
+        def f():
+            opened = []
+            with open("/tmp/large", "wb") as file:
+                try:
+                    for _ in range(8):
+                        file.write(b"x" * 2**20)
+                        file.flush()
+                    large = True
+                except OSError:
+                    large = False
+            try:
+                for _ in range(40):
+                    opened.append(open("/dev/null"))
+                many = True
+            except OSError:
+                many = False
+            return f"{large} {many}"
+        """
+    for changes, expected in (
+        ({}, "True True"),
+        ({"file_mb": 4}, "False True"),
+        ({"scratch_mb": 4}, "False True"),
+        ({"open_files": 24}, "True False"),
+    ):
+        assert value(attack(backend, code, settings=SETTINGS.model_copy(update=changes))) == expected, changes
+
+
 # Rights
 
 

@@ -1,0 +1,21 @@
+"""What vLLM is told of our settings. No vLLM here."""
+
+from __future__ import annotations
+
+from rollout_server.config import RolloutConfig
+from rollout_server.engine_settings import engine_arguments
+
+
+def test_the_tokens_of_an_engine_step_are_vllms_choice_unless_set() -> None:
+    assert "max_num_batched_tokens" not in engine_arguments("model", RolloutConfig(), "cpu", seed=0)
+    bounded = RolloutConfig(max_num_batched_tokens=512)
+    assert engine_arguments("model", bounded, "cuda", seed=0)["max_num_batched_tokens"] == 512
+
+
+def test_memory_is_a_size_on_cpus_and_a_share_on_gpus() -> None:
+    config = RolloutConfig(kv_cache_gib=0.5, gpu_memory_utilization=0.7)
+    on_cpu, on_gpu = (engine_arguments("model", config, device, seed=0) for device in ("cpu", "cuda"))
+    assert on_cpu["kv_cache_memory_bytes"] == 2**29
+    assert "gpu_memory_utilization" not in on_cpu
+    assert on_gpu["gpu_memory_utilization"] == 0.7
+    assert "kv_cache_memory_bytes" not in on_gpu
