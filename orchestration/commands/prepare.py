@@ -13,25 +13,33 @@ from orchestration.data.problems import ANSWER_PREFIX
 from orchestration.errors import DataError, MachineError
 from orchestration.settings.config import RunConfig
 from orchestration.storage.atomic import atomic_write
+from orchestration.storage.cache import Progress, ignore_progress
 from orchestration.storage.s3 import parse, upload
 from orchestration.types import Problem
 
 TRAIN_FILE, VALIDATION_FILE = "train.jsonl", "validation.jsonl"
 
 
-def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None) -> list[str]:
+def prepare(
+    config: RunConfig, *, out: Path | None, upload_to: str | None, progress: Progress = ignore_progress
+) -> list[str]:
     """Write the training problems, with the examples among them, and the held-out ones, in GSM8K's format.
 
     Args:
         out: a folder; None with `upload_to`: nothing stays here.
         upload_to: s3://BUCKET/PREFIX that both files are put below.
+        progress: told what is being done.
 
-    Returns: where the two lie, on S3 if they were put there.
+    Returns:
+        Where the two lie, on S3 if they were put there.
 
-    Raises DataError when a problem cannot be said in that format, or S3 refuses; MachineError when the disk does.
+    Raises:
+        DataError: a problem cannot be said in that format, or S3 refuses.
+        MachineError: the disk refuses.
     """
     if upload_to is not None:
         parse(upload_to)
+    progress(f"reading the problems of {config.recipe}", 0.0)
     problems = load_problems(config.data)
     contents = {
         TRAIN_FILE: to_jsonl((*problems.shots, *problems.train)),
@@ -48,7 +56,8 @@ def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None) -> li
         if upload_to is None:
             return [str(folder / name) for name in contents]
         places = [str(parse(upload_to).below(name)) for name in contents]
-        for name, place in zip(contents, places, strict=True):
+        for number, (name, place) in enumerate(zip(contents, places, strict=True)):
+            progress(f"putting {name} at {place}", (1 + number) / (1 + len(places)))
             upload(folder / name, place)
     return places
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,9 @@ def test_the_contenders_agree() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)["figures"]
+    figures = json.loads(done.stdout)["figures"]  # standard output holds that alone
+    for phase in ("loading and warming up tree_on", "loading and warming up trl"):
+        assert re.search(rf"^rlvr: {phase} \d+%, [\d.]+ s$", done.stderr, re.MULTILINE), done.stderr
     assert figures["distinct_tokens"] < figures["total_tokens"]
     assert figures["tree_on_grad_norm"] == pytest.approx(figures["trl_grad_norm"], rel=1e-3)
     for name in ("ratio_to_trl", "memory_ratio_to_trl", "tree_speedup", "share_of_floor"):
