@@ -14,7 +14,8 @@ from safetensors.torch import load, save
 from rollout_server.errors import FullTensorsError
 from rollout_server.types import AdapterPayload, Prompt, SamplingParams
 from rollout_server.worker import RolloutWorker
-from tests.rollout_server.conftest import Reference, Served, make_config, save_tiny_model
+from tests.models import word_model
+from tests.rollout_server.conftest import Reference, Served, make_config
 from tests.rollout_server.test_engine import LONG, assert_sampled_from
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
@@ -27,9 +28,7 @@ SHORT = SamplingParams(num_generations=1, max_completion_length=8)
 
 @pytest.fixture(scope="module")
 def whole_reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    model_path = tmp_path_factory.mktemp("odd-vocabulary")
-    save_tiny_model(model_path, VOCABULARY_SIZE)
-    return Reference(model_path=model_path, folder=tmp_path_factory.mktemp("whole-adapters"))
+    return Reference(model_path=word_model(VOCABULARY_SIZE), folder=tmp_path_factory.mktemp("whole-adapters"))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

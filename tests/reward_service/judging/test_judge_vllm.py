@@ -18,48 +18,18 @@ from reward_service.judging.grade import Judge
 from reward_service.judging.judge import Params, make_judge_reward
 from reward_service.judging.settings import JudgeSettings
 from reward_service.rewards.base import Task
+from tests.models import byte_model
 
 START_S = 240.0
-TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
-
-
-def save_byte_model(folder: Path) -> None:
-    """A random model whose tokens are the bytes, so that it can write JSON."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    words = ["<eos>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", chat_template=TEMPLATE
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(words),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=8192,
-        eos_token_id=0,
-        pad_token_id=1,
-        tie_word_embeddings=False,
-    )
-    Qwen2ForCausalLM(config).float().save_pretrained(folder)
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    save_byte_model(tmp_path / "model")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--model", str(tmp_path / "model"), "--served-model-name", "m", "--max-model-len", "8192"]
+    command += ["--model", str(byte_model()), "--served-model-name", "m", "--max-model-len", "8192"]
     command += ["--dtype", "float32", "--enforce-eager"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     with (tmp_path / "log").open("wb") as log:
