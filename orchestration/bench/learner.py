@@ -195,7 +195,7 @@ _Round = Mapping[str, Mapping[str, float]]
 
 def _round(number: int, turns: Mapping[str, _Turn], begin: Callable[[str], None]) -> _Round:
     measured = {}
-    for name in turns if number % 2 == 0 else reversed(turns):  # nobody is always first
+    for name in turns if number % 2 == 0 else reversed(list(turns)):  # nobody is always first
         begin(f"measuring {name}, round {number + 1}")
         measured[name] = turns[name].take()
     return measured
