@@ -129,6 +129,11 @@ async def served(reference: Reference, tmp_path_factory: pytest.TempPathFactory)
     assert list(adapter_dir.iterdir()) == []
 
 
+async def running(worker: RolloutWorker, count: int) -> bool:
+    """Whether at least so many requests are running."""
+    return (await worker.stats()).running_requests >= count
+
+
 @pytest.fixture
 def run_root(tmp_path: Path) -> Path:
     root = tmp_path / "shm"

@@ -15,8 +15,9 @@ from rollout_server.errors import FullTensorsError
 from rollout_server.types import AdapterPayload, Prompt, SamplingParams
 from rollout_server.worker import RolloutWorker
 from tests.models import word_model
-from tests.rollout_server.conftest import Reference, Served, make_config
+from tests.rollout_server.conftest import Reference, Served, make_config, running
 from tests.rollout_server.test_engine import LONG, assert_sampled_from
+from tests.waiting import until_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -48,11 +49,9 @@ async def test_whole_tensors_are_served_after_generation_has_drained(whole_serve
     first = whole_reference.payload(whole_served.next_version(), strength=0.0, modules_to_save=MODULES)
     await worker.generate(PROMPT, SHORT)
     old = asyncio.create_task(worker.generate(PROMPT, LONG))
-    while (await worker.stats()).running_requests < 4:
-        await asyncio.sleep(0.01)
+    await until_async(lambda: running(worker, 4))
     publishing = asyncio.create_task(worker.publish(first))
-    while worker._admitting.is_set():
-        await asyncio.sleep(0.001)
+    await until_async(lambda: not worker._admitting.is_set())
     assert not old.done()
     new = asyncio.create_task(worker.generate(PROMPT, SHORT))
     report = await publishing

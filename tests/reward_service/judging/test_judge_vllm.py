@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import socket
@@ -19,6 +18,7 @@ from reward_service.judging.judge import Params, make_judge_reward
 from reward_service.judging.settings import JudgeSettings
 from reward_service.rewards.base import Task
 from tests.models import byte_model
+from tests.waiting import until_async
 
 START_S = 240.0
 
@@ -45,22 +45,19 @@ def url(tmp_path: Path) -> Iterator[str]:
             server.wait(30)
 
 
-async def ready(url: str) -> None:
-    async with asyncio.timeout(START_S), httpx.AsyncClient(trust_env=False) as client:
-        while True:
-            try:
-                if (await client.get(f"{url}/models")).is_success:
-                    return
-            except httpx.TransportError:
-                pass  # asked again until the time is over
-            await asyncio.sleep(0.5)
+async def is_ready(url: str) -> bool:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        try:
+            return (await client.get(f"{url}/models")).is_success
+        except httpx.TransportError:
+            return False  # asked again until the time is over
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
 async def test_vllm_holds_the_model_to_the_schema(url: str) -> None:
-    await ready(url)
+    await until_async(lambda: is_ready(url), START_S, poll_s=0.5)
     settings = JudgeSettings(base_url=url, model="m", max_tokens=3000, timeout_s=120)
     judge = Judge(make_judge_reward(settings), deadline_s=240)
     # A string ends by chance, one byte in some 250: with 3000 tokens a sample is cut off once in 100,000.
