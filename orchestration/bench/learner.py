@@ -103,9 +103,16 @@ def run(options: LearnerBench, progress: Progress) -> dict[str, Any]:
 
 
 def make_groups(options: LearnerBench, model_path: Path) -> tuple[ScoredGroup, ...]:
-    """Prompts of the article's layout; completions of random tokens, half to all of `completion_length` long.
+    """Make the batch: real prompts; completions of random tokens, half to all of `completion_length` long.
 
     What a token is does not change the work; random ones share no beginning, which is the tree's worst case.
+
+    Args:
+        options: How many, how long, and where the problems come from.
+        model_path: Has the tokenizer and the size of the vocabulary.
+
+    Returns:
+        Groups whose rewards differ, so that none is left out of the step.
     """
     data: DataConfig = ArithmeticData(num_shots=options.shots, num_eval=1, difficulty=(3, 4, 5))
     if options.data_file is not None:

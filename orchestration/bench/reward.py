@@ -108,7 +108,16 @@ def _item(problem: Problem, number: int) -> dict[str, Any]:
 
 
 def make_bodies(items: Sequence[dict[str, Any]], batch: int, rewards: Sequence[str]) -> tuple[bytes, ...]:
-    """The items in requests of `batch`, as many as there are, at most 256."""
+    """Encode items as bodies of `/v1/score`.
+
+    Args:
+        items: What `make_items` makes.
+        batch: Items of one request.
+        rewards: Names of the rewards that every request asks for.
+
+    Returns:
+        At most 256 bodies; what fills no whole request is left out.
+    """
     request = {"rewards": [{"name": name} for name in rewards], "run_id": "bench", "policy_version": 1}
     return tuple(
         msgspec.json.encode({**request, "items": items[start : start + batch]})

@@ -200,9 +200,13 @@ def _settings(
 
 
 def random_adapter(model_path: Path, *, rank: int) -> AdapterPayload:
-    """A peft adapter with random weights on all seven projections of a Llama-like model, made from its configuration.
+    """Make a peft adapter with random weights on all seven projections of a Llama-like model.
 
     B is small: what is measured does not depend on the weights, but log-probabilities should stay finite.
+
+    Args:
+        model_path: A folder whose configuration gives the shapes.
+        rank: Of the adapter.
     """
     import numpy as np
     from safetensors.numpy import save

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -53,14 +54,21 @@ def test_many_short_phases_are_not_silence(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(module, "SHORT_S", 60.0)
     stream = io.StringIO()
     with progress_printer(stream) as progress:
-        begin = counted(progress, 2)
+        numbers = itertools.count()
 
         def said() -> bool:
-            begin(f"phase {os.urandom(4).hex()}")
-            return "phase" in stream.getvalue()
+            progress(f"phase {next(numbers)}", 0.5)
+            return "rlvr: phase" in stream.getvalue()
 
         until(said)
-    assert "100%" in stream.getvalue()
+
+
+def test_pieces_of_work_are_counted_when_they_begin() -> None:
+    told: list[tuple[str, float]] = []
+    begin = counted(lambda message, share: told.append((message, share)), 2)
+    for message in ("loading", "measuring", "measuring again"):
+        begin(message)
+    assert told == [("loading", 0.0), ("measuring", 0.5), ("measuring again", 1.0)]
 
 
 def test_a_terminal_has_one_line_that_is_cleared_at_the_end() -> None:
