@@ -225,8 +225,12 @@ def _prepare(arguments: argparse.Namespace) -> int:
         raise ConfigError("where to? give --out FOLDER, --upload s3://BUCKET/PREFIX, or both")
     config = load_config(*_recipe_and_overrides(arguments.words))
     from orchestration.commands.prepare import prepare
+    from orchestration.report.progress import progress_printer
 
-    print(prepare(config, out=None if arguments.out is None else Path(arguments.out), upload_to=arguments.upload))
+    out = None if arguments.out is None else Path(arguments.out)
+    with progress_printer(sys.stderr) as progress:
+        settings = prepare(config, out=out, upload_to=arguments.upload, progress=progress)
+    print(settings)
     return 0
 
 
@@ -249,7 +253,7 @@ def _bench_run(arguments: argparse.Namespace) -> int:
     from orchestration.bench import rollout, run_bench, sync
 
     measure = {"rollout": rollout.run, "sync": sync.run}[arguments.name]
-    return run_bench(arguments.name, lambda: measure(arguments.overrides), as_json=arguments.json)
+    return run_bench(arguments.name, lambda progress: measure(arguments.overrides, progress), as_json=arguments.json)
 
 
 def _bench_learner(arguments: argparse.Namespace) -> int:
@@ -257,17 +261,17 @@ def _bench_learner(arguments: argparse.Namespace) -> int:
 
     given = vars(arguments)
     options = learner.LearnerBench(**{name: given[name] for name in learner.LearnerBench.__slots__})
-    return run_bench("learner", lambda: learner.run(options), as_json=arguments.json)
+    return run_bench("learner", lambda progress: learner.run(options, progress), as_json=arguments.json)
 
 
 def _bench_reward(arguments: argparse.Namespace) -> int:
     from orchestration.bench import reward, reward_soak, run_bench
 
     if arguments.soak is not None:
-        return run_bench("soak", lambda: reward_soak.run(arguments.soak), as_json=arguments.json)
+        return run_bench("soak", lambda progress: reward_soak.run(arguments.soak, progress), as_json=arguments.json)
     given = vars(arguments)
     options = reward.RewardBench(**{name: given[name] for name in reward.RewardBench.__slots__})
-    return run_bench("reward", lambda: reward.run(options), as_json=arguments.json)
+    return run_bench("reward", lambda progress: reward.run(options, progress), as_json=arguments.json)
 
 
 def _positive(text: str) -> int:

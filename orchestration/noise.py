@@ -6,17 +6,21 @@ reads `rlvr eval --json` must find one JSON object on standard output and nothin
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 
 @contextmanager
-def noise_to_file(prefix: str) -> Iterator[Path]:
-    """Send descriptors 1 and 2 to a new log file for the length of the block; yields the file's path.
+def noise_to_file(prefix: str) -> Iterator[TextIO]:
+    """Send descriptors 1 and 2 to a new log file for the length of the block.
+
+    Yields standard error as it was before, for what a person should read meanwhile.
 
     The file is removed when the block ends well, and kept, its path said on standard error, when it does not.
     """
@@ -29,13 +33,20 @@ def noise_to_file(prefix: str) -> Iterator[Path]:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
-        yield path
+        with _text(os.dup(saved[1])) as stderr:
+            yield stderr
     except BaseException:
         _restore(saved)
         print(f"rlvr: what the libraries said is in {path}", file=sys.stderr)
         raise
     _restore(saved)
     path.unlink(missing_ok=True)
+
+
+def _text(descriptor: int) -> TextIO:
+    """Unbuffered, so that closing it cannot fail over what was written to a reader that went away."""
+    raw = os.fdopen(descriptor, "wb", buffering=0)
+    return io.TextIOWrapper(raw, encoding=sys.stderr.encoding, errors="backslashreplace", write_through=True)
 
 
 def _restore(saved: tuple[int, int]) -> None:

@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import tomllib
 import urllib.request
 import venv
@@ -29,6 +28,7 @@ from typing import Any
 import pytest
 
 from tests.dockerfiles import ROOT, Dockerfile, Instruction, let_through
+from tests.waiting import until
 
 DOCKERFILE = Dockerfile(ROOT / "docker" / "reward_service.Dockerfile")
 LOCK = ROOT / "requirements-reward.lock"
@@ -220,11 +220,12 @@ def test_the_image_scores_by_http_and_ends_in_order(
 ) -> None:
     process, port, key = service
     health = [str(image), str(ROOT / "docker" / "healthcheck.py"), str(port)]
-    deadline = time.monotonic() + 60
-    while subprocess.run(health, capture_output=True, timeout=30, check=False).returncode != 0:
+
+    def is_healthy() -> bool:
         assert process.poll() is None, (tmp_path / "log").read_text()
-        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
-        time.sleep(0.2)
+        return subprocess.run(health, capture_output=True, timeout=30, check=False).returncode == 0
+
+    until(is_healthy, 60, poll_s=0.2, told=(tmp_path / "log").read_text)
     for reward, item in ITEMS.items():
         answer = post(port, key, {"rewards": [{"name": reward}], "items": [{"id": "0", "prompt": "", **item}]})
         decision = answer["results"][0]["rewards"][reward]

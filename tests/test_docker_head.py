@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import pytest
 import yaml
 
 from tests.dockerfiles import ROOT
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
@@ -94,10 +94,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def eventually(check: Callable[[], bool], *, head: Head, limit_s: float = 60) -> None:
-    deadline = time.monotonic() + limit_s
-    while not check():
-        assert time.monotonic() < deadline, (head.folder / "log").read_text()
-        time.sleep(0.3)
+    until(check, limit_s, poll_s=0.3, told=(head.folder / "log").read_text)
 
 
 def read(url: str) -> tuple[int, str]:

@@ -8,19 +8,30 @@ from typing import Any
 
 from orchestration.errors import RlvrError
 from orchestration.noise import noise_to_file
+from orchestration.report.progress import progress_printer
+from orchestration.storage.cache import Progress
 
 
-def run_bench(name: str, measure: Callable[[], dict[str, Any]], *, as_json: bool) -> int:
-    """Run a benchmark and print `machine`, `settings` and `figures` (flat: name → number).
+def run_bench(name: str, measure: Callable[[Progress], dict[str, Any]], *, as_json: bool) -> int:
+    """Run a benchmark and print what it measured; standard error says how far it is.
 
-    Raises RlvrError with one sentence when it cannot be measured.
+    Args:
+        name: Of the benchmark.
+        measure: Returns `machine`, `settings` and `figures` (flat: name → number), and reports its progress.
+        as_json: Print one JSON object instead of lines for a person.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        RlvrError: It cannot be measured.
     """
     from learner.errors import LearnerError
     from rollout_server.errors import RolloutError
 
     try:
-        with noise_to_file(f"rlvr-bench-{name}-"):
-            result = measure()
+        with noise_to_file(f"rlvr-bench-{name}-") as stderr, progress_printer(stderr) as progress:
+            result = measure(progress)
     except (LearnerError, RolloutError) as error:
         raise RlvrError(str(error)) from error
     print(json.dumps(result) if as_json else _readable(result))

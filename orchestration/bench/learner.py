@@ -15,7 +15,7 @@ import json
 import multiprocessing
 import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ from orchestration.errors import RlvrError
 from orchestration.machine.facts import collect
 from orchestration.models.resolve import resolve_model
 from orchestration.models.tokenizer import load_tokenizer
+from orchestration.report.progress import counted
+from orchestration.storage.cache import Progress
 from rollout_server.types import Completion, FinishReason
 
 START_TIMEOUT_S, STEP_TIMEOUT_S = 600.0, 3600.0
@@ -62,9 +64,18 @@ class LearnerBench:
     """GSM8K's training file; generated problems if unset."""
 
 
-def run(options: LearnerBench) -> dict[str, Any]:
-    """Measure; returns `machine`, `settings` and `figures`. Raises RlvrError when there is nothing fair to compare."""
-    model_path = resolve_model(options.model, None)
+def run(options: LearnerBench, progress: Progress) -> dict[str, Any]:
+    """Measure one step of each contender, in turns.
+
+    Returns:
+        `machine`, `settings` and `figures`.
+
+    Raises:
+        RlvrError: There is nothing fair to compare, or a contender died.
+    """
+    begin = counted(progress, 1 + len(CONTENDERS) * (1 + options.rounds))
+    begin(f"preparing the model {options.model} and its prompts")
+    model_path = resolve_model(options.model, progress=progress)
     device = "cuda" if collect().gpus else "cpu"
     groups = make_groups(options, model_path)
     setting = Setting(
@@ -78,8 +89,11 @@ def run(options: LearnerBench) -> dict[str, Any]:
     )
     os.environ.update(CPU_ENVIRONMENT)  # for all contenders alike; ours get it from orchestration
     with ExitStack() as stack:
-        turns = {name: stack.enter_context(_contender(name, setting, groups)) for name in CONTENDERS}
-        rounds = [_round(number, turns) for number in range(options.rounds)]
+        turns = {}
+        for name in CONTENDERS:
+            begin(f"loading and warming up {name}")
+            turns[name] = stack.enter_context(_contender(name, setting, groups))
+        rounds = [_round(number, turns, begin) for number in range(options.rounds)]
     _check_same_work(rounds, GRAD_NORM_TOLERANCE[setting.dtype])
     floor = multiply_adds(model_path, sequences_of(groups), gradient_checkpointing=options.gradient_checkpointing)
     return {
@@ -90,9 +104,16 @@ def run(options: LearnerBench) -> dict[str, Any]:
 
 
 def make_groups(options: LearnerBench, model_path: Path) -> tuple[ScoredGroup, ...]:
-    """Prompts of the article's layout; completions of random tokens, half to all of `completion_length` long.
+    """Make the batch: real prompts; completions of random tokens, half to all of `completion_length` long.
 
     What a token is does not change the work; random ones share no beginning, which is the tree's worst case.
+
+    Args:
+        options: How many, how long, and where the problems come from.
+        model_path: Has the tokenizer and the size of the vocabulary.
+
+    Returns:
+        Groups whose rewards differ, so that none is left out of the step.
     """
     data: Task = Arithmetic(num_shots=options.shots, num_eval=1, difficulty=(3, 4, 5))
     if options.data_file is not None:
@@ -180,9 +201,12 @@ def _contender(name: str, setting: Setting, groups: tuple[ScoredGroup, ...]) -> 
 _Round = Mapping[str, Mapping[str, float]]
 
 
-def _round(number: int, turns: Mapping[str, _Turn]) -> _Round:
-    names = list(turns) if number % 2 == 0 else list(turns)[::-1]  # nobody is always first
-    return {name: turns[name].take() for name in names}
+def _round(number: int, turns: Mapping[str, _Turn], begin: Callable[[str], None]) -> _Round:
+    measured = {}
+    for name in turns if number % 2 == 0 else reversed(list(turns)):  # nobody is always first
+        begin(f"measuring {name}, round {number + 1}")
+        measured[name] = turns[name].take()
+    return measured
 
 
 def _check_same_work(rounds: Sequence[_Round], tolerance: float) -> None:

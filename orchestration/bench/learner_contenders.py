@@ -37,7 +37,14 @@ class Setting:
 
 
 def serve(name: str, setting: Setting, groups: tuple[ScoredGroup, ...], connection: Any) -> None:
-    """Process entry: load, warm up, say so, then one step for every message, until the other side closes."""
+    """Process entry: load, warm up, say so, then one step for every message, until the other side closes.
+
+    Args:
+        name: One of `CONTENDERS`.
+        setting: The same for all of them.
+        groups: The batch of every measured step.
+        connection: Takes ("ready", {}), then ("done", figures) for every message, or ("failed", why).
+    """
     import torch
 
     torch.set_num_threads(setting.threads)
@@ -141,7 +148,14 @@ def _trl(setting: Setting, groups: tuple[ScoredGroup, ...], connection: Any) -> 
 def make_trl_trainer(
     setting: Setting, groups: Sequence[ScoredGroup], next_batch: Callable[[], Sequence[ScoredGroup]], callbacks: Any
 ) -> Any:
-    """TRL's `GRPOTrainer` on our policy's model and adapter, whose generation hands out `next_batch()`."""
+    """Construct TRL's `GRPOTrainer` on our policy's model and adapter.
+
+    Args:
+        setting: Precision, device and checkpointing.
+        groups: Say how many sequences a step has.
+        next_batch: Called in place of generation.
+        callbacks: Of transformers' trainer.
+    """
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer

@@ -12,12 +12,17 @@ from learner.tree.prefix_tree import PrefixTree, TokenSequence, build_tree
 
 
 def multiply_adds(model_path: Path, sequences: Sequence[TokenSequence], *, gradient_checkpointing: bool) -> float:
-    """Of one step over the tree's distinct tokens, with a frozen base and a LoRA adapter on its linear layers.
+    """Multiply-adds of one step over the tree's distinct tokens, with a frozen base and LoRA on its linear layers.
 
     Forward: every linear layer, the adapter, and the query-key pairs that attention sees, twice (scores, and values).
     Backward: towards the input of every frozen layer as much again; of the adapter twice its forward (input and
     weights); of attention twice its forward. Under gradient checkpointing one more forward of the layers. The output
     head, over the positions that predict a completion token: its logits and their gradient towards the hidden state.
+
+    Args:
+        model_path: A folder whose configuration gives the shapes; no weights are read.
+        sequences: The batch.
+        gradient_checkpointing: Whether the layers' forward pass is done a second time.
     """
     import torch
     import transformers

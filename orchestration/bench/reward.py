@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from orchestration.data.task import Task
 from orchestration.data.tasks.arithmetic import Arithmetic
 from orchestration.data.tasks.gsm8k import Gsm8k
 from orchestration.errors import RlvrError
+from orchestration.report.progress import counted
+from orchestration.storage.cache import Progress
 from orchestration.types import Problem
 from reward_service.audit.settings import AuditSettings
 from reward_service.child import start_in_subprocess
@@ -57,20 +59,30 @@ class RewardBench:
     """GSM8K's training file; generated problems if unset."""
 
 
-def run(options: RewardBench) -> dict[str, Any]:
-    """Measure; returns `machine`, `settings` and `figures`. RlvrError when an answer is not what it should be."""
+def run(options: RewardBench, progress: Progress) -> dict[str, Any]:
+    """Measure the service beside an echo and the bare functions.
+
+    Returns:
+        `machine`, `settings` and `figures`.
+
+    Raises:
+        RlvrError: An answer is not what it should be.
+    """
+    begin = counted(progress, 2 + options.rounds + (len(BATCHES) * len(CLIENTS) if options.sweep else 0))
+    begin("measuring the bare functions")
     items = make_items(options)
     figures: dict[str, float] = {"in_process_items_per_s": _in_process(items)}
     with ExitStack() as stack:
+        begin("starting the services")
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="rlvr-bench-reward-")))
         ports = {
             "plain": stack.enter_context(_service(folder, "plain")),
             "audit": stack.enter_context(_service(folder, "audit", audit=AuditSettings(database=str(folder / "a.db")))),
         }
         echo = stack.enter_context(echo_server())
-        figures |= _headline(options, items, ports, echo)
+        figures |= _headline(options, items, ports, echo, begin)
         if options.sweep:
-            figures |= _sweep(options, items, ports, echo)
+            figures |= _sweep(options, items, ports, echo, begin)
     return {"machine": machine_line(), "settings": asdict(options), "figures": figures}
 
 
@@ -96,7 +108,16 @@ def _item(problem: Problem, number: int) -> dict[str, Any]:
 
 
 def make_bodies(items: Sequence[dict[str, Any]], batch: int, rewards: Sequence[str]) -> tuple[bytes, ...]:
-    """The items in requests of `batch`, as many as there are, at most 256."""
+    """Encode items as bodies of `/v1/score`.
+
+    Args:
+        items: What `make_items` makes.
+        batch: Items of one request.
+        rewards: Names of the rewards that every request asks for.
+
+    Returns:
+        At most 256 bodies; what fills no whole request is left out.
+    """
     request = {"rewards": [{"name": name} for name in rewards], "run_id": "bench", "policy_version": 1}
     return tuple(
         msgspec.json.encode({**request, "items": items[start : start + batch]})
@@ -129,43 +150,41 @@ def _service(folder: Path, name: str, **settings: Any) -> Iterator[int]:
 
 
 def _headline(
-    options: RewardBench, items: Sequence[dict[str, Any]], ports: dict[str, int], echo: int
+    options: RewardBench,
+    items: Sequence[dict[str, Any]],
+    ports: Mapping[str, int],
+    echo: int,
+    begin: Callable[[str], None],
 ) -> dict[str, float]:
     bodies = make_bodies(items, HEADLINE_BATCH, PAIR)
     careful = make_bodies(items, HEADLINE_BATCH, (*PAIR, "hangs"))
     hanging = tuple(_hanging(body, how) for body, how in zip(careful[:2], (SLEEPS, SPINS), strict=True))
 
-    def measure(
-        port: int, path: str, sent: tuple[bytes, ...], hang: tuple[bytes, ...] = (), factor: int = 1
-    ) -> Outcome:
-        outcome = run_load(
-            Load(
-                host="127.0.0.1",
-                port=port,
-                path=path,
-                bodies=sent,
-                batch=HEADLINE_BATCH,
-                num_clients=HEADLINE_CLIENTS,
-                seconds=factor * options.seconds,
-                hanging=hang,
-            )
+    def load(port: int, path: str, sent: tuple[bytes, ...], hang: tuple[bytes, ...] = (), factor: int = 1) -> Load:
+        return Load(
+            host="127.0.0.1",
+            port=port,
+            path=path,
+            bodies=sent,
+            batch=HEADLINE_BATCH,
+            num_clients=HEADLINE_CLIENTS,
+            seconds=factor * options.seconds,
+            hanging=hang,
         )
-        if path == "/v1/score":
-            _check(outcome, hangs=bool(hang))
-        return outcome
 
-    measure(ports["plain"], "/v1/score", bodies)  # warms up
-    rounds = [
-        {
-            "echo": measure(echo, "/echo", bodies),
-            "plain": measure(ports["plain"], "/v1/score", bodies),
-            "echo_msgspec": measure(echo, "/echo_msgspec", bodies),
-            "audit": measure(ports["audit"], "/v1/score", bodies),
-            "careful": measure(ports["plain"], "/v1/score", careful, factor=2),
-            "hanging": measure(ports["plain"], "/v1/score", careful, hanging, factor=2),
-        }
-        for _ in range(options.rounds)
-    ]
+    loads = {
+        "echo": load(echo, "/echo", bodies),
+        "plain": load(ports["plain"], "/v1/score", bodies),
+        "echo_msgspec": load(echo, "/echo_msgspec", bodies),
+        "audit": load(ports["audit"], "/v1/score", bodies),
+        "careful": load(ports["plain"], "/v1/score", careful, factor=2),
+        "hanging": load(ports["plain"], "/v1/score", careful, hanging, factor=2),
+    }
+    _checked(loads["plain"])  # warms up
+    rounds = []
+    for number in range(options.rounds):
+        begin(f"measuring the headline, round {number + 1} of {options.rounds}")
+        rounds.append({name: _checked(one) for name, one in loads.items()})
     rate = {name: statistics.median(_rate(one[name]) for one in rounds) for name in rounds[0]}
     hung = [one["hanging"] for one in rounds]
     return {
@@ -184,6 +203,13 @@ def _headline(
         "longest_ms_beside_hanging": max(one.percentile_ms(1.0) for one in hung),
         "longest_ms_of_hanging": 1000 * max(max(one.hanging_latencies_s, default=0.0) for one in hung),
     }
+
+
+def _checked(load: Load) -> Outcome:
+    outcome = run_load(load)
+    if load.path == "/v1/score":
+        _check(outcome, hangs=bool(load.hanging))
+    return outcome
 
 
 def _hanging(body: bytes, how: str) -> bytes:
@@ -212,11 +238,18 @@ def _check(outcome: Outcome, *, hangs: bool) -> None:
         raise RlvrError(f"{num_timeouts} items timed out, {len(outcome.hanging_latencies_s)} were to")
 
 
-def _sweep(options: RewardBench, items: Sequence[dict[str, Any]], ports: dict[str, int], echo: int) -> dict[str, float]:
+def _sweep(
+    options: RewardBench,
+    items: Sequence[dict[str, Any]],
+    ports: Mapping[str, int],
+    echo: int,
+    begin: Callable[[str], None],
+) -> dict[str, float]:
     figures: dict[str, float] = {}
     for batch in BATCHES:
         bodies = make_bodies(items, batch, PAIR)
         for num_clients in CLIENTS:
+            begin(f"sweeping, batches of {batch} by {num_clients} clients")
             for name, port, path in (
                 ("plain", ports["plain"], "/v1/score"),
                 ("audit", ports["audit"], "/v1/score"),

@@ -58,7 +58,11 @@ class Outcome:
 
 
 def run_load(load: Load) -> Outcome:
-    """Runs it in a new process; RlvrError if that fails."""
+    """Run a load in a new process.
+
+    Raises:
+        RlvrError: The process failed, died, or did not end in time.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_main, args=(load, theirs), daemon=True)

@@ -27,6 +27,7 @@ import psutil
 from orchestration.bench.machine import machine_line
 from orchestration.bench.reward_servers import SLEEPS, SPINS
 from orchestration.errors import RlvrError
+from orchestration.storage.cache import Progress
 from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
 from reward_service.audit.verify import verify
@@ -68,13 +69,20 @@ def misbehaves(completion: str, reference: Mapping[str, Any] | None, params: obj
     return 0.0
 
 
-def run(seconds: float) -> dict[str, Any]:
-    """Soak; returns `machine`, `settings` and `figures`. RlvrError if an accepted item was not answered as it must."""
+def run(seconds: float, progress: Progress) -> dict[str, Any]:
+    """Soak for so many seconds.
+
+    Returns:
+        `machine`, `settings` and `figures`.
+
+    Raises:
+        RlvrError: An accepted item was not answered as it must be, or the audit log is damaged.
+    """
     with TemporaryDirectory(prefix="rlvr-bench-soak-") as name:
         folder = Path(name)
         audit = AuditSettings(database=str(folder / "audit.db"))
         with _service(folder, audit) as service:
-            counts, samples = asyncio.run(_soak(service, seconds))
+            counts, samples = asyncio.run(_soak(service, seconds, progress))
             restarts = _restarts(service)
             children = psutil.Process(service.process.pid).children(recursive=True)
             service.process.send_signal(signal.SIGTERM)
@@ -120,7 +128,9 @@ def _service(folder: Path, audit: AuditSettings) -> Iterator[RunningService]:
         yield service
 
 
-async def _soak(service: RunningService, seconds: float) -> tuple[Counter[str], list[tuple[float, float, float]]]:
+async def _soak(
+    service: RunningService, seconds: float, progress: Progress
+) -> tuple[Counter[str], list[tuple[float, float, float]]]:
     """Counts, and samples of (time, resident MiB of the server, of all its processes)."""
     counts: Counter[str] = Counter()
     samples: list[tuple[float, float, float]] = []
@@ -128,7 +138,7 @@ async def _soak(service: RunningService, seconds: float) -> tuple[Counter[str], 
     async with httpx.AsyncClient(timeout=90, trust_env=False) as client, asyncio.TaskGroup() as group:
         for number in range(NUM_CLIENTS):
             group.create_task(_client(client, service.url, random.Random(number), end, counts))
-        group.create_task(_sample(service.process.pid, end, samples))
+        group.create_task(_sample(service.process.pid, seconds, samples, progress))
     return counts, samples
 
 
@@ -178,9 +188,11 @@ def _check(items: Sequence[dict[str, Any]], results: Sequence[dict[str, Any]], c
             counts["wrong"] += rewards["misbehaves"]["score"] is not None
 
 
-async def _sample(pid: int, end: float, samples: list[tuple[float, float, float]]) -> None:
+async def _sample(pid: int, seconds: float, samples: list[tuple[float, float, float]], progress: Progress) -> None:
     server = psutil.Process(pid)
-    while time.monotonic() < end:
+    began = time.monotonic()
+    while (passed_s := time.monotonic() - began) < seconds:
+        progress("soaking", passed_s / seconds)
         await asyncio.sleep(_SAMPLE_S)
         resident = [server.memory_info().rss]
         for child in server.children(recursive=True):

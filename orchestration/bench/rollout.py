@@ -29,7 +29,9 @@ from orchestration.concurrency import gather_or_cancel
 from orchestration.data.source import PromptSource
 from orchestration.machine import doctor
 from orchestration.models.resolve import resolve_model
+from orchestration.report.progress import counted
 from orchestration.settings.config import RunConfig, load_config
+from orchestration.storage.cache import Progress
 from rollout_server.types import AdapterPayload, AdapterVersion, Completion, Prompt, SamplingParams
 
 NUM_ROUNDS = 5
@@ -58,20 +60,35 @@ class _Round:
     vllm_base: float
 
 
-def run(overrides: Sequence[str]) -> dict[str, Any]:
-    """Measure; returns `machine`, `settings` and `figures`. Raises RlvrError or the rooms' errors."""
+def run(overrides: Sequence[str], progress: Progress) -> dict[str, Any]:
+    """Measure a worker and plain vLLM side by side.
+
+    Args:
+        overrides: A recipe, if one is named first, and settings, as for `rlvr train`.
+        progress: Told what is being done.
+
+    Returns:
+        `machine`, `settings` and `figures`.
+
+    Raises:
+        RlvrError: The machine or a setting does not allow it.
+        RolloutError: An engine failed.
+    """
     words = list(overrides)
     recipe = words.pop(0) if words and "=" not in words[0] else "arithmetic"
     config = load_config(recipe, [*(f"{name}={value}" for name, value in _FIXED.items()), *words])
     doctor.require_machine(config)
-    return asyncio.run(_measure(config))
+    return asyncio.run(_measure(config, progress))
 
 
-async def _measure(config: RunConfig) -> dict[str, Any]:
-    model_path = resolve_model(config.model.name, config.model.revision)
+async def _measure(config: RunConfig, progress: Progress) -> dict[str, Any]:
+    begin = counted(progress, 3 + 3 * (NUM_ROUNDS + 1))
+    begin(f"preparing the model {config.model.name} and its prompts")
+    model_path = resolve_model(config.model.name, config.model.revision, progress=progress)
     prompts, sampling = _workload(config, model_path)
     payload = random_adapter(model_path, rank=config.learner.lora.r)
     async with AsyncExitStack() as stack:
+        begin("starting Ray and a rollout worker")
         cluster = Cluster(config, run_id=f"bench-rollout-{os.getpid()}")
         stack.push_async_callback(cluster.shutdown)
         placement = cluster.connect()
@@ -80,12 +97,13 @@ async def _measure(config: RunConfig) -> dict[str, Any]:
         adapter = _write_adapter(payload, Path(folder))
         for worker in generator.workers:
             await worker.call(RolloutActor.publish, timeout_s=config.rollout.publish_timeout_s)(payload)
+        begin("starting plain vLLM")
         plain = await asyncio.to_thread(
             PlainVllm, str(model_path), config.rollout, placement.device, config.seed * 1000
         )
         stack.callback(plain.shutdown)
         rounds = [
-            await _round(number, prompts[number], sampling, generator.generate, plain, adapter)
+            await _round(number, prompts[number], sampling, generator.generate, plain, adapter, begin)
             for number in range(NUM_ROUNDS + 1)
         ]
     return {
@@ -113,6 +131,7 @@ async def _round(
     generate: _Generate,
     plain: PlainVllm,
     adapter: AdapterVersion,
+    begin: Callable[[str], None],
 ) -> _Round:
     async def worker_lora() -> float:
         return await _tokens_per_s(gather_or_cancel(generate(prompt, sampling) for prompt in prompts))
@@ -126,7 +145,11 @@ async def _round(
     turns = [("worker_lora", worker_lora), ("vllm_lora", vllm_lora), ("vllm_base", vllm_base)]
     if number % 2:  # nobody is always the one that goes first
         turns.reverse()
-    return _Round(**{name: await turn() for name, turn in turns})
+    rates = {}
+    for name, turn in turns:
+        begin(f"measuring {name}, round {number} of {NUM_ROUNDS}" if number else f"warming up {name}")
+        rates[name] = await turn()
+    return _Round(**rates)
 
 
 async def _tokens_per_s(groups: Awaitable[Sequence[Sequence[Completion]]]) -> float:
@@ -176,9 +199,13 @@ def _settings(
 
 
 def random_adapter(model_path: Path, *, rank: int) -> AdapterPayload:
-    """A peft adapter with random weights on all seven projections of a Llama-like model, made from its configuration.
+    """Make a peft adapter with random weights on all seven projections of a Llama-like model.
 
     B is small: what is measured does not depend on the weights, but log-probabilities should stay finite.
+
+    Args:
+        model_path: A folder whose configuration gives the shapes.
+        rank: Of the adapter.
     """
     import numpy as np
     from safetensors.numpy import save

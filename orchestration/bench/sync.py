@@ -31,7 +31,9 @@ from orchestration.concurrency import gather_or_cancel
 from orchestration.data.source import PromptSource
 from orchestration.machine import doctor
 from orchestration.models.resolve import resolve_model
+from orchestration.report.progress import counted
 from orchestration.settings.config import RunConfig, load_config
+from orchestration.storage.cache import Progress
 from rollout_server.types import EngineStep, PublishReport, SamplingParams
 
 NUM_UPDATES = 8
@@ -40,22 +42,38 @@ QUIET_S = 8.0
 """Undisturbed generation before each update, seconds."""
 
 
-def run(overrides: Sequence[str]) -> dict[str, Any]:
-    """Measure; returns `machine`, `settings` and `figures`. Raises RlvrError or the rooms' errors."""
+def run(overrides: Sequence[str], progress: Progress) -> dict[str, Any]:
+    """Measure publishing while generation runs.
+
+    Args:
+        overrides: A recipe, if one is named first, and settings, as for `rlvr train`.
+        progress: Told what is being done.
+
+    Returns:
+        `machine`, `settings` and `figures`.
+
+    Raises:
+        RlvrError: The machine or a setting does not allow it.
+        RolloutError: An engine failed.
+        LearnerError: A learner rank failed.
+    """
     words = list(overrides)
     recipe = words.pop(0) if words and "=" not in words[0] else "arithmetic"
     # Requests go on while versions change, so what is learned from may be one version old.
     config = load_config(recipe, ["dashboard=false", "max_staleness=1", *words])
     doctor.require_machine(config)
-    return asyncio.run(_measure(config))
+    return asyncio.run(_measure(config, progress))
 
 
-async def _measure(config: RunConfig) -> dict[str, Any]:
+async def _measure(config: RunConfig, progress: Progress) -> dict[str, Any]:
+    begin = counted(progress, 3 + NUM_UPDATES)
+    begin(f"preparing the model {config.model.name} and its prompts")
     problems = config.data.load()
-    model_path = resolve_model(config.model.name, config.model.revision)
+    model_path = resolve_model(config.model.name, config.model.revision, progress=progress)
     builder = make_prompt_builder(config, problems, model_path)
     source = PromptSource(problems.train, builder.build, config.seed)
     async with AsyncExitStack() as stack:
+        begin("starting Ray, the vLLM engines and the learner ranks")
         cluster = Cluster(config, run_id=f"bench-sync-{os.getpid()}")
         stack.push_async_callback(cluster.shutdown)
         placement = cluster.connect()
@@ -68,6 +86,7 @@ async def _measure(config: RunConfig) -> dict[str, Any]:
         publish_ms: list[float] = []
         reports: list[PublishReport] = []
         for number in range(NUM_UPDATES + 1):
+            begin(f"publishing, update {number} of {NUM_UPDATES}" if number else "warming up")
             began = time.monotonic()
             await asyncio.sleep(QUIET_S)
             quiet += await _steps(generator, began, time.monotonic())

@@ -22,12 +22,14 @@ from orchestration.machine.placement import place
 from orchestration.models.dequantized import served_model
 from orchestration.models.resolve import resolve_model
 from orchestration.noise import noise_to_file
+from orchestration.report.progress import progress_printer
 from orchestration.run.evaluation import evaluate
 from orchestration.run.folder import CONFIG_FILE
 from orchestration.run.intervals import bootstrap_mean
 from orchestration.run.rewards import check_rewards
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.settings.tree import recipe_names
+from orchestration.storage.cache import Progress
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
 from rollout_server.errors import RolloutError
@@ -38,6 +40,9 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """Answer held-out problems greedily through vLLM.
 
+    With learner.quantization, said by the settings or by the run folder the adapter lies in, the dequantised base is
+    served, as in that run.
+
     Args:
         model: embedded name, local folder or hub id.
         adapter: a peft folder, or None for the base model.
@@ -45,14 +50,16 @@ def run_evaluation(
         limit: use only the first so many problems.
         overrides: settings, as for `rlvr train`.
 
-    With learner.quantization, said by the settings or by the run folder the adapter lies in, the dequantised base is
-    served, as in that run. Returns strict and lenient accuracy with 95 % bootstrap intervals, and counts. Raises
-    RlvrError for the user.
+    Returns:
+        Strict and lenient accuracy with 95 % bootstrap intervals, and counts.
+
+    Raises:
+        RlvrError: one sentence for the user.
     """
     config = evaluation_config(model=model, adapter=adapter, data=data, limit=limit, overrides=overrides)
     try:
-        with noise_to_file("rlvr-eval-"):
-            return asyncio.run(_evaluate(config, adapter))
+        with noise_to_file("rlvr-eval-") as stderr, progress_printer(stderr) as progress:
+            return asyncio.run(_evaluate(config, adapter, progress))
     except (LearnerError, RolloutError, RewardServiceError, ServiceStartError) as error:
         raise RlvrError(str(error)) from error
 
@@ -104,20 +111,24 @@ def base_settings(adapter: Path) -> list[str]:
     return [f"learner.{key}={json.dumps(learner[key])}" for key in keys if key in learner]
 
 
-async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
+async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress) -> dict[str, Any]:
     from orchestration.cluster.local import local_generator, read_adapter  # loads torch and vllm
 
     doctor.require_machine(config)
     device = place(config, num_gpus=len(collect().gpus)).device
+    progress("reading the problems", 0.0)
     problems = config.data.load()
     await asyncio.to_thread(check_rewards, config, problems)
-    model_path = await asyncio.to_thread(resolve_model, config.model.name, config.model.revision)
-    served = await asyncio.to_thread(served_model, model_path, config, device=device)
+    progress(f"preparing the model {config.model.name}", 0.0)
+    name, revision = config.model.name, config.model.revision
+    model_path = await asyncio.to_thread(resolve_model, name, revision, progress=progress)
+    served = await asyncio.to_thread(served_model, model_path, config, device=device, progress=progress)
     builder = make_prompt_builder(config, problems, model_path)
     held_out = builder.build_all(problems.eval)
     trained = None if adapter is None else read_adapter(Path(adapter))
     async with AsyncExitStack() as stack:
         logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-eval-"))
+        progress("starting the reward service and the vLLM engine", 0.0)
         client = await stack.enter_async_context(reward_client(config, Path(logs)))
         generator = await stack.enter_async_context(
             local_generator(model_path=served, config=config.rollout, device=device, seed=config.seed)
@@ -129,6 +140,7 @@ async def _evaluate(config: RunConfig, adapter: str | None) -> dict[str, Any]:
             judges=make_judges(config, client, run_id="eval"),
             problems=held_out.prompts,
             sampling=training_sampling(config, builder),
+            on_progress=lambda done, total: progress(f"answering, {done} of {total} problems", done / total),
         )
     figures: dict[str, Any] = {
         "model": config.model.name,

@@ -15,6 +15,7 @@ from orchestration.data.problems import Problems
 from orchestration.errors import DataError, MachineError
 from orchestration.settings.config import RunConfig
 from orchestration.storage.atomic import atomic_write
+from orchestration.storage.cache import Progress, ignore_progress
 from orchestration.storage.s3 import parse, upload
 from orchestration.types import Problem
 from reward_service.types import ANSWER_PREFIX
@@ -22,7 +23,7 @@ from reward_service.types import ANSWER_PREFIX
 TRAIN_FILE, VALIDATION_FILE = "train.jsonl", "validation.jsonl"
 
 
-def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None) -> str:
+def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None, progress: Progress = ignore_progress) -> str:
     """Write the training problems, with the examples among them, and the held-out ones.
 
     Problems with answer lines are written in GSM8K's format, others in one that the task `table` reads.
@@ -31,15 +32,20 @@ def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None) -> st
         config: the run whose task is written.
         out: a folder; None with `upload_to`: nothing stays here.
         upload_to: s3://BUCKET/PREFIX that both files are put below.
+        progress: told what is being done.
 
-    Returns: the settings by which a run reads the files, those on S3 if they were put there.
+    Returns:
+        The settings by which a run reads the files, those on S3 if they were put there.
 
-    Raises DataError when a problem cannot be said in that format, or S3 refuses; MachineError when the disk does.
+    Raises:
+        DataError: a problem cannot be said in that format, or S3 refuses.
+        MachineError: the disk refuses.
     """
     if upload_to is not None:
         parse(upload_to)
+    progress(f"reading the problems of {config.recipe}", 0.0)
     problems = config.data.load()
-    train, validation = _put(_contents(config, problems), out=out, upload_to=upload_to)
+    train, validation = _put(_contents(config, problems), out=out, upload_to=upload_to, progress=progress)
     files = f"data.train_file={train} data.eval_file={validation}"
     if isinstance(config.data, AnswerLineTask):
         return f"data.kind=gsm8k {files}"
@@ -68,7 +74,7 @@ def _contents(config: RunConfig, problems: Problems) -> dict[str, bytes]:
     }
 
 
-def _put(contents: dict[str, bytes], *, out: Path | None, upload_to: str | None) -> list[str]:
+def _put(contents: dict[str, bytes], *, out: Path | None, upload_to: str | None, progress: Progress) -> list[str]:
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-data-")))
         try:
@@ -80,7 +86,8 @@ def _put(contents: dict[str, bytes], *, out: Path | None, upload_to: str | None)
         if upload_to is None:
             return [str(folder / name) for name in contents]
         places = [str(parse(upload_to).below(name)) for name in contents]
-        for name, place in zip(contents, places, strict=True):
+        for number, (name, place) in enumerate(zip(contents, places, strict=True)):
+            progress(f"putting {name} at {place}", (1 + number) / (1 + len(places)))
             upload(folder / name, place)
     return places
 

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 
 def run(config: RunConfig, *, as_json: bool = False) -> int:
-    """Print everything found for `config`; returns 1 when something needed is missing, else 0."""
+    """Print everything found for `config`.
+
+    Args:
+        config: The run that is to fit this machine.
+        as_json: Print one JSON object instead of a table.
+
+    Returns:
+        The exit status: 1 when something needed is missing.
+    """
     facts, needs, findings = examine(config)
     findings += [*check_model(config), *check_data(config)]
     failed = any(finding.level is Level.MISSING for finding in findings)

@@ -88,7 +88,12 @@ class MachineFacts:
 
 
 def collect(*, shm: Path = Path("/dev/shm"), run_dir: Path = Path("runs")) -> MachineFacts:
-    """Read the machine. Takes well under a second; on a machine with GPUs, as long as `nvidia-smi` takes."""
+    """Read the machine. Takes well under a second; on a machine with GPUs, as long as `nvidia-smi` takes.
+
+    Args:
+        shm: Shared memory, where adapters lie.
+        run_dir: Where runs are kept; its file system is looked at, the folder need not be there.
+    """
     gpus, gpu_problem = _gpus()
     libraries = {name: version for name in LIBRARIES if (version := _version(name)) is not None}
     memory, available = _memory(Path("/sys/fs/cgroup"))
@@ -123,9 +128,14 @@ def file_system(path: Path) -> FileSystem:
 
 
 def parse_gpus(text: str, visible: str | None) -> list[Gpu]:
-    """GPUs from `nvidia-smi --query-gpu=… --format=csv,noheader,nounits`, those of CUDA_VISIBLE_DEVICES if it is set.
+    """Read what `nvidia-smi --query-gpu=… --format=csv,noheader,nounits` printed.
 
-    Like CUDA, the list ends at the first entry that names no GPU: `""` and `"-1"` hide them all.
+    Args:
+        text: Its output, a line for each GPU.
+        visible: CUDA_VISIBLE_DEVICES, None if it is not set.
+
+    Returns:
+        The visible GPUs. Like CUDA, the list ends at the first entry that names none: `""` and `"-1"` hide them all.
     """
     gpus = []
     for line in filter(None, map(str.strip, text.splitlines())):

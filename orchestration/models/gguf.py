@@ -13,11 +13,16 @@ from orchestration.storage.cache import Progress
 
 
 def convert_gguf(gguf_file: Path, folder: Path, progress: Progress) -> None:
-    """Dequantise the file's weights and write them with configuration, tokenizer and chat template into `folder`.
+    """Write a GGUF file as a model folder: weights, dequantised, configuration, tokenizer and chat template.
 
     Weights are stored in bfloat16. Q4_1 keeps 4 bits of a weight within its block of 32, an error of some 7 % of its
     size; bfloat16 adds 0.1 % (relative norm 1.3e-3 measured), so float32 would double the file and keep nothing more.
     Sampler and learner read the same file, so they agree on the rounding.
+
+    Args:
+        gguf_file: What is read.
+        folder: Written into; it must be there.
+        progress: Told what is being done, and the share that is done.
     """
     progress(f"reading {gguf_file.name}", 0.1)
     with no_progress_bars():

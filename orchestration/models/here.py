@@ -11,11 +11,20 @@ from orchestration.settings.config import RunConfig
 
 
 def model_here(config: RunConfig, *, device: Literal["cpu", "cuda"], served: bool) -> Path:
-    """Folder of the base model, or with `served` of what vLLM serves of it.
+    """Prepare the run's model on this node, unless that was done.
 
     Processes of one node that ask at the same time wait for the first (the cache has locks).
 
-    Raises DataError: one line, what is missing or unreachable on this node.
+    Args:
+        config: The run.
+        device: Where the learner quantises, if it does.
+        served: What vLLM serves of the base model, rather than the base model itself.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: one line, what is missing or unreachable on this node.
     """
     base = resolve_model(config.model.name, config.model.revision)
     return served_model(base, config, device=device) if served else base

@@ -34,8 +34,6 @@ def resolve_model(
     revision: str | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
-    *,
-    verify: bool = False,
 ) -> Path:
     """Return a folder with the model's configuration, weights and tokenizer.
 
@@ -44,7 +42,6 @@ def resolve_model(
         revision: hub revision; without meaning for the others.
         cache_dir: where embedded models are kept; `cache_root()` if None. Hub models go to the hub's own cache.
         progress: told what is done and the share done.
-        verify: check an embedded model's SHA-256 sums even if sizes and times are as they were.
 
     Raises:
         DataError: one line: what is missing or unreachable, and what to do.
@@ -52,12 +49,12 @@ def resolve_model(
     report = progress or ignore_progress
     root = (cache_dir or cache_root()) / "models"
     if name == SMOLLM2:
-        return _smollm2(root, report, verify)
+        return _smollm2(root, report)
     if name == TINY:
         from orchestration.models.tiny import tiny_model
         from orchestration.models.tiny_settings import TinySettings
 
-        return tiny_model(TinySettings(), root, report, verify=verify)
+        return tiny_model(TinySettings(), root, report)
     if name.startswith(SCHEME):
         fetched = fetch_folder(name, "model.name", cache_dir, report)
         check_model_folder(fetched)
@@ -95,14 +92,14 @@ def check_model_folder(folder: Path) -> None:
         )
 
 
-def embedded_model_ready(name: str, cache_dir: Path | None = None) -> bool:
-    """Whether an embedded model could be made or is cached, without loading a heavy library."""
+def embedded_model_ready(name: str) -> bool:
+    """Whether what an embedded model is made from is here, without loading a heavy library."""
     if name == SMOLLM2:
         return _gguf_file() is not None
     return name == TINY
 
 
-def _smollm2(root: Path, progress: Progress, verify: bool) -> Path:
+def _smollm2(root: Path, progress: Progress) -> Path:
     gguf_file = _gguf_file()
     if gguf_file is None:
         raise DataError(
@@ -116,13 +113,11 @@ def _smollm2(root: Path, progress: Progress, verify: bool) -> Path:
 
         convert_gguf(gguf_file, folder, progress)
 
-    return _prepared(
-        root, SMOLLM2, settings_hash(package, gguf_file.stat().st_size, _CONVERSION), build, progress, verify
-    )
+    return _prepared(root, SMOLLM2, settings_hash(package, gguf_file.stat().st_size, _CONVERSION), build, progress)
 
 
-def _prepared(root: Path, name: str, key: str, build: Callable[[Path], None], progress: Progress, verify: bool) -> Path:
-    folder = cached_folder(root / f"{name}-{key}", build, verify=verify, progress=progress)
+def _prepared(root: Path, name: str, key: str, build: Callable[[Path], None], progress: Progress) -> Path:
+    folder = cached_folder(root / f"{name}-{key}", build, progress=progress)
     progress(f"{name} is ready in {folder}", 1.0)
     return folder
 

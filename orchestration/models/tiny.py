@@ -19,14 +19,13 @@ _VERSION = 1
 """Raise it when the training code changes: folders made before are then made again."""
 
 
-def tiny_model(settings: TinySettings, root: Path, progress: Progress, *, verify: bool = False) -> Path:
+def tiny_model(settings: TinySettings, root: Path, progress: Progress) -> Path:
     """The tiny model with these settings, made now unless it is in the cache.
 
     Args:
         settings: How it is made.
         root: The cache folder.
         progress: Told what is being done, and the share that is done.
-        verify: Compare what is in the cache with its checksums first.
 
     Returns:
         Its folder.
@@ -41,6 +40,6 @@ def tiny_model(settings: TinySettings, root: Path, progress: Progress, *, verify
 
         make_tiny_model(settings, folder, progress)
 
-    folder = cached_folder(root / f"tiny-{key}", build, verify=verify, progress=progress)
+    folder = cached_folder(root / f"tiny-{key}", build, progress=progress)
     progress(f"tiny is ready in {folder}", 1.0)
     return folder

@@ -11,7 +11,8 @@ from orchestration.errors import DataError
 def load_tokenizer(model_path: Path) -> Any:
     """The tokenizer in a model's folder.
 
-    Raises DataError when there is none that loads.
+    Raises:
+        DataError: there is none that loads.
     """
     from transformers import AutoTokenizer
 

@@ -12,9 +12,14 @@ __all__ = ["Level", "Reporter", "make_reporter"]
 
 
 def make_reporter(stream: TextIO | None = None) -> Reporter:
-    """The live view when `stream` (standard output if unset) is a terminal that can show it, else plain lines.
+    """Choose how a run is shown.
 
-    `TERM=dumb` and an encoding other than UTF-8 mean plain lines; `NO_COLOR` keeps the live view, without colours.
+    Args:
+        stream: Where to; standard output if unset.
+
+    Returns:
+        The live view when `stream` is a terminal that can show it, else plain lines. `TERM=dumb` and an encoding other
+        than UTF-8 mean plain lines; `NO_COLOR` keeps the live view, without colours.
     """
     stream = sys.stdout if stream is None else stream
     dumb = os.environ.get("TERM", "dumb").lower() in ("", "dumb", "unknown")

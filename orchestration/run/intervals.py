@@ -24,10 +24,6 @@ class Interval:
         if not self.low <= self.high:
             raise ValueError(f"an interval from {self.low} to {self.high} is upside down")
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 def bootstrap_mean(values: Sequence[bool | float], *, seed: int) -> Interval:
     """95 % percentile bootstrap interval of a mean (Efron 1979), by `scipy.stats.bootstrap`.

@@ -40,9 +40,7 @@ def settings_hash(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
-def cached_folder(
-    folder: Path, build: Callable[[Path], None], *, verify: bool = False, progress: Progress = ignore_progress
-) -> Path:
+def cached_folder(folder: Path, build: Callable[[Path], None], *, progress: Progress = ignore_progress) -> Path:
     """Return `folder`, complete: built now if it is missing or broken, otherwise as it lies there.
 
     Two processes that want the same folder do not build it twice: one waits. A build that dies leaves no half folder.
@@ -50,18 +48,17 @@ def cached_folder(
     Args:
         folder: its final place; the parent is made if need be.
         build: fills the empty folder it is given.
-        verify: read all files and compare SHA-256, rather than sizes and modification times alone.
         progress: told when it waits for another process and when a broken folder is made again.
 
     Raises:
         DataError: the cache cannot be written, or another process has held the lock for `LOCK_TIMEOUT_S`.
     """
-    if is_intact(folder, verify=verify):
+    if is_intact(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _lock(folder.parent / f".{folder.name}.lock", progress):
-            if not is_intact(folder, verify=verify):
+            if not is_intact(folder):
                 _rebuild(folder, build, progress)
     except OSError as error:
         raise DataError(
@@ -70,11 +67,11 @@ def cached_folder(
     return folder
 
 
-def is_intact(folder: Path, *, verify: bool = False) -> bool:
+def is_intact(folder: Path) -> bool:
     """Whether the folder holds every file of its manifest unchanged.
 
-    The cheap check compares sizes and modification times; a file with another time (a copied cache) is read and its
-    SHA-256 compared, as is every file with `verify=True`.
+    Sizes and modification times are compared; a file with another time (a copied cache) is read and its SHA-256
+    compared. Does not cover: bytes that rotted on the disk without another time.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -82,7 +79,7 @@ def is_intact(folder: Path, *, verify: bool = False) -> bool:
             state = (folder / name).stat()
             if state.st_size != entry["size"]:
                 return False
-            if (verify or state.st_mtime_ns != entry["mtime_ns"]) and _sha256(folder / name) != entry["sha256"]:
+            if state.st_mtime_ns != entry["mtime_ns"] and _sha256(folder / name) != entry["sha256"]:
                 return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

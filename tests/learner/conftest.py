@@ -1,13 +1,11 @@
-"""Tiny models, made once a session."""
+"""Tiny models, by their folders."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.learner.helpers import FAMILIES, make_tiny_model
+from tests.models import FAMILIES, random_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,11 +15,11 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
-def tiny_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def tiny_model(request: pytest.FixtureRequest) -> str:
     """Each family in turn."""
-    return make_tiny_model(tmp_path_factory.mktemp("model") / request.param, request.param)
+    return str(random_model(request.param))
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_tiny_model(Path(tmp_path_factory.mktemp("model")) / "llama", "llama")
+def llama() -> str:
+    return str(random_model("llama"))

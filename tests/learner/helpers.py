@@ -1,4 +1,4 @@
-"""Tiny models, hand-made groups, and learner ranks as processes."""
+"""Hand-made groups, and learner ranks as processes."""
 
 from __future__ import annotations
 
@@ -6,58 +6,15 @@ import multiprocessing
 import socket
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from learner.config import LearnerConfig
 from learner.types import ScoredCompletion, ScoredGroup
 from learner.worker import LearnerRank
 from rollout_server.types import Completion, FinishReason
-
-VOCABULARY = 96
-
-
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
-
-
-def make_tiny_model(folder: Path, family: str, *, tied: bool | None = None) -> str:
-    """A randomly initialised two-layer model of one of `FAMILIES`, saved to `folder`.
-
-    Embeddings are tied in all but llama unless `tied` says otherwise; gemma3 has a layer with a sliding window that is
-    shorter than the tests' sequences.
-    """
-    import transformers
-
-    families: dict[str, tuple[Any, dict[str, Any]]] = {
-        "llama": (transformers.LlamaConfig, {}),
-        "qwen2": (transformers.Qwen2Config, {}),
-        "qwen3": (transformers.Qwen3Config, {"head_dim": 12}),
-        "gemma3": (
-            transformers.Gemma3TextConfig,
-            {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
-        ),
-    }
-    kind, further = families[family]
-    config = kind(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=family != "llama" if tied is None else tied,
-        **further,
-    )
-    torch.manual_seed(7)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():
-        parameter.data.normal_(std=0.3) if parameter.ndim > 1 else None  # spread out, so that log-probs differ
-    model.save_pretrained(folder)
-    return str(folder)
+from tests.models import VOCABULARY
 
 
 def make_group(

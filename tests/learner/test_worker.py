@@ -318,12 +318,9 @@ def test_rewards_weigh_what_the_learner_is_told(llama: str) -> None:
 
 
 @pytest.mark.slow
-def test_qlora_updates(tmp_path: Path) -> None:
+def test_qlora_updates(llama: str) -> None:
     pytest.importorskip("bitsandbytes")
-    from tests.learner.helpers import make_tiny_model
-
-    model_path = make_tiny_model(tmp_path / "model", "llama")
-    with started(model_path, quantization="nf4") as rank:
+    with started(llama, quantization="nf4") as rank:
         before = adapter(rank)
         quantised = [name for name, parameter in rank._policy.named_parameters() if parameter.dtype == torch.uint8]
         metrics = update(rank, random_groups(0))

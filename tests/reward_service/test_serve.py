@@ -8,8 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -22,6 +21,7 @@ from reward_service.commands import main
 from reward_service.errors import ServiceStartError
 from reward_service.settings import ServiceSettings
 from reward_service.types import RewardItem, RewardSpec
+from tests.waiting import came_true
 
 ITEMS = [
     RewardItem(id=str(n), completion=f"#### The final answer is {n}", reference={"final_answer": "3"}) for n in range(8)
@@ -36,15 +36,6 @@ SETTINGS = ServiceSettings(port=0, rewards=("gsm8k_format", "gsm8k_correctness",
 def service(tmp_path: Path) -> Iterator[RunningService]:
     with start_in_subprocess(SETTINGS, log_path=tmp_path / "logs" / "service.log") as service:
         yield service
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def is_running(pid: int) -> bool:
@@ -99,7 +90,7 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
         assert is_running(child)
         parent.kill()
     try:
-        assert wait_until(lambda: not is_running(child))
+        assert came_true(lambda: not is_running(child))
     finally:
         if is_running(child):
             os.kill(child, signal.SIGKILL)

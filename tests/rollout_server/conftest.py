@@ -16,38 +16,10 @@ import pytest_asyncio
 from rollout_server.config import RolloutConfig
 from rollout_server.types import AdapterPayload, AdapterProbe
 from rollout_server.worker import RolloutWorker
+from tests.models import word_model
 
-VOCABULARY_SIZE = 320
 PROBE_TOKENS = tuple(5 + (7 * i) % 300 for i in range(24))
 TOLERANCE = 2e-4  # float32 on both sides
-
-
-def save_tiny_model(folder: Path, vocabulary_size: int = VOCABULARY_SIZE) -> None:
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    words = ["<unk>", "<eos>", "<pad>", *(f"w{i}" for i in range(vocabulary_size - 3))]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>"
-    ).save_pretrained(folder)
-    config = Qwen2Config(
-        vocab_size=vocabulary_size,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        initializer_range=0.15,  # large: a distribution that is far from uniform
-        eos_token_id=1,
-        pad_token_id=2,
-        tie_word_embeddings=False,
-    )
-    Qwen2ForCausalLM(config).float().save_pretrained(folder)
 
 
 @dataclass
@@ -118,9 +90,7 @@ class Reference:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    model_path = tmp_path_factory.mktemp("tiny-qwen2")
-    save_tiny_model(model_path)
-    return Reference(model_path=model_path, folder=tmp_path_factory.mktemp("adapters"))
+    return Reference(model_path=word_model(), folder=tmp_path_factory.mktemp("adapters"))
 
 
 @dataclass
@@ -157,6 +127,11 @@ async def served(reference: Reference, tmp_path_factory: pytest.TempPathFactory)
     yield Served(worker, config, adapter_dir / "rlvr-test", metrics, itertools.count(1).__next__)
     await worker.shutdown()
     assert list(adapter_dir.iterdir()) == []
+
+
+async def running(worker: RolloutWorker, count: int) -> bool:
+    """Whether at least so many requests are running."""
+    return (await worker.stats()).running_requests >= count
 
 
 @pytest.fixture

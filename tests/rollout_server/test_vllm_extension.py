@@ -14,8 +14,10 @@ from safetensors.torch import load, save
 from rollout_server.errors import FullTensorsError
 from rollout_server.types import AdapterPayload, Prompt, SamplingParams
 from rollout_server.worker import RolloutWorker
-from tests.rollout_server.conftest import Reference, Served, make_config, save_tiny_model
+from tests.models import word_model
+from tests.rollout_server.conftest import Reference, Served, make_config, running
 from tests.rollout_server.test_engine import LONG, assert_sampled_from
+from tests.waiting import until_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -27,9 +29,7 @@ SHORT = SamplingParams(num_generations=1, max_completion_length=8)
 
 @pytest.fixture(scope="module")
 def whole_reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    model_path = tmp_path_factory.mktemp("odd-vocabulary")
-    save_tiny_model(model_path, VOCABULARY_SIZE)
-    return Reference(model_path=model_path, folder=tmp_path_factory.mktemp("whole-adapters"))
+    return Reference(model_path=word_model(VOCABULARY_SIZE), folder=tmp_path_factory.mktemp("whole-adapters"))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -49,11 +49,9 @@ async def test_whole_tensors_are_served_after_generation_has_drained(whole_serve
     first = whole_reference.payload(whole_served.next_version(), strength=0.0, modules_to_save=MODULES)
     await worker.generate(PROMPT, SHORT)
     old = asyncio.create_task(worker.generate(PROMPT, LONG))
-    while engine.load().running < 4:
-        await asyncio.sleep(0.01)
+    await until_async(lambda: running(worker, 4))
     publishing = asyncio.create_task(worker.publish(first))
-    while worker._admitting.is_set():
-        await asyncio.sleep(0.001)
+    await until_async(lambda: not worker._admitting.is_set())
     assert not old.done()
     new = asyncio.create_task(worker.generate(PROMPT, SHORT))
     report = await publishing

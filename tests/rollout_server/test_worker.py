@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ from rollout_server.types import (
     SamplingParams,
 )
 from rollout_server.worker import RolloutWorker
+from tests.waiting import until_async
 
 PROMPT = Prompt(prompt_id="p", token_ids=(1, 2))
 
@@ -133,12 +134,6 @@ async def worker(engine, run_root, rollout_config):
     assert list(run_root.iterdir()) == []
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def begin(worker: RolloutWorker) -> asyncio.Task[list[Completion]]:
     """A request that has taken its version."""
     request = asyncio.create_task(worker.generate(PROMPT, SamplingParams()))
@@ -153,14 +148,14 @@ async def test_a_request_keeps_its_version_and_the_version_lives_until_then(work
     assert engine.loaded == [1, 2]
     engine.let_go.set()
     assert (await request)[0].adapter_version == 1
-    await eventually(lambda: engine.loaded == [2])
+    await until_async(lambda: engine.loaded == [2])
     assert (await worker.generate(PROMPT, SamplingParams()))[0].adapter_version == 2
 
 
 async def test_an_idle_version_goes_as_soon_as_it_is_replaced(worker, engine):
     await worker.publish(payload(1))
     await worker.publish(payload(2))
-    await eventually(lambda: engine.loaded == [2])
+    await until_async(lambda: engine.loaded == [2])
 
 
 async def test_the_probe_is_measured_and_a_failed_one_leaves_no_trace(worker, engine, run_root):
@@ -305,7 +300,7 @@ async def test_a_broken_metrics_sink_does_not_stop_the_worker(engine, rollout_co
     config = rollout_config()
     worker = RolloutWorker("rollout-3", "model", config, "cpu", 0, "r", sink, engine=engine)
     await worker.start()
-    await eventually(lambda: "the metrics sink failed" in caplog.text)
+    await until_async(lambda: "the metrics sink failed" in caplog.text)
     await asyncio.sleep(0.05)
     await worker.shutdown()
     assert len(calls) == 1

@@ -26,6 +26,7 @@ from learner.errors import LearnerError, NonFiniteLossError
 from learner.types import UpdateMetrics
 from learner.worker import LearnerRank
 from tests.learner.helpers import make_rank, random_groups, run_ranks
+from tests.models import random_model
 
 BASE: dict[str, Any] = {"learning_rate": 1e-3, "num_threads": 1, "lora": {"r": 3, "lora_alpha": 6}}
 SCHEDULE: dict[str, Any] = {"lr_scheduler_type": "cosine", "num_iterations": 2, "warmup_steps": 3}
@@ -240,18 +241,9 @@ def test_names_that_are_no_plain_files(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def odd_model(llama: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def odd_model() -> str:
     """With r=3 and 33 hidden units some parameters have 99 elements: two ranks do not divide them."""
-    import transformers
-
-    folder = tmp_path_factory.mktemp("model") / "odd"
-    torch.manual_seed(7)
-    config = transformers.AutoConfig.from_pretrained(llama, intermediate_size=33)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():
-        parameter.data.normal_(std=0.3) if parameter.ndim > 1 else None
-    model.save_pretrained(folder)
-    return str(folder)
+    return str(random_model("llama", intermediate_size=33))
 
 
 @contextmanager

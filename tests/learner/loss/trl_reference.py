@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.models import four_token_model
+
 PAD, EOS, WORD, FIRST_ROW = 0, 1, 2, 3
 """Token ids; the prompt of row b is the one token FIRST_ROW + b, so that a shuffled row is still known."""
 
@@ -83,7 +85,7 @@ def double_precision() -> Iterator[None]:
 
 
 class TrlReference:
-    """Makes trainers; `folder` gets a tiny model, which TRL reads its reference model from."""
+    """Makes trainers, which may write to `folder`. TRL reads its reference model from where the model came from."""
 
     def __init__(self, folder: Path) -> None:
         import transformers
@@ -97,19 +99,9 @@ class TrlReference:
             tokenizer_object=words, pad_token="t0", eos_token="t1", padding_side="left"
         )
         self._folder = str(folder)
-        config = transformers.LlamaConfig(
-            vocab_size=4,
-            hidden_size=4,
-            intermediate_size=4,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            num_key_value_heads=1,
-            pad_token_id=PAD,
-            eos_token_id=EOS,
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(
+            four_token_model(), dtype=torch.get_default_dtype()
         )
-        self._model = transformers.LlamaForCausalLM(config)
-        self._model.save_pretrained(folder)
-        self._model.config._name_or_path = self._folder
 
     def step(self, batch: Batch, *, accumulation: int = 1, **settings: Any) -> Step:
         """One optimizer step in `accumulation` micro-batches of equal size; `settings` are `GRPOConfig`'s."""

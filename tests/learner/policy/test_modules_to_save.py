@@ -18,8 +18,9 @@ from learner.policy.adapter_files import adapter_files
 from learner.policy.policy import Policy, load_policy, tree_inputs, tree_logprobs
 from learner.tree.prefix_tree import build_tree
 from learner.worker import LearnerRank
-from tests.learner.helpers import make_rank, make_tiny_model, random_groups, run_ranks
+from tests.learner.helpers import make_rank, random_groups, run_ranks
 from tests.learner.policy.test_policy import CPU, assert_same, packed, plain, sequences, trained
+from tests.models import random_model
 
 BOTH = ("embed_tokens", "lm_head")
 CHOICES = (("embed_tokens",), ("lm_head",), BOTH)
@@ -44,9 +45,9 @@ def whole(policy: Policy) -> dict[str, nn.Parameter]:
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(request: pytest.FixtureRequest) -> str:
     """llama has a head of its own, qwen2 one that is tied to the embeddings."""
-    return make_tiny_model(tmp_path_factory.mktemp("model") / request.param, request.param)
+    return str(random_model(request.param))
 
 
 def weights(files: Sequence[tuple[str, bytes]]) -> dict[str, torch.Tensor]:
@@ -63,8 +64,8 @@ def test_the_gradient_is_that_of_plain_transformers(model: str, modules: tuple[s
     assert_same(packed(policy, sequences(), share=True), plain(policy, sequences()))
 
 
-def test_scaled_embeddings(tmp_path: Path) -> None:
-    policy = moved_policy(make_tiny_model(tmp_path, "gemma3"), BOTH)
+def test_scaled_embeddings() -> None:
+    policy = moved_policy(str(random_model("gemma3")), BOTH)
     assert_same(packed(policy, sequences(), share=True), plain(policy, sequences()))
 
 
@@ -161,8 +162,8 @@ def test_an_update_moves_them_and_they_are_exported_once(model: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [2, 3])
-def test_two_ranks_are_one(tmp_path: Path, zero_stage: int) -> None:
-    model = make_tiny_model(tmp_path, "qwen2")
+def test_two_ranks_are_one(zero_stage: int) -> None:
+    model = str(random_model("qwen2"))
     alone = updated(model, config(BOTH, learning_rate=1e-3))
     divided = config(BOTH, learning_rate=1e-3, zero_stage=zero_stage, num_ranks=2)
     both = run_ranks(2, model, divided, update_and_export)[0]

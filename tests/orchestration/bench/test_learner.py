@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from learner.config import LoraSettings
 from learner.tree.prefix_tree import TokenSequence
 from orchestration.bench.learner_floor import multiply_adds
-from tests.learner.helpers import VOCABULARY, make_tiny_model
+from tests.models import VOCABULARY, random_model
 
 
-def test_the_floor_of_two_completions_by_hand(tmp_path: Path) -> None:
-    model = Path(make_tiny_model(tmp_path, "llama"))  # 2 layers, hidden 32, inner 48, 4 heads of 8, 2 key-value heads
+def test_the_floor_of_two_completions_by_hand() -> None:
+    model = random_model("llama")  # 2 layers, hidden 32, inner 48, 4 heads of 8, 2 key-value heads
     batch = [TokenSequence(prompt_token_ids=(1, 2), completion_token_ids=(3, last)) for last in (4, 5)]
     # Distinct inputs: 1, 2, 3; seen pairs: 1 + 2 + 3; positions that predict: at 2 (token 3) and at 3 (tokens 4, 5).
     tokens, pairs, predicting = 3, 6, 2
@@ -40,7 +40,9 @@ def test_the_contenders_agree() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)["figures"]
+    figures = json.loads(done.stdout)["figures"]  # standard output holds that alone
+    for phase in ("loading and warming up tree_on", "loading and warming up trl"):
+        assert re.search(rf"^rlvr: {phase} \d+%, [\d.]+ s$", done.stderr, re.MULTILINE), done.stderr
     assert figures["distinct_tokens"] < figures["total_tokens"]
     assert figures["tree_on_grad_norm"] == pytest.approx(figures["trl_grad_norm"], rel=1e-3)
     for name in ("ratio_to_trl", "memory_ratio_to_trl", "tree_speedup", "share_of_floor"):

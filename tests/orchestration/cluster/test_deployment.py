@@ -31,6 +31,7 @@ from reward_service.clients.asynchronous import RewardClient
 from reward_service.errors import ServiceStartError
 from reward_service.types import RewardItem, RewardSpec
 from rollout_server.types import Completion
+from tests.waiting import until_async
 
 PROBLEM = Problem(problem_id="p", question="q", reference={"final_answer": "72"})
 ITEM = RewardItem(id="0", completion="#### The final answer is 72", reference={"final_answer": "72"})
@@ -263,10 +264,16 @@ class TestTheActor:
         remote = ActorHere("elsewhere")
         await remote.call(RewardServiceActor.start, timeout_s=60)(order(tmp_path))
         watch = asyncio.create_task(remote.call(RewardServiceActor.watch, timeout_s=60)(60.0))
-        await asyncio.sleep(0.1)
+        said: list[str] = []
+
+        def has_announced_itself() -> bool:
+            said.append(capsys.readouterr().out)
+            return "reward service at" in "".join(said)
+
+        await until_async(has_announced_itself)
         remote.actor.shutdown()
         assert await watch is None  # it was asked to end
-        output = capsys.readouterr().out
+        output = "".join(said) + capsys.readouterr().out
         assert output.count("reward service at http://127.0.0.1") == 1
         assert "Finished server process" in output
         assert list(tmp_path.iterdir()) == []

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,7 @@ from orchestration.errors import WorkerDiedError
 from orchestration.models.resolve import resolve_model
 from orchestration.settings.config import load_config
 from rollout_server.types import Prompt, SamplingParams
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -142,11 +141,11 @@ def test_ctrl_c_leaves_an_adapter_and_the_same_command_goes_on(tmp_path: Path) -
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 300.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
+    def is_met() -> bool:
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.2)
+        return condition()
+
+    until(is_met, timeout_s, poll_s=0.2)
 
 
 async def test_names_and_metrics_in_the_dashboard_and_a_worker_that_dies() -> None:
@@ -157,7 +156,8 @@ async def test_names_and_metrics_in_the_dashboard_and_a_worker_that_dies() -> No
         generator = await cluster.start_rollout()
         sampling = SamplingParams(num_generations=4, max_completion_length=8)
         await generator.generate(Prompt(prompt_id="p", token_ids=(1, 2, 3)), sampling)
-        text = await eventually(node_metrics, lambda text: "rlvr_rollout_tokens_per_s" in text)
+        until(lambda: "rlvr_rollout_tokens_per_s" in node_metrics(), 60, poll_s=0.5)
+        text = node_metrics()
         for name in ("rollout_tokens_per_s", "running_requests", "waiting_requests", "adapter_version"):
             assert re.search(rf'rlvr_{name}\{{[^}}]*worker="rollout-0"', text), name
         assert ray.util.list_named_actors() == ["rollout-0"]
@@ -169,15 +169,6 @@ async def test_names_and_metrics_in_the_dashboard_and_a_worker_that_dies() -> No
             await generator.generate(Prompt(prompt_id="p", token_ids=(1, 2, 3)), sampling)
     finally:
         await cluster.shutdown()
-
-
-async def eventually(read: Callable[[], str], good: Callable[[str], bool], timeout_s: float = 60.0) -> str:
-    deadline = time.monotonic() + timeout_s
-    while True:
-        text = await asyncio.to_thread(read)
-        if good(text) or time.monotonic() > deadline:
-            return text
-        await asyncio.sleep(1.0)
 
 
 def node_metrics() -> str:

@@ -11,8 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from orchestration.cluster.nodes import alive_nodes
 from orchestration.errors import MachineError, WorkerDiedError
 from orchestration.settings.config import RunConfig, load_config
 from reward_service.types import RewardItem, RewardSpec
+from tests.waiting import came_true, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -56,15 +56,6 @@ def two_nodes(ray_folder: Path) -> Iterator[Any]:
 
 def config(*words: str) -> RunConfig:
     return load_config("tiny", ["reward.deployment=actor", "dashboard=false", *words])
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
-    return True
 
 
 def is_gone(pid: int) -> bool:
@@ -122,7 +113,7 @@ async def test_it_goes_to_the_node_without_gpus_and_its_death_is_told(
             os.kill(int(re.findall(r"pid (\d+)", actor.where)[0]), signal.SIGKILL)
             with pytest.raises(WorkerDiedError, match=r"reward-0 \(node [\d.]+, host .*, pid \d+\) died during watch"):
                 await asyncio.wait_for(asyncio.shield(watch), 60)
-        assert await asyncio.to_thread(eventually, lambda: is_gone(service))
+        assert await asyncio.to_thread(came_true, lambda: is_gone(service))
     finally:
         await cluster.shutdown()
 
@@ -134,7 +125,7 @@ def logged_pid(ray_folder: Path) -> str:
         found.extend(pid for _, text in texts(ray_folder) for pid in STARTED.findall(text.decode(errors="replace")))
         return bool(found)
 
-    assert eventually(look)
+    until(look)
     return found[0]
 
 
@@ -177,4 +168,4 @@ def test_it_ends_with_a_driver_that_is_killed(tmp_path: Path, ray_folder: Path) 
     finally:
         driver.kill()
         driver.communicate()
-    assert eventually(lambda: is_gone(int(pid)), 60)
+    until(lambda: is_gone(int(pid)), 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,15 @@ from orchestration.models.dequantized import served_model
 from orchestration.models.resolve import check_model_folder
 from orchestration.settings.config import ModelConfig, RunConfig
 from rollout_server.config import RolloutConfig
-from tests.learner.helpers import make_tiny_model
+from tests.models import random_model
 
 NF4 = LearnerConfig(quantization="nf4")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(make_tiny_model(tmp_path_factory.mktemp("model") / "llama", "llama"))
+    folder = tmp_path_factory.mktemp("model") / "llama"
+    shutil.copytree(random_model("llama"), folder)
     (folder / "tokenizer.json").write_text('{"of": "the original"}')
     return folder
 

@@ -40,7 +40,7 @@ def test_pairing_removes_what_both_measurements_share() -> None:
     assert paired.estimate == pytest.approx(0.2)
     # the differences are Bernoulli(0.2): standard error sqrt(0.2 * 0.8 / 200) = 0.0283; unpaired it would be 0.0479
     assert paired.high - paired.low == pytest.approx(2 * 1.96 * 0.0283, abs=0.01)
-    assert paired.excludes_zero
+    assert paired.low > 0
 
 
 def test_no_change_does_not_exclude_zero() -> None:
@@ -48,7 +48,7 @@ def test_no_change_does_not_exclude_zero() -> None:
     after = [i % 3 == 1 for i in range(90)]
     interval = bootstrap_difference(before, after, seed=0)
     assert interval.estimate == 0.0
-    assert not interval.excludes_zero
+    assert interval.low < 0 < interval.high
 
 
 def test_loss_is_a_negative_difference() -> None:
@@ -61,11 +61,11 @@ def test_equal_seeds_give_equal_intervals_and_others_do_not() -> None:
     assert bootstrap_mean(values, seed=3) != bootstrap_mean(values, seed=4)
 
 
-def test_all_of_gsm8k_in_well_under_a_second() -> None:
-    started = time.perf_counter()
+def test_all_of_gsm8k_in_well_under_a_second_of_work() -> None:
+    started = time.process_time()
     bootstrap_difference([i % 3 == 0 for i in range(1319)], [i % 2 == 0 for i in range(1319)], seed=0)
     bootstrap_mean([float(i) for i in range(1319)], seed=0)
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0
 
 
 @pytest.mark.parametrize(

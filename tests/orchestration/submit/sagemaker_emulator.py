@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.waiting import until
+
 NETWORK = "10.177.0"
 _BRIDGE = "ip link set lo up; ip link add jobs type bridge; ip link set jobs up; touch {ready}; exec sleep infinity"
 _HOST = """
@@ -115,7 +117,7 @@ class EmulatedJob:
         ready = self.folder / "bridge"
         command = ["unshare", "--net", "sh", "-ec", _BRIDGE.format(ready=ready)]
         self._bridge = subprocess.Popen(command)
-        _wait_for(ready.exists, 10)
+        until(ready.exists, 10)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -137,8 +139,13 @@ class EmulatedJob:
 
     def wait_for_line(self, host: str, pattern: str, timeout_s: float) -> None:
         """Until the host has printed something that matches; raises AssertionError with its log when it does not."""
-        found = _wait_for(lambda: re.search(pattern, self.hosts[host].log) is not None, timeout_s)
-        assert found, f"{host} did not print {pattern!r} within {timeout_s} s:\n{self.hosts[host].log[-3000:]}"
+        log = self.hosts[host]
+        until(
+            lambda: re.search(pattern, log.log),
+            timeout_s,
+            poll_s=0.1,
+            told=lambda: f"did {host} print {pattern!r}:\n{log.log[-3000:]}",
+        )
 
     def metrics(self) -> dict[str, list[float]]:
         """What the request's metric definitions find in the logs of all hosts."""
@@ -242,17 +249,10 @@ class EmulatedJob:
         assert self._bridge is not None
         net = Path(f"/proc/{host.process.pid}/ns/net")
         own = os.readlink("/proc/self/ns/net")
-        _wait_for(lambda: os.readlink(net) != own, 10)
+        until(lambda: os.readlink(net) != own, 10)
         plug = f"v{host.ip.rpartition('.')[2]}"
         add = f"ip link add {plug} type veth peer name eth0 netns {host.process.pid}"
         enter = ["nsenter", "--target", str(self._bridge.pid), "--net", "sh", "-ec"]
         subprocess.run(
             [*enter, f"{add}; ip link set {plug} master jobs; ip link set {plug} up"], check=True, timeout=10
         )
-
-
-def _wait_for(condition: Any, timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not (met := bool(condition())) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return met

@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from orchestration.submit.hyperpod.manifest import job_manifests
 from orchestration.submit.ray import local_head
 from orchestration.submit.ray.jobs import RayJobs
 from tests.orchestration.submit.hyperpod_fakes import FakeKubernetes, gateway, make_certificate
+from tests.waiting import came_true
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -114,9 +114,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     finally:
         with suppress(ProcessLookupError):
             os.kill(head.pid, signal.SIGTERM)
-        deadline = time.monotonic() + 40
-        while local_head.find(folder / "head") is not None and time.monotonic() < deadline:
-            time.sleep(0.1)
+        came_true(lambda: local_head.find(folder / "head") is None, 40, poll_s=0.1)
 
 
 def run_submission(cluster: Cluster, address: str, kind: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -198,10 +196,8 @@ def mounted(ray_job: dict[str, Any], config_map: dict[str, Any], folder: Path) -
 
 
 def state_of(jobs: RayJobs, name: str) -> JobState:
-    deadline = time.monotonic() + 60
-    while not (status := jobs.status(name)).state.ended and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return status.state
+    came_true(lambda: jobs.status(name).state.ended, 60, poll_s=0.2)
+    return jobs.status(name).state
 
 
 class TestTheClusterThatIsMade:

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -22,6 +21,7 @@ from orchestration.submit.common.job import JobSpec, JobState
 from orchestration.submit.common.package import packed_code
 from orchestration.submit.ray import local_head
 from orchestration.submit.ray.cluster import RayBackend
+from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -34,13 +34,6 @@ SMALL = (
     "rollout.num_generations=4",
 )
 LINGER_S = 25
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 240.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it takes too long"
-        time.sleep(0.2)
 
 
 class Place:

@@ -18,6 +18,7 @@ from reward_service.custom import CustomRewardSpec
 from reward_service.rewards import BUILTIN_REWARDS
 from reward_service.schemas import SCORE_REQUEST_EXAMPLE, SCORE_RESPONSE_EXAMPLE, ErrorBody, RewardList, ScoreResponse
 from reward_service.settings import ServiceSettings
+from tests.waiting import until_async
 
 GOOD = "#### The final answer is 72"
 PAIR = [{"name": "gsm8k_format"}, {"name": "gsm8k_correctness"}]
@@ -26,13 +27,17 @@ PAIR = [{"name": "gsm8k_format"}, {"name": "gsm8k_correctness"}]
 FEW = {"rewards": ("gsm8k_format", "gsm8k_correctness", "last_number"), "num_workers": 2}
 
 
+async def is_ready(client: httpx.AsyncClient) -> bool:
+    return (await client.get("/readyz")).is_success
+
+
 @asynccontextmanager
 async def connect(app: FastAPI, *, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, whose workers live as long as the block."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://s") as client:
-        while ready and (await client.get("/readyz")).status_code != 200:
-            await asyncio.sleep(0.02)
+        if ready:
+            await until_async(lambda: is_ready(client))
         yield client
 
 
@@ -223,7 +228,7 @@ def test_a_reward_may_have_a_deadline_of_its_own() -> None:
 async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield b"{"
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
 
     async with connect(create_app(ServiceSettings(**FEW, body_timeout_s=0.05))) as client:
         response = await client.post("/v1/score", content=pieces())

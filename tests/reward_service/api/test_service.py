@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +24,8 @@ from reward_service.custom import CustomRewardSpec
 from reward_service.errors import ServiceStartError
 from reward_service.keys import add_key, revoke_key
 from reward_service.settings import ServiceSettings
-from tests.reward_service.test_serve import is_running, wait_until
+from tests.reward_service.test_serve import is_running
+from tests.waiting import came_true, until, until_async
 
 GOOD = "#### The final answer is 72"
 PAIR = [{"name": "gsm8k_format"}, {"name": "gsm8k_correctness"}]
@@ -62,6 +63,12 @@ def workers(service: RunningService) -> list[int]:
     return found[1:]
 
 
+def num_scored(service: RunningService, reward: str) -> int:
+    """Items that the reward has scored since the start."""
+    found = re.search(rf'reward_item_seconds_count{{reward="{reward}"}} (\d+)', get(service, "/metrics").text)
+    return int(found[1]) if found else 0
+
+
 def test_keys_let_in_and_keep_out(tmp_path: Path) -> None:
     keys_file = tmp_path / "keys.json"
     _, alice = add_key(keys_file, "alice")
@@ -89,7 +96,7 @@ def test_keys_let_in_and_keep_out(tmp_path: Path) -> None:
         # callers see their own decisions only
         assert [r["caller"] for r in get(service, "/v1/audit", headers=by_bob).json()["records"]] == ["bob"] * 2
         revoke_key(keys_file, "alice")
-        assert wait_until(lambda: post(service, headers={"x-api-key": alice}).status_code == 401)
+        until(lambda: post(service, headers={"x-api-key": alice}).status_code == 401)
         log = service.log_path.read_text()
         assert alice not in log
         assert bob not in log
@@ -109,7 +116,7 @@ def test_tls(tmp_path: Path) -> None:
             assert url.startswith("https://127.0.0.1:")
             trusted = ssl.create_default_context(cafile=str(certificate))
             with httpx.Client(verify=trusted, trust_env=False, timeout=20) as client:
-                assert wait_until(lambda: client.get(f"{url}/readyz").status_code == 200)
+                until(lambda: client.get(f"{url}/readyz").status_code == 200)
                 assert client.post(f"{url}/v1/score", json=BODY).json()["results"][0]["total"] == 1.5
         finally:
             process.terminate()
@@ -142,7 +149,7 @@ def test_decisions_are_recorded_and_explained(tmp_path: Path) -> None:
         service.process.kill()
         service.process.wait(10)
     verify = [sys.executable, "-m", "orchestration.cli", "reward", "audit", "verify", "--database", str(database)]
-    assert wait_until(lambda: subprocess.run(verify, capture_output=True, timeout=60, check=False).returncode == 0)
+    until(lambda: subprocess.run(verify, capture_output=True, timeout=60, check=False).returncode == 0)
 
 
 def test_without_an_audit_log_there_is_nothing_to_explain(tmp_path: Path) -> None:
@@ -156,8 +163,8 @@ def test_nothing_is_answered_that_cannot_be_recorded(tmp_path: Path) -> None:
     with serving(tmp_path, audit=audit) as service:
         writer = next(pid for pid in workers(service) if b"audit.writer" in Path(f"/proc/{pid}/cmdline").read_bytes())
         os.kill(writer, signal.SIGKILL)
-        refused = wait_until(lambda: post(service).status_code == 503, timeout_s=1.0)
-        assert wait_until(lambda: post(service).status_code == 200)  # another writer took its place
+        refused = came_true(lambda: post(service).status_code == 503, timeout_s=1.0)
+        until(lambda: post(service).status_code == 200)  # another writer took its place
         assert refused or post(service).status_code == 200
 
 
@@ -183,7 +190,7 @@ def test_what_was_accepted_is_answered_on_sigterm(tmp_path: Path) -> None:
         body = {"rewards": [{"name": "hangs"}], "items": [{"completion": "slow"}] * 4}
         async with httpx.AsyncClient(timeout=30, trust_env=False) as client:
             work = asyncio.create_task(client.post(f"{service.url}/v1/score", json=body))
-            await asyncio.sleep(0.3)
+            await until_async(lambda: asyncio.to_thread(num_scored, service, "hangs"))
             service.process.send_signal(signal.SIGTERM)
             answer = await work
         assert [result["total"] for result in answer.json()["results"]] == [1.0] * 4
@@ -192,7 +199,7 @@ def test_what_was_accepted_is_answered_on_sigterm(tmp_path: Path) -> None:
         started = workers(service)
         asyncio.run(run(service))
         service.process.wait(10)
-        assert wait_until(lambda: not any(map(is_running, started)))
+        until(lambda: not any(map(is_running, started)))
         assert "Traceback" not in service.log_path.read_text()
 
 
@@ -201,7 +208,7 @@ def test_what_is_not_done_when_the_time_to_end_is_over_is_answered_as_it_is(tmp_
         body = {"rewards": [{"name": "hangs"}], "items": [{"completion": "x"}, {"completion": "sleeps"}]}
         with ThreadPoolExecutor() as executor:
             pending = executor.submit(post, service, body)
-            time.sleep(0.5)
+            until(lambda: num_scored(service, "hangs") == 1)
             service.process.send_signal(signal.SIGTERM)
             done, cut = pending.result(20).json()["results"]
         assert done["total"] == 1.0
@@ -215,7 +222,7 @@ def test_what_nobody_waits_for_any_more_is_given_up(tmp_path: Path) -> None:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{service.url}/v1/score", json=body, timeout=0.5, trust_env=False)
         gone = 'reward_workers_restarted_total{reason="abandoned"}'
-        assert wait_until(lambda: gone in get(service, "/metrics").text)
+        until(lambda: gone in get(service, "/metrics").text)
         assert 'reward_requests_total{endpoint="/v1/score",status="499"} 1.0' in get(service, "/metrics").text
         assert "Traceback" not in service.log_path.read_text()
 
@@ -225,12 +232,11 @@ def test_a_killed_service_leaves_no_process(tmp_path: Path) -> None:
         body = {"rewards": [{"name": "hangs"}], "items": [{"completion": "spins"}, {"completion": "deaf"}]}
         with ThreadPoolExecutor() as executor:
             pending = executor.submit(post, service, body)
-            time.sleep(0.7)
+            until(lambda: len(workers(service)) >= 4)  # the server of forks, two that hang, the audit writer
             started = workers(service)
-            assert len(started) >= 4  # the server of forks, two that hang, the audit writer
             service.process.kill()
             assert isinstance(pending.exception(10), httpx.TransportError)
-        assert wait_until(lambda: not any(map(is_running, started)))
+        until(lambda: not any(map(is_running, started)))
 
 
 def test_too_much_at_once_is_refused_with_the_time_to_come_back(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import until
 
 
 def _binaries() -> Path:
@@ -55,9 +56,10 @@ def running_postgres() -> Iterator[str]:
 
 
 def _wait(binaries: Path, folder: Path, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
     ready = [binaries / "pg_isready", "-h", folder, "-U", "rlvr", "-q"]
-    while subprocess.run(ready, check=False, timeout=10).returncode != 0:
+
+    def is_ready() -> bool:
         assert server.poll() is None, (folder / "log").read_text()
-        assert time.monotonic() < deadline, "PostgreSQL did not get ready"
-        time.sleep(0.05)
+        return subprocess.run(ready, check=False, timeout=10).returncode == 0
+
+    until(is_ready, poll_s=0.05)

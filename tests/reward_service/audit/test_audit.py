@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import sqlite3
 import threading
@@ -21,6 +20,7 @@ from reward_service.audit.verify import MAX_FINDINGS, verify
 from reward_service.errors import AuditError
 from tests.reward_service.audit.audit_cases import KEY, RESULT, REWARDS, batch, drafted
 from tests.reward_service.audit.postgres import running_postgres
+from tests.waiting import until_async
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +168,7 @@ async def test_a_lost_connection_is_made_again(postgres: str) -> None:
             postgres,
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'rlvr-audit'",
         )
-        async with asyncio.timeout(20):
-            while handle.bytes_in_flight or handle.failed:
-                await asyncio.sleep(0.02)
+        await until_async(lambda: not handle.bytes_in_flight and not handle.failed)
     await handle.close()
     store = AuditStore(postgres)
     found = verify(store)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from reward_service.audit.wire import FLUSH, FrameReader, Start, Status, frame
 from reward_service.audit.writer import Writer
 from reward_service.errors import AuditError, AuditUnavailableError
 from tests.reward_service.audit.audit_cases import batch
+from tests.waiting import until, until_async
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,12 +53,6 @@ def verified(database: str) -> Verification:
         store.close()
     assert found.findings == ()
     return found
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 def is_gone(pid: int) -> bool:
@@ -99,11 +94,11 @@ async def test_what_is_offered_is_in_the_log(database: str) -> None:
 async def test_it_commits_by_time_and_by_number(database: str) -> None:
     async with running(database, flush_s=0.1) as handle:
         handle.offer(batch(0))
-        await until(lambda: handle.bytes_in_flight == 0, 5)
+        await until_async(lambda: handle.bytes_in_flight == 0, 5)
     async with running(database, flush_s=60, flush_records=10) as handle:
         for number in range(5):
             handle.offer(batch(number))
-        await until(lambda: handle.bytes_in_flight == 0, 5)
+        await until_async(lambda: handle.bytes_in_flight == 0, 5)
 
 
 async def test_texts_are_kept_only_if_asked_for(database: str, tmp_path: Path) -> None:
@@ -123,14 +118,14 @@ async def test_a_killed_writer_is_started_again_and_nothing_is_lost_or_doubled(d
                 await asyncio.sleep(0.002)
             assert handle.writer_pid is not None
             os.kill(handle.writer_pid, signal.SIGKILL)
-            await until(lambda: handle.failed is not None)
+            await until_async(lambda: handle.failed is not None)
             assert handle.failed is not None
             assert "died" in handle.failed, kill
             with pytest.raises(AuditUnavailableError, match="cannot be recorded"):
                 handle.offer(batch(offered))
             with pytest.raises(AuditUnavailableError):
                 await handle.flush(1)
-            await until(lambda: handle.failed is None)
+            await until_async(lambda: handle.failed is None)
         await handle.flush(10)
     store = AuditStore(database)
     with store.snapshot() as snapshot:
@@ -168,7 +163,7 @@ def test_a_killed_server_leaves_an_unbroken_log(database: str) -> None:
     server.wait(10)
     server.stdout.close()
     pid, head = next(line for line in reversed(lines) if line.endswith("\n")).split()
-    asyncio.run(until(lambda: is_gone(int(pid))))
+    until(lambda: is_gone(int(pid)))
     seq, _, digest = head.partition(":")
     store = AuditStore(database)
     found = verify(store, expected=Head(int(seq), digest))
@@ -208,7 +203,7 @@ async def test_a_full_disk_is_said_and_survived(database: str) -> None:
             async with handle.room(1):
                 pass
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
-        await until(lambda: handle.failed is None)
+        await until_async(lambda: handle.failed is None)
         await handle.flush(10)
         assert handle.writer_pid == pid
     assert verified(database).num_records == offered * 20
@@ -220,7 +215,7 @@ async def test_what_a_full_disk_leaves_out_at_the_end_is_an_error(database: str)
     assert pid is not None
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     handle.offer(batch(0))
-    await until(lambda: handle.failed is not None)
+    await until_async(lambda: handle.failed is not None)
     with pytest.raises(AuditError, match="the decisions of 1 requests are not in the audit log"):
         await handle.close(0.2)
     assert is_gone(pid)

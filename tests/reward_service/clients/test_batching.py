@@ -14,6 +14,7 @@ import pytest
 from reward_service.clients.asynchronous import RewardClient
 from reward_service.clients.errors import RequestRefusedError, RewardServiceUnavailable
 from reward_service.types import ItemResult, RewardItem, RewardSpec
+from tests.waiting import until_async
 
 URL = "http://rewards.test:8300"
 FORMAT = [RewardSpec(name="gsm8k_format")]
@@ -138,7 +139,7 @@ async def test_a_caller_that_gives_up_takes_nothing_from_the_others() -> None:
         tasks = [asyncio.create_task(client.score(numbers(n), FORMAT)) for n in range(3)]
         await asyncio.sleep(0)
         tasks[0].cancel()  # before it is sent
-        await asyncio.sleep(0.03)
+        await until_async(lambda: echo.sizes)
         tasks[1].cancel()  # while it is
         assert totals(await tasks[2]) == [2]
     assert echo.sizes == [2]

@@ -29,6 +29,7 @@ from reward_service.clients.errors import (
 from reward_service.retry import retry_after_s
 from reward_service.settings import ServiceSettings
 from reward_service.types import ItemResult, RewardItem, RewardScore, RewardSpec
+from tests.waiting import until_async
 
 URL = "http://rewards.test:8300"
 ITEMS = [
@@ -274,10 +275,10 @@ async def test_waiting_for_a_place_counts_too() -> None:
 
 
 async def test_cancelling_is_not_swallowed() -> None:
-    handler, _ = script(httpx.ConnectError("refused"))
+    handler, times = script(httpx.ConnectError("refused"))
     async with client_of(handler) as client:
         task = asyncio.create_task(client.score(ITEMS, REWARDS))
-        await asyncio.sleep(0.05)
+        await until_async(lambda: len(times) >= 2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -234,8 +234,8 @@ def test_the_real_trainer(service: RunningService, kind: str, tmp_path: Path) ->
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from tests.learner.helpers import VOCABULARY, make_tiny_model
     from tests.learner.loss.trl_reference import import_trl
+    from tests.models import VOCABULARY, random_model
 
     trl = import_trl()
     words = Tokenizer(models.WordLevel({str(number): number for number in range(VOCABULARY)}, unk_token="2"))
@@ -255,7 +255,7 @@ def test_the_real_trainer(service: RunningService, kind: str, tmp_path: Path) ->
         Recorder(service.url, "last_number", reference=GSM8K),
     ]
     trainer = trl.GRPOTrainer(
-        make_tiny_model(tmp_path / "model", "llama"),
+        str(random_model("llama")),
         list(rewards),
         trl.GRPOConfig(
             output_dir=str(tmp_path / "out"),

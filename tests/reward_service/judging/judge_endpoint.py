@@ -112,10 +112,3 @@ def serving() -> Iterator[Endpoint]:
         server.should_exit = True
         thread.join(10)
         listener.close()
-
-
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Waits; TimeoutError if it does not come about."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)

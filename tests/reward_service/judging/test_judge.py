@@ -24,6 +24,7 @@ from reward_service.registry import load_rewards
 from reward_service.rewards.base import Task
 from reward_service.settings import Profile, ProfileReward, ServiceSettings
 from reward_service.types import RewardScore
+from tests.reward_service.api.test_app import is_ready
 from tests.reward_service.judging.judge_endpoint import (
     HOSTILE,
     RUBRIC,
@@ -33,8 +34,8 @@ from tests.reward_service.judging.judge_endpoint import (
     grade,
     params,
     serving,
-    until,
 )
+from tests.waiting import until_async
 
 RIGHT, WRONG = "#### The final answer is 72", "#### The final answer is 71"
 
@@ -167,7 +168,7 @@ async def test_too_slow_is_a_timeout(endpoint: Endpoint) -> None:
         by_deadline = await judge.grade(Task("c"), params())
     assert (by_call.score, by_call.reason) == (by_deadline.score, by_deadline.reason) == (None, "timeout")
     assert len(endpoint.bodies) == 3
-    await until(lambda: endpoint.given_up == 3)
+    await until_async(lambda: endpoint.given_up == 3)
 
 
 async def test_calls_at_a_time(endpoint: Endpoint) -> None:
@@ -313,8 +314,7 @@ async def service(endpoint: Endpoint, *, judge: Any = None, **settings: Any) -> 
     app = create_app(ServiceSettings(judge=at, num_workers=1, **settings))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://s") as client:
-        while (await client.get("/readyz")).status_code != 200:
-            await asyncio.sleep(0.02)
+        await until_async(lambda: is_ready(client))
         yield client
 
 
@@ -404,14 +404,14 @@ async def test_the_requests_deadline_covers_both_parts(endpoint: Endpoint) -> No
     assert late["rewards"]["judge"]["score"] is None
     assert late["rewards"]["judge"]["reason"] == "timeout"
     assert late["total"] == late["rewards"]["gsm8k_format"]["score"] == 0.0
-    await until(lambda: endpoint.given_up == 1)
+    await until_async(lambda: endpoint.given_up == 1)
 
 
 async def test_too_much_is_refused_and_others_are_served(endpoint: Endpoint) -> None:
     endpoint.script = lambda body, number: grade(7, after_s=0.5)
     async with service(endpoint, judge={"max_waiting_items": 2}) as client:
         first = asyncio.create_task(client.post("/v1/score", json=body("a", "b")))
-        await until(lambda: len(endpoint.bodies) == 2)
+        await until_async(lambda: len(endpoint.bodies) == 2)
         second = await client.post("/v1/score", json=body("c"))
         third = await client.post("/v1/score", json={**body("c"), "rewards": [{"name": "gsm8k_format"}]})
         assert not first.done()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import socket
@@ -18,48 +17,19 @@ from reward_service.judging.grade import Judge
 from reward_service.judging.judge import Params, make_judge_reward
 from reward_service.judging.settings import JudgeSettings
 from reward_service.rewards.base import Task
+from tests.models import byte_model
+from tests.waiting import until_async
 
 START_S = 240.0
-TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
-
-
-def save_byte_model(folder: Path) -> None:
-    """A random model whose tokens are the bytes, so that it can write JSON."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
-
-    words = ["<eos>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>", chat_template=TEMPLATE
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(words),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=8192,
-        eos_token_id=0,
-        pad_token_id=1,
-        tie_word_embeddings=False,
-    )
-    Qwen2ForCausalLM(config).float().save_pretrained(folder)
 
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    save_byte_model(tmp_path / "model")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--model", str(tmp_path / "model"), "--served-model-name", "m", "--max-model-len", "8192"]
+    command += ["--model", str(byte_model()), "--served-model-name", "m", "--max-model-len", "8192"]
     command += ["--dtype", "float32", "--enforce-eager"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
     with (tmp_path / "log").open("wb") as log:
@@ -75,22 +45,19 @@ def url(tmp_path: Path) -> Iterator[str]:
             server.wait(30)
 
 
-async def ready(url: str) -> None:
-    async with asyncio.timeout(START_S), httpx.AsyncClient(trust_env=False) as client:
-        while True:
-            try:
-                if (await client.get(f"{url}/models")).is_success:
-                    return
-            except httpx.TransportError:
-                pass  # asked again until the time is over
-            await asyncio.sleep(0.5)
+async def is_ready(url: str) -> bool:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        try:
+            return (await client.get(f"{url}/models")).is_success
+        except httpx.TransportError:
+            return False  # asked again until the time is over
 
 
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM")
 async def test_vllm_holds_the_model_to_the_schema(url: str) -> None:
-    await ready(url)
+    await until_async(lambda: is_ready(url), START_S, poll_s=0.5)
     settings = JudgeSettings(base_url=url, model="m", max_tokens=3000, timeout_s=120)
     judge = Judge(make_judge_reward(settings), deadline_s=240)
     # A string ends by chance, one byte in some 250: with 3000 tokens a sample is cut off once in 100,000.

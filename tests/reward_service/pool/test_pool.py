@@ -22,6 +22,7 @@ from reward_service.pool.request import Chunk, PoolRequest, Verdict
 from reward_service.schemas import ScoreItem
 from reward_service.settings import ServiceSettings
 from reward_service.types import RewardSpec
+from tests.waiting import until_async
 
 NAMES = ("fails", "hangs", "dies", "tells")
 DEADLINE_S = 0.5
@@ -34,8 +35,7 @@ async def running(**settings: Any) -> AsyncIterator[WorkerPool]:
     pool = WorkerPool(ServiceSettings(**(given | settings)), ())
     await pool.start()
     try:
-        while not pool.ready:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: pool.ready)
         yield pool
     finally:
         await pool.close()
@@ -77,7 +77,7 @@ async def test_an_item_that_hangs_costs_its_deadline_and_nothing_else(how: str) 
 async def test_many_that_hang_hold_nobody_else_up_for_long() -> None:
     async with running(max_workers=6) as pool:
         hostile = asyncio.create_task(score(pool, ["spins"] * 6, "hangs", deadline_s=2.0))
-        await asyncio.sleep(0.05)
+        await until_async(lambda: len(pool._jobs) == 2)
         began = time.monotonic()
         assert all(item.total == 0.0 for item in await score(pool, ["x"] * 20, "gsm8k_format"))
         waited = time.monotonic() - began
@@ -115,7 +115,7 @@ async def test_an_item_that_was_there_when_a_worker_died_of_something_else_is_sc
 async def test_workers_killed_from_outside_cost_no_score() -> None:
     async with running() as pool:
         work = asyncio.create_task(score(pool, ["slow"] * 8, "hangs"))
-        await asyncio.sleep(0.15)
+        await until_async(lambda: len(pool._jobs) == 2)
         for worker in list(pool._jobs):
             os.kill(worker.pid, signal.SIGKILL)
         assert [item.scores for item in await work] == [[1.0]] * 8
@@ -126,8 +126,7 @@ async def test_memory_is_bounded() -> None:
         answers = await score(pool, ["a", "eats", "b"], "dies")
         assert [item.scores for item in answers] == [[1.0], [None], [1.0]]
         assert reasons(answers[1]) == {"dies": "out_of_memory"}
-        while not pool.statistics.restarts:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: pool.statistics.restarts)
         assert pool.statistics.restarts == {"out of memory": 1}
 
 
@@ -142,13 +141,11 @@ async def test_details_that_are_not_json_are_told_of() -> None:
 async def test_a_held_up_worker_is_left_the_spare_time_and_then_replaced() -> None:
     async with running(num_workers=1) as pool:
         work = asyncio.create_task(score(pool, ["slow", "slow"], "hangs"))
-        await asyncio.sleep(0.25)
-        assert pool.num_workers == 2  # another took its place
+        await until_async(lambda: pool.num_workers == 2)  # another took its place
         [held_up] = pool._jobs
         assert os.getpriority(os.PRIO_PROCESS, held_up.pid) > os.getpriority(os.PRIO_PROCESS, 0)
         assert [item.scores for item in await work] == [[1.0]] * 2
-        while pool.num_workers > 1:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: pool.num_workers == 1)
         assert held_up not in pool._workers
 
 
@@ -165,11 +162,12 @@ async def test_workers_that_cannot_start_are_tried_again_with_patience(
     monkeypatch.syspath_prepend(tmp_path)
     custom = (CustomRewardSpec(name="only_here", target="only_here:score"),)
     pool = WorkerPool(ServiceSettings(custom_rewards=custom, rewards=("only_here",), num_workers=1), ())
+    starts, began = tmp_path / "starts", time.monotonic()
     await pool.start()
-    await asyncio.sleep(2.0)
+    await until_async(lambda: starts.is_file() and len(starts.read_text()) == 3)
+    assert time.monotonic() - began >= 0.2 + 0.4  # so far are three starts apart
     assert not pool.ready
     await pool.close()
-    assert 2 <= len((tmp_path / "starts").read_text()) <= 6  # 0.2, 0.4, 0.8 s … apart
 
 
 async def test_workers_are_recycled() -> None:
@@ -194,7 +192,7 @@ async def test_a_request_ends_at_its_own_deadline_and_lets_go() -> None:
 async def test_the_queue_is_bounded() -> None:
     async with running(max_queued_items=100, num_workers=1, max_workers=1) as pool:
         first = asyncio.create_task(score(pool, ["slow", *["x"] * 300], "hangs"))  # larger than the limit, but alone
-        await asyncio.sleep(0.05)
+        await until_async(lambda: pool.queued_items > 100)
         with pytest.raises(QueueFullError, match="max_queued_items = 100"):
             await score(pool, ["x"], "gsm8k_format")
         assert len(await first) == 301
@@ -204,7 +202,7 @@ async def test_the_queue_is_bounded() -> None:
 async def test_close_answers_what_waits_and_leaves_no_process() -> None:
     async with running() as pool:
         work = asyncio.create_task(score(pool, ["sleeps", "x"], "hangs"))
-        await asyncio.sleep(0.1)
+        await until_async(lambda: pool._jobs)
         pids = [worker.pid for worker in pool._workers]
         await pool.close()
         assert {reason for item in await work for reason in reasons(item).values()} <= {"unavailable", None}

@@ -28,6 +28,7 @@ from reward_service.sandbox import (
 from reward_service.sandbox.bubblewrap import arguments
 from reward_service.sandbox.inside import seccomp
 from reward_service.sandbox.layout import outermost
+from tests.waiting import until
 
 SETTINGS = SandboxSettings(mode="strict", wall_s=4, total_s=12, cpu_s=3, memory_mb=256, processes=16, output_kb=64)
 
@@ -360,20 +361,13 @@ list(run_tests({code!r}, [test], SandboxSettings.model_validate_json({settings!r
 """
     worker = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[3])
     try:
-        wait_until(lambda: bool(processes_with("orphanbox")))
+        until(lambda: bool(processes_with("orphanbox")))
         children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
     finally:
         worker.send_signal(signal.SIGKILL)
         worker.wait()
-    wait_until(lambda: not processes_with("orphanbox"))
-    wait_until(lambda: not any(alive(int(pid)) for pid in children))
-
-
-def wait_until(true: Any, timeout_s: float = 15.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
+    until(lambda: not processes_with("orphanbox"))
+    until(lambda: not any(alive(int(pid)) for pid in children))
 
 
 @pytest.mark.parametrize(
