@@ -19,7 +19,7 @@ from orchestration.commands.submit import add_submit_commands
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.settings.config import load_config
 from orchestration.settings.tree import recipe_names
-from reward_service.command_line import add_serve_arguments, read_settings
+from reward_service.commands import add_serve_arguments, read_settings
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 

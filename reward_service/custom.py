@@ -13,6 +13,9 @@ Which of these a function is shows in the names of its parameters; anything else
 worker scores one item after the other, and an event loop for each would gain nothing. None means that the reward does
 not apply, and becomes null; so does a score outside of [low, high], as an error.
 
+A function may say which keys of a reference it reads: its attribute `reference_keys` is a `ReferenceKeys`, or a
+function of the parameters that gives one. Training then finds before it starts what a task does not give.
+
 Each worker process loads the rewards itself, from the same specifications: functions never travel.
 """
 
@@ -40,7 +43,7 @@ from reward_service.rewards.base import (
     definition_hash,
     first_paragraph,
 )
-from reward_service.types import RewardScore
+from reward_service.types import ReferenceKeys, RewardScore
 
 ENTRY_POINT_GROUP: Final = "rlvr.rewards"
 
@@ -160,9 +163,21 @@ def load_spec(spec: CustomRewardSpec) -> Reward:
         params=_with_defaults(params, spec),
         score=lambda completion, reference, params: call(Task(completion, reference), params),
         deadline_s=spec.deadline_s,
+        keys=_declared_keys(target, spec),
         preload=(module_name,),
         spec=spec,
         call=call,
+    )
+
+
+def _declared_keys(target: Any, spec: CustomRewardSpec) -> ReferenceKeys | Callable[[Any], ReferenceKeys] | None:
+    """The function's attribute `reference_keys`, None if it has none: then its references are not checked."""
+    keys = getattr(target, "reference_keys", None)
+    if keys is None or isinstance(keys, ReferenceKeys) or callable(keys):
+        return keys
+    raise CustomRewardError(
+        f"reward {spec.name!r}: {spec.target}.reference_keys is {keys!r:.100}, and neither a ReferenceKeys nor a"
+        " function of the parameters that gives one"
     )
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
+from reward_service.types import ReferenceKeys
+
 SCORE_REQUEST_EXAMPLE: dict[str, Any] = {
     "rewards": [{"name": "gsm8k_format"}, {"name": "gsm8k_correctness", "weight": 1.0, "params": {}}],
     "items": [
@@ -150,6 +152,9 @@ class RewardInfo(Struct, frozen=True):
     description: str
     range: Annotated[tuple[float, float], Meta(description="Lowest and highest score.")]
     params: Annotated[dict[str, Any], Meta(description="JSON schema of the parameters.")]
+    reference: Annotated[
+        ReferenceKeys | None, Meta(description="Keys of a reference that it reads, by its parameters' defaults.")
+    ]
     version: Annotated[str, Meta(description="Sha-256 of the definition.")]
 
 

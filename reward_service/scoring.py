@@ -63,7 +63,7 @@ def unscored(reason: str, message: str) -> RewardScore:
     return RewardScore(score=None, reason=reason, details={"message": message[:_MAX_MESSAGE_CHARS]})
 
 
-def score_one(planned: PlannedReward, task: Task) -> RewardScore:
+def apply_reward(planned: PlannedReward, task: Task) -> RewardScore:
     """One reward on one item. Whatever the reward raises, this returns: a failure is null with a reason, never 0."""
     try:
         result = planned.reward.apply(task, planned.params)

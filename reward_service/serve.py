@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import uvicorn
 
 from reward_service.api.app import create_app
-from reward_service.command_line import add_serve_arguments, read_settings
+from reward_service.commands import add_serve_arguments, read_settings
 from reward_service.errors import ServiceStartError
 from reward_service.keys import binding_refusal, binding_warning
 from reward_service.settings import ServiceSettings

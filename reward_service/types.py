@@ -26,6 +26,49 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReferenceKeys:
+    """Which keys of an item's reference a reward reads, with the parameters it is asked for with."""
+
+    required: tuple[str, ...] = ()
+    any_of: tuple[str, ...] = ()
+    """At least one of these is needed."""
+    optional: tuple[str, ...] = ()
+    """Read where they are there, or with other parameters."""
+    metadata: tuple[str, ...] = ()
+    """Keys of the item's metadata that are needed."""
+
+    def missing(self, item: RewardItem) -> tuple[str, ...]:
+        """What `item` lacks, as a sentence names it: `"schema"`, `one of "stdio", "tests"`."""
+        reference = item.reference or {}
+        missing = [f'"{key}"' for key in self.required if key not in reference]
+        if self.any_of and not any(key in reference for key in self.any_of):
+            missing.append("one of " + ", ".join(f'"{key}"' for key in self.any_of))
+        return (*missing, *(f'metadata\'s "{key}"' for key in self.metadata if key not in item.metadata))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardDescription:
+    """What a reward is, for who chooses one."""
+
+    name: str
+    description: str
+    low: float
+    high: float
+    params: Mapping[str, Any]
+    """JSON schema of its parameters."""
+    reference: ReferenceKeys | None
+    """What it reads with its parameters' defaults; None: a reward of somebody's own that does not say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lack:
+    """Something that a reward needs and an item does not give."""
+
+    reward: str
+    key: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RewardSpec:
     """One reward a request asks for."""
 

@@ -29,7 +29,7 @@ from reward_service.child import start_in_subprocess
 from reward_service.custom import CustomRewardSpec
 from reward_service.rewards import BUILTIN_REWARDS
 from reward_service.rewards.base import Task
-from reward_service.scoring import make_plan, score_one
+from reward_service.scoring import apply_reward, make_plan
 from reward_service.settings import ServiceSettings
 from reward_service.text.answers import ANSWER_PREFIX
 from reward_service.types import RewardSpec
@@ -113,7 +113,7 @@ def _in_process(items: Sequence[dict[str, Any]]) -> float:
         began = time.perf_counter()
         for task in tasks:
             for planned in plan:
-                score_one(planned, task)
+                apply_reward(planned, task)
         rates.append(len(tasks) / (time.perf_counter() - began))
     return max(rates)
 

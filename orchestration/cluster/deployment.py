@@ -18,7 +18,7 @@ from orchestration.settings.rewards import ActorDeployment, RewardConfig, Reward
 from orchestration.types import Problem
 from reward_service.child import start_in_subprocess
 from reward_service.clients.asynchronous import RewardClient
-from reward_service.command_line import read_settings
+from reward_service.commands import read_settings
 from reward_service.errors import ServiceStartError
 from reward_service.settings import ServiceSettings
 from rollout_server.types import Completion

@@ -111,6 +111,7 @@ async def list_rewards(request: Request) -> Response:
             description=reward.description,
             range=(reward.low, reward.high),
             params=reward.params.model_json_schema(),
+            reference=reward.reference_keys(),
             version=reward.version,
         )
         for reward in service.rewards.values()

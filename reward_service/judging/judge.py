@@ -39,7 +39,7 @@ from reward_service.rewards.base import (
     definition_hash,
     first_paragraph,
 )
-from reward_service.types import Reason, RewardScore
+from reward_service.types import Reason, ReferenceKeys, RewardScore
 
 NAME: Final = "judge"
 
@@ -132,6 +132,7 @@ def make_judge_reward(settings: JudgeSettings) -> JudgeReward:
         high=1.0,
         params=Params,
         score=score,
+        keys=ReferenceKeys(),
         deadline_s=settings.deadline_s,
         settings=settings,
     )

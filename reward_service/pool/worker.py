@@ -38,7 +38,7 @@ from reward_service.pool.messages import (
 from reward_service.registry import load_rewards
 from reward_service.rewards.base import Reward, Task
 from reward_service.schemas import ScoreItem
-from reward_service.scoring import Plan, make_plan, score_one, unscored, weighted_total
+from reward_service.scoring import Plan, apply_reward, make_plan, unscored, weighted_total
 from reward_service.settings import ServiceSettings
 from reward_service.types import Reason, RewardScore
 
@@ -105,7 +105,7 @@ class _Worker:
             progress[1] = position * 64 + index
             name = planned.reward.name
             verdict = verdicts.get(name)
-            score = score_one(planned, task) if verdict is None else unscored(*verdict)
+            score = apply_reward(planned, task) if verdict is None else unscored(*verdict)
             now = time.monotonic()
             _count(batch, index, now - began, score)
             began = now

@@ -18,14 +18,15 @@ from decimal import Decimal
 from functools import cached_property
 from importlib import metadata
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from reward_service.text.numerals import in_range, parse_number
-from reward_service.types import Reason, RewardScore
+from reward_service.types import Reason, ReferenceKeys, RewardScore
 
 Reference = Mapping[str, Any] | None
+FINAL_ANSWER: Final = ReferenceKeys(required=("final_answer",))
 
 
 class Task(NamedTuple):
@@ -72,12 +73,20 @@ class Reward:
     score: Callable[[str, Reference, Any], RewardScore]
     deadline_s: float | None = None
     """Time for one item, seconds; None: what the service's settings say."""
+    keys: ReferenceKeys | Callable[[Any], ReferenceKeys] | None = None
+    """Which keys of a reference it reads, or a function of its parameters that says so; None: not known."""
     preload: tuple[str, ...] = ()
     """Modules that are slow to import; `score` imports them, and a worker has them before its first item."""
 
     def apply(self, task: Task, params: RewardParams) -> RewardScore:
         """The score of a task; rewards that look at more than the completion and the reference override it."""
         return self.score(task.completion, task.reference, params)
+
+    def reference_keys(self, params: RewardParams | None = None) -> ReferenceKeys | None:
+        """Which keys it reads with these parameters (None: with their defaults); None where that is not known."""
+        if not callable(self.keys):
+            return self.keys
+        return self.keys(self.params.model_construct() if params is None else params)
 
     @cached_property
     def version(self) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, first_paragraph
 from reward_service.rewards.extraction import AnswerParams, read_answers, shown, undecorated
-from reward_service.types import RewardScore
+from reward_service.types import ReferenceKeys, RewardScore
 
 MAX_ANSWER_CHARS: Final = 2000
 
@@ -91,5 +91,11 @@ def _expected(reference: Reference, options: Mapping[str, str | None]) -> str:
 
 
 REWARD = Reward(
-    name="choice", description=first_paragraph(__doc__), low=0.0, high=1.0, params=AnswerParams, score=score
+    name="choice",
+    description=first_paragraph(__doc__),
+    low=0.0,
+    high=1.0,
+    params=AnswerParams,
+    score=score,
+    keys=ReferenceKeys(required=("final_answer",), optional=("options",)),
 )

@@ -46,8 +46,8 @@ from reward_service.sandbox.compare import MalformedValueError, Tolerance, is_tr
 from reward_service.sandbox.probe import backend_of
 from reward_service.sandbox.run import SandboxFaultError, SandboxUnavailableError, TestOutcome, run_tests
 from reward_service.sandbox.settings import Backend, SandboxSettings
-from reward_service.sandbox.testcases import BrokenTestsError, Case, read
-from reward_service.types import Reason, RewardScore
+from reward_service.sandbox.testcases import KEYS, BrokenTestsError, Case, read
+from reward_service.types import Reason, ReferenceKeys, RewardScore
 
 _MAX_FAILURES = 5
 _PRELOADED = frozenset(
@@ -269,6 +269,7 @@ def make_code_reward(sandbox: SandboxSettings) -> CodeReward:
         high=1.0,
         params=Params,
         score=score,
+        keys=ReferenceKeys(any_of=KEYS, optional=("entry_point", "setup")),
         deadline_s=sandbox.deadline_s,
         sandbox=sandbox,
     )

@@ -15,7 +15,7 @@ import unicodedata
 
 from pydantic import Field
 
-from reward_service.rewards.base import Reference, Reward, first_paragraph
+from reward_service.rewards.base import FINAL_ANSWER, Reference, Reward, first_paragraph
 from reward_service.rewards.extraction import AnswerParams, AnswerPlace, acceptable_answers, read_answers, shown
 from reward_service.text.answers import ANSWER_PREFIX
 from reward_service.types import RewardScore
@@ -55,4 +55,6 @@ def normalised(text: str, params: Params) -> str:
     return text.strip() if params.strip else text
 
 
-REWARD = Reward(name="exact", description=first_paragraph(__doc__), low=0.0, high=1.0, params=Params, score=score)
+REWARD = Reward(
+    name="exact", description=first_paragraph(__doc__), low=0.0, high=1.0, params=Params, score=score, keys=FINAL_ANSWER
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from reward_service.rewards.base import Reference, Reward, RewardParams, final_answer, first_paragraph
+from reward_service.rewards.base import FINAL_ANSWER, Reference, Reward, RewardParams, final_answer, first_paragraph
 from reward_service.text.answers import ANSWER_PREFIX, answer_lines
 from reward_service.text.numerals import close
 from reward_service.types import RewardScore
@@ -38,5 +38,11 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
 
 
 REWARD = Reward(
-    name="gsm8k_correctness", description=first_paragraph(__doc__), low=0.0, high=1.0, params=Params, score=score
+    name="gsm8k_correctness",
+    description=first_paragraph(__doc__),
+    low=0.0,
+    high=1.0,
+    params=Params,
+    score=score,
+    keys=FINAL_ANSWER,
 )

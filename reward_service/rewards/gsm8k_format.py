@@ -17,7 +17,7 @@ from pydantic import Field
 
 from reward_service.rewards.base import Reference, Reward, RewardParams, first_paragraph
 from reward_service.text.answers import ANSWER_PREFIX, answer_lines
-from reward_service.types import RewardScore
+from reward_service.types import ReferenceKeys, RewardScore
 
 
 class Params(RewardParams):
@@ -47,5 +47,11 @@ _SEVERAL = RewardScore(score=0.0, details={"why": "more than one answer line"})
 _MALFORMED = RewardScore(score=0.0, details={"why": "the answer line is malformed"})
 
 REWARD = Reward(
-    name="gsm8k_format", description=first_paragraph(__doc__), low=0.0, high=0.5, params=Params, score=score
+    name="gsm8k_format",
+    description=first_paragraph(__doc__),
+    low=0.0,
+    high=0.5,
+    params=Params,
+    score=score,
+    keys=ReferenceKeys(),
 )

@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 from pydantic import ConfigDict, Field
 
 from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, RewardParams, first_paragraph
-from reward_service.types import RewardScore
+from reward_service.types import ReferenceKeys, RewardScore
 
 MAX_SCHEMA_CHARS: Final = 100_000
 
@@ -65,6 +65,11 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
         return RewardScore(score=1.0)
     why = f"{finding.json_path}: {finding.message}"
     return RewardScore(score=params.parse_credit, details={"why": why if len(why) <= 200 else f"{why[:200]}…"})
+
+
+def reference_keys(params: Params) -> ReferenceKeys:
+    """The schema, unless the parameters have it."""
+    return ReferenceKeys(required=("schema",) if params.schema_ is None else ())
 
 
 def _document(completion: str, params: Params) -> str:
@@ -169,6 +174,7 @@ REWARD = Reward(
     high=1.0,
     params=Params,
     score=score,
+    keys=reference_keys,
     deadline_s=2.0,
     preload=("jsonschema", "jsonschema_specifications"),
 )

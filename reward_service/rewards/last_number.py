@@ -7,7 +7,7 @@ written is in `reward_service.text.numerals`; units and percent signs are passed
 
 from __future__ import annotations
 
-from reward_service.rewards.base import Reference, Reward, RewardParams, final_answer, first_paragraph
+from reward_service.rewards.base import FINAL_ANSWER, Reference, Reward, RewardParams, final_answer, first_paragraph
 from reward_service.text.numerals import close, last_number
 from reward_service.types import RewardScore
 
@@ -21,5 +21,11 @@ def score(completion: str, reference: Reference, params: RewardParams) -> Reward
 
 
 REWARD = Reward(
-    name="last_number", description=first_paragraph(__doc__), low=0.0, high=1.0, params=RewardParams, score=score
+    name="last_number",
+    description=first_paragraph(__doc__),
+    low=0.0,
+    high=1.0,
+    params=RewardParams,
+    score=score,
+    keys=FINAL_ANSWER,
 )

@@ -24,7 +24,7 @@ from reward_service.rewards.base import (
     Task,
     first_paragraph,
 )
-from reward_service.types import RewardScore
+from reward_service.types import ReferenceKeys, RewardScore
 
 
 class Params(RewardParams):
@@ -62,6 +62,11 @@ def _scored(length: int, params: Params) -> RewardScore:
     return RewardScore(score=penalty(length, params.max_length, params.cache), details={params.unit: length})
 
 
+def reference_keys(params: Params) -> ReferenceKeys:
+    """None, and the number of tokens where they are the unit."""
+    return ReferenceKeys(metadata=("num_tokens",) if params.unit == "tokens" else ())
+
+
 class LengthReward(Reward):
     """Looks at the metadata as well."""
 
@@ -77,5 +82,11 @@ class LengthReward(Reward):
 
 
 REWARD = LengthReward(
-    name="length", description=first_paragraph(__doc__), low=-1.0, high=0.0, params=Params, score=score
+    name="length",
+    description=first_paragraph(__doc__),
+    low=-1.0,
+    high=0.0,
+    params=Params,
+    score=score,
+    keys=reference_keys,
 )

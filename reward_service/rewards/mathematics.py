@@ -28,7 +28,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, first_paragraph
+from reward_service.rewards.base import FINAL_ANSWER, InvalidReferenceError, Reference, Reward, first_paragraph
 from reward_service.rewards.extraction import (
     AnswerParams,
     acceptable_answers,
@@ -165,6 +165,7 @@ REWARD: Final = Reward(
     high=1.0,
     params=Params,
     score=score,
+    keys=FINAL_ANSWER,
     deadline_s=5.0,
     preload=("math_verify", "latex2sympy2_extended", "sympy"),
 )

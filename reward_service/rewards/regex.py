@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 
 from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, RewardParams, first_paragraph
 from reward_service.rewards.extraction import acceptable_answers, shown
-from reward_service.types import RewardScore
+from reward_service.types import ReferenceKeys, RewardScore
 
 MAX_PATTERN_CHARS: Final = 1000
 
@@ -66,6 +66,14 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
     return RewardScore(score=1.0, details=details)
 
 
+def reference_keys(params: Params) -> ReferenceKeys:
+    """The pattern unless the parameters have it, and the answer if a group has to say it."""
+    pattern = () if params.pattern is not None else ("pattern",)
+    if params.group is None:
+        return ReferenceKeys(required=pattern, optional=("final_answer",))
+    return ReferenceKeys(required=(*pattern, "final_answer"))
+
+
 def _pattern(reference: Reference, params: Params) -> re.Pattern[str]:
     text = params.pattern if params.pattern is not None else (reference or {}).get("pattern")
     if not isinstance(text, str) or not 0 < len(text) <= MAX_PATTERN_CHARS:
@@ -97,5 +105,6 @@ REWARD = Reward(
     high=1.0,
     params=Params,
     score=score,
+    keys=reference_keys,
     deadline_s=1.0,
 )

@@ -19,7 +19,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from reward_service.rewards.base import InvalidReferenceError, NotScorableError, Reference, Reward, first_paragraph
+from reward_service.rewards.base import (
+    FINAL_ANSWER,
+    InvalidReferenceError,
+    NotScorableError,
+    Reference,
+    Reward,
+    first_paragraph,
+)
 from reward_service.rewards.extraction import AnswerParams, acceptable_answers, read_answers, shown, undecorated
 from reward_service.text.expressions import ExpressionError, equivalent, parse_expression
 from reward_service.types import RewardScore
@@ -72,6 +79,7 @@ REWARD = Reward(
     high=1.0,
     params=Params,
     score=score,
+    keys=FINAL_ANSWER,
     deadline_s=5.0,
     preload=("sympy",),
 )

@@ -218,7 +218,8 @@ def _is_always_true(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assert) and isinstance(node.test, ast.Constant) and bool(node.test.value)
 
 
-_KEYS = ("stdio", "calls", "asserts", "tests")
+KEYS = ("stdio", "calls", "asserts", "tests")
+"""Keys of a reference that hold tests."""
 
 
 def read(reference: Mapping[str, Any]) -> list[Case]:
@@ -227,7 +228,7 @@ def read(reference: Mapping[str, Any]) -> list[Case]:
     if entry_point is not None and not (isinstance(entry_point, str) and entry_point.isidentifier()):
         raise BrokenTestsError(f"entry_point is no identifier: {entry_point!r:.80}")
     found: dict[str, Sequence[Any]] = {}
-    for key in _KEYS:
+    for key in KEYS:
         entries = reference.get(key, [])
         entries = [entries] if isinstance(entries, str) and key in ("asserts", "tests") else entries
         if not isinstance(entries, list):
@@ -240,7 +241,7 @@ def read(reference: Mapping[str, Any]) -> list[Case]:
         *general(found["tests"], entry_point),
     ]
     if not cases:
-        raise BrokenTestsError(f"the reference has no tests under {', '.join(_KEYS)}")
+        raise BrokenTestsError(f"the reference has no tests under {', '.join(KEYS)}")
     if len(cases) > MAX_TESTS:
         raise BrokenTestsError(f"{len(cases)} tests, and {MAX_TESTS} are the limit")
     return cases

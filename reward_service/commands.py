@@ -1,0 +1,161 @@
+"""What others run of the service without a server: its arguments and settings, its rewards in this very process.
+
+Light: `rlvr --help` waits for what is imported here, so each function imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from reward_service.errors import ServiceStartError
+
+if TYPE_CHECKING:
+    from reward_service.settings import ServiceSettings
+    from reward_service.types import ItemResult, Lack, RewardDescription, RewardItem, RewardSpec
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `rlvr reward serve` takes too."""
+    parser.add_argument("--host", help="address to listen on; loopback unless there are keys (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on; 0: a free one (default 8300)")
+    parser.add_argument("--settings", metavar="FILE", help="YAML or JSON file of settings; - reads standard input")
+    parser.add_argument(
+        "settings_words", nargs="*", metavar="key=value", help="settings to change, e.g. audit.keep_text=true"
+    )
+
+
+def read_settings(options: argparse.Namespace) -> ServiceSettings:
+    """Settings of the file, then the words, then the flags. ServiceStartError names what is wrong."""
+    from pydantic import ValidationError
+
+    from reward_service.scoring import describe
+    from reward_service.settings import ServiceSettings
+
+    try:
+        text = "{}"
+        if options.settings is not None:
+            text = sys.stdin.read() if options.settings == "-" else Path(options.settings).read_text(encoding="utf-8")
+        given = yaml.safe_load(text) or {}
+        if not isinstance(given, dict):
+            raise ServiceStartError(f"settings: {options.settings} is not a table of settings")
+        for word in options.settings_words:
+            _set(given, word)
+        given |= {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
+        return ServiceSettings.model_validate(given)
+    except ValidationError as error:
+        raise ServiceStartError(f"settings: {describe(error)}") from None
+    except yaml.YAMLError as error:
+        raise ServiceStartError(f"settings: {options.settings} is not YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServiceStartError(f"cannot read the settings: {error}") from None
+
+
+def _set(given: dict[str, Any], word: str) -> None:
+    """`a.b=1` in a table of tables."""
+    path, equals, value = word.partition("=")
+    if not equals or not path:
+        raise ServiceStartError(f"{word!r} is not a setting; write key=value, such as port=8301")
+    *folders, last = path.split(".")
+    table = given
+    for folder in folders:
+        inner = table.setdefault(folder, {})
+        if inner is None:
+            inner = table[folder] = {}
+        if not isinstance(inner, dict):
+            raise ServiceStartError(f"settings: {folder!r} in {word!r} is not a table")
+        table = inner
+    table[last] = yaml.safe_load(value)
+
+
+def describe_rewards(settings: ServiceSettings | None = None) -> Mapping[str, RewardDescription]:
+    """The rewards of a service with these settings, by name, as GET /v1/rewards lists them.
+
+    Args:
+        settings: of the service; None: those of `rlvr reward serve` without arguments.
+
+    Raises:
+        ServiceStartError: a reward of the settings cannot be loaded.
+    """
+    from reward_service.registry import load_rewards
+    from reward_service.settings import ServiceSettings
+    from reward_service.types import RewardDescription
+
+    return {
+        name: RewardDescription(
+            name=name,
+            description=reward.description,
+            low=reward.low,
+            high=reward.high,
+            params=reward.params.model_json_schema(),
+            reference=reward.reference_keys(),
+        )
+        for name, reward in load_rewards(settings or ServiceSettings()).items()
+    }
+
+
+def find_lacks(
+    rewards: Sequence[RewardSpec], item: RewardItem, settings: ServiceSettings | None = None
+) -> Sequence[Lack]:
+    """What the rewards, with their parameters, need and the item's reference and metadata do not give.
+
+    A reward that does not say what it reads lacks nothing here; `score_one` shows it.
+
+    Args:
+        rewards: what would be asked of the service.
+        item: one item; its completion does not matter.
+        settings: of the service; None: those of `rlvr reward serve` without arguments.
+
+    Raises:
+        ServiceStartError: a reward of the settings cannot be loaded.
+        ServiceError: there is no such reward, or its parameters do not fit.
+    """
+    from reward_service.registry import load_rewards
+    from reward_service.scoring import make_plan
+    from reward_service.settings import ServiceSettings
+    from reward_service.types import Lack
+
+    plan = make_plan(rewards, load_rewards(settings or ServiceSettings()))
+    keys = [(planned.reward.name, planned.reward.reference_keys(planned.params)) for planned in plan]
+    return [Lack(reward=name, key=key) for name, read in keys if read is not None for key in read.missing(item)]
+
+
+def score_one(rewards: Sequence[RewardSpec], item: RewardItem, settings: ServiceSettings | None = None) -> ItemResult:
+    """Scores one item in this process, as the service would: `code` in its sandbox, deadlines aside.
+
+    No judge is asked: it gets null, `unavailable`.
+
+    Args:
+        rewards: what would be asked of the service.
+        item: the item; it takes the way over JSON, as it would to the service.
+        settings: of the service; None: those of `rlvr reward serve` without arguments.
+
+    Returns:
+        A score for each reward, or null with the reason: `invalid_reference` where the reference does not fit.
+
+    Raises:
+        ServiceStartError: a reward of the settings cannot be loaded.
+        ServiceError: there is no such reward, its parameters do not fit, or the item is not JSON.
+    """
+    import msgspec
+
+    from reward_service.errors import InvalidRequestError
+    from reward_service.registry import load_rewards
+    from reward_service.rewards.base import Task
+    from reward_service.scoring import apply_reward, make_plan, weighted_total
+    from reward_service.settings import ServiceSettings
+    from reward_service.types import ItemResult, RewardItem
+
+    plan = make_plan(rewards, load_rewards(settings or ServiceSettings()))
+    try:
+        sent = msgspec.json.decode(msgspec.json.encode(item), type=RewardItem)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"the item {item.id!r:.100} cannot be sent as JSON: {error!s:.200}") from None
+    task = Task(sent.completion, sent.reference, sent.prompt, sent.metadata)
+    scores = {planned.reward.name: apply_reward(planned, task) for planned in plan}
+    return ItemResult(id=item.id, total=weighted_total(plan, scores), rewards=scores)
