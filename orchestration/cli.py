@@ -14,12 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestration.commands.reward import add_reward_commands
 from orchestration.commands.submit import add_submit_commands
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.settings.config import load_config
 from orchestration.settings.tree import recipe_names
-from reward_service.commands import add_serve_arguments, read_settings
+from reward_service.commands import add_commands
+from reward_service.errors import OperatorError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         _complain(error)
         return EXIT_USAGE
-    except RlvrError as error:
+    except (RlvrError, OperatorError) as error:
         _complain(error)
         return EXIT_FAILED
     except KeyboardInterrupt:
@@ -117,10 +117,7 @@ def _add_prepare(commands: Any) -> None:
 
 def _add_reward(commands: Any) -> None:
     reward = commands.add_parser("reward", help="the reward service").add_subparsers(required=True, metavar="COMMAND")
-    serve = reward.add_parser("serve", help="serve rewards over HTTP")
-    add_serve_arguments(serve)
-    serve.set_defaults(run=_reward_serve)
-    add_reward_commands(reward)
+    add_commands(reward)
 
 
 def _add_model(commands: Any) -> None:
@@ -232,17 +229,6 @@ def _prepare(arguments: argparse.Namespace) -> int:
         config, out=None if arguments.out is None else Path(arguments.out), upload_to=arguments.upload
     )
     print(f"data.kind=gsm8k data.train_file={train} data.eval_file={validation}")
-    return 0
-
-
-def _reward_serve(arguments: argparse.Namespace) -> int:
-    from reward_service.errors import ServiceStartError
-    from reward_service.serve import serve
-
-    try:
-        serve(read_settings(arguments))
-    except ServiceStartError as error:
-        raise RlvrError(str(error)) from error
     return 0
 
 

@@ -1,7 +1,7 @@
-"""`python -m reward_service` runs the service."""
+"""`python -m reward_service [serve] | keys | audit`."""
 
 import sys
 
-from reward_service.serve import main
+from reward_service.commands import main
 
 sys.exit(main())

@@ -1,11 +1,12 @@
-"""What others run of the service without a server: its arguments and settings, its rewards in this very process.
+"""What others use of the service without asking a server: its commands, and its rewards in their own process.
 
-Light: `rlvr --help` waits for what is imported here, so each function imports what it needs when it runs.
+Light, as `rlvr --help` waits for what is imported here: libraries are loaded by the functions that need them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,18 +14,59 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from reward_service.errors import ServiceStartError
+from reward_service.audit.commands import add_audit_commands, positive
+from reward_service.errors import OperatorError, ServiceStartError
+from reward_service.keys import DEFAULT_KEYS_FILE, add_key, read_keys, revoke_key
 
 if TYPE_CHECKING:
     from reward_service.settings import ServiceSettings
     from reward_service.types import ItemResult, Lack, RewardDescription, RewardItem, RewardSpec
 
+COMMANDS = ("serve", "keys", "audit")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Command line of `python -m reward_service`; without a command it serves.
+
+    Returns:
+        The exit code: 0 done, 1 failed with a reason or found something wrong, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    if not words or words[0] not in (*COMMANDS, "-h", "--help"):
+        words.insert(0, "serve")
+    parser = argparse.ArgumentParser(
+        prog="python -m reward_service", description="Scores completions over HTTP. Without a command: serve."
+    )
+    add_commands(parser.add_subparsers(required=True, metavar="COMMAND"))
+    arguments = parser.parse_args(words)
+    try:
+        return int(arguments.run(arguments))
+    except OperatorError as error:
+        print(f"reward service: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `serve`, `keys` and `audit` to subcommands. The arguments' `run` takes them, gives the exit code and may
+    raise OperatorError.
+    """
+    serve = commands.add_parser("serve", help="serve rewards over HTTP")
+    add_serve_arguments(serve)
+    serve.set_defaults(run=_serve)
+    keys = commands.add_parser("keys", help="API keys: who may use the service")
+    _add_keys(keys.add_subparsers(required=True, metavar="COMMAND"))
+    audit = commands.add_parser("audit", help="what was decided: look for manipulation, export, explain")
+    add_audit_commands(audit.add_subparsers(required=True, metavar="COMMAND"))
+
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `rlvr reward serve` takes too."""
+    """What `serve` takes, wherever it is started from."""
     parser.add_argument("--host", help="address to listen on; loopback unless there are keys (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on; 0: a free one (default 8300)")
     parser.add_argument("--settings", metavar="FILE", help="YAML or JSON file of settings; - reads standard input")
+    parser.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)  # ends when that is no longer the parent
     parser.add_argument(
         "settings_words", nargs="*", metavar="key=value", help="settings to change, e.g. audit.keep_text=true"
     )
@@ -71,6 +113,66 @@ def _set(given: dict[str, Any], word: str) -> None:
             raise ServiceStartError(f"settings: {folder!r} in {word!r} is not a table")
         table = inner
     table[last] = yaml.safe_load(value)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from reward_service.serve import serve
+
+    serve(read_settings(arguments), parent_pid=arguments.parent_pid)
+    return 0
+
+
+def _add_keys(commands: Any) -> None:
+    add = commands.add_parser("add", help="make a key and print it, this once")
+    add.add_argument("name", help="whose key it is; stands in the audit log")
+    add.add_argument("--items-per-s", type=float, help="items a second it may have scored (default: no limit)")
+    add.add_argument("--burst", type=positive, help="items at once after a pause (default: those of 10 seconds)")
+    add.set_defaults(run=_keys_add)
+    listing = commands.add_parser("list", help="list the keys, without secrets")
+    listing.add_argument("--json", action="store_true", help="print one JSON object")
+    listing.set_defaults(run=_keys_list)
+    revoke = commands.add_parser("revoke", help="revoke a key; a running service knows within a second")
+    revoke.add_argument("key", metavar="ID | NAME", help="the key's id or name")
+    revoke.set_defaults(run=_keys_revoke)
+    for command in (add, listing, revoke):
+        command.add_argument(
+            "--file", type=Path, default=DEFAULT_KEYS_FILE, help="file of the keys (default: %(default)s)"
+        )
+
+
+def _keys_add(arguments: argparse.Namespace) -> int:
+    key, text = add_key(arguments.file, arguments.name, items_per_s=arguments.items_per_s, burst=arguments.burst)
+    print(f"key {key.id} of {key.name}; it is shown this once and kept nowhere:", file=sys.stderr, flush=True)
+    print(text)
+    return 0
+
+
+def _keys_list(arguments: argparse.Namespace) -> int:
+    rows = [
+        {
+            "id": key.id,
+            "name": key.name,
+            "created": key.created,
+            "revoked": key.revoked,
+            "items_per_s": key.items_per_s,
+            "burst": key.burst,
+        }
+        for key in read_keys(arguments.file)
+    ]
+    if arguments.json:
+        print(json.dumps(rows))
+        return 0
+    for row in rows:
+        limit = "no limit" if row["items_per_s"] is None else f"{row['items_per_s']:g} items/s"
+        state = "valid" if row["revoked"] is None else f"revoked {row['revoked']}"
+        print(f"{row['id']}  {row['name']:<20}  {limit:<16}  created {row['created']}  {state}")
+    return 0
+
+
+def _keys_revoke(arguments: argparse.Namespace) -> int:
+    key = revoke_key(arguments.file, arguments.key)
+    print(f"revoked key {key.id} of {key.name}")
+    return 0
 
 
 def describe_rewards(settings: ServiceSettings | None = None) -> Mapping[str, RewardDescription]:

@@ -142,6 +142,7 @@ class UnauthorizedError(ServiceError):
     status = 401
     error = "unauthorized"
     headers = MappingProxyType({"www-authenticate": 'Bearer realm="rlvr", Basic realm="rlvr"'})
+    """Basic is named as clients that take credentials in the URL may wait to be asked for them."""
 
 
 class RateLimitedError(ServiceError):
@@ -156,5 +157,17 @@ class RateLimitedError(ServiceError):
         self.headers = {"retry-after": str(max(1, math.ceil(retry_after_s)))}
 
 
-class ServiceStartError(Exception):
+class OperatorError(Exception):
+    """Something that whoever runs the service has to mend; the message is one sentence with the remedy."""
+
+
+class ServiceStartError(OperatorError):
     """The service cannot start: a bad address, a port in use, a child process that died."""
+
+
+class KeysError(OperatorError):
+    """The file of API keys cannot be read or changed."""
+
+
+class AuditError(OperatorError):
+    """The audit log cannot be opened, read or written."""

@@ -30,12 +30,11 @@ from typing import Annotated, Final
 
 import msgspec
 
-from reward_service.errors import KeysUnavailableError, RateLimitedError, UnauthorizedError
+from reward_service.errors import KeysError, KeysUnavailableError, RateLimitedError, UnauthorizedError
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_KEYS_FILE: Final = "reward_keys.json"
-"""Header of an answer 401. Basic is named as clients that take credentials in the URL may wait to be asked for them."""
 ANONYMOUS: Final = "anonymous"
 
 _SECRET_BYTES: Final = 32
@@ -45,10 +44,6 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _LOCK_TIMEOUT_S: Final = 10.0
 _LOCK_POLL_S: Final = 0.05
 _NO_SECRET: Final = hashlib.sha256(b"").hexdigest()
-
-
-class KeysError(Exception):
-    """The file of keys cannot be read or changed; the message is one sentence with the remedy."""
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

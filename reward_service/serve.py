@@ -1,25 +1,19 @@
-"""Running the service: in this process, or as a child that dies with its parent.
-
-`python -m reward_service [--host H] [--port P] [--settings FILE]` runs `main`.
-"""
+"""Running the service in this process."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import os
 import signal
 import socket
 import ssl
-import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import uvicorn
 
 from reward_service.api.app import create_app
-from reward_service.commands import add_serve_arguments, read_settings
 from reward_service.errors import ServiceStartError
 from reward_service.keys import binding_refusal, binding_warning
 from reward_service.settings import ServiceSettings
@@ -67,22 +61,6 @@ def serve(settings: ServiceSettings, *, parent_pid: int | None = None) -> None:
         ).start()
     with listener:
         server.run(sockets=[listener])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; gives the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m reward_service", description="Scores completions over HTTP.")
-    add_serve_arguments(parser)
-    parser.add_argument("--parent-pid", type=int, help="end when the process of this id is no longer the parent")
-    options = parser.parse_args(arguments)
-    try:
-        serve(read_settings(options), parent_pid=options.parent_pid)
-    except ServiceStartError as error:
-        print(f"reward service: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from orchestration.cluster.actors import whereabouts
 from reward_service.child import RunningService, start_in_subprocess
-from reward_service.errors import ServiceStartError
-from reward_service.keys import KeysError, add_key
+from reward_service.errors import KeysError, ServiceStartError
+from reward_service.keys import add_key
 from reward_service.scoring import describe
 from reward_service.settings import ServiceSettings
 

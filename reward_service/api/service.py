@@ -13,19 +13,20 @@ import msgspec
 from reward_service.api.bodies import Bodies, check_limits
 from reward_service.api.judges import RemoteScoring
 from reward_service.api.metrics import Metrics
-from reward_service.audit.errors import AuditError
 from reward_service.audit.handle import AuditHandle
 from reward_service.audit.records import AppliedReward, AuditBatch, AuditItem, describe, read_key
 from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
 from reward_service.errors import (
+    AuditError,
     AuditUnavailableError,
+    KeysError,
     NoAuditError,
     ServiceError,
     ServiceStartError,
     UnknownProfileError,
 )
-from reward_service.keys import ANONYMOUS, Caller, KeyRing, KeysError
+from reward_service.keys import ANONYMOUS, Caller, KeyRing
 from reward_service.pool.messages import ScoredItem
 from reward_service.pool.pool import WorkerPool
 from reward_service.rewards.base import Reward

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from reward_service.audit.errors import AuditError
 from reward_service.audit.records import FIELDS, Row
 from reward_service.audit.store import AuditStore, Snapshot
+from reward_service.errors import AuditError
 
 _GROUP_ROWS: Final = 20_000
 _GROUP_CHARS: Final = 64 * 2**20

@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from reward_service.audit.errors import AuditError
+from reward_service.errors import AuditError
 
 FORMAT_TAG: Final = b"rlvr-audit-1\n"
 GENESIS: Final = "0" * 64
@@ -222,12 +222,15 @@ def time_text(time_us: int) -> str:
 
 
 def read_key(path: Path | None) -> bytes | None:
-    """The HMAC key in a file, None for None; ValueError or OSError if there is none worth the name."""
+    """The HMAC key in a file, None for None; AuditError if there is none worth the name."""
     if path is None:
         return None
-    key = path.read_bytes().strip()
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise AuditError(f"hmac_key_file: {path} cannot be read: {error.strerror}") from None
     if len(key) < MIN_KEY_BYTES:
-        raise ValueError(f"{path} holds {len(key)} bytes, and an HMAC key has at least {MIN_KEY_BYTES}")
+        raise AuditError(f"hmac_key_file: {path} holds {len(key)} bytes, and an HMAC key has at least {MIN_KEY_BYTES}")
     return key
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-DEFAULT_DATABASE = "reward_audit.sqlite3"
+from reward_service.audit import DEFAULT_DATABASE
 
 
 class AuditSettings(BaseModel):

@@ -24,8 +24,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from reward_service.audit.errors import AuditError
 from reward_service.audit.records import FIELDS, GENESIS, Draft, Head, Row, chain, storable
+from reward_service.errors import AuditError
 
 _INDEX_CHARS: Final = 200
 _SCHEMA_LOCK: Final = 0x726C7672  # any number that is ours

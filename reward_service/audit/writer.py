@@ -24,11 +24,11 @@ from typing import Final
 
 import msgspec
 
-from reward_service.audit.errors import AuditError
 from reward_service.audit.records import AuditBatch, Draft, Head, drafts, read_key
 from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
 from reward_service.audit.wire import FrameReader, Start, Status, frame
+from reward_service.errors import AuditError
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +59,7 @@ class Writer:
 
     def open(self) -> None:
         """Opens the log, making it if need be, and says how far it is; AuditError if it cannot be."""
-        try:
-            key = read_key(self._settings.hmac_key_file)
-        except (OSError, ValueError) as error:
-            raise AuditError(f"hmac_key_file: {error}") from None
+        key = read_key(self._settings.hmac_key_file)
         self._store = AuditStore(self._settings.database, key=key, busy_timeout_s=self._settings.busy_timeout_s)
         head = self._store.create()
         self._messages = self._committed = self._store.committed_messages(self._session)

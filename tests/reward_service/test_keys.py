@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from reward_service.errors import KeysUnavailableError, RateLimitedError, UnauthorizedError
+from reward_service.errors import KeysError, KeysUnavailableError, RateLimitedError, UnauthorizedError
 from reward_service.keys import (
     KeyRing,
-    KeysError,
     TokenBucket,
     add_key,
     binding_refusal,

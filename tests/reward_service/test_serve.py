@@ -18,8 +18,8 @@ import pytest
 from reward_service.child import RunningService, start_in_subprocess
 from reward_service.clients.asynchronous import RewardClient
 from reward_service.clients.errors import RewardServiceUnavailable
+from reward_service.commands import main
 from reward_service.errors import ServiceStartError
-from reward_service.serve import main
 from reward_service.settings import ServiceSettings
 from reward_service.types import RewardItem, RewardSpec
 

@@ -22,6 +22,7 @@ from reward_service.audit.records import (
     read_key,
     record_hash,
 )
+from reward_service.errors import AuditError
 from tests.reward_service.audit.audit_cases import KEY, RESULT, batch, drafted
 
 
@@ -105,5 +106,7 @@ def test_keys_for_the_chain(tmp_path: Path) -> None:
     assert read_key(path) == KEY
     assert read_key(None) is None
     path.write_bytes(b"short")
-    with pytest.raises(ValueError, match="5 bytes"):
+    with pytest.raises(AuditError, match="5 bytes"):
         read_key(path)
+    with pytest.raises(AuditError, match="none cannot be read: No such file"):
+        read_key(tmp_path / "none")

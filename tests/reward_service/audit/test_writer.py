@@ -15,14 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from reward_service.audit.errors import AuditError
 from reward_service.audit.handle import AuditHandle
 from reward_service.audit.records import Head
 from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
 from reward_service.audit.verify import Verification, verify
 from reward_service.audit.wire import FLUSH, FrameReader, Status, frame
-from reward_service.errors import AuditUnavailableError
+from reward_service.errors import AuditError, AuditUnavailableError
 from tests.reward_service.audit.audit_cases import batch
 
 ROOT = Path(__file__).parents[3]
