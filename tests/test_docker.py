@@ -260,7 +260,7 @@ def test_no_training_library_is_there_or_asked_for(image: Path, tmp_path: Path) 
     """Everything that the service may load is loaded, and the command line that starts it."""
     code = f"""
 import importlib, importlib.util, sys
-import orchestration.cli, orchestration.commands.reward, reward_service.api.app, reward_service.serve
+import orchestration.cli, reward_service.commands, reward_service.api.app, reward_service.serve
 from reward_service.registry import load_rewards
 from reward_service.settings import ServiceSettings
 for reward in load_rewards(ServiceSettings()).values():
