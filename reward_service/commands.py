@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from reward_service.audit.commands import add_audit_commands, positive
 from reward_service.errors import OperatorError, ServiceStartError
 from reward_service.keys import DEFAULT_KEYS_FILE, add_key, read_keys, revoke_key
@@ -43,6 +41,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except OperatorError as error:
         print(f"reward service: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"reward service: {error.name} is not installed here; serving needs rlvr[service]", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -74,6 +75,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_settings(options: argparse.Namespace) -> ServiceSettings:
     """Settings of the file, then the words, then the flags. ServiceStartError names what is wrong."""
+    import yaml
     from pydantic import ValidationError
 
     from reward_service.scoring import describe
@@ -100,6 +102,8 @@ def read_settings(options: argparse.Namespace) -> ServiceSettings:
 
 def _set(given: dict[str, Any], word: str) -> None:
     """`a.b=1` in a table of tables."""
+    import yaml
+
     path, equals, value = word.partition("=")
     if not equals or not path:
         raise ServiceStartError(f"{word!r} is not a setting; write key=value, such as port=8301")

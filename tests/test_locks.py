@@ -27,12 +27,12 @@ def pins(flavour: str) -> dict[str, Version]:
 
 
 def direct(flavour: str) -> list[Requirement]:
-    """What `pip install rlvr[FLAVOUR,dev]`, or `rlvr[audit]` and `rlvr[cuda]` for the images, asks for by name, without
-    our own extras that refer to each other."""
+    """What `pip install rlvr[FLAVOUR,dev]`, or for the images `rlvr[audit]` and `rlvr[cuda]`, asks for by name, with
+    what the extras that they refer to ask for."""
     tables = project()["project"]
     extras = tables["optional-dependencies"]
-    images = {REWARD: ("audit",), TRAIN: ("train", "cuda")}
-    chosen = images.get(flavour, ("train", flavour, "dev"))
+    images = {REWARD: ("audit", "service"), TRAIN: ("train", "service", "cuda")}
+    chosen = images.get(flavour, ("train", "service", flavour, "dev"))
     lines = [*tables["dependencies"], *(line for extra in chosen for line in extras[extra])]
     return [requirement for requirement in map(Requirement, lines) if requirement.name != "rlvr"]
 

@@ -16,20 +16,12 @@ import httpx
 from reward_service.clients.batching import Batcher
 from reward_service.clients.errors import BadAnswerError, RequestRefusedError, RewardServiceUnavailable
 from reward_service.clients.wire import ScoreCall, decode_response, error_detail, make_call
-from reward_service.retry import backoff_s, retry_after_s
+from reward_service.retry import GaveUpError, RetryLaterError, retry, retry_after_s
 from reward_service.types import ItemResult, RewardItem, RewardSpec
 
 _READY_POLL_S = 0.1
 _MAX_RESPONSE_BYTES = 256 * 2**20
 _RETRIED_STATUSES = frozenset({408, 425, 429})
-
-
-class _RetryLater(Exception):  # noqa: N818  # a signal between two functions here
-    """An attempt failed in a way that another may not. `wait_s`: the time the server asks for, if it does."""
-
-    def __init__(self, message: str, *, wait_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait_s = wait_s
 
 
 class RewardClient:
@@ -133,24 +125,19 @@ class RewardClient:
     async def _send(self, call: ScoreCall) -> list[ItemResult]:
         """Tries until the call's deadline."""
         body = call.body
-        num_tries = 0
-        last: Exception | None = None
+
+        async def attempt() -> list[ItemResult]:
+            try:
+                return decode_response(await self._post(body), call.items, call.rewards)
+            except BadAnswerError as error:
+                raise RetryLaterError(error) from None
+
         try:
-            async with asyncio.timeout_at(call.deadline), self._places:
-                while True:
-                    num_tries += 1
-                    try:
-                        return decode_response(await self._post(body), call.items, call.rewards)
-                    except (_RetryLater, BadAnswerError) as error:
-                        last = error
-                    pause_s = backoff_s(num_tries)
-                    if isinstance(last, _RetryLater):
-                        pause_s = max(pause_s, last.wait_s)
-                    if asyncio.get_running_loop().time() + pause_s >= call.deadline:
-                        break  # nothing to be gained by sleeping into the deadline
-                    await asyncio.sleep(pause_s)
-        except TimeoutError:
-            last = last or TimeoutError("still waiting for an answer, or for a free place among the concurrent calls")
+            return await retry(attempt, deadline=call.deadline, holding=self._places)
+        except GaveUpError as error:
+            num_tries, last = error.num_tries, error.last
+        if last is None:
+            last = TimeoutError("still waiting for an answer, or for a free place among the concurrent calls")
         kind = BadAnswerError if isinstance(last, BadAnswerError) else RewardServiceUnavailable
         tried = f"{num_tries} {'try' if num_tries == 1 else 'tries'} within {self._deadline_s:g} s"
         raise kind(f"reward service {self._shown_url}: no usable answer in {tried}; the last: {last}")
@@ -177,7 +164,7 @@ class RewardClient:
             raise RewardServiceUnavailable(message) from None
 
     async def _post(self, body: bytes) -> bytes:
-        """One try. The body of a 200; _RetryLater if another try may help; RequestRefusedError if not."""
+        """One try. The body of a 200; RetryLaterError if another try may help; RequestRefusedError if not."""
         try:
             async with (
                 asyncio.timeout(self._timeout_s),  # httpx's own limits are for each read, which a drip would renew
@@ -189,15 +176,16 @@ class RewardClient:
                     if len(answer) > _MAX_RESPONSE_BYTES:
                         raise BadAnswerError(f"an answer of more than {_MAX_RESPONSE_BYTES} bytes")
         except TimeoutError:
-            raise _RetryLater(f"no answer within {self._timeout_s:g} s") from None
+            raise RetryLaterError(RewardServiceUnavailable(f"no answer within {self._timeout_s:g} s")) from None
         except httpx.RequestError as error:
-            raise _RetryLater(_named(error)) from None
+            raise RetryLaterError(RewardServiceUnavailable(_named(error))) from None
         status = response.status_code
         if status == httpx.codes.OK:
             return bytes(answer)
         message = f"status {status}, {error_detail(bytes(answer))}"
         if status in _RETRIED_STATUSES or status >= 500:
-            raise _RetryLater(message, wait_s=retry_after_s(response.headers.get("retry-after")))
+            wait_s = retry_after_s(response.headers.get("retry-after"))
+            raise RetryLaterError(RewardServiceUnavailable(message), wait_s=wait_s)
         raise RequestRefusedError(f"reward service {self._shown_url} refused the request: {message}", status)
 
 

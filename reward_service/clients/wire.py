@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
-import orjson
+import msgspec
 
 from reward_service.clients.errors import BadAnswerError
 from reward_service.types import ItemResult, RewardItem, RewardScore, RewardSpec
@@ -67,8 +66,8 @@ def merged(calls: Iterable[ScoreCall]) -> ScoreCall:
 
 def _dumps(value: Any) -> bytes:
     try:
-        return orjson.dumps(value, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
-    except orjson.JSONEncodeError as error:
+        return _encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"the request cannot be put into JSON: {error}; references, metadata and params take texts, numbers,"
             " booleans, lists and dictionaries"
@@ -76,19 +75,20 @@ def _dumps(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What orjson does not know: NumPy's scalars and arrays of objects, tensors, decimals."""
-    if isinstance(value, Decimal):
-        return str(value)
+    """What msgspec does not know: NumPy's scalars and arrays, tensors."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+_encode = msgspec.json.Encoder(enc_hook=_plain).encode
 
 
 def decode_response(body: bytes, items: Sequence[RewardItem], rewards: Sequence[RewardSpec]) -> list[ItemResult]:
     """One result an item, in the items' order. BadAnswerError says what is wrong with anything else."""
     try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        answer = msgspec.json.decode(body)
+    except (ValueError, RecursionError) as error:
         raise BadAnswerError(f"not JSON ({error}): {shown(body)}") from None
     results = answer.get("results") if isinstance(answer, dict) else None
     if not isinstance(results, list):
@@ -102,9 +102,9 @@ def decode_response(body: bytes, items: Sequence[RewardItem], rewards: Sequence[
 def error_detail(body: bytes) -> str:
     """What an error answer says, on one line."""
     try:
-        answer = orjson.loads(body)
+        answer = msgspec.json.decode(body)
         return f"{answer['error']}: {answer['detail']}"[:_MAX_SHOWN_CHARS]
-    except (orjson.JSONDecodeError, TypeError, KeyError):
+    except (ValueError, RecursionError, TypeError, KeyError):
         return shown(body)
 
 

@@ -13,7 +13,7 @@ import msgspec
 from reward_service.errors import ServiceStartError
 from reward_service.judging.parse import BadVoteError
 from reward_service.judging.settings import JudgeSettings
-from reward_service.retry import backoff_s, retry_after_s
+from reward_service.retry import GaveUpError, RetryLaterError, retry, retry_after_s
 from reward_service.rewards.base import NotScorableError
 from reward_service.types import Reason
 
@@ -36,14 +36,6 @@ class JudgeTimeoutError(NotScorableError):
     """The endpoint's answer did not come in time."""
 
     reason = Reason.TIMEOUT
-
-
-class _RetryLater(Exception):  # noqa: N818  # a signal between two functions here
-    """A call failed in a way that another may not. `wait_s`: the time the endpoint asks for, if it does."""
-
-    def __init__(self, error: NotScorableError, *, wait_s: float = 0.0) -> None:
-        super().__init__(str(error))
-        self.error, self.wait_s = error, wait_s
 
 
 class _Message(msgspec.Struct):
@@ -98,26 +90,16 @@ class JudgeClient:
         content = msgspec.json.encode({key: value for key, value in body.items() if value is not None})
         async with self._places:
             deadline = asyncio.get_running_loop().time() + self._deadline_s
-            last: NotScorableError | None = None
             try:
-                async with asyncio.timeout_at(deadline):
-                    for num_tries in range(1, self._settings.max_tries + 1):
-                        try:
-                            return await self._post(content)
-                        except _RetryLater as later:
-                            last = later.error
-                            wait_s = max(backoff_s(num_tries), later.wait_s)
-                        if asyncio.get_running_loop().time() + wait_s >= deadline:
-                            break  # nothing to be gained by sleeping into the deadline
-                        if num_tries < self._settings.max_tries:
-                            await asyncio.sleep(wait_s)
-            except TimeoutError:
-                raise JudgeTimeoutError(f"the judge did not answer within its {self._deadline_s:g} s") from None
-        assert last is not None
-        raise last
+                return await retry(lambda: self._post(content), deadline=deadline, max_tries=self._settings.max_tries)
+            except GaveUpError as gave_up:
+                if gave_up.timed_out or gave_up.last is None:
+                    told = f"the judge did not answer within its {self._deadline_s:g} s"
+                    raise JudgeTimeoutError(told) from None
+                raise gave_up.last from None
 
     async def _post(self, content: bytes) -> str | None:
-        """One call; _RetryLater if another may help."""
+        """One call; RetryLaterError if another may help."""
         timeout_s = self._settings.timeout_s
         try:
             async with (
@@ -130,10 +112,12 @@ class JudgeClient:
                     if len(answer) > _MAX_ANSWER_BYTES:
                         raise BadVoteError(f"the judge's endpoint sent more than {_MAX_ANSWER_BYTES} bytes")
         except (TimeoutError, httpx.TimeoutException):
-            raise _RetryLater(JudgeTimeoutError(f"the judge did not answer a call within {timeout_s:g} s")) from None
+            raise RetryLaterError(
+                JudgeTimeoutError(f"the judge did not answer a call within {timeout_s:g} s")
+            ) from None
         except httpx.RequestError as error:
             told = f"the judge's endpoint cannot be reached: {type(error).__name__}"
-            raise _RetryLater(JudgeUnavailableError(told)) from None
+            raise RetryLaterError(JudgeUnavailableError(told)) from None
         if response.status_code == httpx.codes.OK:
             return _content(bytes(answer))
         raise self._refusal(response, bytes(answer))
@@ -142,7 +126,9 @@ class JudgeClient:
         status = response.status_code
         told = f"the judge's endpoint answers with status {status}"
         if status in _RETRIED or status >= 500:
-            return _RetryLater(JudgeUnavailableError(told), wait_s=retry_after_s(response.headers.get("retry-after")))
+            return RetryLaterError(
+                JudgeUnavailableError(told), wait_s=retry_after_s(response.headers.get("retry-after"))
+            )
         if status in _OF_THE_ITEM:
             # Most often the input is too long; what the endpoint says of it is about what the requester has sent.
             return BadVoteError(f"{told}: {self._excerpt(answer)}")
@@ -161,7 +147,7 @@ def _content(answer: bytes) -> str | None:
     try:
         choice = _decode(answer).choices[0]
     except (ValueError, IndexError):
-        raise _RetryLater(JudgeUnavailableError("what the judge's endpoint sends is no chat completion")) from None
+        raise RetryLaterError(JudgeUnavailableError("what the judge's endpoint sends is no chat completion")) from None
     if choice.finish_reason == "length":
         raise BadVoteError("the judge's answer was cut off at judge.max_tokens")
     return choice.message.content

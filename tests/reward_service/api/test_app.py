@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import msgspec
-import orjson
 import pytest
 from fastapi import FastAPI
 
@@ -180,7 +179,7 @@ async def test_a_reward_that_fails_costs_only_its_own_score(bad: str) -> None:
     ],
 )
 async def test_bad_requests(client: httpx.AsyncClient, body: Any, error: str) -> None:
-    response = await client.post("/v1/score", content=body if isinstance(body, bytes) else orjson.dumps(body))
+    response = await client.post("/v1/score", content=body if isinstance(body, bytes) else msgspec.json.encode(body))
     assert response.status_code == {"contradiction": 409, "unknown_reward": 404}.get(error, 422)
     assert error_of(response) == error
     assert len(response.content) < 2000
@@ -206,7 +205,7 @@ async def test_errors_name_the_place_and_keep_the_input_to_themselves(client: ht
 async def test_limits_are_named(
     settings: dict[str, int], items: list[Any], status: int, limit: str, declared: bool
 ) -> None:
-    body = orjson.dumps({"rewards": PAIR, "items": items})
+    body = msgspec.json.encode({"rewards": PAIR, "items": items})
 
     async def pieces() -> AsyncIterator[bytes]:
         for start in range(0, len(body), 100):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
-import orjson
+import msgspec
 import pytest
 
 from reward_service.clients.asynchronous import RewardClient
@@ -29,7 +29,7 @@ class Echo:
         self.heads: list[tuple[Any, ...]] = []
 
     async def __call__(self, request: httpx.Request) -> httpx.Response:
-        body = orjson.loads(request.content)
+        body = msgspec.json.decode(request.content)
         self.sizes.append(len(body["items"]))
         self.heads.append((body["rewards"][0]["name"], body["run_id"], body["policy_version"]))
         await asyncio.sleep(0.02)
@@ -130,7 +130,7 @@ async def test_what_is_not_for_json_costs_the_others_nothing() -> None:
         good, error = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(good, list)
     assert isinstance(error, ValueError)
-    assert "cannot be put into JSON: Type is not JSON serializable: object" in str(error)
+    assert "cannot be put into JSON: object is not JSON" in str(error)
 
 
 async def test_a_caller_that_gives_up_takes_nothing_from_the_others() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import orjson
+import msgspec
 import pytest
 
 from reward_service.api.app import create_app
@@ -104,7 +104,7 @@ async def test_a_good_answer() -> None:
     assert pickle.loads(pickle.dumps(results)) == results
     assert str(requests[0].url) == f"{URL}/v1/score"
     assert requests[0].headers["authorization"] == "Bearer k"
-    body = orjson.loads(requests[0].content)
+    body = msgspec.json.decode(requests[0].content)
     assert (body["run_id"], body["policy_version"]) == ("run", 3)
     assert body["rewards"][1] == {"name": "gsm8k_correctness", "weight": 2.0, "params": {}}
 
@@ -206,7 +206,7 @@ def test_retry_after_forms() -> None:
 def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
     body = answer()
     change(body)
-    return orjson.dumps(body)
+    return msgspec.json.encode(body)
 
 
 NONSENSE: list[tuple[bytes, str]] = [
@@ -229,8 +229,8 @@ NONSENSE: list[tuple[bytes, str]] = [
     (broken(lambda b: b["results"][0]["rewards"]["gsm8k_format"].update(details=3)), "details is not an object"),
     (broken(lambda b: b["results"][0].update(total="high")), r"results\.0\.total"),
     (broken(lambda b: b["results"][0].update(total=None)), r"results\.0\.total"),
-    (orjson.dumps(answer()).replace(b"2.5", b"NaN"), "not JSON"),
-    (orjson.dumps(answer()).replace(b"2.5", b"1e999"), "not"),
+    (msgspec.json.encode(answer()).replace(b"2.5", b"NaN"), "not JSON"),
+    (msgspec.json.encode(answer()).replace(b"2.5", b"1e999"), "not"),
 ]
 
 

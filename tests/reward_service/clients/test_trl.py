@@ -197,7 +197,9 @@ def test_a_process_that_used_it_ends_without_a_word(service: RunningService) -> 
     )
     command = [sys.executable, "-X", "dev", "-c", program, service.url]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
-    assert (ended.stdout, ended.stderr) == ("[0.0]\n", "")
+    # asyncio's debug mode also tells of steps that took 100 ms, which a busy machine brings about
+    said = [line for line in ended.stderr.splitlines() if not line.startswith("Executing <")]
+    assert (ended.stdout, said) == ("[0.0]\n", [])
 
 
 @pytest.mark.parametrize("module", ["trl", "verl", "asynchronous"])

@@ -1,0 +1,20 @@
+"""`rlvr`, and `python -m orchestration`: an installation of the clients alone gets a sentence, not a traceback."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """The command line, where its libraries are installed."""
+    try:
+        from orchestration.cli import main as run
+    except ModuleNotFoundError as error:
+        needed = "the command line needs rlvr[service], and training rlvr[cpu] or rlvr[cuda]"
+        print(f"rlvr: {error.name} is not installed here; {needed}", file=sys.stderr)
+        return 1
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
