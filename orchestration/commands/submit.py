@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestration.data.task import own_module_file
 from orchestration.errors import ConfigError, SubmitError
 from orchestration.settings.config import Settings, load_settings
 from orchestration.settings.tree import recipe_names
@@ -103,7 +104,10 @@ def _submit(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int
 @contextmanager
 def _specified(settings: Settings, recipe: str) -> Iterator[JobSpec]:
     job, file = settings.submit.job, Path(recipe)
-    with packed_code(job.include, recipe_folder=file.parent if file.is_file() else None) as code:
+    include, own = list(job.include), own_module_file(type(settings.run.data))
+    if own is not None and own.name not in [path.name for path in include]:
+        include.append(own)
+    with packed_code(include, recipe_folder=file.parent if file.is_file() else None) as code:
         yield JobSpec(
             name=job.name or job_name(settings.run.recipe),
             run=settings.run,

@@ -23,6 +23,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+import sysconfig
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -218,13 +219,12 @@ def _imported(name: str, kind: str, folders: list[Path]) -> Any:
 
 
 def own_module_file(task: type[Task]) -> Path | None:
-    """The file or package folder that holds a task of one's own, to be sent along with a run; None for a built-in one.
+    """The file that holds a task of one's own, or the whole folder of its package, to be sent along with a run.
 
-    For a module of a package that is the package's whole folder.
+    None for a built-in task and for one of an installed package: other machines have to have that installed too.
     """
-    top = task.__module__.partition(".")[0]
-    module = sys.modules.get(top)
-    if task.__module__.startswith("orchestration.") or module is None or module.__file__ is None:
+    file = Path(str(sys.modules[task.__module__.partition(".")[0]].__file__))
+    installed = (Path(path) for name, path in sysconfig.get_paths().items() if name in ("purelib", "platlib"))
+    if task.__module__.startswith("orchestration.") or any(file.is_relative_to(folder) for folder in installed):
         return None
-    file = Path(module.__file__)
     return file.parent if file.name == "__init__.py" else file
