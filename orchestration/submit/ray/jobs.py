@@ -134,7 +134,11 @@ class RayJobs:
 
         address = self._endpoint.address
         try:
-            yield
+            try:
+                yield
+            except ConnectionError as error:  # Ray's own does not say why: what it met does
+                why = error.__context__
+                raise why if isinstance(why, requests.exceptions.RequestException) else error from None
         except AuthenticationError as error:
             given = "the token it was given" if self._endpoint.token else "a call without a token"
             raise SubmitError(
