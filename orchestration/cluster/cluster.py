@@ -190,7 +190,7 @@ class Cluster:
         assert isinstance(deployment, ActorDeployment)
         options: dict[str, Any] = {"num_cpus": deployment.num_cpus, "resources": deployment.resources}
         if (node := preferred_node(alive_nodes(), deployment)) is not None:
-            # Soft by the public rule waits for a node that is full; with the private one another is taken.
+            # With the public `soft` alone, Ray waits for a node that is there but full; with this it takes another.
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
                 node.node_id, soft=True, _spill_on_unavailable=True
             )

@@ -41,7 +41,7 @@ class HyperPodBackend:
         manifests = job_manifests(job, self._settings, token=secrets.token_hex(32))
         kubernetes = self._kubernetes(self._settings.namespace, self._settings.context)
         first, *rest = manifests
-        # First the owner, whose pods wait for the other two: at no time is there anything that nobody deletes.
+        # The owner first, whose pods wait for the other two: what is left of a failure is deleted with it.
         ray_job = kubernetes.create(first)
         try:
             for manifest in rest:

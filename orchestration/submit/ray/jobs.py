@@ -177,7 +177,7 @@ def _timed_client(endpoint: Endpoint) -> Any:
             options.setdefault("timeout", endpoint.timeout_s)
             return super()._do_request(method, endpoint_path, **options)
 
-    # They tell of every request, which is no news to whoever submits.
+    # They log every request.
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
         logging.getLogger(name).setLevel(logging.WARNING)
     headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else None

@@ -163,7 +163,7 @@ def _form(
     def refuse(**kwargs: Any) -> None:
         raise _NotSentError
 
-    # Not credentials: without any the SDK does not get as far as being refused.
+    # No real credentials, but without any the SDK would fail before it forms the request.
     boto = boto3.Session(region_name=region, aws_access_key_id="none", aws_secret_access_key="none")
     boto.events.register_first("before-send", refuse)
     boto.events.register("provide-client-params.sagemaker.CreateTrainingJob", catch)

@@ -216,7 +216,7 @@ def worker_ending(facts: HostFacts, view: WorkerView) -> Ending | None:
         return Ending(exit_code=EXIT_FAILED, reason=f"the head, {facts.head}, is gone")
     if view.stopping_s is not None and view.stopping_s > STOPPED_WORKER_S:
         return Ending(exit_code=EXIT_STOPPED, reason=f"{facts.name} was stopped, and the head, {facts.head}, was not")
-    # Ray ends here soon after the head's has. A head that just said it goes on shows that it ended by itself.
+    # A worker's Ray ends soon after the head's. If the head has just said that it goes on, this one ended by itself.
     if view.ray_ended is not None and view.silent_s == 0:
         return Ending(exit_code=EXIT_FAILED, reason=f"Ray ended on {facts.name}: {view.ray_ended}")
     return None
