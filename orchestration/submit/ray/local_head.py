@@ -103,7 +103,7 @@ def ensure(folder: Path, *, linger_s: float, object_store_bytes: int, timeout_s:
         while time.monotonic() < deadline:
             if (head := find(folder)) is not None:
                 return head
-            if process.poll() is not None:
+            if process.poll():  # with 0 it left the start to another, which is under way
                 break
             time.sleep(0.1)
     except KeyboardInterrupt:

@@ -35,6 +35,8 @@ SMALL = (
     "rollout.num_generations=4",
 )
 LINGER_S = 10
+START_S = 240.0
+"""Limit on what starts Ray, or an engine, on a busy machine."""
 
 
 class Place:
@@ -115,7 +117,7 @@ def test_a_job_that_succeeds_with_a_module_of_ones_own(place: Place) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    until(lambda: local_head.find(place.folder / "state" / "head") is not None or following.poll() is not None)
+    until(lambda: local_head.find(place.folder / "state" / "head") or following.poll() is not None, START_S, poll_s=0.2)
     place.jobs.submit(name=KEEPER, command="sleep infinity", runtime_env={})
     output, error = following.communicate(timeout=400)
     assert following.returncode == 0, output + error
@@ -147,7 +149,7 @@ def test_a_stopped_job_saves_its_state(place: Place) -> None:
     done = place.rlvr("submit", *words, "--to", "local", "--json")
     assert json.loads(done.stdout)["job"] == "stopped"
     metrics = run / "metrics.jsonl"
-    until(lambda: metrics.is_file() and b"\n" in metrics.read_bytes())
+    until(lambda: metrics.is_file() and b"\n" in metrics.read_bytes(), START_S, poll_s=0.2)
     following = subprocess.Popen(
         [*RLVR, "jobs", "logs", "-f", "stopped"], env=place.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
