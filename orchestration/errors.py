@@ -33,3 +33,9 @@ class RewardsUnavailableError(RlvrError):
 
 class SubmitError(RlvrError):
     """A place that takes jobs refused, or did not answer."""
+
+
+def one_line(text: object, max_chars: int = 300) -> str:
+    """A text, or an error's, without line breaks; what is longer is cut, and ends in `…`."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= max_chars else f"{line[: max_chars - 1]}…"

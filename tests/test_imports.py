@@ -116,7 +116,10 @@ HOLDERS = {
     "bitsandbytes": ("learner/policy/dequantize.py",),
     "trl": ("orchestration/bench/learner_contenders.py",),
     "datasets": ("orchestration/bench/learner_contenders.py",),
-    "ray": ("orchestration/cluster/*.py", "orchestration/submit/ray/jobs.py"),
+    "ray": (
+        *(f"orchestration/cluster/{name}.py" for name in ("calls", "cluster", "gauges", "nodes")),
+        "orchestration/submit/ray/jobs.py",
+    ),
     "sagemaker": ("orchestration/submit/sagemaker/request.py",),
     "kubernetes": ("orchestration/submit/hyperpod/api.py",),
     "boto3": ("orchestration/storage/aws.py", "orchestration/submit/sagemaker/request.py"),
@@ -142,10 +145,6 @@ STILL_OPEN = {
     ("orchestration/cluster/local.py", "rollout_server.engine_settings.Device"),
     ("orchestration/data", "orchestration/settings"),
     ("orchestration/bench", "orchestration/commands"),
-    ("orchestration/submit/ray", "orchestration/submit"),
-    ("orchestration/submit/sagemaker", "orchestration/submit"),
-    ("orchestration/submit/hyperpod", "orchestration/submit"),
-    ("orchestration/submit/common", NO_MODULE),
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from orchestration.errors import RemoteTimeoutError, WorkerDiedError
+from orchestration.errors import RemoteTimeoutError, WorkerDiedError, one_line
 
 Host = TypeVar("Host")
 """The actor's class."""
@@ -107,9 +107,8 @@ class Pending(Generic[Result]):
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:
-            reason = " ".join(str(error).split())
             raise WorkerDiedError(
-                f"{who} died during {self.method}: {reason[:400]} Its log is in {log_folder()}; "
+                f"{who} died during {self.method}: {one_line(error, 400)} Its log is in {log_folder()}; "
                 f"a process killed by the system usually means too little memory"
             ) from error
 

@@ -29,7 +29,7 @@ from orchestration.cluster.learner import RayLearner
 from orchestration.cluster.nodes import alive_nodes, own_node
 from orchestration.cluster.reward_actor import RewardServiceActor, ServiceEndpoint
 from orchestration.concurrency import gather_or_cancel
-from orchestration.errors import MachineError
+from orchestration.errors import MachineError, one_line
 from orchestration.machine.needs import model_size, object_store_bytes
 from orchestration.machine.placement import Placement, Slot, effective_rollout, place
 from orchestration.models.here import named_anywhere
@@ -71,7 +71,7 @@ class Cluster:
                     )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = config.ray_address or "this machine"
-            raise MachineError(f"Ray did not start on {where}: {' '.join(str(error).split())[:300]}") from error
+            raise MachineError(f"Ray did not start on {where}: {one_line(error)}") from error
         self.dashboard_url = context.dashboard_url or None
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         self.placement = place(config, num_gpus=num_gpus)
@@ -190,7 +190,7 @@ class Cluster:
         assert isinstance(deployment, ActorDeployment)
         options: dict[str, Any] = {"num_cpus": deployment.num_cpus, "resources": deployment.resources}
         if (node := preferred_node(alive_nodes(), deployment)) is not None:
-            # Soft by the public rule waits for a node that is full; with the private one another is taken.
+            # With the public `soft` alone, Ray waits for a node that is there but full; with this it takes another.
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
                 node.node_id, soft=True, _spill_on_unavailable=True
             )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from orchestration.errors import ConfigError, SubmitError
+from orchestration.errors import ConfigError, SubmitError, one_line
 from orchestration.extras import require
 
 CONNECT_TIMEOUT_S = 10.0
@@ -83,7 +83,7 @@ def explained(doing: str) -> Iterator[None]:
     except ClientError as error:
         raise SubmitError(f"{doing}: {_refusal(error)}") from error
     except (BotoCoreError, Boto3Error) as error:
-        raise SubmitError(f"{doing}: {_one_line(error)}{_remedy(error)}") from error
+        raise SubmitError(f"{doing}: {one_line(error, 500).rstrip('.')}{_remedy(error)}") from error
 
 
 def error_code(error: Any) -> str:
@@ -93,7 +93,7 @@ def error_code(error: Any) -> str:
 
 
 def _refusal(error: Any) -> str:
-    message = " ".join(str(error.response.get("Error", {}).get("Message", "")).split()).rstrip(".")
+    message = one_line(error.response.get("Error", {}).get("Message", "")).rstrip(".")
     code = error_code(error)
     remedy = _REMEDIES.get(code)
     return f"AWS refused with {code}: {message}" + (f"; {remedy}" if remedy else "")
@@ -124,7 +124,3 @@ def _remedy(error: Exception) -> str:
         if isinstance(error, kinds):
             return f"; {remedy}"
     return ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")[:500]

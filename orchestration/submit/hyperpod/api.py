@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from orchestration.errors import SubmitError
+from orchestration.errors import SubmitError, one_line
 from orchestration.submit.hyperpod.manifest import TOKEN_KEY, Manifest
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
 
@@ -35,7 +35,7 @@ class KubernetesApi:
         try:
             config.load_kube_config(context=context, client_configuration=self._configuration)
         except (config.ConfigException, OSError) as error:
-            raise SubmitError(f"no kubeconfig that can be used ({_one_line(error)}); {_LOGIN}") from error
+            raise SubmitError(f"no kubeconfig that can be used ({one_line(error)}); {_LOGIN}") from error
         api = client.ApiClient(self._configuration)
         self._core, self._objects = client.CoreV1Api(api), client.CustomObjectsApi(api)
 
@@ -146,7 +146,7 @@ class KubernetesApi:
         except ApiException as error:
             raise self._refusal(error, what) from error
         except SSLError as error:
-            raise SubmitError(f"the certificate of Kubernetes is not trusted ({_one_line(error)}); {_LOGIN}") from error
+            raise SubmitError(f"the certificate of Kubernetes is not trusted ({one_line(error)}); {_LOGIN}") from error
         except (HTTPError, OSError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, NewConnectionError):  # which is one to urllib3
                 raise SubmitError(
@@ -154,7 +154,7 @@ class KubernetesApi:
                     f"hyperpod.timeout_s, and look by `kubectl -n {self._namespace} get rayjobs` what there is"
                 ) from error
             raise SubmitError(
-                f"Kubernetes does not answer at {self._configuration.host} ({_one_line(error)}); is the cluster up, "
+                f"Kubernetes does not answer at {self._configuration.host} ({one_line(error)}); is the cluster up, "
                 f"and the kubeconfig its own? {_LOGIN}"
             ) from error
 
@@ -197,10 +197,5 @@ def _message(body: str | bytes | None) -> str:
     try:
         status = json.loads(body or "")
     except ValueError:
-        return _one_line(body.decode(errors="replace") if isinstance(body, bytes) else body or "")
-    return _one_line(status.get("message", "") if isinstance(status, Mapping) else status)
-
-
-def _one_line(text: object, max_chars: int = 300) -> str:
-    line = " ".join(str(text).split())
-    return line if len(line) <= max_chars else f"{line[:max_chars]}…"
+        return one_line(body.decode(errors="replace") if isinstance(body, bytes) else body or "")
+    return one_line(status.get("message", "") if isinstance(status, Mapping) else status)

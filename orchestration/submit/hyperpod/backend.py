@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestration.errors import SubmitError
+from orchestration.errors import SubmitError, one_line
 from orchestration.extras import require
 from orchestration.settings.config import RunConfig
 from orchestration.settings.submit import SubmitConfig
@@ -41,7 +41,7 @@ class HyperPodBackend:
         manifests = job_manifests(job, self._settings, token=secrets.token_hex(32))
         kubernetes = self._kubernetes(self._settings.namespace, self._settings.context)
         first, *rest = manifests
-        # First the owner, whose pods wait for the other two: at no time is there anything that nobody deletes.
+        # The owner first, whose pods wait for the other two: what is left of a failure is deleted with it.
         ray_job = kubernetes.create(first)
         try:
             for manifest in rest:
@@ -134,7 +134,7 @@ class HyperPodBackend:
         try:
             return RayJobs(Endpoint(address=address, timeout_s=self._settings.timeout_s))
         except (_kubeconfig.KubeconfigError, _token_provider.TokenAcquisitionError) as error:
-            raise SubmitError(f"no access to {address}: {' '.join(str(error).split())}") from error
+            raise SubmitError(f"no access to {address}: {one_line(error)}") from error
 
     def _kubernetes(self, namespace: str, context: str | None) -> KubernetesApi:
         require("kubernetes", by="HyperPod", extra="hyperpod")

@@ -18,7 +18,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from orchestration.errors import SubmitError
+from orchestration.errors import SubmitError, one_line
 from orchestration.extras import require
 from orchestration.submit.common.job import JobState, JobStatus
 
@@ -72,7 +72,7 @@ class RayJobs:
     def status(self, name: str) -> JobStatus:
         with self._explained(name):
             info = self._client.get_job_info(name)
-        return JobStatus(state=JobState(str(info.status.value).lower()), message=_one_line(info.message or ""))
+        return JobStatus(state=JobState(str(info.status.value).lower()), message=one_line(info.message or ""))
 
     def unfinished(self) -> list[str]:
         """Names of the submitted jobs that have not ended."""
@@ -134,7 +134,11 @@ class RayJobs:
 
         address = self._endpoint.address
         try:
-            yield
+            try:
+                yield
+            except ConnectionError as error:  # Ray's own does not say why: what it met does
+                why = error.__context__
+                raise why if isinstance(why, requests.exceptions.RequestException) else error from None
         except AuthenticationError as error:
             given = "the token it was given" if self._endpoint.token else "a call without a token"
             raise SubmitError(
@@ -142,7 +146,7 @@ class RayJobs:
             ) from error
         except requests.exceptions.SSLError as error:
             raise SubmitError(
-                f"the certificate of {address} is not trusted ({_one_line(error)}); set ray.ca_file to its authority"
+                f"the certificate of {address} is not trusted ({one_line(error)}); set ray.ca_file to its authority"
             ) from error
         except (requests.exceptions.Timeout, TimeoutError) as error:
             raise SubmitError(
@@ -151,11 +155,11 @@ class RayJobs:
             ) from error
         except (ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError) as error:
             raise SubmitError(
-                f"no Ray dashboard answers at {address} ({_one_line(error)}); is the cluster up, and its address "
+                f"no Ray dashboard answers at {address} ({one_line(error)}); is the cluster up, and its address "
                 f"http(s)://HOST:8265?"
             ) from error
         except (RuntimeError, ValueError, KeyError) as error:
-            text = _one_line(error)
+            text = one_line(error)
             if job is not None and ("does not exist" in text or "status code 404" in text):
                 raise SubmitError(f"the Ray cluster at {address} knows no job {job!r}; was it restarted?") from error
             if "already" in text and "submission_id" in text:
@@ -173,7 +177,7 @@ def _timed_client(endpoint: Endpoint) -> Any:
             options.setdefault("timeout", endpoint.timeout_s)
             return super()._do_request(method, endpoint_path, **options)
 
-    # They tell of every request, which is no news to whoever submits.
+    # They log every request.
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
         logging.getLogger(name).setLevel(logging.WARNING)
     headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else None
@@ -185,8 +189,3 @@ def _supported_ray() -> Requirement:
     """Our own requirement of Ray, from the distribution's metadata."""
     requirements = (Requirement(line) for line in metadata.requires("rlvr") or ())
     return next(requirement for requirement in requirements if requirement.name == "ray")
-
-
-def _one_line(text: object, max_chars: int = 300) -> str:
-    line = " ".join(str(text).split())
-    return line if len(line) <= max_chars else f"{line[:max_chars]}…"

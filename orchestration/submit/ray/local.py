@@ -105,7 +105,7 @@ def local_run(run: RunConfig, name: str) -> RunConfig:
 
 
 def _from_run_folder(run_dir: Path) -> JobStatus:
-    """What a job came to whose Ray head is gone: its run folder says."""
+    """How a job ended whose Ray head is gone, from its run folder."""
     from orchestration.run.folder import read_status
 
     status = read_status(run_dir)

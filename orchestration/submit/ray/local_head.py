@@ -3,7 +3,7 @@
     python -m orchestration.submit.ray.local_head FOLDER LINGER_S OBJECT_STORE_BYTES
 
 FOLDER, which only its owner can read, has the cluster's token (`auth_token`), and `head.json` while the head runs.
-Whoever holds the lock on `lock` is the head's process: so none is started twice, and none is believed in that is gone.
+The head's process holds the lock on `lock`: so no head is started twice, and none that is gone is taken for running.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def ensure(folder: Path, *, linger_s: float, object_store_bytes: int, timeout_s:
         while time.monotonic() < deadline:
             if (head := find(folder)) is not None:
                 return head
-            if process.poll() is not None:
+            if process.poll():  # with 0 it left the start to another, which is under way
                 break
             time.sleep(0.1)
     except KeyboardInterrupt:
@@ -131,9 +131,9 @@ def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
         (folder / STATE_FILE).unlink(missing_ok=True)
         token_file = folder / TOKEN_FILE
         atomic_write(token_file, secrets.token_hex(32).encode(), private=True)
-        # Between the look at a port and the dashboard's taking it there are seconds: of our heads one may hope for it.
+        # Seconds pass from the look at a port until the dashboard takes it: one of our heads at a time tries the usual.
         port = _free_port(DASHBOARD_PORT) if is_first else _free_port()
-        # A folder of its own: in a shared one a job joins whichever head started last. Short, for sockets lie in it.
+        # A folder of its own: in a shared one a job joins the head that started last. Its path is short, for sockets.
         ray_folder = Path(tempfile.mkdtemp(prefix="rlvr-ray-"))
         ray = _start_ray(port, token_file, ray_folder, object_store_bytes)
         try:
@@ -152,7 +152,7 @@ def _start_ray(port: int, token_file: Path, ray_folder: Path, object_store_bytes
         "--head",
         "--block",
         "--port=0",
-        # All others are free ones too: another Ray may run on this machine, and has the usual ones.
+        # Free ports for all else, too: another Ray on this machine has the usual ones.
         f"--ray-client-server-port={_free_port()}",
         f"--dashboard-agent-listen-port={_free_port()}",
         "--min-worker-port=0",

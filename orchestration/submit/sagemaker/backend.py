@@ -15,6 +15,7 @@ from orchestration.errors import SubmitError
 from orchestration.settings.config import dump_config
 from orchestration.settings.submit import SubmitConfig
 from orchestration.storage.aws import client, configured_region, error_code, explained
+from orchestration.storage.s3 import parse
 from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
 from orchestration.submit.sagemaker.checks import check
@@ -143,16 +144,18 @@ class SageMakerBackend:
     def _upload(self, ready: StagedJob, region: str, say: Say) -> None:
         s3, encrypted = client("s3", region), self._encryption()
         with explained("uploading the cluster's token"):  # first: it says in the clearest words what S3 refuses
-            bucket, key = _bucket_and_key(ready.token_uri)
-            s3.put_object(Bucket=bucket, Key=key, Body=secrets.token_hex(_TOKEN_BYTES).encode(), **encrypted)
+            token = parse(ready.token_uri)
+            s3.put_object(
+                Bucket=token.bucket, Key=token.key, Body=secrets.token_hex(_TOKEN_BYTES).encode(), **encrypted
+            )
         for upload in ready.uploads:
             say(f"uploading {upload.describe()} to {upload.uri}")
 
         def send(file: tuple[Path, str]) -> None:
             path, uri = file
-            bucket, key = _bucket_and_key(uri)
+            place = parse(uri)
             with explained(f"uploading {path.name} to {uri}"):
-                s3.upload_file(str(path), bucket, key, ExtraArgs=encrypted)
+                s3.upload_file(str(path), place.bucket, place.key, ExtraArgs=encrypted)
 
         files = [file for upload in ready.uploads for file in upload.files()]
         with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as pool:
@@ -217,8 +220,3 @@ def _create(sagemaker: Any, request: Mapping[str, Any], say: Say) -> None:
         if _describe_by(sagemaker, request["TrainingJobName"]) is None:
             raise
         say("AWS did not say so in time, but the training job is there")
-
-
-def _bucket_and_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key

@@ -126,7 +126,7 @@ def _model_uri(run: RunConfig, layout: Layout) -> str | None:
 
 
 def _role_changes(settings: SageMakerConfig, run: RunConfig) -> dict[str, Any]:
-    """Everything is told its hosts by the Ray resources that these carry: with groups, and for what writes files."""
+    """Settings that send each room to its hosts, by the Ray resources that these carry."""
     groups = groups_by_role(settings)
     on_head = {"learner_nodes": HEAD} if learner_on_head(settings, run) else {}
     if not groups:

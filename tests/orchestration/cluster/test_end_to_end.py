@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import psutil
 import pyarrow.parquet
 import pytest
 import ray
@@ -30,21 +34,39 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 RLVR = (sys.executable, "-m", "orchestration.cli")
 
 
-def rlvr(*words: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RLVR, *words], capture_output=True, text=True, timeout=timeout_s, check=False)
+def rlvr(*words: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*RLVR, *words], env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A finished run, and what it left."""
+
+    folder: Path
+    output: str
+    ray_folder: Path
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the recipe `tiny`."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """The recipe `tiny`, with its reward service in the cluster; other runs here have it beside the driver."""
     run = tmp_path_factory.mktemp("trained") / "run"
-    done = rlvr("train", "tiny", f"run_dir={run}", "dashboard=false")
+    ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, as sockets lie in it
+    words = ("train", "tiny", f"run_dir={run}", "dashboard=false", "reward.deployment=actor")
+    folders = {"RAY_TMPDIR": str(ray_folder), "TMPDIR": str(ray_folder)}
+    done = rlvr(*words, environment={**os.environ, **folders})
     assert done.returncode == 0, done.stdout + done.stderr
-    return run
+    yield Finished(run, done.stdout + done.stderr, ray_folder)
+    shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+@pytest.fixture
+def trained(finished: Finished) -> Path:
+    return finished.folder
 
 
 def test_training_raises_the_reward(trained: Path) -> None:
@@ -55,6 +77,19 @@ def test_training_raises_the_reward(trained: Path) -> None:
     strict = summary["accuracy"]["strict"]
     assert strict["after"] > strict["before"]
     assert strict["difference"]["low"] > 0
+
+
+def test_the_reward_service_ended_in_order_and_its_key_is_in_no_file(finished: Finished) -> None:
+    assert "the reward service is on node " in finished.output
+    log = (finished.folder / "logs" / "reward_service.log").read_text()
+    (pid,) = re.findall(r"Started server process \[(\d+)\]", log)
+    assert "Application shutdown complete" in log
+    assert not psutil.pid_exists(int(pid))
+    key = re.compile(rb"rlvr_[0-9a-f]{12}_[A-Za-z0-9_-]{43}")
+    assert not key.search(finished.output.encode())
+    files = [path for folder in (finished.folder, finished.ray_folder) for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name.startswith("worker-") for path in files)  # what the actors print
+    assert [path for path in files if key.search(path.read_bytes())] == []
 
 
 def test_every_update_was_served_and_on_policy(trained: Path) -> None:

@@ -47,7 +47,7 @@ SUBMIT = """
 import json, sys
 from pathlib import Path
 from orchestration.settings.config import load_settings
-from orchestration.submit.hyperpod import HyperPodBackend
+from orchestration.submit.hyperpod.backend import HyperPodBackend
 from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.package import CodePackage
 

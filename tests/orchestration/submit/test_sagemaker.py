@@ -12,6 +12,7 @@ from typing import Any
 
 import boto3
 import botocore.handlers
+import jsonschema
 import pytest
 from botocore.session import Session as BotocoreSession
 from botocore.stub import Stubber
@@ -24,6 +25,7 @@ from orchestration.settings.config import load_config, load_settings
 from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.package import CodePackage
 from orchestration.submit.sagemaker import backend as sagemaker
+from orchestration.submit.sagemaker import request
 from orchestration.submit.sagemaker.backend import SageMakerBackend
 from orchestration.submit.sagemaker.container import Layout, container_inputs
 from orchestration.submit.sagemaker.limits import breaches
@@ -96,6 +98,14 @@ def objects(s3: Any) -> dict[str, bytes]:
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
     keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
     return {key: s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
+
+
+def test_the_sdks_defaults_are_as_its_schema_wants_them() -> None:
+    from sagemaker.core.config.config_schema import SAGEMAKER_PYTHON_SDK_CONFIG_SCHEMA
+
+    jsonschema.validate(request._SDK_DEFAULTS, SAGEMAKER_PYTHON_SDK_CONFIG_SCHEMA)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**request._SDK_DEFAULTS, "SageMakr": {}}, SAGEMAKER_PYTHON_SDK_CONFIG_SCHEMA)
 
 
 @pytest.mark.parametrize("case", CASES)

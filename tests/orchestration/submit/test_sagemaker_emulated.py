@@ -1,5 +1,5 @@
 """Training jobs as SageMaker would run them, on hosts in namespaces: the request is the backend's, the hosts run what
-it says, Ray is real and so is the training of the tiny model.
+it says, and Ray is real. One job trains the tiny model; in those about the hosts alone a stub stands in for the run.
 
 Not covered: what `tests.orchestration.submit.sagemaker_emulator` does not emulate, GPUs first of all.
 """
@@ -27,6 +27,7 @@ from orchestration.storage.cache import cache_root
 from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.package import packed_code
 from orchestration.submit.sagemaker.request import staged
+from tests.orchestration.submit import stub_run
 from tests.orchestration.submit.sagemaker_emulator import EmulatedJob, Host, namespaces_missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -35,6 +36,7 @@ TOKEN = "5ec2e7" * 10
 SMALL = ("prompts_per_step=2", "rollout.num_generations=2", "eval_at_ends=false", "data.num_eval=2")
 ONE_HOST = ("sagemaker.instance_type=ml.m5.large",)
 TWO_HOSTS = (*ONE_HOST, "sagemaker.instance_count=2")
+MODEL_FILES = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.yaml", "summary.json"]
 TRAIN_S = 400.0
 """Limit on a job that trains, on a slow machine without compiled kernels."""
 
@@ -45,6 +47,19 @@ class Prepared:
 
     request: dict[str, Any]
     channels: Mapping[str, Path]
+
+    def with_stub(self) -> Prepared:
+        """With `stub_run` as the run."""
+        shutil.copyfile(stub_run.__file__, self.channels["code"] / "orchestration/cli.py")
+        return self
+
+    def with_constant(self, module: str, old: str, new: str) -> Prepared:
+        """With another value of a constant of ours, so that a test waits for seconds where a job waits for longer."""
+        path = self.channels["code"] / module
+        text = path.read_text()
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new))
+        return self
 
 
 def caches() -> dict[str, Path]:
@@ -79,7 +94,8 @@ class Workplace:
         )
         place = self._folder / "channels"
         with packed_code() as code:
-            job = JobSpec(name="rlvr-tiny-20261121-172233", run=settings.run, code=code)
+            environment = settings.submit.job.environment
+            job = JobSpec(name="rlvr-tiny-20261121-172233", run=settings.run, code=code, environment=environment)
             with staged(settings.submit.sagemaker, job, region="eu-west-1") as ready:
                 for upload in ready.uploads:
                     for file, uri in upload.files():
@@ -136,28 +152,42 @@ def ran_there(host: Host) -> set[str]:
     return {name for log in logs for name in re.findall(r":actor_name:(\w+-\d+)", log.read_text(errors="replace"))}
 
 
-def test_one_host_trains(workplace: Workplace) -> None:
-    with workplace.job(workplace.prepare(*ONE_HOST, "max_steps=2", "eval_at_ends=true")) as job:
+def test_each_group_of_hosts_has_its_role_in_a_run_that_trains(workplace: Workplace) -> None:
+    """Long, as it alone trains: engine, learner and service on hosts of their own, adapters between them."""
+    groups = [{"role": role, "instance_type": "ml.m5.large"} for role in ("learner", "rollout", "reward")]
+    prepared = workplace.prepare(f"sagemaker.instance_groups={json.dumps(groups)}", "max_steps=2", "eval_at_ends=true")
+    prepared.request["ResourceConfig"]["InstanceGroups"].reverse()  # nobody says that the head's group comes first
+    with workplace.job(prepared) as job:
         job.start()
-        assert ended(job, TRAIN_S) == {"algo-1": 0}
-        host, metrics = job.hosts["algo-1"], job.metrics()
+        assert ended(job, TRAIN_S) == {"algo-1": 0, "algo-2": 0, "algo-3": 0}
+        reward, rollout, learner = job.hosts.values()
+        assert f"the reward service is on node {reward.ip}" in learner.log
+        metrics = job.metrics()
+    assert [ran_there(host) for host in (learner, rollout, reward)] == [{"learner-0"}, {"rollout-0"}, {"reward-0"}]
+    assert learner.files("model") == MODEL_FILES
+    assert json.loads((learner.ml / "model/summary.json").read_text())["status"] == "finished"
+    assert [host.files("model") + host.files("checkpoints") for host in (rollout, reward)] == [[], []]
+    assert all(host.failure is None for host in job.hosts.values())
+    assert {name: len(values) for name, values in metrics.items()} == dict.fromkeys(
+        [*LINE_METRICS, *EVALUATION_METRICS], 2
+    )
+
+
+def test_one_host_is_a_head_without_workers(workplace: Workplace) -> None:
+    with workplace.job(workplace.prepare(*ONE_HOST, "max_steps=2").with_stub()) as job:
+        job.start()
+        assert ended(job, 120) == {"algo-1": 0}
+        host = job.hosts["algo-1"]
+    assert "step 2/2" in host.log
     assert host.failure is None
-    assert host.files("model") == [
-        "adapter/adapter_config.json",
-        "adapter/adapter_model.safetensors",
-        "config.yaml",
-        "summary.json",
-    ]
-    assert json.loads((host.ml / "model/summary.json").read_text())["status"] == "finished"
-    assert set(metrics) == {*LINE_METRICS, *EVALUATION_METRICS}
-    assert {name: len(values) for name, values in metrics.items()} == dict.fromkeys(metrics, 2)
+    assert host.files("model") == MODEL_FILES
 
 
 def test_a_job_that_was_stopped_goes_on_where_its_checkpoints_are(workplace: Workplace) -> None:
-    prepared = workplace.prepare(*TWO_HOSTS, "max_steps=20")
+    prepared = workplace.prepare(*TWO_HOSTS, "max_steps=20", "job.environment={STUB_WAITS: algo-2}").with_stub()
     with workplace.job(prepared, "first") as job:
         job.start()
-        job.wait_for_line("algo-1", r"step 1/20 ", TRAIN_S)
+        job.wait_for_line("algo-1", r"step 1/20 ", 120)
         job.hosts["algo-2"].send(signal.SIGTERM)  # the run needs it until its state is saved
         job.hosts["algo-1"].send(signal.SIGTERM)
         job.hosts["algo-1"].send(signal.SIGTERM)  # a second is no more than the first
@@ -170,12 +200,12 @@ def test_a_job_that_was_stopped_goes_on_where_its_checkpoints_are(workplace: Wor
 
     with workplace.job(prepared, "second", checkpoints=head.ml / "checkpoints") as job:
         job.start()
-        assert ended(job, TRAIN_S) == {"algo-1": 0, "algo-2": 0}
+        assert ended(job, 120) == {"algo-1": 0, "algo-2": 0}
         head, worker = job.hosts.values()
-        assert re.search(r"going on after step [1-9]", head.log)
+        assert "going on after step 1" in head.log
     steps = [json.loads(line)["step"] for line in (head.ml / "checkpoints/run/metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 21))
-    assert "adapter/adapter_model.safetensors" in head.files("model")
+    assert head.files("model") == MODEL_FILES
     assert worker.files("model") == []
     assert head.failure is worker.failure is None
 
@@ -184,22 +214,7 @@ def test_a_job_that_was_stopped_goes_on_where_its_checkpoints_are(workplace: Wor
         job.start()
         assert ended(job, 60) == {"algo-1": 0, "algo-2": 0}
         assert "nothing to do" in job.hosts["algo-1"].log
-        assert "adapter/adapter_model.safetensors" in job.hosts["algo-1"].files("model")
-
-
-def test_each_group_of_hosts_has_its_role(workplace: Workplace) -> None:
-    groups = [{"role": role, "instance_type": "ml.m5.large"} for role in ("learner", "rollout", "reward")]
-    prepared = workplace.prepare(f"sagemaker.instance_groups={json.dumps(groups)}", "max_steps=1")
-    prepared.request["ResourceConfig"]["InstanceGroups"].reverse()  # nobody says that the head's group comes first
-    with workplace.job(prepared) as job:
-        job.start()
-        assert ended(job, TRAIN_S) == {"algo-1": 0, "algo-2": 0, "algo-3": 0}
-        reward, rollout, learner = job.hosts.values()
-        assert f"the reward service is on node {reward.ip}" in learner.log
-    assert [ran_there(host) for host in (learner, rollout, reward)] == [{"learner-0"}, {"rollout-0"}, {"reward-0"}]
-    assert "adapter/adapter_model.safetensors" in learner.files("model")
-    assert [host.files("model") + host.files("checkpoints") for host in (rollout, reward)] == [[], []]
-    assert all(host.failure is None for host in job.hosts.values())
+        assert job.hosts["algo-1"].files("model") == MODEL_FILES
 
 
 def test_a_run_that_fails_is_told_by_every_host(workplace: Workplace) -> None:
@@ -214,18 +229,20 @@ def test_a_run_that_fails_is_told_by_every_host(workplace: Workplace) -> None:
 
 
 def test_hosts_that_do_not_join_are_named_in_order(workplace: Workplace) -> None:
-    hosts = (*ONE_HOST, "sagemaker.instance_count=11", "sagemaker.join_timeout_s=60")
-    with workplace.job(workplace.prepare(*hosts)) as job:
-        job.start("algo-1", "algo-2", "algo-10")  # as text, algo-10 would be the second host, and algo-11 the third
-        assert ended(job, 180) == {"algo-1": 1, "algo-2": 1, "algo-10": 1}
-        late = ", ".join(f"algo-{number}" for number in (3, 4, 5, 6, 7, 8, 9, 11))
+    hosts = (*ONE_HOST, "sagemaker.instance_count=11", "sagemaker.join_timeout_s=45")
+    with workplace.job(workplace.prepare(*hosts).with_stub()) as job:
+        job.start("algo-1", "algo-10")  # as text, algo-10 would be the second host, and algo-11 the third
+        assert ended(job, 180) == {"algo-1": 1, "algo-10": 1}
+        late = ", ".join(f"algo-{number}" for number in (2, 3, 4, 5, 6, 7, 8, 9, 11))
         failures = [job.hosts[name].failure for name in ("algo-1", "algo-10")]
-    reason = f"{late} did not join Ray within 60 s"
+    reason = f"{late} did not join Ray within 45 s"
     assert failures == [reason, f"the head, algo-1, ended: {reason}"]
 
 
 def test_workers_leave_a_head_that_is_gone(workplace: Workplace) -> None:
-    with workplace.job(workplace.prepare(*TWO_HOSTS)) as job:
+    prepared = workplace.prepare(*TWO_HOSTS, "job.environment={STUB_WAITS: algo-2}").with_stub()
+    shorter = ("orchestration/submit/sagemaker/host/facts.py", "HEAD_GONE_S = 30.0", "HEAD_GONE_S = 8.0")
+    with workplace.job(prepared.with_constant(*shorter)) as job:
         job.start()
         job.wait_for_line("algo-1", "2 of 2 hosts have joined", 120)
         job.hosts["algo-1"].send(signal.SIGKILL)

@@ -11,8 +11,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
+from orchestration.cluster.environment import NODE_ENVIRONMENT, with_token
+from orchestration.errors import one_line
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
 
 GCS_PORT, NOTICE_PORT = 6379, 8266
@@ -126,13 +129,10 @@ def ray_environment(*, code: str, token_file: str, python_path: str = "") -> dic
         python_path: what the image has as PYTHONPATH.
     """
     return {
-        # A stray ~/.ray/auth_token would otherwise decide on authentication, host by host.
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": token_file,
+        **NODE_ENVIRONMENT,
+        **with_token(Path(token_file)),
         "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_JOB_S:.0f}",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # the run has ended by then: nothing is left to drain
-        "RAY_worker_niceness": "0",  # the default of 15 lets anything else on the host starve engines and learner
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "PYTHONPATH": f"{code}:{python_path}" if python_path else code,
         "PYTHONUNBUFFERED": "1",
     }
@@ -216,7 +216,7 @@ def worker_ending(facts: HostFacts, view: WorkerView) -> Ending | None:
         return Ending(exit_code=EXIT_FAILED, reason=f"the head, {facts.head}, is gone")
     if view.stopping_s is not None and view.stopping_s > STOPPED_WORKER_S:
         return Ending(exit_code=EXIT_STOPPED, reason=f"{facts.name} was stopped, and the head, {facts.head}, was not")
-    # Ray ends here soon after the head's has. A head that just said it goes on shows that it ended by itself.
+    # A worker's Ray ends soon after the head's. If the head has just said that it goes on, this one ended by itself.
     if view.ray_ended is not None and view.silent_s == 0:
         return Ending(exit_code=EXIT_FAILED, reason=f"Ray ended on {facts.name}: {view.ray_ended}")
     return None
@@ -248,5 +248,4 @@ def run_failure(lines: Sequence[str], message: str) -> str:
 
 def failure_text(reason: str) -> str:
     """A failure file's content: one line, no longer than SageMaker shows."""
-    line = " ".join(reason.split())
-    return line if len(line) <= MAX_FAILURE_CHARS else f"{line[: MAX_FAILURE_CHARS - 2]} …"
+    return one_line(reason, MAX_FAILURE_CHARS)

@@ -283,7 +283,7 @@ def start_ray(facts: HostFacts, *, head_ip: str) -> RayProcess:
     )
     command = ray_start(facts, node_ip=own_ip(facts), head_ip=head_ip, object_store_bytes=store)
     environment = {
-        # Set by the job's environment they are meant.
+        # What the job's environment says of them wins.
         **{
             name: os.environ.get(name, facts.network_interface) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
         },
