@@ -182,7 +182,8 @@ class TrainingEngine:
     def load_training_state(self, state: TrainingState) -> None:
         """Goes on from there, at any stage and on any number of ranks. All ranks.
 
-        Raises LearnerError when other parameters were trained.
+        Raises:
+            LearnerError: Other parameters were trained.
         """
         refuse_other_parameters(state.parameters, {name: self._shape(parameter) for name, parameter in self._named})
         self._create_moments()

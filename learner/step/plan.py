@@ -163,7 +163,11 @@ def _check_rewards(groups: Sequence[ScoredGroup], num_weights: int) -> None:
 
 
 def refuse_stale(groups: Sequence[ScoredGroup], *, policy_version: int, max_staleness: int) -> None:
-    """Raises StaleSampleError when a completion's adapter is more than `max_staleness` versions behind."""
+    """Looks at the age of every completion, in versions.
+
+    Raises:
+        StaleSampleError: One is more than `max_staleness` behind `policy_version`.
+    """
     for group in groups:
         for member in group.members:
             age = policy_version - member.completion.adapter_version
