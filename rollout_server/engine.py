@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rollout_server.config import RolloutConfig
-from rollout_server.engine_settings import Device, engine_arguments, prepare_environment
+from rollout_server.config import Device, RolloutConfig
+from rollout_server.engine_settings import engine_arguments, prepare_environment
 from rollout_server.errors import EngineDeadError, EngineStartError, FullTensorsError, GenerationError
 from rollout_server.full_tensors import FULL_TENSORS_NAME
 from rollout_server.processes import describe_ends

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any
 
-from rollout_server.config import RolloutConfig
-
-Device = Literal["cpu", "cuda"]
+from rollout_server.config import Device, RolloutConfig
 
 _SUPPORTED_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks vLLM allocates for (`vllm.config.lora.MaxLoRARanks`)."""
