@@ -24,19 +24,25 @@ def group_advantages(
 ) -> Tensor:
     """A = (r − mean of its group) / (s + eps), over what was scored.
 
-    `scale` chooses s: `group`: the standard deviation of the completion's own group (GRPO, arXiv 2402.03300); `batch`:
-    that of all rewards of the batch, or with `categories_P` of all rewards of the group's category, the mean still per
-    group (arXiv 2508.08221); `none`: no division at all (Dr. GRPO, arXiv 2503.20783). A standard deviation divides by
-    n − ddof; where n ≤ ddof it is taken as 0.
-
-    NaN means "not scored": left out of every mean and standard deviation, and its own advantage is NaN, which
-    `policy_loss` leaves out of the loss and of every denominator. A group with one scored member gets 0, and so does
-    one whose rewards are all equal but for rounding, whatever eps.
+    A group with one scored member gets 0, and so does one whose rewards are all equal but for rounding, whatever eps.
 
     Example: rewards [1, 0, NaN, 1], ddof 1: mean 2/3, s = sqrt(1/3), advantages [0.577, -1.154, NaN, 0.577].
 
-    Raises ValueError for rewards that are not a matrix, are infinite, an unknown scale, or categories that are not one
-    per group.
+    Args:
+        rewards_PG: A reward for each completion; NaN, "not scored", is left out of every mean and standard deviation.
+        scale: What s is. `group`: the standard deviation of the completion's own group (GRPO, arXiv 2402.03300);
+            `batch`: that of all rewards of the batch, the mean still per group (arXiv 2508.08221); `none`: nothing is
+            divided (Dr. GRPO, arXiv 2503.20783).
+        ddof: A standard deviation divides by n − ddof; where n ≤ ddof it is taken as 0.
+        eps: Added to s.
+        categories_P: With `batch`: s is that of all rewards of the group's category.
+
+    Returns:
+        The advantages, shape (P, G). That of a reward which is NaN is NaN, and `policy_loss` leaves it out of the loss
+        and of every denominator.
+
+    Raises:
+        ValueError: The rewards are no matrix, or infinite; the scale is unknown; there is not one category per group.
     """
     if rewards_PG.ndim != 2:
         raise ValueError(f"rewards_PG must have the shape (groups, completions), got {tuple(rewards_PG.shape)}")
@@ -62,15 +68,26 @@ def aggregate_advantages(
     eps: float = 1e-4,
     categories_P: Sequence[Hashable] | None = None,
 ) -> Tensor:
-    """One advantage of K rewards, shape (P, G): NaN where none of the K was scored.
+    """One advantage of K rewards.
 
     `sum_then_normalize`: `group_advantages` of Σ_k w_k·r_k over the rewards that were scored.
     `normalize_then_sum` (GDPO, arXiv 2601.05242): each reward is first normalised within its group, as with
     scale=group; of their weighted sum S, A = S / (s + eps), s the standard deviation of S over the batch (over the
-    group's category with `categories_P`). The mean of S needs no subtraction: it is 0 in every group. `scale` plays no
-    part. Both as in TRL, with its ddof 1 and eps 1e-4.
+    group's category with `categories_P`). The mean of S needs no subtraction: it is 0 in every group. Both as in TRL,
+    with its ddof 1 and eps 1e-4.
 
-    Raises ValueError as `group_advantages` does, and for weights that are not one per reward.
+    Args:
+        rewards_PGK: K rewards for each completion; NaN: not scored.
+        weights_K: A weight for each reward.
+        aggregation: Which of the two.
+        scale: As for `group_advantages`; it plays no part in `normalize_then_sum`.
+        ddof, eps, categories_P: As for `group_advantages`.
+
+    Returns:
+        The advantages, shape (P, G): NaN where none of the K was scored.
+
+    Raises:
+        ValueError: As `group_advantages` does, and for weights that are not one per reward.
     """
     if rewards_PGK.ndim != 3 or weights_K.shape != rewards_PGK.shape[2:]:
         raise ValueError(
@@ -100,7 +117,8 @@ def overlong_penalty(lengths: Tensor, *, max_completion_length: int, cache: int)
 
     A cache of 0 is no penalty. Example: maximum 100, cache 20: 80 → 0, 90 → −0.5, 100 → −1.
 
-    Raises ValueError for a cache outside 0 … max_completion_length.
+    Raises:
+        ValueError: The cache is outside 0 … max_completion_length.
     """
     if not 0 <= cache <= max_completion_length:
         raise ValueError(f"cache must be within 0 and max_completion_length={max_completion_length}, got {cache}")

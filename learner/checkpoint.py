@@ -105,7 +105,11 @@ def find_checkpoint(root: Path) -> FoundCheckpoint:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Raises LearnerError, saying what is wrong, unless the folder holds what was once written to it."""
+    """Reads every byte of the folder.
+
+    Raises:
+        LearnerError: It does not hold what was once written to it; the message says what is wrong.
+    """
     wrong = _what_is_wrong(folder, checksums=True)
     if wrong is not None:
         raise LearnerError(f"{folder} is not a whole checkpoint: {wrong}")

@@ -85,7 +85,8 @@ class LearnerRank:
     def start(self) -> None:
         """Loads the model and meets the other ranks; every rank must be started.
 
-        Raises LearnerError for a model that cannot be loaded or is not supported.
+        Raises:
+            LearnerError: The model cannot be loaded, or is not supported.
         """
         if self._device.type == "cpu":
             keep_freed_memory()
@@ -165,11 +166,15 @@ class LearnerRank:
         return AdapterPayload(version=self._step, files=own.files, tied=own.tied, probe=probe)
 
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
-        """Writes a checkpoint of this step into `folder`, beside those of earlier steps: adapter, other trained
-        parameters, optimizer, schedule, every rank's random state, and the caller's own `files` (name → content), so
-        that the two cannot come apart. Every rank must be called; rank 0 writes.
+        """Writes a checkpoint of this step: adapter, other trained parameters, optimizer, schedule, every rank's random
+        state, and the caller's own files, so that the two cannot come apart. Every rank must be called; rank 0 writes.
 
-        Raises LearnerError, on every rank, when it cannot be written.
+        Args:
+            folder: Where it goes, beside those of earlier steps.
+            files: The caller's, name → content.
+
+        Raises:
+            LearnerError: It cannot be written; on every rank.
         """
         training = self._engine.training_state()
         random = self._engine.gather_objects(_random_state(self._device))
@@ -198,10 +203,14 @@ class LearnerRank:
             raise LearnerError(failure)
 
     def load_checkpoint(self, folder: str) -> int:
-        """Goes on from one checkpoint's folder; the step it was written at. Also onto another number of ranks or ZeRO
-        stage; the random state is each rank's own only with as many ranks as wrote it. Every rank must be called.
+        """Goes on from one checkpoint's folder, also onto another number of ranks or ZeRO stage; the random state is
+        each rank's own only with as many ranks as wrote it. Every rank must be called.
 
-        Raises LearnerError when it is damaged, or was made with another model or adapter; nothing has moved then.
+        Returns:
+            The step it was written at: the policy's version.
+
+        Raises:
+            LearnerError: It is damaged, or was made with another model or adapter; nothing has moved then.
         """
         state = read_state(Path(folder), settings_that_bind(self._model_path, self._config))
         self._engine.load_training_state(state.training)

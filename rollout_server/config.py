@@ -6,6 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Device = Literal["cpu", "cuda"]
+"""Where an engine runs."""
+
 
 class RolloutConfig(BaseModel):
     """vLLM engines and how they sample. TRL's names where it has one."""

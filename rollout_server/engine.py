@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rollout_server.config import RolloutConfig
-from rollout_server.engine_settings import Device, engine_arguments, prepare_environment
+from rollout_server.config import Device, RolloutConfig
+from rollout_server.engine_settings import engine_arguments, prepare_environment
 from rollout_server.errors import EngineDeadError, EngineStartError, FullTensorsError, GenerationError
 from rollout_server.full_tensors import FULL_TENSORS_NAME
 from rollout_server.processes import describe_ends
@@ -274,7 +274,11 @@ def lora_request(version: AdapterVersion) -> Any:
 
 
 def vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_model_len: int) -> Any:
-    """vLLM's `SamplingParams` for one group. Raises ValueError when the prompt leaves no room for a completion."""
+    """vLLM's `SamplingParams` for one group.
+
+    Raises:
+        ValueError: The prompt leaves no room for a completion in `max_model_len`.
+    """
     from vllm import SamplingParams as VllmSamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -301,7 +305,11 @@ def vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_model
 
 
 def completion_from(prompt_id: str, piece: Any, version: int) -> Completion:
-    """One of vLLM's `CompletionOutput`s as ours. Raises GenerationError when vLLM gave up on it."""
+    """One of vLLM's `CompletionOutput`s as ours.
+
+    Raises:
+        GenerationError: vLLM gave up on it.
+    """
     if piece.finish_reason not in ("stop", "length"):
         raise GenerationError(
             f"vLLM ended completion {piece.index} of prompt {prompt_id!r} with {piece.finish_reason!r} "

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any
 
-from rollout_server.config import RolloutConfig
-
-Device = Literal["cpu", "cuda"]
+from rollout_server.config import Device, RolloutConfig
 
 _SUPPORTED_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks vLLM allocates for (`vllm.config.lora.MaxLoRARanks`)."""
@@ -18,7 +16,17 @@ cores it halves the speed."""
 
 
 def engine_arguments(model_path: str, config: RolloutConfig, device: Device, seed: int) -> dict[str, Any]:
-    """Keyword arguments of vLLM's `EngineArgs`: the same for our worker and for the baseline it is measured against."""
+    """Keyword arguments of vLLM's `EngineArgs`: the same for our worker and for the baseline it is measured against.
+
+    Args:
+        model_path: Folder of the base model.
+        config: Ours.
+        device: On CPUs memory is a size, on GPUs a share.
+        seed: Of the engine's sampler.
+
+    Raises:
+        ValueError: `max_lora_rank` is more than vLLM serves.
+    """
     lora_slots = config.max_adapter_versions
     if device == "cpu":
         # vLLM's CPU operations without our plugin read index -1 ("no adapter") as the last slot: keep that one empty.

@@ -55,4 +55,6 @@ def full_tensor_names(payload: AdapterPayload) -> frozenset[str]:
     from safetensors import deserialize
 
     content = dict(payload.files).get(FULL_TENSORS_NAME)
-    return frozenset() if content is None else frozenset(name for name, _ in deserialize(content))
+    if content is None:
+        return frozenset()
+    return frozenset(name for name, _ in deserialize(content))  # type: ignore[no-untyped-call]

@@ -22,7 +22,15 @@ def largest_difference(first: Sequence[float], second: Sequence[float]) -> float
 
 
 def check_agreement(served: Sequence[float], probe: AdapterProbe, *, worker: str, version: int) -> float:
-    """Return the largest difference between served and learner log-probabilities.
+    """Holds what is served against what was trained.
+
+    Args:
+        served: Log-probabilities of the probe's tokens, as the engine gives them.
+        probe: The tokens, and the learner's log-probabilities of them.
+        worker, version: For the message.
+
+    Returns:
+        The largest difference, nats.
 
     Raises:
         AdapterMismatchError: It exceeds the probe's tolerance.

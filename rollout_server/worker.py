@@ -21,9 +21,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
 from rollout_server.adapters import AdapterStore, AdapterTable, PlacedAdapter
-from rollout_server.config import RolloutConfig
+from rollout_server.config import Device, RolloutConfig
 from rollout_server.engine import EngineLoad, VllmEngine
-from rollout_server.engine_settings import Device
 from rollout_server.errors import EngineSpoiledError, RolloutError, RolloutTimeoutError
 from rollout_server.full_tensors import as_served, full_tensor_names
 from rollout_server.probing import check_agreement, check_not_stale, looks_stale

@@ -59,17 +59,7 @@ class TrainingEngine:
         device: torch.device,
         max_steps: int | None = None,
     ) -> None:
-        os.environ.setdefault("DS_ACCELERATOR", device.type)
-        for noisy in ("DeepSpeed", "deepspeed"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        # ZeRO-3 on torch 2.13 says it hundreds of times.
-        warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
-        import deepspeed
-
-        self._deepspeed = deepspeed
-        deepspeed.utils.logger.setLevel(logging.ERROR)
-        # Its shared-memory collective is compiled at the first start (100 s, and a C++ compiler); gloo does as well.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed = self._deepspeed = _quiet_deepspeed(device)
         self._stage = config.zero_stage
         self._rank, self._world_size = rank, world_size
         self._device = device
@@ -182,7 +172,8 @@ class TrainingEngine:
     def load_training_state(self, state: TrainingState) -> None:
         """Goes on from there, at any stage and on any number of ranks. All ranks.
 
-        Raises LearnerError when other parameters were trained.
+        Raises:
+            LearnerError: Other parameters were trained.
         """
         refuse_other_parameters(state.parameters, {name: self._shape(parameter) for name, parameter in self._named})
         self._create_moments()
@@ -264,6 +255,20 @@ class TrainingEngine:
         if self._owns_group and torch.distributed.is_initialized():
             self._deepspeed.comm.destroy_process_group()
         self._launched.close()
+
+
+def _quiet_deepspeed(device: torch.device) -> Any:
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    for noisy in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    # ZeRO-3 on torch 2.13 says it hundreds of times.
+    warnings.filterwarnings("ignore", message="`torch.distributed.* is deprecated", category=FutureWarning)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # Its shared-memory collective is compiled at the first start (100 s, and a C++ compiler); gloo does as well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
 
 
 @contextmanager

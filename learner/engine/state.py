@@ -78,8 +78,9 @@ def state_files(state: LearnerState, made_with: Mapping[str, Any]) -> Iterator[t
 def read_state(folder: Path, made_with: Mapping[str, Any]) -> LearnerState:
     """The state that `state_files` gave, from a checkpoint's folder.
 
-    Raises LearnerError when the folder is not a whole checkpoint, or was made with other settings than `made_with`;
-    the message names each difference.
+    Raises:
+        LearnerError: The folder is not a whole checkpoint, or was made with other settings than `made_with`; the
+            message names each difference.
     """
     from safetensors.torch import load_file
 

@@ -27,7 +27,12 @@ def reduce_losses(
     bnpo divides by its local batch, so its micro-batches have no sum that means anything. Taken over a whole optimizer
     step it is dapo, and the learner takes it so: how memory cuts a step must not change the gradient.
 
-    `losses`: (B, T), or (B, 1), where one number stands for every token of its sequence.
+    Args:
+        losses: ℓ, shape (B, T), or (B, 1), where one number stands for every token of its sequence.
+        mask_BT: m.
+        loss_type: Which row of the table.
+        num_items, num_sequences: Denominators; of the whole step, where these sequences are a part of it.
+        max_completion_length: dr_grpo's constant.
     """
     losses_BT = losses * mask_BT
     match loss_type:

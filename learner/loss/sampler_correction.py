@@ -29,8 +29,13 @@ def sampler_weights(old_BT: Tensor, sampling_BT: Tensor, mask_BT: Tensor, config
     """w = exp(old − sampling): the sampler's numerics and version differ from the learner's. Shape (B, T) or (B, 1).
 
     Per token, or per sequence from the sum over its tokens. Beyond [clip_min, clip_max] (None: no bound) `truncate`
-    clamps the weight and `mask` makes it 0 (TRL's four modes). Carries no gradient; multiplies the policy loss, not the
-    KL.
+    clamps the weight and `mask` makes it 0 (TRL's four modes). Multiplies the policy loss, not the KL; has no gradient.
+
+    Args:
+        old_BT: The learner's log-probs that the ratio is taken against.
+        sampling_BT: The sampler's; NaN where it could not say.
+        mask_BT: 1 on completion tokens.
+        config: The mode and its bounds.
     """
     level, _, beyond_does = config.vllm_importance_sampling_mode.partition("_")
     log_weights = torch.where(sampling_BT.isnan(), 0.0, old_BT - sampling_BT) * mask_BT

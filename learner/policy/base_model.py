@@ -14,9 +14,17 @@ from learner.errors import LearnerError
 def load_base(
     model_path: str, quantization: Quantization, *, dtype: torch.dtype, device: torch.device, **arguments: Any
 ) -> Any:
-    """A causal language model; a quantised one already lies on `device`. `arguments` go to `from_pretrained`.
+    """A causal language model.
 
-    Raises LearnerError for a folder that holds no such model.
+    Args:
+        model_path: Its folder.
+        quantization: How it is quantised.
+        dtype: Its precision; of a quantised one that of its products.
+        device: Where a quantised one is put; another one stays on the CPU.
+        arguments: More for `from_pretrained`.
+
+    Raises:
+        LearnerError: The folder holds no such model.
     """
     import transformers
 

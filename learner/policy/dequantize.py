@@ -43,12 +43,20 @@ def write_dequantized_base(
     stored_dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Quantise the base as the learner does (in `dtype`, on `device`) and write it, dequantised, to `folder`.
+    """Quantise the base as the learner does and write it, dequantised.
 
-    The learner's products use these values in `dtype`; they are stored in `stored_dtype`, the sampler's. Embeddings,
-    norms and output head are not quantised and stay as they are.
+    Embeddings, norms and output head are not quantised and stay as they are.
 
-    Raises LearnerError for a folder that holds no model.
+    Args:
+        model_path: The original's folder.
+        folder: Where the values go, with everything that is beside the weights.
+        quantization: The learner's.
+        dtype: In which the learner's products use these values.
+        stored_dtype: In which they are stored: the sampler's.
+        device: Where the learner quantises.
+
+    Raises:
+        LearnerError: The folder holds no model.
     """
     import bitsandbytes
 

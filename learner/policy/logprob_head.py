@@ -26,6 +26,12 @@ def token_logprobs(
     gradient is wanted, and nothing is recomputed. A projection that is trained itself needs the upstream gradient
     first, so its logits are computed again, chunk by chunk, in the backward pass. Either way peak memory grows with
     R·E, not with R·V. The entropy carries no gradient.
+
+    Args:
+        hidden_RE: What predicts each target.
+        weight_VE, bias_V: The output projection.
+        target_R: Token ids.
+        temperature: Above 0.
     """
     function = _TrainedHead if torch.is_grad_enabled() and weight_VE.requires_grad else _FrozenHead
     logprobs_R, entropy_R = function.apply(hidden_RE, weight_VE, bias_V, target_R, temperature)  # type: ignore[no-untyped-call]

@@ -92,9 +92,16 @@ class Policy(nn.Module):
 def tree_logprobs(
     policy: Any, inputs: TreeInputs, *, temperature: float, use_adapter: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies of every completion token, both (B, T); what stands on padding means nothing.
+    """Log-probabilities and entropies of every completion token.
 
-    `policy` is a `Policy` or an engine that calls one.
+    Args:
+        policy: A `Policy`, or an engine that calls one.
+        inputs: The tree.
+        temperature: At which log-probabilities are taken.
+        use_adapter: False: those of the base model.
+
+    Returns:
+        Both of shape (B, T); what stands on padding means nothing.
     """
     logprobs_R, entropy_R = policy(inputs, temperature, use_adapter)
     return logprobs_R[inputs.row_BT], entropy_R[inputs.row_BT]
@@ -103,8 +110,16 @@ def tree_logprobs(
 def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device, seed: int) -> Policy:
     """Loads the base from a local folder, freezes it and puts a fresh adapter on (its B is 0: the base's behaviour).
 
-    The same seed gives the same adapter. With `modules_to_save` these modules are trained too, as copies in float32.
-    Raises LearnerError for a folder that holds no such model.
+    With `modules_to_save` these modules are trained too, as copies in float32.
+
+    Args:
+        model_path: The base's folder.
+        config: Its precision and quantisation, and the adapter.
+        device: Where it goes.
+        seed: Of the adapter's first values.
+
+    Raises:
+        LearnerError: The folder holds no such model, or the learner would compute it wrongly.
     """
     import transformers
     from peft import LoraConfig, get_peft_model

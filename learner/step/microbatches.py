@@ -23,6 +23,12 @@ def plan_ranks(
     the micro-batches hold at most `max_tokens` distinct tokens each and lose the least sharing. A sequence that is
     too large alone gets a micro-batch of its own, over the bound, for it cannot be cut. Ranks may end with different
     numbers of micro-batches, or none.
+
+    Args:
+        sequences: Of the whole step.
+        num_ranks: Among how many they are divided.
+        max_tokens: Distinct tokens of a micro-batch.
+        share: Whether common beginnings are computed once.
     """
     line = line_up(sequences, share=share)
     return [

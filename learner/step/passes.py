@@ -87,7 +87,16 @@ def run_pass(
     temperature: float,
     entropy_threshold: float | None,
 ) -> PassResult:
-    """Forward, and this micro-batch's part of the step's loss. Remembers the old log-probs of a first iteration."""
+    """Forward, and this micro-batch's part of the step's loss. Remembers the old log-probs of a first iteration.
+
+    Args:
+        policy: A `Policy`, or an engine that calls one.
+        microbatch: What goes through it.
+        plan: The step's denominators.
+        config: The step's loss (`loss_of_step`).
+        temperature: The sampler's.
+        entropy_threshold: The step's, where tokens are selected by entropy.
+    """
     logprobs_BT, entropies_BT = tree_logprobs(policy, microbatch.inputs, temperature=temperature)
     if microbatch.old_logprobs_BT is None:
         microbatch.old_logprobs_BT = logprobs_BT.detach()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -12,7 +13,7 @@ from learner.advantages import aggregate_advantages, overlong_penalty
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, NothingToLearnError, StaleSampleError
 from learner.tree.prefix_tree import TokenSequence
-from learner.types import ScoredGroup
+from learner.types import ScoredCompletion, ScoredGroup
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,39 +61,40 @@ def plan_step(
     """
     advantages_PG = _advantages(groups, config, reward_weights, max_completion_length)
     rows = [row[: len(group.members)] for row, group in zip(advantages_PG.tolist(), groups, strict=True)]
+    counted = [
+        _Counted(group.prompt_token_ids, scored, advantage)
+        for group, row in zip(groups, rows, strict=True)
+        if any(row) or not config.drop_zero_variance_groups
+        for scored, advantage in zip(group.members, row, strict=True)
+        if not math.isnan(advantage)
+    ]
+    masks = config.mask_truncated_completions
+    in_loss = [one for one in counted if one.token_ids and not (masks and one.scored.truncated)]
     computes_all = config.loss.beta > 0.0 or config.loss.top_entropy_quantile < 1.0
-    sequences: list[TokenSequence] = []
-    advantages: list[float] = []
-    sampling_logprobs: list[tuple[float, ...]] = []
-    num_items = num_sequences = num_tokens = 0
-    for group, row in zip(groups, rows, strict=True):
-        if config.drop_zero_variance_groups and not any(row):
-            continue
-        for scored, advantage in zip(group.members, row, strict=True):
-            if math.isnan(advantage):
-                continue
-            completion = scored.completion
-            num_sequences += 1
-            num_tokens += len(group.prompt_token_ids) + len(completion.token_ids)
-            if not completion.token_ids or (config.mask_truncated_completions and scored.truncated):
-                continue
-            num_items += len(completion.token_ids)
-            if advantage == 0.0 and not computes_all:
-                continue
-            sequences.append(
-                TokenSequence(prompt_token_ids=group.prompt_token_ids, completion_token_ids=completion.token_ids)
-            )
-            advantages.append(advantage)
-            sampling_logprobs.append(completion.sampling_logprobs)
+    computed = [one for one in in_loss if computes_all or one.advantage != 0.0]
     return StepPlan(
-        sequences=tuple(sequences),
-        advantages=tuple(advantages),
-        sampling_logprobs=tuple(sampling_logprobs),
+        sequences=tuple(
+            TokenSequence(prompt_token_ids=one.prompt_token_ids, completion_token_ids=one.token_ids) for one in computed
+        ),
+        advantages=tuple(one.advantage for one in computed),
+        sampling_logprobs=tuple(one.scored.completion.sampling_logprobs for one in computed),
         group_advantages=tuple(tuple(None if math.isnan(value) else value for value in row) for row in rows),
-        num_items=max(1, num_items),
-        num_sequences=max(1, num_sequences),
-        num_tokens=num_tokens,
+        num_items=max(1, sum(len(one.token_ids) for one in in_loss)),
+        num_sequences=max(1, len(counted)),
+        num_tokens=sum(len(one.prompt_token_ids) + len(one.token_ids) for one in counted),
     )
+
+
+class _Counted(NamedTuple):
+    """A scored completion of a group that takes part."""
+
+    prompt_token_ids: tuple[int, ...]
+    scored: ScoredCompletion
+    advantage: float
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.scored.completion.token_ids
 
 
 def _advantages(
@@ -163,7 +165,11 @@ def _check_rewards(groups: Sequence[ScoredGroup], num_weights: int) -> None:
 
 
 def refuse_stale(groups: Sequence[ScoredGroup], *, policy_version: int, max_staleness: int) -> None:
-    """Raises StaleSampleError when a completion's adapter is more than `max_staleness` versions behind."""
+    """Looks at the age of every completion, in versions.
+
+    Raises:
+        StaleSampleError: One is more than `max_staleness` behind `policy_version`.
+    """
     for group in groups:
         for member in group.members:
             age = policy_version - member.completion.adapter_version

@@ -33,7 +33,8 @@ class TreeAttention(Protocol):
 def make_attention(tree: PrefixTree, device: torch.device, kind: AttentionKind = "auto") -> TreeAttention:
     """The attention of one tree on `device`; `auto`: flex on GPUs, blocks on CPUs, the only place where they run.
 
-    Raises LearnerError for blocks on a GPU.
+    Raises:
+        LearnerError: Blocks are asked for on a GPU.
     """
     if kind == "auto":
         kind = "blocks" if device.type == "cpu" else "flex"

@@ -103,7 +103,10 @@ class PrefixTree:
 def build_tree(sequences: Sequence[TokenSequence], *, share: bool = True) -> PrefixTree:
     """Packs the sequences; `share=False` gives each its own root (no token stands for two sequences).
 
-    The same sequences in the same order always give the same tree. Raises ValueError for no sequences.
+    The same sequences in the same order always give the same tree.
+
+    Raises:
+        ValueError: There are no sequences.
     """
     if not sequences:
         raise ValueError("a prefix tree needs at least one sequence")

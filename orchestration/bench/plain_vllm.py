@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rollout_server.config import RolloutConfig
+from rollout_server.config import Device, RolloutConfig
 from rollout_server.engine import completion_from, lora_request, vllm_sampling_parameters
-from rollout_server.engine_settings import Device, engine_arguments, prepare_environment
+from rollout_server.engine_settings import engine_arguments, prepare_environment
 from rollout_server.types import AdapterVersion, Completion, Prompt, SamplingParams
 
 _SHUTDOWN_TIMEOUT_S = 15.0

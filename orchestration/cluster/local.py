@@ -10,8 +10,7 @@ from pathlib import Path
 
 from orchestration.errors import DataError
 from orchestration.run.ports import AdapterHandle
-from rollout_server.config import RolloutConfig
-from rollout_server.engine_settings import Device
+from rollout_server.config import Device, RolloutConfig
 from rollout_server.types import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,

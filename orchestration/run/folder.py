@@ -187,7 +187,8 @@ def _with_tied_names(content: bytes, tied: Sequence[tuple[str, str]]) -> bytes:
     from safetensors.numpy import load, save  # what a learner trains is float32, which numpy knows
 
     tensors = load(content)
-    return save(tensors | {name: tensors[stored] for name, stored in tied}, {"format": "pt"})
+    whole: bytes = save(tensors | {name: tensors[stored] for name, stored in tied}, {"format": "pt"})
+    return whole
 
 
 def completions_table(
