@@ -46,14 +46,9 @@ OPENINGS = {
         "reward_service.custom",
         "reward_service.rewards",
         "reward_service.scoring",
-        "reward_service.text.answers",
     ),
     "orchestration/bench/reward_servers.py": ("reward_service.schemas",),
-    "orchestration/bench/reward_soak.py": (
-        "reward_service.audit",
-        "reward_service.custom",
-        "reward_service.text.answers",
-    ),
+    "orchestration/bench/reward_soak.py": ("reward_service.audit", "reward_service.custom"),
 }
 
 # room → its floors, the lowest first: folders, and modules that lie in none of these folders. Two units of one floor do
@@ -74,9 +69,9 @@ FLOORS = {
         ("worker",),
     ),
     "reward_service": (
-        ("errors", "types", "retry", "text", "audit/__init__", "judging/settings", "sandbox/settings"),
-        ("audit/settings", "sandbox/inside", "keys", "schemas", "clients"),
-        ("audit", "sandbox"),
+        ("errors", "types", "retry", "audit/__init__", "judging/settings", "sandbox/settings"),
+        ("text", "audit/settings", "sandbox/inside", "keys", "schemas"),
+        ("audit", "sandbox", "clients"),
         ("rewards",),
         ("custom", "scoring"),
         ("settings",),
@@ -93,6 +88,7 @@ FLOORS = {
         ("types", "extras"),
         ("storage",),
         ("data",),
+        ("data/tasks",),
         ("settings",),
         ("run",),
         ("models", "report"),
@@ -100,11 +96,13 @@ FLOORS = {
         ("cluster",),
         ("submit/common",),
         ("submit/ray",),
-        ("submit/sagemaker",),
+        ("submit/sagemaker/host",),
+        ("submit/sagemaker/driver", "submit/sagemaker"),
         ("submit/hyperpod",),
         ("submit",),
         ("bench", "commands"),
         ("cli",),
+        ("__main__",),
     ),
 }
 
@@ -115,11 +113,12 @@ HOLDERS = {
     "peft": ("learner/policy/*.py",),
     "bitsandbytes": ("learner/policy/dequantize.py",),
     "trl": ("orchestration/bench/learner_contenders.py",),
-    "datasets": ("orchestration/bench/learner_contenders.py",),
+    "datasets": ("orchestration/data/tasks/table.py", "orchestration/bench/learner_contenders.py"),
     "ray": (
         *(f"orchestration/cluster/{name}.py" for name in ("calls", "cluster", "gauges", "nodes")),
         "orchestration/submit/ray/jobs.py",
     ),
+    "reasoning_gym": ("orchestration/data/tasks/reasoning_gym.py",),
     "sagemaker": ("orchestration/submit/sagemaker/request.py",),
     "kubernetes": ("orchestration/submit/hyperpod/api.py",),
     "boto3": ("orchestration/storage/aws.py", "orchestration/submit/sagemaker/request.py"),
@@ -139,8 +138,7 @@ NO_MODULE = "no module"
 # Breaches that are still to be mended: (from, to), units of FLOORS, or a file and a name. One that is mended must go.
 STILL_OPEN = {
     ("orchestration/cluster/reward_actor.py", "reward_service.scoring.describe"),
-    ("orchestration/data", "orchestration/settings"),
-    ("orchestration/bench", "orchestration/commands"),
+    ("orchestration/cluster/local.py", "rollout_server.engine_settings.Device"),
 }
 
 

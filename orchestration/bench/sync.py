@@ -26,10 +26,10 @@ from orchestration.bench.machine import machine_line
 from orchestration.cluster.actors import RolloutActor
 from orchestration.cluster.cluster import Cluster
 from orchestration.cluster.generator import RayGenerator
-from orchestration.commands.train import make_prompt_builder, training_sampling
 from orchestration.concurrency import gather_or_cancel
 from orchestration.data.source import PromptSource
 from orchestration.machine import doctor
+from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
 from orchestration.report.progress import counted
 from orchestration.settings.config import RunConfig, load_config

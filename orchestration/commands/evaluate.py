@@ -14,12 +14,13 @@ import yaml
 
 from learner.errors import LearnerError
 from orchestration.cluster.deployment import reward_client
-from orchestration.commands.train import make_judges, make_prompt_builder, training_sampling
+from orchestration.commands.train import make_judges
 from orchestration.errors import ConfigError, DataError, RlvrError
 from orchestration.machine import doctor
 from orchestration.machine.facts import collect
 from orchestration.machine.placement import place
 from orchestration.models.dequantized import served_model
+from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
 from orchestration.noise import noise_to_file
 from orchestration.report.progress import progress_printer

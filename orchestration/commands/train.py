@@ -20,8 +20,8 @@ from orchestration.data.source import PromptSource
 from orchestration.errors import DataError, RlvrError
 from orchestration.machine import doctor
 from orchestration.models.dequantized import served_model
+from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
-from orchestration.models.tokenizer import load_tokenizer
 from orchestration.report import Reporter, make_reporter
 from orchestration.run.folder import RunFolder
 from orchestration.run.loop import Rooms, TrainingLoop
@@ -35,7 +35,6 @@ from reward_service.clients.asynchronous import RewardClient
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
 from rollout_server.errors import RolloutError
-from rollout_server.types import SamplingParams
 
 Result = TypeVar("Result")
 
@@ -173,26 +172,6 @@ def make_scorers(config: RunConfig, client: RewardClient, *, run_id: str) -> tup
 def make_judges(config: RunConfig, client: RewardClient, *, run_id: str) -> dict[str, Scorer]:
     """What evaluations are decided by, `strict` and `lenient`; each asked apart, as both may be one reward."""
     return {name: HttpScorer(client, (spec,), run_id=run_id) for name, spec in config.judges.items()}
-
-
-def training_sampling(config: RunConfig, builder: PromptBuilder) -> SamplingParams:
-    """How the run's groups are drawn; a completion ends where the settings or the prompt's layout say."""
-    rollout = config.rollout
-    return SamplingParams(
-        num_generations=rollout.num_generations,
-        max_completion_length=rollout.max_completion_length,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        stop=(*rollout.stop, *builder.stop),
-        stop_token_ids=builder.stop_token_ids,
-    )
-
-
-def make_prompt_builder(config: RunConfig, problems: Problems, model_path: Path) -> PromptBuilder:
-    """The run's prompts; they leave room for a whole completion in the context."""
-    room = config.rollout.max_model_len - config.rollout.max_completion_length
-    return PromptBuilder(load_tokenizer(model_path), problems.shots, room, layout=config.data.layout())
 
 
 @contextmanager

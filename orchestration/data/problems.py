@@ -31,7 +31,9 @@ class Problems:
     def __post_init__(self) -> None:
         for name, problems in (("training", self.train), ("held-out", self.eval)):
             if not problems:
-                raise DataError(f"no {name} problems are left; lower data.num_eval and data.num_shots, or use a larger data set")
+                raise DataError(
+                    f"no {name} problems are left; lower data.num_eval and data.num_shots, or use a larger data set"
+                )
         _check_disjoint({"training": self.train, "held-out": self.eval, "example": self.shots})
 
 

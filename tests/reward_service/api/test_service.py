@@ -19,10 +19,13 @@ import httpx
 import pytest
 
 from reward_service.audit.settings import AuditSettings
+from reward_service.audit.store import AuditStore
+from reward_service.audit.verify import verify
 from reward_service.child import RunningService, start_in_subprocess
 from reward_service.custom import CustomRewardSpec
 from reward_service.errors import ServiceStartError
 from reward_service.keys import add_key, revoke_key
+from reward_service.serve import serve
 from reward_service.settings import ServiceSettings
 from tests.reward_service.test_serve import is_running
 from tests.waiting import came_true, until, until_async
@@ -131,10 +134,16 @@ def test_settings_that_cannot_work_are_said_at_the_start(tmp_path: Path) -> None
         ({"rewards": ("gsm8k_fromat",)}, "gsm8k_fromat"),
         ({"host": "0.0.0.0"}, "without API keys"),
     ]
+    (tmp_path / "log").touch()
     for settings, said in cases:
-        with pytest.raises(ServiceStartError, match=said) as caught:
-            start_in_subprocess(ServiceSettings(port=0, **settings), log_path=tmp_path / "log", timeout_s=20)
-        assert "Traceback" not in str(caught.value)
+        with pytest.raises(ServiceStartError, match=said):
+            serve(ServiceSettings(port=0, **settings))
+
+
+def test_what_a_service_in_a_process_of_its_own_could_not_start_for_is_said_here(tmp_path: Path) -> None:
+    with pytest.raises(ServiceStartError, match="cannot read the API keys") as caught:
+        start_in_subprocess(ServiceSettings(port=0, keys_file=tmp_path / "none"), log_path=tmp_path / "log")
+    assert "Traceback" not in str(caught.value)
 
 
 def test_decisions_are_recorded_and_explained(tmp_path: Path) -> None:
@@ -148,8 +157,9 @@ def test_decisions_are_recorded_and_explained(tmp_path: Path) -> None:
         assert get(service, "/v1/audit", params={"limit": 0}).status_code == 422
         service.process.kill()
         service.process.wait(10)
-    verify = [sys.executable, "-m", "orchestration.cli", "reward", "audit", "verify", "--database", str(database)]
-    until(lambda: subprocess.run(verify, capture_output=True, timeout=60, check=False).returncode == 0)
+    store = AuditStore(str(database))
+    assert verify(store).findings == ()
+    store.close()
 
 
 def test_without_an_audit_log_there_is_nothing_to_explain(tmp_path: Path) -> None:
@@ -204,7 +214,7 @@ def test_what_was_accepted_is_answered_on_sigterm(tmp_path: Path) -> None:
 
 
 def test_what_is_not_done_when_the_time_to_end_is_over_is_answered_as_it_is(tmp_path: Path) -> None:
-    with serving(tmp_path, "hangs", deadline_s=60, shutdown_timeout_s=3, chunk_items=1) as service:
+    with serving(tmp_path, "hangs", deadline_s=60, shutdown_timeout_s=1, chunk_items=1) as service:
         body = {"rewards": [{"name": "hangs"}], "items": [{"completion": "x"}, {"completion": "sleeps"}]}
         with ThreadPoolExecutor() as executor:
             pending = executor.submit(post, service, body)

@@ -30,7 +30,8 @@ from reward_service.sandbox.inside import seccomp
 from reward_service.sandbox.layout import outermost
 from tests.waiting import until
 
-SETTINGS = SandboxSettings(mode="strict", wall_s=4, total_s=12, cpu_s=3, memory_mb=256, processes=16, output_kb=64)
+# A busy machine must not end an attack before it has failed by itself, so there is time.
+SETTINGS = SandboxSettings(mode="strict", wall_s=30, total_s=90, cpu_s=3, memory_mb=256, processes=16, output_kb=64)
 
 REFUSED = probe.try_backend(SETTINGS, "namespaces")
 UNWRAPPED = probe.try_backend(SETTINGS, "bubblewrap")
@@ -87,11 +88,11 @@ def test_a_solution_is_run_and_its_value_comes_out(backend: Any) -> None:
     ]
 
 
-def test_a_usual_item_costs_well_under_100_ms(backend: Any) -> None:
+def test_a_usual_item_costs_well_under_100_ms_of_processor_time(backend: Any) -> None:
     def once() -> float:
-        start = time.perf_counter()
+        before = sum(os.times()[:4])  # with children that have ended
         attack(backend, "def f(): return 1")
-        return time.perf_counter() - start
+        return sum(os.times()[:4]) - before
 
     assert min(once() for _ in range(8)) < 0.1
 
@@ -389,7 +390,11 @@ list(run_tests({code!r}, [test], SandboxSettings.model_validate_json({settings!r
 )
 def test_what_ends_badly_has_no_value_and_the_sandbox_goes_on(backend: Any, body: str, fails: str | None) -> None:
     code = f"def f():\n    {body}\ndef g():\n    return 'fine'"
-    tests = [{"kind": "expression", "setup": "", "expr": expr, "wall_s": 2.0} for expr in ("f()", "g()")]
+    wall_s = {"timeout": 0.5, "either": 2.0}.get(fails or "", 30.0)
+    tests = [
+        {"kind": "expression", "setup": "", "expr": expr, "wall_s": limit}
+        for expr, limit in (("f()", wall_s), ("g()", 30.0))
+    ]
     first, second = run_tests(code, tests, SETTINGS, backend)
     assert "value" not in first.stages
     assert fails == "either" or first.broken == fails
@@ -624,7 +629,10 @@ def i():
     os.wait()
     return "left a daemon"
 """
-    tests = [{"kind": "expression", "setup": "", "expr": f"{name}()", "wall_s": 1.0} for name in "fghif"]
+    tests = [
+        {"kind": "expression", "setup": "", "expr": f"{name}()", "wall_s": 1.0 if name == "g" else 30.0}
+        for name in "fghif"
+    ]
     outcomes = list(run_tests(code, tests, limits, "limits"))
     assert [outcome.broken for outcome in outcomes] == [None, "timeout", None, None, None]
     assert "MemoryError" in outcomes[2].stages["failed"]

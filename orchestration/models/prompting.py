@@ -1,0 +1,35 @@
+"""How a run asks its model: prompts in the model's tokens, and how completions are drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestration.data.problems import Problems
+from orchestration.data.prompts import PromptBuilder
+from orchestration.models.tokenizer import load_tokenizer
+from orchestration.settings.config import RunConfig
+from rollout_server.types import SamplingParams
+
+
+def training_sampling(config: RunConfig, builder: PromptBuilder) -> SamplingParams:
+    """How the run's groups are drawn; a completion ends where the settings or the prompt's layout say."""
+    rollout = config.rollout
+    return SamplingParams(
+        num_generations=rollout.num_generations,
+        max_completion_length=rollout.max_completion_length,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        stop=(*rollout.stop, *builder.stop),
+        stop_token_ids=builder.stop_token_ids,
+    )
+
+
+def make_prompt_builder(config: RunConfig, problems: Problems, model_path: Path) -> PromptBuilder:
+    """The run's prompts in the model's tokens; they leave room for a whole completion in the context.
+
+    Raises:
+        DataError: the model's folder has no tokenizer that loads.
+    """
+    room = config.rollout.max_model_len - config.rollout.max_completion_length
+    return PromptBuilder(load_tokenizer(model_path), problems.shots, room, layout=config.data.layout())
