@@ -21,7 +21,8 @@ from reward_service.audit.records import Head
 from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
 from reward_service.audit.verify import Verification, verify
-from reward_service.audit.wire import FLUSH, FrameReader, Status, frame
+from reward_service.audit.wire import FLUSH, FrameReader, Start, Status, frame
+from reward_service.audit.writer import Writer
 from reward_service.errors import AuditError, AuditUnavailableError
 from tests.reward_service.audit.audit_cases import batch
 from tests.waiting import until, until_async
