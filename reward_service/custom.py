@@ -32,7 +32,7 @@ from functools import cached_property
 from importlib import metadata
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model
 
 from reward_service.rewards.base import (
     InvalidReferenceError,
@@ -43,6 +43,7 @@ from reward_service.rewards.base import (
     definition_hash,
     first_paragraph,
 )
+from reward_service.settings import CustomRewardSpec
 from reward_service.types import ReferenceKeys, RewardScore
 
 ENTRY_POINT_GROUP: Final = "rlvr.rewards"
@@ -53,29 +54,6 @@ _BY_NAME: Final = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KE
 
 class CustomRewardError(ValueError):
     """A reward that cannot be loaded; the message names it and says why."""
-
-
-class CustomRewardSpec(BaseModel):
-    """A reward to be loaded."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$", description="What requests call it.")
-    target: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=300, description="Where it is: `module:name`."
-    )
-    low: float | None = Field(
-        None, allow_inf_nan=False, description="The lowest score; None: 0, or as the Reward has it."
-    )
-    high: float | None = Field(
-        None, allow_inf_nan=False, description="The highest score; None: 1, or as the Reward has it."
-    )
-    deadline_s: float | None = Field(
-        None, gt=0, le=3600, description="Time for one item, seconds; None: as the Reward or the service has it."
-    )
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Defaults for its parameters: a request may state others."
-    )
 
 
 class TrlParams(RewardParams):
@@ -129,12 +107,6 @@ def entry_point_specs() -> tuple[CustomRewardSpec, ...]:
         raise CustomRewardError(
             f"an entry point in {ENTRY_POINT_GROUP} has a bad {first['loc'][0]}: {first['input']!r:.100}"
         ) from None
-
-
-def load_reward(target: str, *, name: str | None = None, params: Mapping[str, Any] | None = None) -> Reward:
-    """The reward at `module:name`, called `name` or as it is called there; `params` are defaults for its parameters."""
-    own = target.rpartition(":")[2]
-    return load_spec(CustomRewardSpec(name=name or own, target=target, options=dict(params or {})))
 
 
 def load_spec(spec: CustomRewardSpec) -> Reward:

@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from reward_service.custom import CustomRewardError, entry_point_specs, load_custom
 from reward_service.errors import ServiceStartError
 from reward_service.judging.judge import make_judge_reward
-from reward_service.rewards import BUILTIN_REWARDS
+from reward_service.rewards import (
+    choice,
+    code,
+    exact,
+    gsm8k_correctness,
+    gsm8k_format,
+    json_schema,
+    last_number,
+    length,
+    reasoning_gym,
+    regex,
+    repetition,
+    symbolic,
+)
+from reward_service.rewards import (
+    mathematics as math,
+)
 from reward_service.rewards.base import Reward
-from reward_service.rewards.code import make_code_reward
 from reward_service.settings import ServiceSettings
+
+_MODULES = (
+    gsm8k_format,
+    gsm8k_correctness,
+    last_number,
+    math,
+    symbolic,
+    choice,
+    exact,
+    regex,
+    json_schema,
+    code,
+    length,
+    repetition,
+    reasoning_gym,
+)
+
+BUILTIN_REWARDS: Mapping[str, Reward] = MappingProxyType({module.REWARD.name: module.REWARD for module in _MODULES})
 
 
 def load_rewards(settings: ServiceSettings) -> Mapping[str, Reward]:
@@ -19,8 +53,8 @@ def load_rewards(settings: ServiceSettings) -> Mapping[str, Reward]:
     Installed entry points are loaded only when they are named: what is on the path is not what an operator chose.
     """
     rewards = dict(BUILTIN_REWARDS)
-    code = make_code_reward(settings.sandbox)
-    rewards[code.name] = code
+    code_reward = code.make_code_reward(settings.sandbox)
+    rewards[code_reward.name] = code_reward
     if settings.judge is not None:
         judge = make_judge_reward(settings.judge)
         rewards[judge.name] = judge

@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from reward_service.types import ReferenceKeys
+from reward_service.types import ANSWER_PREFIX, ReferenceKeys
 
 SCORE_REQUEST_EXAMPLE: dict[str, Any] = {
     "rewards": [{"name": "gsm8k_format"}, {"name": "gsm8k_correctness", "weight": 1.0, "params": {}}],
     "items": [
         {
             "prompt": "Natalia sold 48 clips in April and half as many in May. How many altogether?",
-            "completion": "She sold 48 / 2 = 24 in May, 48 + 24 = 72 altogether.\n#### The final answer is 72",
+            "completion": f"She sold 48 / 2 = 24 in May, 48 + 24 = 72 altogether.\n{ANSWER_PREFIX} 72",
             "reference": {"final_answer": "72"},
             "id": "train-0/3",
             "group": "train-0",
@@ -42,7 +42,7 @@ SCORE_RESPONSE_EXAMPLE: dict[str, Any] = {
     "service": {"version": "0.1.0", "rewards": {"gsm8k_format": "9f3c…", "gsm8k_correctness": "51d0…"}},
 }
 OPENRLHF_REQUEST_EXAMPLE: dict[str, Any] = {
-    "query": ["What is 48 + 24?\n48 + 24 = 72\n#### The final answer is 72"],
+    "query": [f"What is 48 + 24?\n48 + 24 = 72\n{ANSWER_PREFIX} 72"],
     "prompts": ["What is 48 + 24?\n"],
     "labels": ["72"],
 }
@@ -53,7 +53,7 @@ OPENRLHF_RESPONSE_EXAMPLE: dict[str, Any] = {
 }
 SLIME_REQUEST_EXAMPLE: dict[str, Any] = {
     "prompt": "What is 48 + 24?",
-    "response": "48 + 24 = 72\n#### The final answer is 72",
+    "response": f"48 + 24 = 72\n{ANSWER_PREFIX} 72",
     "label": "72",
 }
 

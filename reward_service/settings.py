@@ -10,7 +10,6 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reward_service.audit.settings import AuditSettings
-from reward_service.custom import CustomRewardSpec
 from reward_service.judging.settings import JudgeSettings
 from reward_service.sandbox.settings import SandboxSettings
 
@@ -60,6 +59,27 @@ class Profile(_Settings):
 
 
 GSM8K_PROFILE = Profile(rewards=(ProfileReward(name="gsm8k_format"), ProfileReward(name="gsm8k_correctness")))
+
+
+class CustomRewardSpec(_Settings):
+    """A reward of somebody's own, to be loaded; see `reward_service.custom`."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$", description="What requests call it.")
+    target: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=300, description="Where it is: `module:name`."
+    )
+    low: float | None = Field(
+        None, allow_inf_nan=False, description="The lowest score; None: 0, or as the Reward has it."
+    )
+    high: float | None = Field(
+        None, allow_inf_nan=False, description="The highest score; None: 1, or as the Reward has it."
+    )
+    deadline_s: float | None = Field(
+        None, gt=0, le=3600, description="Time for one item, seconds; None: as the Reward or the service has it."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Defaults for its parameters: a request may state others."
+    )
 
 
 class ServiceSettings(_Settings):

@@ -43,12 +43,12 @@ OPENINGS = {
     "orchestration/bench/plain_vllm.py": ("rollout_server.engine", "rollout_server.engine_settings"),
     "orchestration/bench/reward.py": (
         "reward_service.audit.settings",
-        "reward_service.custom",
+        "reward_service.registry",
         "reward_service.rewards",
         "reward_service.scoring",
     ),
     "orchestration/bench/reward_servers.py": ("reward_service.schemas",),
-    "orchestration/bench/reward_soak.py": ("reward_service.audit", "reward_service.custom"),
+    "orchestration/bench/reward_soak.py": ("reward_service.audit",),
 }
 
 # room → its floors, the lowest first: folders, and modules that lie in none of these folders. Two units of one floor do
@@ -73,8 +73,8 @@ FLOORS = {
         ("text", "audit/settings", "sandbox/inside", "keys", "schemas"),
         ("audit", "sandbox", "clients"),
         ("rewards",),
-        ("custom", "scoring"),
         ("settings",),
+        ("custom", "scoring"),
         ("judging", "child"),
         ("registry",),
         ("pool",),
@@ -118,7 +118,7 @@ HOLDERS = {
         *(f"orchestration/cluster/{name}.py" for name in ("calls", "cluster", "gauges", "nodes")),
         "orchestration/submit/ray/jobs.py",
     ),
-    "reasoning_gym": ("orchestration/data/tasks/reasoning_gym.py",),
+    "reasoning_gym": ("orchestration/data/tasks/reasoning_gym.py", "reward_service/rewards/reasoning_gym.py"),
     "sagemaker": ("orchestration/submit/sagemaker/request.py",),
     "kubernetes": ("orchestration/submit/hyperpod/api.py",),
     "boto3": ("orchestration/storage/aws.py", "orchestration/submit/sagemaker/request.py"),

@@ -29,11 +29,10 @@ from orchestration.storage.cache import Progress
 from orchestration.types import Problem
 from reward_service.audit.settings import AuditSettings
 from reward_service.child import start_in_subprocess
-from reward_service.custom import CustomRewardSpec
-from reward_service.rewards import BUILTIN_REWARDS
+from reward_service.registry import BUILTIN_REWARDS
 from reward_service.rewards.base import Task as Asked
 from reward_service.scoring import apply_reward, make_plan
-from reward_service.settings import ServiceSettings
+from reward_service.settings import CustomRewardSpec, ServiceSettings
 from reward_service.types import ANSWER_PREFIX, RewardSpec
 
 PAIR: Final = ("gsm8k_format", "gsm8k_correctness")

@@ -32,8 +32,7 @@ from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
 from reward_service.audit.verify import verify
 from reward_service.child import RunningService, start_in_subprocess
-from reward_service.custom import CustomRewardSpec
-from reward_service.settings import ServiceSettings
+from reward_service.settings import CustomRewardSpec, ServiceSettings
 from reward_service.types import ANSWER_PREFIX
 
 NUM_CLIENTS: Final = 8

@@ -15,15 +15,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from reward_service.errors import InvalidParamsError, QueueFullError, ServiceError, ShuttingDownError
 from reward_service.judging.grade import Judge
 from reward_service.judging.judge import Gate, JudgeReward, Params
+from reward_service.pool.counters import PoolStatistics
 from reward_service.pool.messages import BUCKETS_S, RewardStats, ScoredItem
-from reward_service.pool.pool import WorkerPool
 from reward_service.rewards.base import Reward, RewardParams, Task
 from reward_service.schemas import ScoreItem
 from reward_service.scoring import Plan, PlannedReward, make_plan, unscored, weighted_total
@@ -63,8 +63,19 @@ _decode_verdict = msgspec.json.Decoder(_Verdict).decode
 _encode = msgspec.json.Encoder().encode
 
 
+class Pool(Protocol):
+    """What is needed of the pool of workers, which `reward_service.pool.pool` is."""
+
+    @property
+    def statistics(self) -> PoolStatistics: ...
+
+    async def score(
+        self, specs: tuple[RewardSpec, ...], deadlines_s: Sequence[float], items: Sequence[ScoreItem]
+    ) -> Sequence[ScoredItem]: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RemotePlan:
+class JudgedPlan:
     """A request that has judges in it."""
 
     plan: Plan
@@ -74,10 +85,10 @@ class RemotePlan:
     """Of `pooled`, seconds for one item."""
 
 
-class RemoteScoring:
+class JudgedScoring:
     """Scores requests that have judges in them. All methods are called on one event loop."""
 
-    def __init__(self, settings: ServiceSettings, rewards: Mapping[str, Reward], pool: WorkerPool) -> None:
+    def __init__(self, settings: ServiceSettings, rewards: Mapping[str, Reward], pool: Pool) -> None:
         """Raises ServiceStartError for a judge whose API key is not to be had."""
         self._settings, self._rewards, self._pool = settings, rewards, pool
         self._judges = {
@@ -94,7 +105,7 @@ class RemoteScoring:
         for judge in self._judges.values():
             await judge.close()
 
-    def prepare(self, plan: Plan, specs: Sequence[RewardSpec]) -> RemotePlan | None:
+    def prepare(self, plan: Plan, specs: Sequence[RewardSpec]) -> JudgedPlan | None:
         """How to score `plan`, made of `specs`; None if the pool can do all of it. InvalidParamsError for a gate or a
         number of samples that is not to be had.
         """
@@ -119,13 +130,13 @@ class RemoteScoring:
                         " reward of that name in the same request; give both the same, or ask for one of them"
                     )
                 pooled.setdefault(gate.name, RewardSpec(name=gate.name, params=gate.params))
-        return RemotePlan(
+        return JudgedPlan(
             plan=plan,
             pooled=tuple(pooled.values()),
             deadlines_s=tuple(self._settings.deadline_of(name, self._rewards[name].deadline_s) for name in pooled),
         )
 
-    async def score(self, remote: RemotePlan, items: Sequence[ScoreItem]) -> Sequence[ScoredItem]:
+    async def score(self, judged: JudgedPlan, items: Sequence[ScoreItem]) -> Sequence[ScoredItem]:
         """The scores of `items`, in their order, at the latest when `request_timeout_s` is over.
 
         Raises QueueFullError when too much waits, for the pool or for the judges.
@@ -137,16 +148,16 @@ class RemoteScoring:
             raise ShuttingDownError("the service is shutting down; try another one, or later")
         with self._room(len(items)):
             pooled: Sequence[ScoredItem] = [_NOTHING] * len(items)
-            if remote.pooled:
-                pooled = await self._pool.score(remote.pooled, remote.deadlines_s, items)
+            if judged.pooled:
+                pooled = await self._pool.score(judged.pooled, judged.deadlines_s, items)
             found = [_decode_pooled(scored.result).rewards for scored in pooled]
             graded = {
                 planned.reward.name: await self._grade_all(planned, items, found, deadline)
-                for planned in remote.plan
+                for planned in judged.plan
                 if planned.reward.name in self._judges
             }
         return [
-            merge(remote, item.id, scored, rewards, {name: scores[position] for name, scores in graded.items()})
+            merge(judged, item.id, scored, rewards, {name: scores[position] for name, scores in graded.items()})
             for position, (item, scored, rewards) in enumerate(zip(items, pooled, found, strict=True))
         ]
 
@@ -225,17 +236,17 @@ def gated(gate: Gate, found: _Found) -> RewardScore | None:
 
 
 def merge(
-    remote: RemotePlan, item_id: str, pooled: ScoredItem, found: _Found, graded: Mapping[str, RewardScore]
+    judged: JudgedPlan, item_id: str, pooled: ScoredItem, found: _Found, graded: Mapping[str, RewardScore]
 ) -> ScoredItem:
     """What the pool and the judges say of an item, in the plan's order, without gates that were not asked for."""
-    by_pool = dict(zip((spec.name for spec in remote.pooled), pooled.scores, strict=True))
+    by_pool = dict(zip((spec.name for spec in judged.pooled), pooled.scores, strict=True))
     scores: dict[str, RewardScore] = {}
     rewards: dict[str, RewardScore | msgspec.Raw] = {}
-    for planned in remote.plan:
+    for planned in judged.plan:
         name = planned.reward.name
         scores[name] = graded[name] if name in graded else RewardScore(score=by_pool[name])
         rewards[name] = graded[name] if name in graded else found[name]
-    total = weighted_total(remote.plan, scores)
+    total = weighted_total(judged.plan, scores)
     return ScoredItem(total, [score.score for score in scores.values()], _encode(_Merged(item_id, total, rewards)))
 
 

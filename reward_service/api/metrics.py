@@ -7,22 +7,36 @@ microsecond, and there are tens of thousands a second.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from reward_service.pool.counters import PoolStatistics
 from reward_service.pool.messages import BUCKETS_S
-from reward_service.pool.pool import WorkerPool
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _REQUEST_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
+class Pool(Protocol):
+    """What is shown of the pool of workers."""
+
+    @property
+    def statistics(self) -> PoolStatistics: ...
+
+    @property
+    def queued_items(self) -> int: ...
+
+    @property
+    def num_workers(self) -> int: ...
+
+
 class Metrics:
     """The counters of one service; not those of other services in this process."""
 
-    def __init__(self, pool: WorkerPool, audit_in_flight: Callable[[], int] | None) -> None:
+    def __init__(self, pool: Pool, audit_in_flight: Callable[[], int] | None) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self.requests = Counter(
             "reward_requests", "Requests answered.", ["endpoint", "status"], registry=self._registry
@@ -42,7 +56,7 @@ class Metrics:
 
 
 class _PoolCollector(Collector):
-    def __init__(self, pool: WorkerPool, audit_in_flight: Callable[[], int] | None) -> None:
+    def __init__(self, pool: Pool, audit_in_flight: Callable[[], int] | None) -> None:
         self._pool, self._audit_in_flight = pool, audit_in_flight
 
     def collect(

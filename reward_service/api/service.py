@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from reward_service.api.bodies import Bodies, check_limits
-from reward_service.api.judges import RemoteScoring
+from reward_service.api.judges import JudgedScoring
 from reward_service.api.metrics import Metrics
 from reward_service.audit.handle import AuditHandle
 from reward_service.audit.records import AppliedReward, AuditBatch, AuditItem, describe, read_key
@@ -55,8 +55,8 @@ class RewardService:
     def __init__(self, settings: ServiceSettings, rewards: Mapping[str, Reward], version: str) -> None:
         """Raises ServiceStartError for settings that cannot work here: profiles, keys, audit log, sandbox."""
         self.settings, self.rewards, self.version = settings, rewards, version
-        self.pool = WorkerPool(settings, sorted({module for reward in rewards.values() for module in reward.preload}))
-        self._remote = RemoteScoring(settings, rewards, self.pool)
+        self.pool = WorkerPool(settings, _preloaded(settings, rewards))
+        self._judges = JudgedScoring(settings, rewards, self.pool)
         self.bodies = Bodies(settings)
         self.metrics = Metrics(self.pool, self._audit_bytes if settings.audit is not None else None)
         self._audit: AuditHandle | None = None
@@ -75,7 +75,7 @@ class RewardService:
         """What would otherwise fail at the first request."""
         for name, specs in self._profiles.items():
             try:
-                self._remote.prepare(make_plan(specs, self.rewards), specs)
+                self._judges.prepare(make_plan(specs, self.rewards), specs)
             except ServiceError as error:
                 raise ServiceStartError(f"profile {name!r}: {error}") from None
         if "code" in self.rewards and self.settings.sandbox.mode != "auto":
@@ -98,7 +98,7 @@ class RewardService:
 
     async def close(self) -> None:
         """Ends the workers and commits what is not yet in the audit log; AuditError if that cannot be."""
-        await self._remote.close()
+        await self._judges.close()
         await self.pool.close()
         if self._audit is not None:
             await self._audit.close()
@@ -132,15 +132,15 @@ class RewardService:
     ) -> Scored:
         """Every reward on every item, recorded. ServiceError if the request cannot be taken as a whole."""
         plan = make_plan(specs, self.rewards)
-        remote = self._remote.prepare(plan, specs)
+        judged = self._judges.prepare(plan, specs)
         check_limits(items, self.settings)
         caller.spend(len(items))
         deadlines_s = [self.settings.deadline_of(p.reward.name, p.reward.deadline_s) for p in plan]
         async with self._recording(items) as audit:
-            if remote is None:
+            if judged is None:
                 results = await self.pool.score(specs, deadlines_s, items)
             else:
-                results = await self._remote.score(remote, items)
+                results = await self._judges.score(judged, items)
             scored = Scored(plan, items, results)
             if audit is not None:
                 audit.offer(_audit_batch(scored, caller, run_id, policy_version))
@@ -176,6 +176,12 @@ class RewardService:
 
     def _audit_bytes(self) -> int:
         return 0 if self._audit is None else self._audit.bytes_in_flight
+
+
+def _preloaded(settings: ServiceSettings, rewards: Mapping[str, Reward]) -> list[str]:
+    """Modules that all workers have from their start."""
+    named = settings.rewards is not None
+    return sorted({m for reward in rewards.values() for m in (*reward.preload, *(reward.on_demand if named else ()))})
 
 
 def _audit_batch(scored: Scored, caller: Caller, run_id: str | None, policy_version: int | None) -> AuditBatch:

@@ -85,7 +85,7 @@ class BlockingRewardClient:
         with _lock:
             thread = _thread_of_this_process()
             if self._thread is not thread:
-                if self._thread is not None:  # this is a fork's child
+                if self._thread is not None:  # this is a fork
                     _of_a_parent.append(self._client)
                     self._client = self._make()
                 self._thread = thread
@@ -157,7 +157,7 @@ class _LoopThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def adopt(self, client: RewardClient, owner: object) -> None:
-        """Closes the client when its owner is gone or the process ends; in a fork's child never."""
+        """Closes the client when its owner is gone or the process ends; in a fork never."""
         self._clients.add(client)
         weakref.finalize(owner, self._release, client).atexit = False
 
@@ -195,7 +195,7 @@ def _thread_of_this_process() -> _LoopThread:
 
 
 def _after_fork() -> None:
-    """A child has the thread's objects but not the thread, and the lock as it happened to be."""
+    """A fork has the thread's objects but not the thread, and the lock as it happened to be."""
     global _lock, _thread
     _of_a_parent.append(_thread)
     _lock, _thread = threading.Lock(), None

@@ -24,7 +24,7 @@ import math
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -69,14 +69,6 @@ class VerlSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_concurrency: int = 16
     batch_window_s: float = 0.002
     """verl's reward loop asks for one completion at a time, from many threads or coroutines at once."""
-
-
-class ComputeScore(Protocol):
-    """verl's signature."""
-
-    def __call__(
-        self, data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None
-    ) -> dict[str, float]: ...
 
 
 class VerlScorer:
@@ -262,7 +254,7 @@ def _scorer(settings: Mapping[str, Any]) -> VerlScorer:
 
 
 def _after_fork() -> None:
-    global _lock  # noqa: PLW0603  # a child has it as it happened to be
+    global _lock  # noqa: PLW0603  # a fork has it as it happened to be
     _lock = threading.Lock()
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import os
 import resource
 import signal
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -117,8 +119,16 @@ class _Worker:
         if specs not in self._plans:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            self._plans[specs] = make_plan(decode_specs(specs), self._rewards)
+            plan = self._plans[specs] = make_plan(decode_specs(specs), self._rewards)
+            _import({module for planned in plan for module in planned.reward.on_demand})
         return self._plans[specs]
+
+
+def _import(modules: Iterable[str]) -> None:
+    """Before any item, whose time this is not; what is missing the reward itself will name."""
+    for module in modules:
+        with suppress(ImportError):
+            importlib.import_module(module)
 
 
 def _count(batch: Batch, index: int, seconds: float, score: RewardScore) -> None:

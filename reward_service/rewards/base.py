@@ -20,10 +20,11 @@ from importlib import metadata
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from reward_service.text.answers import AnswerPlace
 from reward_service.text.numerals import in_range, parse_number
-from reward_service.types import Reason, ReferenceKeys, RewardScore
+from reward_service.types import ANSWER_PREFIX, Reason, ReferenceKeys, RewardScore
 
 Reference = Mapping[str, Any] | None
 FINAL_ANSWER: Final = ReferenceKeys(required=("final_answer",))
@@ -44,6 +45,19 @@ class RewardParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class AnswerParams(RewardParams):
+    """Where the answer stands."""
+
+    answer_in: AnswerPlace = Field("auto", description="auto: answer lines and boxes; every answer there is counts.")
+    prefix: str = Field(ANSWER_PREFIX, min_length=1, max_length=200, description="How an answer line begins.")
+    tag: str = Field(
+        "answer", pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$", description="The name in `<answer>`, for tags."
+    )
+    after: str | None = Field(
+        None, min_length=1, max_length=200, description="Look only behind the last occurrence of this, e.g. `</think>`."
+    )
+
+
 class NotScorableError(Exception):
     """Raised by a reward that cannot tell: the item gets null, the class's reason, and the message in its details."""
 
@@ -54,6 +68,12 @@ class InvalidReferenceError(NotScorableError):
     """The reference is missing, or not of the kind the reward compares with."""
 
     reason = Reason.INVALID_REFERENCE
+
+
+class UnavailableError(NotScorableError):
+    """Something that the reward needs cannot be had: a sandbox, a library."""
+
+    reason = Reason.UNAVAILABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +98,10 @@ class Reward:
     preload: tuple[str, ...] = ()
     """Modules that are slow to import; `score` imports them, and a worker has them before its first item."""
 
+    on_demand: tuple[str, ...] = ()
+    """The same for modules that take seconds, or need not be installed: a worker has them before its first item of this
+    reward, or of any where the settings' `rewards` name it."""
+
     def apply(self, task: Task, params: RewardParams) -> RewardScore:
         """The score of a task; rewards that look at more than the completion and the reference override it."""
         return self.score(task.completion, task.reference, params)
@@ -90,20 +114,20 @@ class Reward:
 
     @cached_property
     def version(self) -> str:
-        """Sha-256 of the definition: its sources (see `definition_hash`), and the versions of what it preloads."""
-        return definition_hash(self.score.__module__, libraries=self.preload)
+        """Sha-256 of the definition: its sources (see `definition_hash`), and its libraries' versions."""
+        return definition_hash(self.score.__module__, libraries=(*self.preload, *self.on_demand))
 
 
-def definition_hash(module: str, *, libraries: Iterable[str] = ()) -> str:
-    """Sha-256 over the source of `module`, the sources of all modules of this package that it reaches through imports,
-    and the installed versions of `libraries`.
+def definition_hash(*modules: str, libraries: Iterable[str] = ()) -> str:
+    """Sha-256 over the sources of `modules` and of all modules of this package that they reach through imports, and the
+    installed versions of `libraries`.
 
     A module outside of this package counts with its own file and what it reaches here. Not covered: other modules
     outside, and libraries that are not named.
     """
     package = __name__.partition(".")[0]
     sources: dict[str, str] = {}
-    pending = [module]
+    pending = [*modules]
     while pending:
         name = pending.pop()
         if name in sources or (path := _source_path(name)) is None:
@@ -140,6 +164,17 @@ def _source_path(module: str) -> str | None:
 def first_paragraph(docstring: str | None) -> str:
     """A module's docstring up to its first blank line, on one line."""
     return " ".join(inspect.cleandoc(docstring or "").partition("\n\n")[0].split())
+
+
+def acceptable_answers(reference: Reference) -> tuple[str, ...]:
+    """The texts under `final_answer`: one text or number, or a list of them, any of which will do."""
+    if reference is None or "final_answer" not in reference:
+        raise InvalidReferenceError('the reference has no "final_answer"')
+    answer: Any = reference["final_answer"]
+    answers = answer if isinstance(answer, list | tuple) else [answer]
+    if not answers or not all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in answers):
+        raise InvalidReferenceError(f"final_answer {answer!r:.100} is neither a text, nor a number, nor a list of them")
+    return tuple(str(one) for one in answers)
 
 
 def final_answer(reference: Reference) -> Decimal:

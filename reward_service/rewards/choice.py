@@ -5,7 +5,7 @@ reference has the options' texts, also by letter and text (`B. Paris`: both must
 where only one option has it; case and blanks do not matter there. Anything else names none: "A or B", "A, B",
 "not B", "AB", a letter beyond the last option, letters of other scripts.
 
-The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.rewards.extraction`), and
+The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`), and
 all of them must name the right option, each one only.
 
 `final_answer` is the letter. `options`, if given, is a list of texts, A first, or a mapping from letters to texts.
@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any, Final
 
-from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, first_paragraph
-from reward_service.rewards.extraction import AnswerParams, read_answers, shown, undecorated
+from reward_service.rewards.base import AnswerParams, InvalidReferenceError, Reference, Reward, first_paragraph
+from reward_service.text.extraction import read_answers, shown, undecorated
 from reward_service.types import ReferenceKeys, RewardScore
 
 MAX_ANSWER_CHARS: Final = 2000

@@ -29,6 +29,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -40,14 +41,17 @@ from reward_service.rewards.base import (
     Reward,
     RewardParams,
     Task,
+    UnavailableError,
+    definition_hash,
     first_paragraph,
 )
 from reward_service.sandbox.compare import MalformedValueError, Tolerance, is_true, matches, parse
 from reward_service.sandbox.probe import backend_of
+from reward_service.sandbox.program import INSIDE
 from reward_service.sandbox.run import SandboxFaultError, SandboxUnavailableError, TestOutcome, run_tests
 from reward_service.sandbox.settings import Backend, SandboxSettings
 from reward_service.sandbox.testcases import KEYS, BrokenTestsError, Case, read
-from reward_service.types import Reason, ReferenceKeys, RewardScore
+from reward_service.types import ReferenceKeys, RewardScore
 
 _MAX_FAILURES = 5
 _PRELOADED = frozenset(
@@ -55,12 +59,6 @@ _PRELOADED = frozenset(
     | {"math", "operator", "random", "re", "string", "typing", "unittest"}
 )
 """Modules that are loaded once for all tests of an item, if its code names them."""
-
-
-class UnavailableError(NotScorableError):
-    """No sandbox is to be had."""
-
-    reason = Reason.UNAVAILABLE
 
 
 class Params(RewardParams):
@@ -98,6 +96,11 @@ class CodeReward(Reward):
     """`code` with the server's sandbox; made anew in a worker from these settings."""
 
     sandbox: SandboxSettings
+
+    @cached_property
+    def version(self) -> str:
+        """Sha-256 of the definition, with what runs inside the sandbox, which is sent there and not imported."""
+        return definition_hash(__name__, *INSIDE, libraries=self.preload)
 
     def apply(self, task: Task, params: RewardParams) -> RewardScore:
         """The score of the completion in this sandbox."""
@@ -258,10 +261,7 @@ def _named_modules(code: str, jobs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def make_code_reward(sandbox: SandboxSettings) -> CodeReward:
-    """`code` in the sandbox of a server's configuration; picklable.
-
-    `resolved(sandbox)` at the start of the server refuses what cannot be had, and spares the workers their trial.
-    """
+    """`code` in the sandbox of a server's configuration."""
     return CodeReward(
         name="code",
         description=first_paragraph(__doc__),

@@ -5,7 +5,7 @@ Before the comparison both sides lose the blanks around them (`strip`) and, if a
 digits become ASCII ones, ligatures letters; off, as it lets a text say what it does not look like). Nothing else is
 forgiven: no markup, no full stop, no invisible character.
 
-The answers are the answer lines, or what `answer_in` says (see `reward_service.rewards.extraction`), and all of them
+The answers are the answer lines, or what `answer_in` says (see `reward_service.text.extraction`), and all of them
 must be right. `final_answer` is a text or a number, or a list of these of which any one will do.
 """
 
@@ -15,8 +15,16 @@ import unicodedata
 
 from pydantic import Field
 
-from reward_service.rewards.base import FINAL_ANSWER, Reference, Reward, first_paragraph
-from reward_service.rewards.extraction import AnswerParams, AnswerPlace, acceptable_answers, read_answers, shown
+from reward_service.rewards.base import (
+    FINAL_ANSWER,
+    AnswerParams,
+    Reference,
+    Reward,
+    acceptable_answers,
+    first_paragraph,
+)
+from reward_service.text.answers import AnswerPlace
+from reward_service.text.extraction import read_answers, shown
 from reward_service.types import ANSWER_PREFIX, RewardScore
 
 

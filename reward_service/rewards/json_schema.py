@@ -129,10 +129,10 @@ def _is_within(document: Any, max_depth: int) -> bool:
     level = [document]
     for _ in range(max_depth + 1):
         level = [
-            child
+            inner
             for value in level
             if isinstance(value, dict | list)
-            for child in (value.values() if isinstance(value, dict) else value)
+            for inner in (value.values() if isinstance(value, dict) else value)
         ]
         if not level:
             return True

@@ -4,7 +4,7 @@ Math-Verify reads LaTeX (numbers, expressions, sets, intervals, equations, matri
 0.5 and \\frac{1}{2}, {1,2} is {2,1}, [1,2) is not [1,2], `x = 5` is 5, 72\\% is 72, floats are compared after rounding
 to `float_rounding` places. Units and text around a number are dropped, of a chain of equations the last side counts.
 
-The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.rewards.extraction`).
+The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`).
 Every one must be right: answers that disagree score 0, whichever comes last. An answer scores 0 unread if it is
 longer than `max_chars`, nested deeper than 30 brackets, has unbalanced braces, a number of more than 100 digits, a
 tower of numeric powers, or invisible characters or digits of other scripts. What is slow nevertheless meets the
@@ -28,15 +28,16 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from reward_service.rewards.base import FINAL_ANSWER, InvalidReferenceError, Reference, Reward, first_paragraph
-from reward_service.rewards.extraction import (
+from reward_service.rewards.base import (
+    FINAL_ANSWER,
     AnswerParams,
+    InvalidReferenceError,
+    Reference,
+    Reward,
     acceptable_answers,
-    has_balanced_braces,
-    read_answers,
-    shown,
-    undecorated,
+    first_paragraph,
 )
+from reward_service.text.extraction import has_balanced_braces, read_answers, shown, undecorated
 from reward_service.types import RewardScore
 
 MAX_REFERENCE_CHARS: Final = 2000

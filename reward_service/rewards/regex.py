@@ -17,8 +17,15 @@ from typing import Final, Literal
 
 from pydantic import Field, field_validator
 
-from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, RewardParams, first_paragraph
-from reward_service.rewards.extraction import acceptable_answers, shown
+from reward_service.rewards.base import (
+    InvalidReferenceError,
+    Reference,
+    Reward,
+    RewardParams,
+    acceptable_answers,
+    first_paragraph,
+)
+from reward_service.text.extraction import shown
 from reward_service.types import ReferenceKeys, RewardScore
 
 MAX_PATTERN_CHARS: Final = 1000

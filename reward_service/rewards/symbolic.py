@@ -5,7 +5,7 @@ there is `math`); numbers are exact, so 0.333 is not 1/3. `assume` says what var
 positive ones only. Values at fixed points refute, simplification proves (see `equivalent` there); an answer that could
 be shown neither equal nor different is null.
 
-The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.rewards.extraction`), and
+The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`), and
 all of them must be right. What is not such an expression, or is too large for one (1000 characters, 300 tokens, 30
 levels, 50 digits, a power above 1000, of variables above 50), scores 0.
 
@@ -21,14 +21,16 @@ from pydantic import Field
 
 from reward_service.rewards.base import (
     FINAL_ANSWER,
+    AnswerParams,
     InvalidReferenceError,
     NotScorableError,
     Reference,
     Reward,
+    acceptable_answers,
     first_paragraph,
 )
-from reward_service.rewards.extraction import AnswerParams, acceptable_answers, read_answers, shown, undecorated
 from reward_service.text.expressions import ExpressionError, equivalent, parse_expression
+from reward_service.text.extraction import read_answers, shown, undecorated
 from reward_service.types import RewardScore
 
 

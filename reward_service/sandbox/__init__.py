@@ -26,20 +26,3 @@ What it does not protect from:
   no more. The code can read what that user can, use the network, see other processes, signal those of the same user,
   the supervisor too, and leave a daemon behind. For development only.
 """
-
-from __future__ import annotations
-
-from reward_service.sandbox.probe import resolve, resolved
-from reward_service.sandbox.run import SandboxFaultError, SandboxUnavailableError, TestOutcome, run_tests
-from reward_service.sandbox.settings import Backend, SandboxSettings
-
-__all__ = [
-    "Backend",
-    "SandboxFaultError",
-    "SandboxSettings",
-    "SandboxUnavailableError",
-    "TestOutcome",
-    "resolve",
-    "resolved",
-    "run_tests",
-]

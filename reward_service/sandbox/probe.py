@@ -60,12 +60,6 @@ def resolve(settings: SandboxSettings) -> Backend:
     raise SandboxUnavailableError(f"no sandbox of mode {settings.mode!r}: {'; '.join(refusals)}. Remedy: {_REMEDY}")
 
 
-def resolved(settings: SandboxSettings) -> SandboxSettings:
-    """The settings with the mode that `resolve` found: for worker processes, which then need no trial of their own."""
-    backend = resolve(settings)
-    return settings if settings.mode == backend else settings.model_copy(update={"mode": backend})
-
-
 def backend_of(settings: SandboxSettings) -> Backend:
     """The sandbox to use: the one that is named, untried, or the one that is found."""
     if settings.mode == "auto" or settings.mode == "strict":

@@ -6,18 +6,13 @@ import importlib.util
 import marshal
 from collections.abc import Mapping
 from functools import lru_cache
-from types import CodeType, ModuleType
+from importlib.abc import InspectLoader
+from types import CodeType
 from typing import Any
 
-import reward_service.sandbox.inside.namespaces as namespaces
-import reward_service.sandbox.inside.runner as runner
-import reward_service.sandbox.inside.seccomp as seccomp
-import reward_service.sandbox.inside.supervisor as supervisor
-import reward_service.sandbox.inside.values as values
-
 _PACKAGES = ("reward_service", "reward_service.sandbox", "reward_service.sandbox.inside")
-_MODULES = (values, seccomp, namespaces, runner, supervisor)
-"""In the order of their imports; the last one has `main`."""
+INSIDE = tuple(f"{_PACKAGES[-1]}.{name}" for name in ("values", "seccomp", "namespaces", "runner", "supervisor"))
+"""In the order of their imports; the last one has `main`. They are never imported here, only sent."""
 
 BOOT = """
 import sys, marshal
@@ -30,19 +25,18 @@ module.main(job)
 """
 
 
-def _code(module: ModuleType, *, as_source: bool) -> CodeType | str:
-    assert module.__spec__ is not None
-    loader = module.__spec__.loader
-    code = loader.get_source(module.__name__) if as_source else loader.get_code(module.__name__)  # type: ignore[union-attr]
-    assert code is not None
-    return code  # type: ignore[no-any-return]
-
-
 @lru_cache
 def _modules(magic: str) -> tuple[tuple[str, CodeType | str], ...]:
     as_source = magic != importlib.util.MAGIC_NUMBER.hex()
-    inside = [(module.__name__, _code(module, as_source=as_source)) for module in _MODULES]
-    return (*((name, "") for name in _PACKAGES), *inside)
+    return (*((name, "") for name in _PACKAGES), *((name, _code(name, as_source=as_source)) for name in INSIDE))
+
+
+def _code(module: str, *, as_source: bool) -> CodeType | str:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and isinstance(spec.loader, InspectLoader)  # noqa: PT018
+    code = spec.loader.get_source(module) if as_source else spec.loader.get_code(module)
+    assert code is not None
+    return code
 
 
 def message(job: Mapping[str, Any], magic: str) -> bytes:

@@ -13,11 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final
+from typing import Final, Literal
 
 from reward_service.text.numerals import MAX_NUMBER_CHARS, parse_number
 from reward_service.types import ANSWER_PREFIX
 
+AnswerPlace = Literal["auto", "line", "boxed", "tags", "whole"]
+"""See `reward_service.text.extraction`."""
 _BLANKS: Final = " \t\r"
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from reward_service.commands import describe_rewards, find_lacks, score_one
-from reward_service.custom import CustomRewardError, CustomRewardSpec, load_spec
+from reward_service.custom import CustomRewardError, load_spec
 from reward_service.errors import InvalidParamsError, InvalidRequestError, UnknownRewardError
 from reward_service.judging.settings import JudgeSettings
-from reward_service.settings import ServiceSettings
+from reward_service.settings import CustomRewardSpec, ServiceSettings
 from reward_service.types import Reason, ReferenceKeys, RewardItem, RewardSpec
 
 JUDGE = ServiceSettings(judge=JudgeSettings(base_url="http://127.0.0.1:9/v1", model="m"))
@@ -36,14 +36,19 @@ KEYS: list[tuple[str, dict[str, Any], ReferenceKeys]] = [
     ("length", {}, ReferenceKeys()),
     ("length", {"unit": "tokens"}, ReferenceKeys(metadata=("num_tokens",))),
     ("repetition", {}, ReferenceKeys()),
+    ("reasoning_gym", {}, ReferenceKeys(required=("dataset", "entry"))),
     ("judge", {"rubric": "Good?"}, ReferenceKeys()),
 ]
+MAY_BE_MISSING = ("judge", "reasoning_gym")
+"""An endpoint, and a library."""
 FULL: dict[str, Any] = {
     "final_answer": "72",
     "options": {"B": "72"},
     "pattern": "(72)",
     "schema": True,
     "asserts": ["assert f() == 72"],
+    "dataset": "chain_sum",
+    "entry": {"question": "70 + 2 =", "answer": "72", "metadata": {}},
 }
 
 
@@ -66,7 +71,7 @@ def test_what_a_reward_says_it_needs_is_what_it_needs(name: str, params: dict[st
     metadata = dict.fromkeys(keys.metadata, 5)
     given = {key: "B" if name == "choice" else FULL[key] for key in needed}
     assert find_lacks(spec, item(given, **metadata), JUDGE) == []
-    assert reason(spec, item(given, **metadata)) in (None, Reason.UNAVAILABLE if name == "judge" else None)
+    assert reason(spec, item(given, **metadata)) in (None, Reason.UNAVAILABLE if name in MAY_BE_MISSING else None)
     for gone in [*needed, *keys.metadata]:
         poorer = item({k: v for k, v in given.items() if k != gone}, **{k: v for k, v in metadata.items() if k != gone})
         (lack,) = find_lacks(spec, poorer, JUDGE)

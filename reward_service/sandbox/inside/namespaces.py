@@ -98,9 +98,9 @@ def enter(layout: dict[str, Any]) -> None:
     die_with_parent()
     if os.getppid() != parent:
         os._exit(1)
-    child = os.fork()
-    if child:
-        _wait_for(child)
+    forked = os.fork()
+    if forked:
+        _wait_for(forked)
     die_with_parent()
     _new_root(layout)
     if as_root:
@@ -114,9 +114,9 @@ def enter(layout: dict[str, Any]) -> None:
     drop_capabilities()
 
 
-def _wait_for(child: int) -> NoReturn:
+def _wait_for(forked: int) -> NoReturn:
     os.closerange(0, 3)
-    _, status = os.waitpid(child, 0)
+    _, status = os.waitpid(forked, 0)
     os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 

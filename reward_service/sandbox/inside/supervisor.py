@@ -1,4 +1,4 @@
-"""Process 1 of the sandbox: runs one test after the other, each in a child, and tells what came of them.
+"""Process 1 of the sandbox: runs one test after the other, each in a process of its own, and tells what came of them.
 
 It never holds the solution's code as anything but text. Lines of JSON go to the worker outside: `["ready", facts]`
 when the sandbox stands, `["test", index, outcome]` for each test, `["done"]`; `["fault", message]` is the sandbox's
@@ -151,7 +151,7 @@ class Supervisor:
             outcome.broken = "processes"
 
     def _end_all(self, pid: int) -> int:
-        """Kills everything that the test has started, however it hid, and waits for it; the child's exit status."""
+        """Kills everything that the test has started, however it hid, and waits for it; its exit status."""
         status = None
         while True:
             self._kill_all(pid if status is None else None)

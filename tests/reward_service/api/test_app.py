@@ -13,10 +13,9 @@ import pytest
 from fastapi import FastAPI
 
 from reward_service.api.app import create_app
-from reward_service.custom import CustomRewardSpec
-from reward_service.rewards import BUILTIN_REWARDS
+from reward_service.registry import BUILTIN_REWARDS
 from reward_service.schemas import SCORE_REQUEST_EXAMPLE, SCORE_RESPONSE_EXAMPLE, ErrorBody, RewardList, ScoreResponse
-from reward_service.settings import ServiceSettings
+from reward_service.settings import CustomRewardSpec, ServiceSettings
 from tests.waiting import until_async
 
 GOOD = "#### The final answer is 72"

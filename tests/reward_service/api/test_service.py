@@ -22,11 +22,10 @@ from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
 from reward_service.audit.verify import verify
 from reward_service.child import RunningService, start_in_subprocess
-from reward_service.custom import CustomRewardSpec
 from reward_service.errors import ServiceStartError
 from reward_service.keys import add_key, revoke_key
 from reward_service.serve import serve
-from reward_service.settings import ServiceSettings
+from reward_service.settings import CustomRewardSpec, ServiceSettings
 from tests.reward_service.test_serve import is_running
 from tests.waiting import came_true, until, until_async
 

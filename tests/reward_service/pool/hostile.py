@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reward_service.rewards.base import Reward, RewardParams
+from reward_service.types import RewardScore
+
 Reference = Mapping[str, Any] | None
 
 
@@ -77,3 +80,14 @@ def tells(completion: str, reference: Reference, params: object) -> Any:
     from reward_service.types import RewardScore
 
     return RewardScore(score=1.0, details={"pid": os.getpid(), "nice": os.nice(0), "odd": {1, 2}, "big": 10**40})
+
+
+SLOW_AT_FIRST = Reward(
+    name="slow_at_first",
+    description="Needs a library that takes a second to import.",
+    low=0.0,
+    high=1.0,
+    params=RewardParams,
+    score=lambda completion, reference, params: RewardScore(score=1.0),
+    on_demand=("tests.reward_service.pool.slow_to_import", "no_such_library"),
+)

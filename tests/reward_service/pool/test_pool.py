@@ -14,13 +14,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from reward_service.custom import CustomRewardSpec
 from reward_service.errors import QueueFullError, ShuttingDownError
 from reward_service.pool.messages import ScoredItem
 from reward_service.pool.pool import WorkerPool
 from reward_service.pool.request import Chunk, PoolRequest, Verdict
 from reward_service.schemas import ScoreItem
-from reward_service.settings import ServiceSettings
+from reward_service.settings import CustomRewardSpec, ServiceSettings
 from reward_service.types import RewardSpec
 from tests.waiting import until_async
 
@@ -236,3 +235,11 @@ async def test_a_chunk_is_split_around_what_held_it_up() -> None:
     answers = await future
     assert reasons(answers[3]) == {"a": "timeout", "b": "timeout"}
     assert message(answers[3], "a") == "late too"
+
+
+async def test_importing_what_a_reward_needs_is_not_an_items_time() -> None:
+    slow = CustomRewardSpec(name="slow_at_first", target="tests.reward_service.pool.hostile:SLOW_AT_FIRST")
+    async with running(custom_rewards=(slow,), rewards=("slow_at_first",)) as pool:
+        (item,) = await score(pool, ["a"], "slow_at_first", deadline_s=0.3)
+        assert item.scores == [1.0]
+        assert pool.statistics.restarts == {}

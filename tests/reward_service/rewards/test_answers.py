@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from reward_service.rewards import BUILTIN_REWARDS
+from reward_service.registry import BUILTIN_REWARDS
 from reward_service.rewards.base import InvalidReferenceError
 from reward_service.types import ANSWER_PREFIX, RewardScore
 

@@ -22,10 +22,12 @@ from reward_service.rewards.code import (
     same_output,
     score,
 )
-from reward_service.sandbox import SandboxFaultError, SandboxSettings, SandboxUnavailableError, probe
+from reward_service.sandbox import probe
 from reward_service.sandbox.compare import MalformedValueError, Tolerance, is_true, matches, parse
 from reward_service.sandbox.inside.values import TooLargeError, encode, plain
 from reward_service.sandbox.program import message
+from reward_service.sandbox.run import SandboxFaultError, SandboxUnavailableError
+from reward_service.sandbox.settings import SandboxSettings
 from reward_service.sandbox.testcases import BrokenTestsError, read
 from reward_service.types import RewardScore
 

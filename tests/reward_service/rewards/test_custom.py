@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from reward_service.custom import CustomRewardError, CustomRewardSpec, entry_point_specs, load_custom, load_reward
+from reward_service.custom import CustomRewardError, entry_point_specs, load_custom, load_spec
 from reward_service.rewards.base import InvalidReferenceError, NotScorableError, Reward, Task, definition_hash
+from reward_service.settings import CustomRewardSpec
 
 SOURCE = '''
 from reward_service.rewards.base import Reward, RewardParams
@@ -59,6 +60,11 @@ def star(*args, **kwargs): return 1.0
 def positional(completions, /, **kwargs): return [1.0]
 NUMBER = 5
 '''
+
+
+def load_reward(target: str, *, name: str | None = None, params: dict[str, Any] | None = None) -> Reward:
+    """The reward at `module:name`, called as it is called there unless `name` says otherwise."""
+    return load_spec(CustomRewardSpec(name=name or target.rpartition(":")[2], target=target, options=params or {}))
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from reward_service.rewards import BUILTIN_REWARDS
+from reward_service.registry import BUILTIN_REWARDS
 from reward_service.rewards.base import InvalidReferenceError, definition_hash
+from reward_service.sandbox.program import INSIDE
 from reward_service.text.answers import answer_lines
 from reward_service.types import ANSWER_PREFIX
 
@@ -225,6 +226,10 @@ def test_versions_follow_the_definition() -> None:
     assert len(set(versions.values())) == len(versions)
     assert all(len(version) == 64 for version in versions.values())
     assert versions["gsm8k_format"] == definition_hash("reward_service.rewards.gsm8k_format")
+    code = definition_hash("reward_service.rewards.code", *INSIDE)
+    assert versions["code"] == code != definition_hash("reward_service.rewards.code"), (
+        "what is sent to the sandbox counts"
+    )
 
 
 def test_scores_stay_in_their_range() -> None:

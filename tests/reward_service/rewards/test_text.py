@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from reward_service.rewards import BUILTIN_REWARDS
+from reward_service.registry import BUILTIN_REWARDS
 from reward_service.rewards.base import InvalidReferenceError, Task
 from reward_service.types import RewardScore
 

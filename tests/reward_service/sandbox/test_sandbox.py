@@ -16,18 +16,13 @@ from typing import Any
 
 import pytest
 
-from reward_service.sandbox import (
-    SandboxSettings,
-    SandboxUnavailableError,
-    TestOutcome,
-    probe,
-    resolve,
-    resolved,
-    run_tests,
-)
+from reward_service.sandbox import probe
 from reward_service.sandbox.bubblewrap import arguments
 from reward_service.sandbox.inside import seccomp
 from reward_service.sandbox.layout import outermost
+from reward_service.sandbox.probe import resolve
+from reward_service.sandbox.run import SandboxUnavailableError, TestOutcome, run_tests
+from reward_service.sandbox.settings import SandboxSettings
 from tests.waiting import until
 
 # A busy machine must not end an attack before it has failed by itself, so there is time.
@@ -356,7 +351,8 @@ def test_all_of_it_dies_with_the_worker_that_started_it(backend: Any) -> None:
     code = "import ctypes, time\nctypes.CDLL(None).prctl(15, b'orphanbox', 0, 0, 0)\ntime.sleep(100)"
     settings = SETTINGS.model_copy(update={"wall_s": 60, "total_s": 60, "cpu_s": 60}).model_dump_json()
     script = f"""
-from reward_service.sandbox import SandboxSettings, run_tests
+from reward_service.sandbox.run import run_tests
+from reward_service.sandbox.settings import SandboxSettings
 test = {{"kind": "expression", "setup": "", "expr": "1"}}
 list(run_tests({code!r}, [test], SandboxSettings.model_validate_json({settings!r}), {backend!r}))
 """
@@ -569,7 +565,9 @@ def test_an_unprivileged_user_gets_the_same_sandbox() -> None:
     script = f"""
 import os, sys
 sys.path[:0] = [{str(Path(__file__).parents[3])!r}, {site!r}]
-from reward_service.sandbox import SandboxSettings, resolve, run_tests
+from reward_service.sandbox.probe import resolve
+from reward_service.sandbox.run import run_tests
+from reward_service.sandbox.settings import SandboxSettings
 settings = SandboxSettings(mode="strict")
 code = "import os, glob\\ndef f(): return repr((os.getuid(), os.path.exists('/etc/passwd'), os.listdir('/tmp')))"
 (outcome,) = run_tests(code, [dict(kind="expression", setup="", expr="f()")], settings, resolve(settings))
@@ -588,12 +586,6 @@ def test_strict_refuses_where_there_are_no_namespaces(monkeypatch: pytest.Monkey
     monkeypatch.setattr(probe, "try_backend", lambda settings, backend: "unshare: Operation not permitted")
     with pytest.raises(SandboxUnavailableError, match=r"unshare: Operation not permitted.*Remedy: install bubblewrap"):
         resolve.__wrapped__(SETTINGS)
-
-
-def test_what_was_found_can_be_handed_to_workers() -> None:
-    found = resolved(SandboxSettings(mode="auto"))
-    assert found.mode in ("bubblewrap", "namespaces", "limits")
-    assert resolved(found) is found
 
 
 def test_auto_falls_back_to_limits_with_a_warning(

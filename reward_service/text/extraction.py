@@ -17,13 +17,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-from pydantic import Field
-
-from reward_service.rewards.base import InvalidReferenceError, Reference, RewardParams
-from reward_service.text.answers import answer_texts
-from reward_service.types import ANSWER_PREFIX
+from reward_service.text.answers import AnswerPlace, answer_texts
 
 MAX_DISTINCT_ANSWERS: Final = 8
 MAX_SHOWN_CHARS: Final = 100
@@ -47,20 +43,18 @@ _DECORATIONS: Final = (
     ("\\textbf{", "}"),
 )
 
-AnswerPlace = Literal["auto", "line", "boxed", "tags", "whole"]
 
+class AnswerMarks(Protocol):
+    """How answers are marked in a completion."""
 
-class AnswerParams(RewardParams):
-    """Where the answer stands."""
+    @property
+    def prefix(self) -> str: ...
 
-    answer_in: AnswerPlace = Field("auto", description="auto: answer lines and boxes; every answer there is counts.")
-    prefix: str = Field(ANSWER_PREFIX, min_length=1, max_length=200, description="How an answer line begins.")
-    tag: str = Field(
-        "answer", pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,39}$", description="The name in `<answer>`, for tags."
-    )
-    after: str | None = Field(
-        None, min_length=1, max_length=200, description="Look only behind the last occurrence of this, e.g. `</think>`."
-    )
+    @property
+    def tag(self) -> str: ...
+
+    @property
+    def after(self) -> str | None: ...
 
 
 class Answers(NamedTuple):
@@ -70,31 +64,31 @@ class Answers(NamedTuple):
     why: str | None = None
 
 
-def read_answers(completion: str, params: AnswerParams, place: AnswerPlace, *, bare: bool = True) -> Answers:
+def read_answers(completion: str, marks: AnswerMarks, place: AnswerPlace, *, bare: bool = True) -> Answers:
     """The different answers in `place` in their order; `bare` takes decoration off them (see `undecorated`).
 
     More than MAX_DISTINCT_ANSWERS are not kept: that is guessing. Time is linear in the text.
     """
     text = completion
-    if params.after is not None:
-        _, marker, text = completion.rpartition(params.after)
+    if marks.after is not None:
+        _, marker, text = completion.rpartition(marks.after)
         if not marker:
-            return Answers((), f"nothing follows {params.after!r:.50}")
+            return Answers((), f"nothing follows {marks.after!r:.50}")
     texts: dict[str, None] = {}
-    for answer in _answers_in(text, params, place):
+    for answer in _answers_in(text, marks, place):
         texts[undecorated(answer) if bare else answer] = None
         if len(texts) > MAX_DISTINCT_ANSWERS:
             return Answers((), f"more than {MAX_DISTINCT_ANSWERS} different answers")
     return Answers(tuple(texts)) if texts else Answers((), "no answer")
 
 
-def _answers_in(text: str, params: AnswerParams, place: AnswerPlace) -> Iterator[str]:
+def _answers_in(text: str, marks: AnswerMarks, place: AnswerPlace) -> Iterator[str]:
     if place == "whole":
         yield text
     if place == "tags":
-        yield from _between(text, f"<{params.tag}>", f"</{params.tag}>")
+        yield from _between(text, f"<{marks.tag}>", f"</{marks.tag}>")
     if place in ("line", "auto"):
-        for rest in answer_texts(text, params.prefix):
+        for rest in answer_texts(text, marks.prefix):
             yield rest[:_MAX_KEPT_CHARS].strip(_BLANKS)
     if place in ("boxed", "auto"):
         yield from boxed(text)
@@ -171,17 +165,6 @@ def has_balanced_braces(text: str) -> bool:
         if depth < 0:
             return False
     return depth == 0
-
-
-def acceptable_answers(reference: Reference) -> tuple[str, ...]:
-    """The texts under `final_answer`: one text or number, or a list of them, any of which will do."""
-    if reference is None or "final_answer" not in reference:
-        raise InvalidReferenceError('the reference has no "final_answer"')
-    answer: Any = reference["final_answer"]
-    answers = answer if isinstance(answer, list | tuple) else [answer]
-    if not answers or not all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in answers):
-        raise InvalidReferenceError(f"final_answer {answer!r:.100} is neither a text, nor a number, nor a list of them")
-    return tuple(str(one) for one in answers)
 
 
 def shown(text: str) -> str:
