@@ -27,6 +27,7 @@ from rollout_server.engine_settings import Device
 from rollout_server.errors import EngineSpoiledError, RolloutError, RolloutTimeoutError
 from rollout_server.full_tensors import as_served, full_tensor_names
 from rollout_server.hosted_engine import HostedEngine
+from rollout_server.hosted_engine import start_fork_server as start_fork_server  # part of this door
 from rollout_server.probing import check_agreement, check_not_stale, looks_stale
 from rollout_server.types import (
     AdapterPayload,

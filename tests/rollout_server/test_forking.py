@@ -1,4 +1,4 @@
-"""Processes forked by a server that has imported once: what they are given, how they end, and what they leave: nothing."""
+"""Processes forked by a server that has imported once: what they are given, how they end, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from rollout_server.forking.client import ForkedProcess, ForkedProcessEndedError, ForkServerHandle, start_fork_server
 
-HOSTED = '''
+HOSTED = """
 import os, subprocess, sys, asyncio
 from rollout_server.forking.hosted import host
 
@@ -56,7 +56,7 @@ imports.append(os.getpid())
 
 def begin(connection, word):
     host(connection, lambda tell: Hosted(tell, word))
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -183,11 +183,14 @@ async def test_a_client_that_is_killed_takes_its_processes_along(server, tmp_pat
     (tmp_path / "hosted_for_tests.py").write_text(HOSTED)
     paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     command = [sys.executable, "-c", CLIENT, *([] if own_server else [server.address])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}) as client:
-        assert client.stdout is not None
-        pid, child, importer = map(int, client.stdout.readline().split())
-        client.kill()
-        await until_gone(pid, child, *([importer] if own_server else []))
+    client = await asyncio.create_subprocess_exec(
+        *command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}
+    )
+    assert client.stdout is not None
+    pid, child, importer = map(int, (await client.stdout.readline()).split())
+    client.kill()
+    await client.wait()
+    await until_gone(pid, child, *([importer] if own_server else []))
     assert gone(importer) == own_server
 
 
