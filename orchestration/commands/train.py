@@ -253,6 +253,6 @@ def signals_set(stop: asyncio.Event) -> Iterator[None]:
 async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of `work`; raises Interrupted when `stop` is set first."""
     result = await unless_set(stop, work)
-    if result is None:
+    if result is None and stop.is_set():
         raise Interrupted
-    return result
+    return result  # type: ignore[return-value]  # None only where that is what the work returns

@@ -43,6 +43,7 @@ class ForkServerHandle:
         """End the server and the processes that it forked; harmless a second time."""
         assert self._process.stdin is not None
         self._process.stdin.close()
+        self._process.terminate()  # in the middle of its imports it looks at nothing else
         try:
             self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:

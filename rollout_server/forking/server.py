@@ -52,18 +52,20 @@ class ForkServer:
         for end in (self._wakeup, wakeup):
             end.setblocking(False)
         self._signal_end = wakeup
+        self._stopping = False
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # not ignored: it shall write to the socket
+        signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
         for fd in (_STDIN, listener.fileno(), self._wakeup.fileno()):
             self._poll.register(fd, select.POLLIN)
 
     def run(self) -> None:
-        """Serve until standard input closes."""
-        while True:
+        """Serve until standard input closes, or SIGTERM comes."""
+        while not self._stopping:
             for fd, _ in self._poll.poll(self._poll_ms()):
                 if fd == _STDIN:
-                    return self._end_all()
-                if fd == self._listener.fileno():
+                    self._stopping = True
+                elif fd == self._listener.fileno():
                     self._fork()
                 elif fd != self._wakeup.fileno():
                     self._client_left(fd)
@@ -71,6 +73,10 @@ class ForkServer:
                 self._wakeup.recv(4096)
             self._kill_overdue()
             self._reap()
+        self._end_all()
+
+    def _on_sigterm(self, number: int, frame: object) -> None:
+        self._stopping = True
 
     def _poll_ms(self) -> int | None:
         times = [child.kill_at for child in self._children.values() if child.kill_at is not None]

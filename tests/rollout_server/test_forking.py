@@ -194,6 +194,18 @@ async def test_a_client_that_is_killed_takes_its_processes_along(server, tmp_pat
     assert gone(importer) == own_server
 
 
+def test_a_server_that_still_imports_is_stopped_at_once(tmp_path: Path):
+    (tmp_path / "imports_forever.py").write_text("import time\ntime.sleep(600)")
+    server = start_fork_server(
+        ["imports_forever"], {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    )
+    began = time.monotonic()
+    server.stop()
+    assert not server.running
+    assert time.monotonic() - began < 10
+    assert not Path(server.address).parent.exists()
+
+
 async def test_a_server_that_cannot_import_says_why(tmp_path: Path):
     server = start_fork_server(["no_such_module_at_all"], os.environ)
     try:
