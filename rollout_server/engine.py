@@ -13,16 +13,18 @@ import itertools
 import logging
 import multiprocessing
 import os
+import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rollout_server.config import Device, RolloutConfig
 from rollout_server.engine_settings import engine_arguments, prepare_environment
 from rollout_server.errors import EngineDeadError, EngineStartError, FullTensorsError, GenerationError
+from rollout_server.forking.hosted import host
 from rollout_server.full_tensors import FULL_TENSORS_NAME
 from rollout_server.processes import describe_ends
 from rollout_server.types import AdapterVersion, Completion, EngineStep, FinishReason, Prompt, SamplingParams
@@ -53,21 +55,32 @@ class EngineLoad:
 
 
 @dataclass(slots=True)
-class _Counters:
-    running: int = 0
-    waiting: int = 0
-    generated_tokens: int = 0
+class Counters:
+    """What an engine's steps added up to."""
+
+    load: EngineLoad = EngineLoad(running=0, waiting=0, generated_tokens=0)
     steps: deque[EngineStep] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_STEPS))
+    tell: Callable[[tuple[EngineLoad, EngineStep | None]], None] | None = None
+    """Told of every step, for counters elsewhere that `follow`."""
 
     def record(self, scheduler_stats: Any, iteration_stats: Any) -> None:
         """Take over what vLLM reports once per engine step; either part may be None."""
+        load, step = self.load, None
         if scheduler_stats is not None:
-            self.running = scheduler_stats.num_running_reqs
-            self.waiting = scheduler_stats.num_waiting_reqs
+            load = replace(load, running=scheduler_stats.num_running_reqs, waiting=scheduler_stats.num_waiting_reqs)
         if iteration_stats is not None:
-            self.generated_tokens += iteration_stats.num_generation_tokens
+            load = replace(load, generated_tokens=load.generated_tokens + iteration_stats.num_generation_tokens)
             gaps_s = tuple(iteration_stats.inter_token_latencies_iter)
-            self.steps.append(EngineStep(at=time.monotonic(), token_gaps_s=gaps_s))
+            step = EngineStep(at=time.monotonic(), token_gaps_s=gaps_s)
+        self.follow((load, step))
+        if self.tell is not None:
+            self.tell((load, step))
+
+    def follow(self, news: tuple[EngineLoad, EngineStep | None]) -> None:
+        """Take over what other counters tell."""
+        self.load = news[0]
+        if news[1] is not None:
+            self.steps.append(news[1])
 
 
 @dataclass(slots=True)
@@ -82,10 +95,13 @@ class VllmEngine:
     config: RolloutConfig
     device: Device
     seed: int
+    fork: bool = False
+    """Have vLLM's processes forked instead of spawned: for a process without threads that has imported vLLM."""
     _llm: Any = None
-    _counters: _Counters = field(default_factory=_Counters)
+    _counters: Counters = field(default_factory=Counters)
     _request_numbers: itertools.count[int] = field(default_factory=itertools.count)
     _processes: list[Any] = field(default_factory=list)
+    _cores: Sequence[int] = ()
 
     async def start(self) -> None:
         """Load the model and start vLLM's processes. Takes tens of seconds.
@@ -93,17 +109,20 @@ class VllmEngine:
         Raises:
             EngineStartError: The model cannot be served, or the start took longer than `start_timeout_s`.
         """
-        prepare_environment(self.config, self.device)
         before = set(multiprocessing.active_children())
         try:
             async with asyncio.timeout(self.config.start_timeout_s):
-                await asyncio.to_thread(self._build)
+                await asyncio.to_thread(self.start_here)
         except TimeoutError:
             _kill(_new_children(before))
-            raise EngineStartError(
-                f"vLLM did not start on {self.model_path!r} ({self.device}) within {self.config.start_timeout_s:g} s; "
-                "raise rollout.start_timeout_s if the model is large"
-            ) from None
+            raise start_timed_out(self.model_path, self.config, self.device) from None
+
+    def start_here(self) -> None:
+        """`start` in this thread, and without its time limit."""
+        prepare_environment(self.config, self.device)
+        before = set(multiprocessing.active_children())
+        try:
+            self._build()
         except Exception as error:
             raise EngineStartError(
                 f"vLLM did not start on {self.model_path!r} ({self.device}): {type(error).__name__}: {error}"
@@ -120,7 +139,13 @@ class VllmEngine:
             **engine_arguments(self.model_path, self.config, self.device, self.seed),
             worker_extension_cls=_EXTENSION,
         )
-        self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[_stat_logger_factory(self._counters)])
+        settings = arguments.create_engine_config()
+        if self.fork:
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # on CPUs, making the settings has just set "spawn"
+            self._cores = _take_threads(settings)
+        self._llm = AsyncLLM.from_vllm_config(
+            settings, stat_loggers=[_stat_logger_factory(self._counters)], disable_log_stats=True
+        )
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None) -> list[Completion]:
         """Draw a group of `sampling.num_generations` completions of one prompt under one adapter (None: the base).
@@ -187,6 +212,11 @@ class VllmEngine:
         model in an unknown state."""
         await self._on_all_ranks("rlvr_load_full_tensors", version)
 
+    async def keep_to_cores(self) -> None:
+        """Have a forked worker stay on the cores that vLLM means for it: for one that is spawned, vLLM sees to that."""
+        if self._cores:
+            await self._running().collective_rpc("rlvr_keep_to_cores", args=(tuple(self._cores),))
+
     async def drop_prefix_cache(self) -> None:
         """Forget the keys and values of finished requests; waits for requests that are still being ended."""
         with self._naming_death():
@@ -195,11 +225,7 @@ class VllmEngine:
 
     def load(self) -> EngineLoad:
         """What the engine is doing now."""
-        return EngineLoad(
-            running=self._counters.running,
-            waiting=self._counters.waiting,
-            generated_tokens=self._counters.generated_tokens,
-        )
+        return self._counters.load
 
     def recent_steps(self) -> tuple[EngineStep, ...]:
         """The engine's last steps, oldest first; a bounded number of them."""
@@ -261,6 +287,20 @@ class VllmEngine:
             raise EngineDeadError(
                 f"the vLLM engine of {self.model_path!r} ({self.device}) died: {describe_ends(self._processes)}"
             ) from error
+
+
+def host_engine(connection: socket.socket, model_path: str, config: RolloutConfig, device: Device, seed: int) -> None:
+    """What a process forked for an engine does: start it, and answer calls to it until the client leaves."""
+
+    def make(tell: Callable[[Any], None]) -> VllmEngine:
+        # Workers on several NUMA nodes are bound to them by variables that only a new program reads: they are spawned.
+        fork = config.tensor_parallel_size == 1
+        engine = VllmEngine(model_path=model_path, config=config, device=device, seed=seed, fork=fork)
+        engine.start_here()
+        engine._counters.tell = tell
+        return engine
+
+    host(connection, make)
 
 
 def lora_request(version: AdapterVersion) -> Any:
@@ -325,7 +365,7 @@ def completion_from(prompt_id: str, piece: Any, version: int) -> Completion:
     )
 
 
-def _stat_logger_factory(counters: _Counters) -> Any:
+def _stat_logger_factory(counters: Counters) -> Any:
     """A vLLM stat logger that feeds `counters`. Made here, since its base class is vLLM's."""
     from vllm.v1.metrics.loggers import StatLoggerBase
 
@@ -340,6 +380,27 @@ def _stat_logger_factory(counters: _Counters) -> Any:
             """Nothing to say."""
 
     return CountingStatLogger
+
+
+def _take_threads(settings: Any) -> Sequence[int]:
+    """As many threads as vLLM would give a worker that it spawns, by variables that only a new program reads. Returns
+    the cores it would bind them to; none where threads are not to be bound."""
+    import torch
+    from vllm.utils.ompmultiprocessing import OMPProcessManager
+
+    lists: list[list[int]] = OMPProcessManager(settings).cpu_lists
+    if not lists:
+        return ()
+    torch.set_num_threads(len(lists[0]))  # sizes the pool that the worker will make, and begins no thread
+    return lists[0]
+
+
+def start_timed_out(model_path: str, config: RolloutConfig, device: Device) -> EngineStartError:
+    """The start took too long, in words."""
+    return EngineStartError(
+        f"vLLM did not start on {model_path!r} ({device}) within {config.start_timeout_s:g} s; raise "
+        "rollout.start_timeout_s if the model is large"
+    )
 
 
 def _new_children(before: set[Any]) -> list[Any]:

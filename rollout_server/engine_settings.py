@@ -71,12 +71,23 @@ def _allocated_rank(rank: int) -> int:
 
 def prepare_environment(config: RolloutConfig, device: Device) -> None:
     """Set what vLLM takes from the environment, unless the user has; its child processes inherit it."""
-    defaults = {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(max(1, int(config.start_timeout_s))),
-    }
-    if device == "cpu" and len(os.sched_getaffinity(0)) <= _SMALL_MACHINE_CPUS:
-        defaults["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
-    for name, value in defaults.items():
+    ready = {"VLLM_ENGINE_READY_TIMEOUT_S": str(max(1, int(config.start_timeout_s)))}
+    for name, value in {**import_environment(device), **ready}.items():
         os.environ.setdefault(name, value)
+
+
+def import_environment(device: Device) -> dict[str, str]:
+    """What vLLM and the libraries under it read when they are imported."""
+    environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    if device == "cpu":
+        # With LoRA vLLM compiles no model on CPUs, but still helpers of its sampler: seconds of a first request's time,
+        # or twenty where a C++ compiler has not left its results yet, for work that takes a millisecond uncompiled.
+        environment["TORCH_COMPILE_DISABLE"] = "1"
+    if device == "cpu" and num_cores() <= _SMALL_MACHINE_CPUS:
+        environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
+    return environment
+
+
+def num_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""What vLLM's own workers do for us: replace whole tensors of the served model in place.
+"""What vLLM's own workers do for us: replace whole tensors of the served model in place, and keep to their cores.
 
 vLLM mixes the class into its worker class (`worker_extension_cls`) in each process that holds a part of the model, and
 calls its methods by name there (`collective_rpc`). They answer with a problem as text, or None: an exception would be
@@ -7,6 +7,7 @@ logged by every process it passes through.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,12 @@ class FullTensorsExtension:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return None
+
+    def rlvr_keep_to_cores(self, cores: tuple[int, ...]) -> None:
+        """Run all threads on these cores, and let the kernel say which on which: bound one to one, a thread waits for
+        whoever else is on its core while another is idle."""
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cores)
 
 
 def check_tensors(model: nn.Module, path: str) -> str | None:

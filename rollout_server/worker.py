@@ -25,6 +25,8 @@ from rollout_server.config import Device, RolloutConfig
 from rollout_server.engine import EngineLoad, VllmEngine
 from rollout_server.errors import EngineSpoiledError, RolloutError, RolloutTimeoutError
 from rollout_server.full_tensors import as_served, full_tensor_names
+from rollout_server.hosted_engine import HostedEngine
+from rollout_server.hosted_engine import start_fork_server as start_fork_server  # part of this door
 from rollout_server.probing import check_agreement, check_not_stale, looks_stale
 from rollout_server.types import (
     AdapterPayload,
@@ -103,7 +105,9 @@ class RolloutWorker:
         self._config = config
         self._run_id = run_id
         self._metrics_sink = metrics_sink
-        self._engine: Engine = engine or VllmEngine(model_path=model_path, config=config, device=device, seed=seed)
+        # With CUDA, how processes are started is vLLM's own choice.
+        engine_class = HostedEngine if device == "cpu" else VllmEngine
+        self._engine: Engine = engine or engine_class(model_path=model_path, config=config, device=device, seed=seed)
         self._store: AdapterStore | None = None
         self._table = AdapterTable()
         self._publishing = asyncio.Lock()

@@ -55,9 +55,10 @@ OPENINGS = {
 # not import each other; the modules of one unit may.
 FLOORS = {
     "rollout_server": (
-        ("types", "config", "errors", "processes", "balancing", "cpu_lora_plugin", "vllm_extension"),
+        ("types", "config", "errors", "processes", "balancing", "forking", "cpu_lora_plugin", "vllm_extension"),
         ("engine_settings", "full_tensors", "adapters", "probing"),
         ("engine",),
+        ("hosted_engine",),
         ("worker",),
     ),
     "learner": (

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from learner.config import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
-from orchestration.machine.placement import Placement
 from orchestration.models.here import model_here
 from orchestration.settings.config import RunConfig
 from rollout_server.types import (
@@ -137,15 +136,12 @@ def whereabouts() -> str:
     return f"host {socket.gethostname()}, pid {os.getpid()}"
 
 
-def actor_environment(placement: Placement, actor_class: type) -> dict[str, str]:
-    """Environment variables of an actor's process.
+def actor_environment(device: str) -> dict[str, str]:
+    """Environment variables of an actor's process on a node with this kind of device.
 
     Ray sets OMP_NUM_THREADS to the CPUs an actor reserves; on a machine without GPU each actor uses all cores in turn.
     """
     environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-    if placement.device == "cpu":
-        environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
-        environment["DS_ACCELERATOR"] = "cpu"
-        if actor_class is LearnerActor:
-            environment |= CPU_ENVIRONMENT
+    if device == "cpu":
+        environment |= {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "DS_ACCELERATOR": "cpu", **CPU_ENVIRONMENT}
     return environment

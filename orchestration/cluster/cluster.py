@@ -30,6 +30,7 @@ from orchestration.cluster.nodes import alive_nodes, own_node
 from orchestration.cluster.reward_actor import RewardServiceActor, ServiceEndpoint
 from orchestration.concurrency import gather_or_cancel
 from orchestration.errors import MachineError, one_line
+from orchestration.machine.facts import collect
 from orchestration.machine.needs import model_size, object_store_bytes
 from orchestration.machine.placement import Placement, Slot, effective_rollout, place
 from orchestration.models.here import named_anywhere
@@ -54,7 +55,12 @@ class Cluster:
             MachineError: Ray does not start or join, or there are too few GPUs.
         """
         config = self._config
-        for name, value in {**NODE_ENVIRONMENT, **(without_token() if config.ray_address is None else {})}.items():
+        environment = dict(NODE_ENVIRONMENT)
+        if config.ray_address is None:
+            # Inherited by every process of the node, so that actors need none of their own: a process with settings of
+            # its own Ray starts anew, and those it has started already are left idle.
+            environment |= without_token() | actor_environment("cuda" if collect().gpus else "cpu")
+        for name, value in environment.items():
             os.environ.setdefault(name, value)
         common = {"logging_level": "ERROR", "log_to_driver": False, "namespace": f"rlvr-{self._run_id}"}
         try:
@@ -112,7 +118,7 @@ class Cluster:
             "num_gpus": slot.num_gpus,
             "num_cpus": slot.num_cpus,
             "resources": dict(slot.marks),
-            "runtime_env": {"env_vars": actor_environment(self.placement, actor_class)},
+            **self._environment(),
         }
         if max_concurrency is not None:
             options["max_concurrency"] = max_concurrency
@@ -125,6 +131,13 @@ class Cluster:
         )
         self._actors.append(actor)
         return actor
+
+    def _environment(self) -> dict[str, Any]:
+        """The actors' environment as an option of theirs; nodes that were started here have it."""
+        if self._config.ray_address is None:
+            return {}
+        assert self.placement is not None
+        return {"runtime_env": {"env_vars": actor_environment(self.placement.device)}}
 
     async def start_rollout(self) -> RayGenerator:
         """Start all engines; returns when each can generate."""
@@ -194,9 +207,8 @@ class Cluster:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
                 node.node_id, soft=True, _spill_on_unavailable=True
             )
-        environment = {"env_vars": actor_environment(self.placement, RewardServiceActor)}
         actor_class = ray.remote(RewardServiceActor).options(
-            name="reward-0", max_concurrency=4, runtime_env=environment, **options
+            name="reward-0", max_concurrency=4, **self._environment(), **options
         )
         actor: RemoteActor[RewardServiceActor] = RemoteActor("reward-0", actor_class.remote("reward-0", own_node))
         self._actors.append(actor)

@@ -14,7 +14,7 @@ import yaml
 
 from learner.errors import LearnerError
 from orchestration.cluster.deployment import reward_client
-from orchestration.commands.train import make_judges
+from orchestration.commands.train import import_ahead, make_judges
 from orchestration.errors import ConfigError, DataError, RlvrError
 from orchestration.machine import doctor
 from orchestration.machine.facts import collect
@@ -113,10 +113,11 @@ def base_settings(adapter: Path) -> list[str]:
 
 
 async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress) -> dict[str, Any]:
-    from orchestration.cluster.local import local_generator, read_adapter  # loads torch and vllm
+    from orchestration.cluster.local import local_generator, read_adapter  # loads numpy
 
     doctor.require_machine(config)
     device = place(config, num_gpus=len(collect().gpus)).device
+    import_ahead(config)
     progress("reading the problems", 0.0)
     problems = config.data.load()
     await asyncio.to_thread(check_rewards, config, problems)

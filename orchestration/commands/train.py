@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from orchestration.data.prompts import PromptBuilder
 from orchestration.data.source import PromptSource
 from orchestration.errors import DataError, RlvrError
 from orchestration.machine import doctor
+from orchestration.machine.facts import collect
 from orchestration.models.dequantized import served_model
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
@@ -28,6 +29,7 @@ from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.ports import Scorer
 from orchestration.run.rewards import check_rewards
 from orchestration.run.scorer import HttpScorer, RandomControlScorer
+from orchestration.run.start import StartClock
 from orchestration.settings.config import RunConfig
 from orchestration.storage.cache import Progress
 from orchestration.types import BuiltPrompt
@@ -35,6 +37,7 @@ from reward_service.clients.asynchronous import RewardClient
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
 from rollout_server.errors import RolloutError
+from rollout_server.worker import start_fork_server
 
 Result = TypeVar("Result")
 
@@ -57,22 +60,26 @@ def run_training(config: RunConfig) -> int:
 
 
 async def _train(config: RunConfig) -> int:
-    stop = asyncio.Event()
+    start, stop = StartClock.of_this_process(), asyncio.Event()
     with signals_set(stop), closing(make_reporter(sys.stdout)) as reporter:
-        # Everything that can be wrong cheaply comes before the first folder is made and the first process started.
-        doctor.require_machine(config)
-        problems = config.data.load()
-        await _unless_stopped(stop, _check_rewards(config, problems))
-        model_path = await _unless_stopped(stop, _resolve_model(config, reporter))
-        builder = make_prompt_builder(config, problems, model_path)
-        held_out = builder.build_all(problems.eval)
-        source = PromptSource(problems.train, builder.build, config.seed)
-        source.check()
+        # Everything that can be wrong cheaply comes before the first folder is made and the first room started.
+        with start.phase("checks"):
+            doctor.require_machine(config)
+            import_ahead(config)
+            problems = config.data.load()
+            await _unless_stopped(stop, _check_rewards(config, problems))
+        with start.phase("model"):
+            model_path = await _unless_stopped(stop, _resolve_model(config, reporter))
+            builder = make_prompt_builder(config, problems, model_path)
+            held_out = builder.build_all(problems.eval)
+            source = PromptSource(problems.train, builder.build, config.seed)
+            source.check()
         folder = RunFolder.create(config)
         try:
             async with AsyncExitStack() as stack:
                 rooms = await _unless_stopped(
-                    stop, _start_rooms(stack, config, folder, reporter, model_path, builder, source, held_out.prompts)
+                    stop,
+                    _start_rooms(stack, config, folder, reporter, start, model_path, builder, source, held_out.prompts),
                 )
                 if held_out.skipped:
                     reporter.note(
@@ -116,6 +123,7 @@ async def _start_rooms(
     config: RunConfig,
     folder: RunFolder,
     reporter: Reporter,
+    start: StartClock,
     model_path: Path,
     builder: PromptBuilder,
     source: PromptSource,
@@ -125,15 +133,19 @@ async def _start_rooms(
 
     cluster = Cluster(config, run_id=f"{folder.path.name}-{os.getpid()}")
     in_cluster = config.reward.deployment.kind == "actor"
-    if not in_cluster:  # comes first, as it is up, or shows what is wrong, sooner than Ray
-        client = await stack.enter_async_context(reward_client(config, folder.path / "logs"))
-        scorer, judges = make_scorers(config, client, run_id=folder.path.name)
     stack.push_async_callback(cluster.shutdown)
-    placement = cluster.connect()
+    connecting = asyncio.create_task(_timed(start, "ray", asyncio.to_thread(cluster.connect)))
+    stack.push_async_callback(asyncio.wait, {connecting})  # shut down while it connects, Ray would stay behind
+    if not in_cluster:
+        service = stack.enter_async_context(reward_client(config, folder.path / "logs"))
+        client = await _timed(start, "reward_service", service)
+        scorer, judges = make_scorers(config, client, run_id=folder.path.name)
+    placement = await connecting
     reporter.start(config, f"{placement.mode}: {cluster.describe()}")
     if in_cluster:
         reporter.phase("starting", "the reward service")
-        actor, endpoint = await cluster.start_reward_service(folder.path / "logs")
+        service_starts = cluster.start_reward_service(folder.path / "logs")
+        actor, endpoint = await _timed(start, "reward_service", service_starts)
         reporter.note("info", f"the reward service is on {actor.where}")
         client, watch = await stack.enter_async_context(actor_client(config.reward, actor, endpoint))
         scorer, judges = make_scorers(config, client, run_id=folder.path.name)
@@ -149,7 +161,9 @@ async def _start_rooms(
         progress = _progress_to(reporter)
         await asyncio.to_thread(served_model, model_path, config, device=placement.device, progress=progress)
     reporter.phase("starting", "vLLM engines and learner ranks")
-    generator, learner = await asyncio.gather(cluster.start_rollout(), cluster.start_learner())
+    generator, learner = await asyncio.gather(
+        _timed(start, "engines", cluster.start_rollout()), _timed(start, "learner", cluster.start_learner())
+    )
     return Rooms(
         generator=generator,
         learner=learner,
@@ -158,7 +172,19 @@ async def _start_rooms(
         source=source,
         held_out=held_out,
         sampling=training_sampling(config, builder),
+        start=start,
     )
+
+
+def import_ahead(config: RunConfig) -> None:
+    """Have vLLM imported from now on, while everything else is made ready, where its engines will be forked here."""
+    if config.ray_address is None and not collect().gpus:
+        start_fork_server()
+
+
+async def _timed(start: StartClock, phase: str, work: Awaitable[Result]) -> Result:
+    with start.phase(phase):
+        return await work
 
 
 def make_scorers(config: RunConfig, client: RewardClient, *, run_id: str) -> tuple[Scorer, dict[str, Scorer]]:
@@ -206,6 +232,6 @@ def signals_set(stop: asyncio.Event) -> Iterator[None]:
 async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of `work`; raises Interrupted when `stop` is set first."""
     result = await unless_set(stop, work)
-    if result is None:
+    if result is None and stop.is_set():
         raise Interrupted
-    return result
+    return result  # type: ignore[return-value]  # None only where that is what the work returns

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from learner.types import UpdateMetrics
@@ -22,6 +22,7 @@ from orchestration.run.metrics import PhaseClock, step_row
 from orchestration.run.ports import AdapterHandle, Generator, Learner, Scorer
 from orchestration.run.reporter import Reporter
 from orchestration.run.resume import CHECKPOINTS_FOLDER, RunState, find_resumable
+from orchestration.run.start import StartClock
 from orchestration.run.summary import Scores, Spent, Summary, Tally, add_seconds, grown, summarise
 from orchestration.settings.config import RunConfig
 from orchestration.types import BuiltPrompt
@@ -50,6 +51,8 @@ class Rooms:
     held_out: Sequence[BuiltPrompt]
     sampling: SamplingParams
     """Of training; held-out answers are greedy."""
+    start: StartClock = field(default_factory=lambda: StartClock(time.time()))
+    """Runs until the first step is done."""
 
 
 class TrainingLoop:
@@ -76,7 +79,8 @@ class TrainingLoop:
         """
         await self._resume()
         if self._config.eval_at_ends and self._before is None:
-            before = await unless_set(self._stop, self._evaluate("before"))
+            with self._rooms.start.phase("evaluation"):
+                before = await unless_set(self._stop, self._evaluate("before"))
             self._before = None if before is None else before.scores
         flow = self._new_flow()
         try:
@@ -185,6 +189,9 @@ class TrainingLoop:
             step_seconds=time.perf_counter() - spent.at,
         )
         self._reporter.step(row)
+        if not self._rooms.start.finished:
+            self._rooms.start.finish(time.perf_counter() - spent.at)
+            self._reporter.note("info", self._rooms.start.line())
         self._say_if_flat(batch)
         if self._config.example_every and (step - 1) % self._config.example_every == 0:
             self._show_example(batch)
@@ -297,6 +304,7 @@ class TrainingLoop:
             status=status or ("stopped" if self._stop.is_set() else "finished"),
             reason=reason,
             tally=self._tally,
+            start_s=self._rooms.start.seconds(),
             seconds=self._all_seconds(),
             before=self._before,
             after=None if after is None else after.scores,

@@ -89,14 +89,17 @@ def summarise(
     status: str,
     reason: str | None,
     tally: Tally,
+    start_s: Mapping[str, float] | None,
     seconds: Mapping[str, float],
     before: Scores | None,
     after: Scores | None,
 ) -> Summary:
     """The content of `summary.json`.
 
-    `seconds` is wall time by phase since the rooms were up; `other_share` is what no phase answers for. `accuracy`
-    compares the same held-out problems before and after, with the paired 95 % bootstrap interval of the difference.
+    `start_s` is wall time from the command to the end of the first step, by phases that may overlap, and in total; None
+    when no step was made. `seconds` is wall time by phase since the rooms were up; `other_share` is what no phase
+    answers for. `accuracy` compares the same held-out problems before and after, with the paired 95 % bootstrap
+    interval of the difference.
     """
     return {
         "status": status,
@@ -107,6 +110,7 @@ def summarise(
         "control": config.reward.control,
         "steps": tally.step,
         "tokens": tally.tokens(),
+        "start_s": None if start_s is None else dict(start_s),
         "seconds": dict(seconds),
         "wall_s": sum(seconds.values()),
         "other_share": seconds.get(OTHER, 0.0) / max(sum(seconds.values()), 1e-9),

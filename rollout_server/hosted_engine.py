@@ -1,0 +1,123 @@
+"""An engine in a process forked from one that has imported vLLM already: how engines run on CPUs.
+
+vLLM spawns its processes on CPUs, and each would import everything again, one after the other. Here one process
+imports, once for any number of engines; it forks an engine's process, which forks vLLM's core, which forks the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rollout_server.config import RolloutConfig
+from rollout_server.engine import Counters, EngineLoad, start_timed_out
+from rollout_server.engine_settings import Device, import_environment
+from rollout_server.errors import EngineDeadError, EngineStartError
+from rollout_server.forking.client import ADDRESS, ForkedProcess, ForkedProcessEndedError, ForkServerHandle
+from rollout_server.forking.client import start_fork_server as start_server
+from rollout_server.types import AdapterVersion, Completion, EngineStep, Prompt, SamplingParams
+
+_TARGET = "rollout_server.engine:host_engine"
+_MODULES = (
+    "rollout_server.engine",
+    "rollout_server.vllm_extension",
+    "rollout_server.cpu_lora_plugin",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.worker.cpu_worker",
+)
+_own_server: ForkServerHandle | None = None
+
+
+def start_fork_server() -> str:
+    """Have vLLM imported, now, for the engines that this process and those below it will start on CPUs.
+
+    Returns at once, with the server's address. One that is there already, of this process or one above it, is used.
+    """
+    global _own_server  # noqa: PLW0603  # one for a process
+    if (address := os.environ.get(ADDRESS)) is not None and Path(address).exists():
+        return address
+    if _own_server is None or not _own_server.running:
+        environment = {"OPENBLAS_NUM_THREADS": "1", **import_environment("cpu"), **os.environ}
+        _own_server = start_server(_MODULES, environment)
+        atexit.register(_own_server.stop)
+        os.environ[ADDRESS] = _own_server.address
+    return _own_server.address
+
+
+@dataclass(slots=True)
+class HostedEngine:
+    """`VllmEngine` in a process of its own, with the same methods and errors."""
+
+    model_path: str
+    config: RolloutConfig
+    device: Device
+    seed: int
+    _process: ForkedProcess | None = None
+    _counters: Counters = field(default_factory=Counters)
+
+    async def start(self) -> None:
+        """Load the model and start vLLM's processes. Takes some seconds, and tens where vLLM is not imported yet.
+
+        Raises:
+            EngineStartError: The model cannot be served, or the start took longer than `start_timeout_s`.
+        """
+        process = ForkedProcess(start_fork_server(), self._counters.follow)
+        try:
+            async with asyncio.timeout(self.config.start_timeout_s):
+                await process.start(_TARGET, self.model_path, self.config, self.device, self.seed)
+                await process.call("keep_to_cores")
+        except TimeoutError:
+            raise start_timed_out(self.model_path, self.config, self.device) from None
+        except ForkedProcessEndedError as error:
+            raise EngineStartError(f"vLLM did not start on {self.model_path!r} ({self.device}): {error}") from error
+        self._process = process
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None) -> list[Completion]:
+        return await self._call("generate", prompt, sampling, lora)  # type: ignore[no-any-return]
+
+    async def prompt_logprobs(self, token_ids: Sequence[int], lora: AdapterVersion | None) -> list[float]:
+        return await self._call("prompt_logprobs", token_ids, lora)  # type: ignore[no-any-return]
+
+    async def add_lora(self, version: AdapterVersion) -> None:
+        await self._call("add_lora", version)
+
+    async def remove_lora(self, version: AdapterVersion) -> None:
+        await self._call("remove_lora", version)
+
+    async def check_full_tensors(self, version: AdapterVersion) -> None:
+        await self._call("check_full_tensors", version)
+
+    async def load_full_tensors(self, version: AdapterVersion) -> None:
+        await self._call("load_full_tensors", version)
+
+    async def drop_prefix_cache(self) -> None:
+        await self._call("drop_prefix_cache")
+
+    def load(self) -> EngineLoad:
+        return self._counters.load
+
+    def recent_steps(self) -> tuple[EngineStep, ...]:
+        return tuple(self._counters.steps)
+
+    async def shutdown(self) -> None:
+        """Stop the engine and its process; harmless when there is none."""
+        process, self._process = self._process, None
+        if process is not None:
+            await process.close()
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        if self._process is None:
+            raise EngineDeadError(f"the vLLM engine of {self.model_path!r} is not running: call start() first")
+        try:
+            return await self._process.call(method, *arguments)
+        except ForkedProcessEndedError as error:
+            raise EngineDeadError(
+                f"the vLLM engine of {self.model_path!r} ({self.device}) died: its process: {error}"
+            ) from error
