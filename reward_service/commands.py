@@ -78,7 +78,7 @@ def read_settings(options: argparse.Namespace) -> ServiceSettings:
     import yaml
     from pydantic import ValidationError
 
-    from reward_service.scoring import describe
+    from reward_service.errors import describe_validation
     from reward_service.settings import ServiceSettings
 
     try:
@@ -93,7 +93,7 @@ def read_settings(options: argparse.Namespace) -> ServiceSettings:
         given |= {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
         return ServiceSettings.model_validate(given)
     except ValidationError as error:
-        raise ServiceStartError(f"settings: {describe(error)}") from None
+        raise ServiceStartError(f"settings: {describe_validation(error)}") from None
     except yaml.YAMLError as error:
         raise ServiceStartError(f"settings: {options.settings} is not YAML: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_MAX_FINDING_CHARS = 200
 
 
 class ServiceError(Exception):
@@ -171,3 +176,13 @@ class KeysError(OperatorError):
 
 class AuditError(OperatorError):
     """The audit log cannot be opened, read or written."""
+
+
+def describe_validation(error: ValidationError, *, limit: int = 3) -> str:
+    """The first few findings of a validation on one line, without the input, which may be large or private."""
+    findings = error.errors(include_url=False, include_context=False, include_input=False)
+    texts = [
+        f"{'.'.join(map(str, finding['loc'])) or 'body'}: {finding['msg']}"[:_MAX_FINDING_CHARS] for finding in findings
+    ]
+    more = f" (and {len(texts) - limit} more)" if len(texts) > limit else ""
+    return "; ".join(texts[:limit]) + more

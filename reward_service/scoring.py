@@ -47,7 +47,7 @@ def make_plan(specs: Iterable[RewardSpec], rewards: Mapping[str, Reward]) -> Pla
         except ValidationError as error:
             # What a validator of the reward's own refuses fits the schema, but not together.
             kind = ContradictionError if {e["type"] for e in error.errors()} == {"value_error"} else InvalidParamsError
-            raise kind(f"params of reward {spec.name!r}: {describe(error)}") from None
+            raise kind(f"params of reward {spec.name!r}: {describe_validation(error)}") from None
         plan[spec.name] = PlannedReward(reward=rewards[spec.name], weight=spec.weight, params=params)
     return tuple(plan.values())
 
@@ -87,13 +87,3 @@ def weighted_total(plan: Plan, scores: Mapping[str, RewardScore]) -> float | Non
         if score is not None:
             total = (total or 0.0) + planned.weight * score
     return total
-
-
-def describe(error: ValidationError, *, limit: int = 3) -> str:
-    """The first few findings of a validation on one line, without the input, which may be large or private."""
-    findings = error.errors(include_url=False, include_context=False, include_input=False)
-    texts = [
-        f"{'.'.join(map(str, finding['loc'])) or 'body'}: {finding['msg']}"[:_MAX_MESSAGE_CHARS] for finding in findings
-    ]
-    more = f" (and {len(texts) - limit} more)" if len(texts) > limit else ""
-    return "; ".join(texts[:limit]) + more

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rollout_server.config import RolloutConfig
+from rollout_server.config import Device, RolloutConfig
 from rollout_server.engine import Counters, EngineLoad, start_timed_out
-from rollout_server.engine_settings import Device, import_environment
+from rollout_server.engine_settings import import_environment
 from rollout_server.errors import EngineDeadError, EngineStartError
 from rollout_server.forking.client import ADDRESS, ForkedProcess, ForkedProcessEndedError, ForkServerHandle
 from rollout_server.forking.client import start_fork_server as start_server

@@ -16,9 +16,8 @@ from pydantic import ValidationError
 
 from orchestration.cluster.actors import whereabouts
 from reward_service.child import RunningService, start_in_subprocess
-from reward_service.errors import KeysError, ServiceStartError
+from reward_service.errors import KeysError, ServiceStartError, describe_validation
 from reward_service.keys import add_key
-from reward_service.scoring import describe
 from reward_service.settings import ServiceSettings
 
 LOG_NAME = "reward_service.log"
@@ -105,7 +104,7 @@ class RewardServiceActor:
             self._service = start_in_subprocess(settings, log_path=log_path, timeout_s=order.start_timeout_s)
         except (KeysError, ValidationError, ServiceStartError, OSError) as error:
             self.shutdown()
-            reason = describe(error) if isinstance(error, ValidationError) else error
+            reason = describe_validation(error) if isinstance(error, ValidationError) else error
             raise ServiceStartError(f"the reward service did not start on {self.where()}: {reason}") from None
         return ServiceEndpoint(url=self._service.url, api_key=api_key)
 
