@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_submit_commands(commands, _recipe_and_overrides)
     _add_eval(commands)
     _add_prepare(commands)
+    _add_settings(commands)
     _add_reward(commands)
     _add_model(commands)
     _add_doctor(commands)
@@ -113,6 +114,17 @@ def _add_prepare(commands: Any) -> None:
     prepare.add_argument("--out", metavar="FOLDER", help="write them here")
     prepare.add_argument("--upload", metavar="s3://BUCKET/PREFIX", help="put them there")
     prepare.set_defaults(run=_prepare)
+
+
+def _add_settings(commands: Any) -> None:
+    settings = commands.add_parser(
+        "settings", help="what can be set: name, type, default, meaning; finds TRL's and transformers' names"
+    )
+    settings.add_argument(
+        "section", nargs="?", help="such as `learner.loss`, `rollout.top_p`, or a name from elsewhere: `lora_r`"
+    )
+    settings.add_argument("--json", action="store_true", help="print a JSON list")
+    settings.set_defaults(run=_settings)
 
 
 def _add_reward(commands: Any) -> None:
@@ -231,6 +243,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
     with progress_printer(sys.stderr) as progress:
         settings = prepare(config, out=out, upload_to=arguments.upload, progress=progress)
     print(settings)
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> int:
+    from orchestration.commands.settings import show_settings
+
+    print(show_settings(arguments.section, as_json=arguments.json))
     return 0
 
 

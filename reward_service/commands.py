@@ -104,19 +104,15 @@ def _set(given: dict[str, Any], word: str) -> None:
     """`a.b=1` in a table of tables."""
     import yaml
 
+    from reward_service.settings import put
+
     path, equals, value = word.partition("=")
     if not equals or not path:
         raise ServiceStartError(f"{word!r} is not a setting; write key=value, such as port=8301")
-    *folders, last = path.split(".")
-    table = given
-    for folder in folders:
-        inner = table.setdefault(folder, {})
-        if inner is None:
-            inner = table[folder] = {}
-        if not isinstance(inner, dict):
-            raise ServiceStartError(f"settings: {folder!r} in {word!r} is not a table")
-        table = inner
-    table[last] = yaml.safe_load(value)
+    try:
+        put(given, path, yaml.safe_load(value))
+    except ValueError as error:
+        raise ServiceStartError(f"settings: {str(error)!r} in {word!r} is not a table") from None
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -142,3 +142,19 @@ class ServiceSettings(_Settings):
     def deadline_of(self, name: str, own_s: float | None) -> float:
         """Seconds that the reward `name`, which asks for `own_s` itself, has for one item."""
         return self.deadlines_s.get(name, own_s if own_s is not None else self.deadline_s)
+
+
+def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Write a value at its dotted place in tables of tables, making those that are not there.
+
+    Raises:
+        ValueError: a part of the way is a value and not a table; the message is that part's name.
+    """
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        if tree.get(parent) is None:
+            tree[parent] = {}
+        if not isinstance(tree[parent], dict):
+            raise ValueError(parent)
+        tree = tree[parent]
+    tree[leaf] = value

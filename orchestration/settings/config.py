@@ -5,7 +5,7 @@ Loads no heavy library: `rlvr --help`, `rlvr doctor` and every submit backend st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,6 +17,7 @@ from learner.config import LearnerConfig
 from orchestration.data.task import Task, find_task, registered_tasks
 from orchestration.errors import ConfigError
 from orchestration.section import Section
+from orchestration.settings.names import here_it_is
 from orchestration.settings.rewards import RewardConfig
 from orchestration.settings.submit import SubmitConfig
 from orchestration.settings.tree import assign, nearest, parse_override, read_recipe, spell_out_kinds, walk_keys
@@ -174,25 +175,6 @@ class RunConfig(Section):
         return self.data.judges().named() or {"strict": self.rewards[0]}
 
 
-RENAMED_KEYS: Mapping[str, str] = {
-    "lr": "learner.learning_rate",
-    "learning_rate": "learner.learning_rate",
-    "beta": "learner.loss.beta",
-    "loss_type": "learner.loss.loss_type",
-    "num_generations": "rollout.num_generations",
-    "temperature": "rollout.temperature",
-    "max_completion_length": "rollout.max_completion_length",
-    "learner.beta": "learner.loss.beta",
-    "learner.loss_type": "learner.loss.loss_type",
-    "learner.loss.max_completion_length": "rollout.max_completion_length",
-    "learner.max_steps": "max_steps",
-    "learner.reward_weights": "reward.rewards",
-    "rollout.n": "rollout.num_generations",
-    "reward_url": "reward.url",
-    "output_dir": "run_dir",
-}
-"""Keys people know from elsewhere, and where they live here."""
-
 UNIONS = ("data", "reward.deployment")
 """Settings that are one of several kinds: a word alone is the kind, `reward.deployment=actor`."""
 
@@ -265,8 +247,8 @@ def _explain(error: ValidationError, prefix: str = "") -> str:
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         sections = [*RunConfig.model_fields.items(), *SubmitConfig.model_fields.items()]
         known = [*flat_keys(), *(name for name, value in sections if value.default_factory)]
-        if dotted in RENAMED_KEYS:
-            return f"unknown setting {dotted!r}; here it is {RENAMED_KEYS[dotted]!r}"
+        if dotted not in known and (here := here_it_is(dotted, known)) is not None:
+            return f"unknown setting {dotted!r}; here it is {here!r}"
         if dotted in known:
             return f"{dotted!r} is a setting of another kind of {dotted.rpartition('.')[0]!r}"
         return f"unknown setting {dotted!r}{nearest(dotted, known)}"

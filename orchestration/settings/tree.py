@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel
 
 from orchestration.errors import ConfigError
+from reward_service.settings import put
 
 
 def recipe_names() -> list[str]:
@@ -77,14 +78,10 @@ def _scientific(text: str) -> str:
 
 def assign(tree: dict[str, Any], dotted: str, value: Any, override: str) -> None:
     """Write a value at its dotted place; raises ConfigError naming `override` when a value is in the way."""
-    *parents, leaf = dotted.split(".")
-    node = tree
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"{override!r}: {parent!r} is a value, not a section")
-        node = child
-    node[leaf] = value
+    try:
+        put(tree, dotted, value)
+    except ValueError as error:
+        raise ConfigError(f"{override!r}: {str(error)!r} is a value, not a section") from error
 
 
 def spell_out_kinds(tree: dict[str, Any], unions: Sequence[str]) -> None:

@@ -12,17 +12,14 @@ from urllib.parse import urlsplit
 from orchestration.errors import ConfigError
 from orchestration.models.resolve import EMBEDDED_MODELS
 from orchestration.settings.config import RunConfig
+from reward_service.settings import put
 
 
 def with_settings(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """The run with dotted settings changed, checked as a whole again."""
     tree = run.model_dump(mode="json")
     for dotted, value in settings.items():
-        *parents, leaf = dotted.split(".")
-        node = tree
-        for parent in parents:
-            node = node[parent]
-        node[leaf] = value
+        put(tree, dotted, value)
     return RunConfig.model_validate(tree)
 
 
