@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
-from reward_service.errors import ContradictionError, InvalidParamsError, UnknownRewardError
+from reward_service.errors import ContradictionError, InvalidParamsError, UnknownRewardError, describe_validation
 from reward_service.rewards.base import NotScorableError, Reward, RewardParams, Task
 from reward_service.types import Reason, RewardScore, RewardSpec
 
