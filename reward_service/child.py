@@ -51,11 +51,21 @@ class RunningService:
 def start_in_subprocess(
     settings: ServiceSettings | None = None, *, log_path: Path | str, timeout_s: float = 30.0
 ) -> RunningService:
-    """Starts the service, by default on a free loopback port, and waits until it is ready to score.
+    """Starts the service and waits until it is ready to score.
 
-    Its output is appended to `log_path`. It ends when this process ends, however that comes about; a Ctrl-C on the
-    terminal does not reach it, so that a trainer can end in order. Raises ServiceStartError, with the end of the log,
-    if it is not ready within `timeout_s`.
+    The service ends when this process ends, however that comes about. A Ctrl-C on the terminal does not reach it, so
+    that a trainer can end in order.
+
+    Args:
+        settings: None: the defaults, on a free loopback port.
+        log_path: the file to which its output is appended.
+        timeout_s: time it has to get ready.
+
+    Returns:
+        The running service, with its URL; a context manager that stops it.
+
+    Raises:
+        ServiceStartError: it ended or is not ready in time; the message has the end of the log.
     """
     settings = ServiceSettings(port=0) if settings is None else settings
     log_path = Path(log_path)

@@ -74,7 +74,14 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_settings(options: argparse.Namespace) -> ServiceSettings:
-    """Settings of the file, then the words, then the flags. ServiceStartError names what is wrong."""
+    """The service's settings.
+
+    Args:
+        options: what `add_serve_arguments` reads. Words go before the file, and flags before words.
+
+    Raises:
+        ServiceStartError: a file that cannot be read, or a setting that does not fit; the message names it.
+    """
     import yaml
     from pydantic import ValidationError
 

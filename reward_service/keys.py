@@ -69,9 +69,19 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def add_key(path: Path, name: str, *, items_per_s: float | None = None, burst: int | None = None) -> tuple[ApiKey, str]:
-    """Makes a key and gives it with its text, which is nowhere else: whoever loses it needs another one.
+    """Makes a key.
 
-    Raises KeysError if the name is not fit, or another valid key has it.
+    Args:
+        path: the file of keys; made if it is not there.
+        name: whose key it is; stands in the audit log.
+        items_per_s: items a second it may have scored; None: no limit.
+        burst: items at once after a pause; None: those of some seconds.
+
+    Returns:
+        The key, and its text, which is kept nowhere: whoever loses it needs another key.
+
+    Raises:
+        KeysError: the name or the limits are not fit, another valid key has the name, or the file cannot be changed.
     """
     if not _NAME.fullmatch(name):
         raise KeysError(f"{name!r:.80} is not a key's name; use at most 64 letters, digits and . _ @ -")
@@ -101,7 +111,18 @@ def add_key(path: Path, name: str, *, items_per_s: float | None = None, burst: i
 
 
 def revoke_key(path: Path, which: str) -> ApiKey:
-    """Revokes the valid key of that id or name; KeysError if there is none."""
+    """Revokes a key; a running service refuses it within a second.
+
+    Args:
+        path: the file of keys.
+        which: the key's id, or the name of a valid key.
+
+    Returns:
+        The key as it is now.
+
+    Raises:
+        KeysError: there is no such valid key, or the file cannot be read or changed.
+    """
     with _locked(path):
         keys = read_keys(path)
         for index, key in enumerate(keys):

@@ -48,9 +48,14 @@ BUILTIN_REWARDS: Mapping[str, Reward] = MappingProxyType({module.REWARD.name: mo
 
 
 def load_rewards(settings: ServiceSettings) -> Mapping[str, Reward]:
-    """By name: all there are, or those that the settings name. ServiceStartError says what cannot be loaded.
+    """The rewards of a service. Entry points of installed packages are loaded only when the settings name them: what is
+    on the path is not what an operator chose.
 
-    Installed entry points are loaded only when they are named: what is on the path is not what an operator chose.
+    Returns:
+        By name: all there are, or those that the setting `rewards` names.
+
+    Raises:
+        ServiceStartError: a reward cannot be loaded, or there is none of a name; the message says which and why.
     """
     rewards = dict(BUILTIN_REWARDS)
     code_reward = code.make_code_reward(settings.sandbox)

@@ -33,7 +33,17 @@ Plan = Sequence[PlannedReward]
 
 
 def make_plan(specs: Iterable[RewardSpec], rewards: Mapping[str, Reward]) -> Plan:
-    """Looks the rewards up and validates their parameters; a ServiceError names what does not fit."""
+    """Looks the rewards up and validates their parameters.
+
+    Args:
+        specs: what a request asks for.
+        rewards: what is served, by name.
+
+    Raises:
+        UnknownRewardError: there is no such reward.
+        ContradictionError: a reward is asked for twice, or parameters do not fit one another.
+        InvalidParamsError: parameters do not fit the reward's model.
+    """
     plan: dict[str, PlannedReward] = {}
     for spec in specs:
         if spec.name not in rewards:

@@ -27,8 +27,14 @@ _PARENT_POLL_S = 0.5
 def serve(settings: ServiceSettings, *, parent_pid: int | None = None) -> None:
     """Runs the service until SIGTERM or Ctrl-C, then answers what it has accepted and returns.
 
-    When it listens, one line on standard output says `reward service at http://HOST:PORT`. With `parent_pid` it also
-    ends when that process is no longer its parent. Raises ServiceStartError if it may not or cannot listen.
+    When it listens, one line on standard output says `reward service at http://HOST:PORT`.
+
+    Args:
+        settings: what to serve, and where.
+        parent_pid: the service also ends when this process is no longer its parent.
+
+    Raises:
+        ServiceStartError: it may not or cannot listen, or the settings cannot work on this machine.
     """
     keys, tls = settings.keys_file is not None, settings.ssl_certfile is not None
     if (refusal := binding_refusal(settings.host, has_keys=keys)) is not None:

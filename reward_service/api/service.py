@@ -130,7 +130,18 @@ class RewardService:
         run_id: str | None = None,
         policy_version: int | None = None,
     ) -> Scored:
-        """Every reward on every item, recorded. ServiceError if the request cannot be taken as a whole."""
+        """Scores every item by every reward, and records what was decided.
+
+        Args:
+            caller: whose rate limit the items count towards.
+            specs: what to score by.
+            items: the completions.
+            run_id: for the audit log.
+            policy_version: for the audit log.
+
+        Raises:
+            ServiceError: the request cannot be taken as a whole: unknown rewards, bad parameters, a limit, no room.
+        """
         plan = make_plan(specs, self.rewards)
         judged = self._judges.prepare(plan, specs)
         check_limits(items, self.settings)

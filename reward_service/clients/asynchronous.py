@@ -56,8 +56,21 @@ class RewardClient:
         batch_items: int = 256,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`ca_file` (PEM) holds the certificates to trust, instead of the public ones; `transport` replaces the
-        network, for tests. Raises ValueError for arguments that cannot work.
+        """A client that has not connected yet.
+
+        Args:
+            url: where the service is, `http://HOST:PORT`.
+            timeout_s: time of one try.
+            deadline_s: time of a call with all its tries, waiting for a place included.
+            max_concurrency: calls that are under way at a time.
+            api_key: sent as a bearer token.
+            ca_file: certificates (PEM) to trust, instead of the public ones.
+            batch_window_s: how long a call waits for others to be sent with; 0 sends each by itself.
+            batch_items: most items of calls that are sent together.
+            transport: replaces the network, for tests.
+
+        Raises:
+            ValueError: arguments that cannot work.
         """
         parsed = parse_url(url)
         if not (timeout_s > 0 and deadline_s > 0 and max_concurrency >= 1):
@@ -110,11 +123,22 @@ class RewardClient:
         run_id: str | None = None,
         policy_version: int | None = None,
     ) -> list[ItemResult]:
-        """One result an item, in the items' order; a score that is None was not given, and its reason says why.
+        """Scores completions.
 
-        Raises RewardServiceUnavailable (no answer) or BadAnswerError (only nonsense) when the deadline is over,
-        RequestRefusedError at once when the service refuses the request, and ValueError if that cannot be put into
-        JSON. Each names the URL and what was wrong.
+        Args:
+            items: the completions, each with its reference.
+            rewards: what to score them by; every reward scores every item.
+            run_id: the training run, for the audit log.
+            policy_version: the adapter version that wrote the completions, for the audit log.
+
+        Returns:
+            One result an item, in the items' order. A score that is None was not given, and its reason says why.
+
+        Raises:
+            RewardServiceUnavailable: no answer before the deadline.
+            BadAnswerError: nothing but nonsense before the deadline.
+            RequestRefusedError: the service refuses the request; not tried again.
+            ValueError: something in the request cannot be put into JSON.
         """
         if not items:
             return []

@@ -64,7 +64,12 @@ class BlockingRewardClient:
         run_id: str | None = None,
         policy_version: int | None = None,
     ) -> list[ItemResult]:
-        """One result an item, in the items' order. Returns or raises within the settings' `deadline_s`."""
+        """As `RewardClient.score`, but it blocks, for `deadline_s` of the settings at most.
+
+        Raises:
+            RewardServiceUnavailable: no answer before the deadline, or the client's thread is stuck.
+            BadAnswerError, RequestRefusedError, ValueError: as there.
+        """
         future = self.submit(items, rewards, run_id, policy_version)
         try:
             return future.result(self.settings.deadline_s + _GRACE_S)

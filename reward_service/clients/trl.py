@@ -65,9 +65,25 @@ class RemoteReward:
         max_concurrency: int = 16,
         max_items: int = 256,
     ) -> None:
-        """`name` is what TRL logs, by default the reward's. `weight` multiplies the score, what is logged included;
-        GRPOConfig's `reward_weights` does not. `max_items`: most items of one request, of which `max_concurrency` are
-        under way at once. Raises ValueError for arguments that cannot work.
+        """A reward function for GRPOTrainer.
+
+        Args:
+            url: where the service is, `http://HOST:PORT`.
+            reward: name of one of its rewards.
+            params: the reward's parameters.
+            weight: multiplies the score, what is logged included; GRPOConfig's `reward_weights` does not change that.
+            reference: key of the reference → a column's name, or a function of the row. None: all columns.
+            name: what TRL logs; None: the reward's.
+            run_id: the training run, for the audit log.
+            api_key: sent as a bearer token.
+            ca_file: certificates (PEM) to trust, instead of the public ones.
+            timeout_s: time of one try.
+            deadline_s: time of a call with all its tries.
+            max_concurrency: requests that are under way at once.
+            max_items: most items of one request.
+
+        Raises:
+            ValueError: arguments that cannot work.
         """
         self.__name__ = name or reward
         self._spec = RewardSpec(name=reward, weight=weight, params=dict(params or {}))

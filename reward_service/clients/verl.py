@@ -112,7 +112,21 @@ class VerlScorer:
         ground_truths: Sequence[Any],
         extra_infos: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> list[dict[str, float]]:
-        """The scores of many, in their order; they may be of several data sources."""
+        """Scores many completions, of one data source or several.
+
+        Args:
+            data_sources: whose rewards of the settings apply, an entry each.
+            solution_strs: the completions.
+            ground_truths: the reference, or the value under the settings' `label_key` of it.
+            extra_infos: verl's `extra_info`: the prompt's text under `prompt_key`, and `split` and `index` for the id.
+
+        Returns:
+            `score`, the weighted total, and each reward's score by name (nan where a source has not got it).
+
+        Raises:
+            UnscorableError: a completion has no score, and the setting `unscorable` names no number for that.
+            ValueError: there are no rewards for a data source.
+        """
         extras = [None] * len(solution_strs) if extra_infos is None else extra_infos
         indices: dict[str, list[int]] = {}
         items = []

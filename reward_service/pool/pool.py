@@ -95,9 +95,19 @@ class WorkerPool:
     async def score(
         self, specs: tuple[RewardSpec, ...], deadlines_s: Sequence[float], items: Sequence[ScoreItem]
     ) -> Sequence[ScoredItem]:
-        """The scores of `items`, in their order, at the latest when `request_timeout_s` is over.
+        """Scores a request's items, at the latest when `request_timeout_s` is over.
 
-        `deadlines_s`: for each reward of `specs`, seconds for one item. Raises QueueFullError when too much waits.
+        Args:
+            specs: the rewards, whose names and parameters were found to be good.
+            deadlines_s: for each of them, seconds for one item.
+            items: the completions.
+
+        Returns:
+            One result an item, in the items' order; what was not reached in time has no score.
+
+        Raises:
+            QueueFullError: too much waits already.
+            ShuttingDownError: the pool takes nothing more.
         """
         if not items:
             return ()

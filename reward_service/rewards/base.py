@@ -119,7 +119,7 @@ class Reward:
 
 
 def definition_hash(*modules: str, libraries: Iterable[str] = ()) -> str:
-    """Sha-256 over the sources of `modules` and of all modules of this package that they reach through imports, and the
+    """Sha-256 over the sources of `modules` and of all modules of this package that they reach by imports, and the
     installed versions of `libraries`.
 
     A module outside of this package counts with its own file and what it reaches here. Not covered: other modules

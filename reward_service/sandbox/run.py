@@ -56,11 +56,22 @@ def run_tests(
     *,
     preload: Sequence[str] = (),
 ) -> Iterator[TestOutcome]:
-    """What came of each test, in order; fewer than there are tests if the others would fail in the same way.
+    """Runs tests on code that nobody trusts, one after the other in one sandbox.
 
-    A test has a `kind` and its fields (`reward_service.sandbox.inside.runner`). SandboxUnavailableError if the sandbox
-    does not come up, SandboxFaultError if it then fails by itself; what else ends it is the code's doing, and fails the
-    test under way.
+    Args:
+        code: the solution.
+        tests: each has a `kind` and its fields (`reward_service.sandbox.inside.runner`).
+        settings: the limits.
+        backend: the kind of sandbox, as `reward_service.sandbox.probe` found it.
+        preload: modules that are imported once for all tests.
+
+    Yields:
+        What came of each test, in order; fewer than there are tests if the others would fail in the same way. Whatever
+        the code does to its sandbox fails the test under way.
+
+    Raises:
+        SandboxUnavailableError: the sandbox does not come up.
+        SandboxFaultError: it came up, and then failed by itself.
     """
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(_scratch()) if backend == "limits" else "/tmp"

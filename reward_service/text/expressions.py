@@ -210,11 +210,19 @@ def _finite(expression: Any) -> Any:
 
 
 def equivalent(left: Any, right: Any, assume: Assumption = "real") -> bool | None:
-    """Whether two expressions are equal wherever both are defined; None if that could not be found out.
+    """Whether two expressions are equal wherever both are defined.
 
     Values at a few fixed points refute, `simplify` proves, and a difference that is a rational function with rational
     coefficients is decided either way. What is still open then (sympy cannot prove everything) is equal if it was at
     three points or more, to 25 digits: nobody writes such an answer without knowing the right one.
+
+    Args:
+        left: a sympy expression of `parse_expression`.
+        right: another.
+        assume: what the variables stand for, as when the two were parsed.
+
+    Returns:
+        None if it could not be found out.
     """
     import sympy
 

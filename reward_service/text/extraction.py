@@ -65,9 +65,16 @@ class Answers(NamedTuple):
 
 
 def read_answers(completion: str, marks: AnswerMarks, place: AnswerPlace, *, bare: bool = True) -> Answers:
-    """The different answers in `place` in their order; `bare` takes decoration off them (see `undecorated`).
+    """The different answers of a completion, in their order. Time is linear in the text.
 
-    More than MAX_DISTINCT_ANSWERS are not kept: that is guessing. Time is linear in the text.
+    Args:
+        completion: what the model wrote.
+        marks: how answers are marked in it.
+        place: which of the marks count.
+        bare: take decoration off the answers (see `undecorated`).
+
+    Returns:
+        The answers; none, with the reason, if there is none or more than MAX_DISTINCT_ANSWERS, which is guessing.
     """
     text = completion
     if marks.after is not None:
