@@ -36,6 +36,7 @@ from pydantic.fields import FieldInfo
 
 from orchestration.data.problems import Problems
 from orchestration.errors import ConfigError
+from orchestration.extras import make_importable
 from orchestration.section import Section
 from reward_service.types import RewardSpec
 
@@ -201,9 +202,8 @@ def _imported(name: str, kind: str, folders: list[Path]) -> Any:
     A folder that is needed stays on the path: the run's other processes unpickle by it too.
     """
     for folder in (None, *folders):
-        if folder is not None and str(folder.resolve()) not in sys.path:
-            sys.path.append(str(folder.resolve()))
-            importlib.invalidate_caches()
+        if folder is not None:
+            make_importable(folder)
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestration.data.problems import Problems
 from orchestration.errors import ConfigError, DataError
+from orchestration.extras import make_importable
 from orchestration.settings.config import RunConfig
 from orchestration.types import Problem
 from reward_service.commands import describe_rewards, find_lacks, read_settings, score_one
@@ -22,6 +23,8 @@ def service_settings(config: RunConfig) -> dict[str, Any]:
     """Settings for a service that the run starts: those of `settings_file`, and only the rewards that the run needs,
     so that it starts without loading the libraries of others.
 
+    Modules beside the settings file can be imported from then on, by the service too.
+
     Raises ConfigError naming the file.
     """
     file = None if config.reward.settings_file is None else str(config.reward.settings_file)
@@ -31,6 +34,8 @@ def service_settings(config: RunConfig) -> dict[str, Any]:
         settings = read_settings(argparse.Namespace(settings=file, settings_words=(), host=None, port=None))
     except ServiceStartError as error:
         raise ConfigError(f"reward.settings_file={file!r}: {error}") from error
+    if config.reward.settings_file is not None:  # rewards of one's own may lie beside it
+        make_importable(config.reward.settings_file.parent)
     names = dict.fromkeys(spec.name for spec in (*config.rewards, *config.judges.values()))
     return settings.model_dump(exclude_unset=True, exclude=_OURS) | {"rewards": tuple(names)}
 

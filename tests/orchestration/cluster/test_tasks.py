@@ -40,7 +40,7 @@ def test_a_task_and_a_reward_of_ones_own_are_trained_on_and_evaluated(tmp_path: 
         "def brevity(completion, reference, params):\n    return 1 / (1 + len(completion))\n"
     )
     (tmp_path / "service.yaml").write_text(
-        f"custom_rewards: [{{name: brevity, target: '{tmp_path}/own_reward_of_a_test.py:brevity', low: 0, high: 1}}]"
+        "custom_rewards: [{name: brevity, target: 'own_reward_of_a_test:brevity', low: 0, high: 1}]"
     )
     recipe = tmp_path / "own.yaml"
     recipe.write_text(

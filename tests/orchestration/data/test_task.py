@@ -58,13 +58,14 @@ class Doubling(Task):
 
 
 @pytest.fixture
-def beside(tmp_path: Path) -> Iterator[Path]:
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a task's module and a recipe that names it."""
-    path, modules = list(sys.path), set(sys.modules)
+    modules = set(sys.modules)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
     (tmp_path / "doubling_task.py").write_text(OWN_TASK)
     (tmp_path / "double.yaml").write_text("{data: 'doubling_task:Doubling', model: {name: tiny}}")
     yield tmp_path
-    sys.path[:] = path
     for name in {*sys.modules} - modules:
         if name.startswith("doubling_task"):
             del sys.modules[name]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -272,8 +273,8 @@ async def test_a_reward_of_ones_own_is_learned_from(tmp_path: Path, monkeypatch:
     (tmp_path / "service.yaml").write_text(
         "custom_rewards: [{name: vowels, target: 'vowel_reward:vowels', low: 0, high: 1}]"
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
     rewards = [{"name": "vowels", "params": {"word": "e"}}]
     config = config_for(tmp_path / "run", rewards, settings_file=tmp_path / "service.yaml")
     problem = Problem(problem_id="p", question="?", reference={"most": 4, "final_answer": "7"})
