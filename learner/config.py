@@ -35,9 +35,10 @@ stores the blocks' scales in 8 bits (QLoRA)."""
 DEQUANTIZE_MODULE = "learner.policy.dequantize"
 """`python -m` it to write the values that a quantised base stands for; in a process of its own, see there."""
 
-CPU_ENVIRONMENT: Mapping[str, str] = {"THP_MEM_ALLOC_ENABLE": "1"}
-"""What a learner's process on CPUs needs in its environment from its start: PyTorch then asks for huge pages for blocks
-of 2 MiB and more, and the kernel grants them where it is set to `madvise`, the usual setting."""
+CPU_ENVIRONMENT: Mapping[str, str] = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOUNT": "3000"}
+"""What a learner's process on CPUs needs in its environment from its start. PyTorch then asks for huge pages for blocks
+of 2 MiB and more, and the kernel grants them where it is set to `madvise`, the usual setting. And threads that wait for
+each other go to sleep after some 30 µs: by default they look for milliseconds, on a core that another may need."""
 
 _ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "inverse_sqrt")
 

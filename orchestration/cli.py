@@ -18,6 +18,7 @@ from orchestration.commands.submit import add_submit_commands
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.settings.config import load_config
 from orchestration.settings.tree import recipe_names
+from orchestration.storage.cache import Progress
 from reward_service.commands import add_commands
 from reward_service.errors import OperatorError
 
@@ -158,6 +159,8 @@ def _add_bench(commands: Any) -> None:
         command.add_argument("--json", action="store_true", help="print one JSON object")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
         command.set_defaults(run=_bench_run, name=name)
+        if name == "rollout":
+            _add_neighbours(command)
     _add_bench_learner(names)
     reward = names.add_parser("reward", help="the reward service: items per second, latency, items that hang")
     reward.add_argument("--json", action="store_true", help="print one JSON object")
@@ -191,7 +194,14 @@ def _add_bench_learner(names: Any) -> None:
         help="for all three; TRL's default is on",
     )
     learner.add_argument("--data-file", help="GSM8K's training file, for real prompts (default: generated ones)")
+    _add_neighbours(learner)
     learner.set_defaults(run=_bench_learner)
+
+
+def _add_neighbours(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--neighbours", type=_natural, default=0, metavar="N", help="measure beside N busy loops too: ratio_neighbours"
+    )
 
 
 def _add_words(command: argparse.ArgumentParser) -> None:
@@ -271,8 +281,12 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _bench_run(arguments: argparse.Namespace) -> int:
     from orchestration.bench import rollout, run_bench, sync
 
-    measure = {"rollout": rollout.run, "sync": sync.run}[arguments.name]
-    return run_bench(arguments.name, lambda progress: measure(arguments.overrides, progress), as_json=arguments.json)
+    def measure(progress: Progress) -> dict[str, Any]:
+        if arguments.name == "sync":
+            return sync.run(arguments.overrides, progress)
+        return rollout.run(arguments.overrides, progress, neighbours=arguments.neighbours)
+
+    return run_bench(arguments.name, measure, as_json=arguments.json)
 
 
 def _bench_learner(arguments: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import itertools
 import logging
@@ -37,6 +38,9 @@ _SHUTDOWN_TIMEOUT_S = 15.0
 """What vLLM's processes get to end by themselves before they are killed."""
 
 _PREFIX_CACHE_POLL_S = 0.01
+
+_LOOK_S = 0.001
+"""For how long a process of vLLM's looks for a message in a loop before it goes to sleep until one comes."""
 
 _EXTENSION = "rollout_server.vllm_extension.FullTensorsExtension"
 """By name, since only vLLM's processes need it, and its torch."""
@@ -296,11 +300,20 @@ def host_engine(connection: socket.socket, model_path: str, config: RolloutConfi
         # Workers on several NUMA nodes are bound to them by variables that only a new program reads: they are spawned.
         fork = config.tensor_parallel_size == 1
         engine = VllmEngine(model_path=model_path, config=config, device=device, seed=seed, fork=fork)
+        _wait_asleep()
         engine.start_here()
         engine._counters.tell = tell
         return engine
 
     host(connection, make)
+
+
+def _wait_asleep() -> None:
+    """Have vLLM's processes wait for each other's messages asleep. They look for them in a loop for a second before:
+    on a machine of few cores, the scheduler takes the time of the worker that it waits for."""
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+
+    SpinCondition.__init__ = functools.partialmethod(SpinCondition.__init__, busy_loop_s=_LOOK_S)
 
 
 def lora_request(version: AdapterVersion) -> Any:

@@ -83,6 +83,9 @@ def import_environment(device: Device) -> dict[str, str]:
         # With LoRA vLLM compiles no model on CPUs, but still helpers of its sampler: seconds of a first request's time,
         # or twenty where a C++ compiler has not left its results yet, for work that takes a millisecond uncompiled.
         environment["TORCH_COMPILE_DISABLE"] = "1"
+        # Threads that wait for each other go to sleep after some 30 µs. By default they look for milliseconds, each on
+        # a core that another thread may need: beside two busy processes on two cores, far more than the fair slowdown.
+        environment["GOMP_SPINCOUNT"] = "3000"
     if device == "cpu" and num_cores() <= _SMALL_MACHINE_CPUS:
         environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
     return environment

@@ -25,7 +25,6 @@ def as_served(payload: AdapterPayload) -> AdapterPayload:
         AdapterCorruptError: It names `modules_to_save` but its files do not hold them, or cannot be read.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load, save
 
     files = dict(payload.files)
     if ADAPTER_CONFIG not in files or ADAPTER_WEIGHTS not in files:
@@ -34,6 +33,8 @@ def as_served(payload: AdapterPayload) -> AdapterPayload:
         config = json.loads(files[ADAPTER_CONFIG])
         if not config.get("modules_to_save"):
             return payload
+        from safetensors.torch import load, save  # loads torch, which takes seconds and is not needed otherwise
+
         tensors = load(files[ADAPTER_WEIGHTS])
     except (ValueError, AttributeError, SafetensorError) as error:
         raise AdapterCorruptError(f"the files of adapter version {payload.version} cannot be read: {error}") from error

@@ -29,6 +29,7 @@ from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.bench.learner_contenders import CONTENDERS, Setting, serve
 from orchestration.bench.learner_floor import multiply_adds
 from orchestration.bench.machine import machine_line
+from orchestration.bench.neighbours import busy_neighbours, neighbour_figures
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.task import Task
 from orchestration.data.tasks.arithmetic import Arithmetic
@@ -62,6 +63,8 @@ class LearnerBench:
     gradient_checkpointing: bool = True
     data_file: str | None = None
     """GSM8K's training file; generated problems if unset."""
+    neighbours: int = 0
+    """Busy loops that our step is measured beside too, once a round."""
 
 
 def run(options: LearnerBench, progress: Progress) -> dict[str, Any]:
@@ -73,7 +76,8 @@ def run(options: LearnerBench, progress: Progress) -> dict[str, Any]:
     Raises:
         RlvrError: There is nothing fair to compare, or a contender died.
     """
-    begin = counted(progress, 1 + len(CONTENDERS) * (1 + options.rounds))
+    turns_of_round = len(CONTENDERS) + bool(options.neighbours)
+    begin = counted(progress, 1 + len(CONTENDERS) + turns_of_round * options.rounds)
     begin(f"preparing the model {options.model} and its prompts")
     model_path = resolve_model(options.model, progress=progress)
     device = "cuda" if collect().gpus else "cpu"
@@ -87,13 +91,14 @@ def run(options: LearnerBench, progress: Progress) -> dict[str, Any]:
         max_tokens_per_microbatch=options.max_tokens_per_microbatch,
         num_rounds=options.rounds,
     )
-    os.environ.update(CPU_ENVIRONMENT)  # for all contenders alike; ours get it from orchestration
+    for name, value in CPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # for all contenders alike; ours get it from orchestration
     with ExitStack() as stack:
         turns = {}
         for name in CONTENDERS:
             begin(f"loading and warming up {name}")
             turns[name] = stack.enter_context(_contender(name, setting, groups))
-        rounds = [_round(number, turns, begin) for number in range(options.rounds)]
+        rounds = [_round(number, turns, begin, options.neighbours) for number in range(options.rounds)]
     _check_same_work(rounds, GRAD_NORM_TOLERANCE[setting.dtype])
     floor = multiply_adds(model_path, sequences_of(groups), gradient_checkpointing=options.gradient_checkpointing)
     return {
@@ -199,13 +204,18 @@ def _contender(name: str, setting: Setting, groups: tuple[ScoredGroup, ...]) -> 
 
 
 _Round = Mapping[str, Mapping[str, float]]
+_BESIDE = "tree_on_beside_neighbours"
 
 
-def _round(number: int, turns: Mapping[str, _Turn], begin: Callable[[str], None]) -> _Round:
+def _round(number: int, turns: Mapping[str, _Turn], begin: Callable[[str], None], neighbours: int) -> _Round:
     measured = {}
     for name in turns if number % 2 == 0 else reversed(list(turns)):  # nobody is always first
         begin(f"measuring {name}, round {number + 1}")
         measured[name] = turns[name].take()
+    if neighbours:
+        begin(f"measuring tree_on beside {neighbours} busy loops, round {number + 1}")
+        with busy_neighbours(neighbours):
+            measured[_BESIDE] = turns["tree_on"].take()
     return measured
 
 
@@ -230,7 +240,9 @@ def _figures(rounds: Sequence[_Round], groups: Sequence[ScoredGroup], multiply_a
     floors = [2 * multiply_adds_of_step / round_["matmul"]["flops"] for round_ in rounds]
     both = zip(seconds("trl"), seconds("tree_off"), seconds("tree_on"), floors, strict=True)
     ratios = [(trl / on, off / on, floor / on, trl / off) for trl, off, on, floor in both]
+    beside = [round_[_BESIDE]["seconds"] for round_ in rounds if _BESIDE in round_]
     return {
+        **neighbour_figures(seconds("tree_on"), beside),
         "ratio_to_trl": median([ratio[0] for ratio in ratios]),
         "tree_speedup": median([ratio[1] for ratio in ratios]),
         "share_of_floor": median([ratio[2] for ratio in ratios]),

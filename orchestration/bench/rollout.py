@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.bench.machine import machine_line
+from orchestration.bench.neighbours import busy_neighbours, neighbour_figures
 from orchestration.bench.plain_vllm import PlainVllm
 from orchestration.cluster.actors import RolloutActor
 from orchestration.cluster.cluster import Cluster
@@ -58,13 +59,16 @@ class _Round:
     worker_lora: float
     vllm_lora: float
     vllm_base: float
+    worker_lora_beside: float | None = None
+    """Beside busy neighbours."""
 
 
-def run(overrides: Sequence[str], progress: Progress) -> dict[str, Any]:
+def run(overrides: Sequence[str], progress: Progress, *, neighbours: int = 0) -> dict[str, Any]:
     """Measure a worker and plain vLLM side by side.
 
     Args:
         overrides: A recipe, if one is named first, and settings, as for `rlvr train`.
+        neighbours: Busy loops that the worker is measured beside too, once a round.
         progress: Told what is being done.
 
     Returns:
@@ -78,11 +82,11 @@ def run(overrides: Sequence[str], progress: Progress) -> dict[str, Any]:
     recipe = words.pop(0) if words and "=" not in words[0] else "arithmetic"
     config = load_config(recipe, [*(f"{name}={value}" for name, value in _FIXED.items()), *words])
     doctor.require_machine(config)
-    return asyncio.run(_measure(config, progress))
+    return asyncio.run(_measure(config, progress, neighbours))
 
 
-async def _measure(config: RunConfig, progress: Progress) -> dict[str, Any]:
-    begin = counted(progress, 3 + 3 * (NUM_ROUNDS + 1))
+async def _measure(config: RunConfig, progress: Progress, neighbours: int) -> dict[str, Any]:
+    begin = counted(progress, 3 + (3 + bool(neighbours)) * (NUM_ROUNDS + 1))
     begin(f"preparing the model {config.model.name} and its prompts")
     model_path = resolve_model(config.model.name, config.model.revision, progress=progress)
     prompts, sampling = _workload(config, model_path)
@@ -103,7 +107,7 @@ async def _measure(config: RunConfig, progress: Progress) -> dict[str, Any]:
         )
         stack.callback(plain.shutdown)
         rounds = [
-            await _round(number, prompts[number], sampling, generator.generate, plain, adapter, begin)
+            await _round(number, prompts[number], sampling, generator.generate, plain, adapter, begin, neighbours)
             for number in range(NUM_ROUNDS + 1)
         ]
     return {
@@ -132,6 +136,7 @@ async def _round(
     plain: PlainVllm,
     adapter: AdapterVersion,
     begin: Callable[[str], None],
+    neighbours: int,
 ) -> _Round:
     async def worker_lora() -> float:
         return await _tokens_per_s(gather_or_cancel(generate(prompt, sampling) for prompt in prompts))
@@ -149,6 +154,10 @@ async def _round(
     for name, turn in turns:
         begin(f"measuring {name}, round {number} of {NUM_ROUNDS}" if number else f"warming up {name}")
         rates[name] = await turn()
+    if neighbours:
+        begin(f"measuring worker_lora beside {neighbours} busy loops, round {number} of {NUM_ROUNDS}")
+        with busy_neighbours(neighbours):
+            rates["worker_lora_beside"] = await worker_lora()
     return _Round(**rates)
 
 
@@ -163,7 +172,9 @@ def _figures(rounds: Sequence[_Round]) -> dict[str, float]:
     def median(value: Callable[[_Round], float]) -> float:
         return statistics.median(map(value, rounds))
 
+    beside = [1 / r.worker_lora_beside for r in rounds if r.worker_lora_beside is not None]
     return {
+        **neighbour_figures([1 / r.worker_lora for r in rounds], beside),
         "ratio_to_vllm": median(lambda r: r.worker_lora / r.vllm_lora),
         "ratio_lora_to_base": median(lambda r: r.vllm_lora / r.vllm_base),
         "worker_tokens_per_s": median(lambda r: r.worker_lora),

@@ -137,7 +137,8 @@ class Cluster:
         if self._config.ray_address is None:
             return {}
         assert self.placement is not None
-        return {"runtime_env": {"env_vars": actor_environment(self.placement.device)}}
+        defaults = actor_environment(self.placement.device)
+        return {"runtime_env": {"env_vars": {name: os.environ.get(name, value) for name, value in defaults.items()}}}
 
     async def start_rollout(self) -> RayGenerator:
         """Start all engines; returns when each can generate."""

@@ -23,6 +23,8 @@ ADDRESS = "RLVR_FORK_SERVER"
 
 _LOG_TAIL_CHARS = 1500
 _SOCKET, _LOG = "socket", "log"
+_LONGEST_PARENT = 70
+"""A socket's path may have 107 bytes."""
 
 
 class ForkedProcessEndedError(RuntimeError):
@@ -54,7 +56,10 @@ class ForkServerHandle:
 
 def start_fork_server(modules: Sequence[str], environment: Mapping[str, str]) -> ForkServerHandle:
     """Start a server that imports `modules`; returns at once. Who asks it meanwhile waits for the imports."""
-    folder = Path(tempfile.mkdtemp(prefix="rlvr-fork-"))  # for this user only, and so is what lies in it
+    parent = tempfile.gettempdir()
+    if len(parent) > _LONGEST_PARENT:
+        parent = "/tmp"
+    folder = Path(tempfile.mkdtemp(prefix="rlvr-fork-", dir=parent))  # for this user only, and so is what lies in it
     with socket.socket(socket.AF_UNIX) as listener, (folder / _LOG).open("wb") as log:
         listener.bind(str(folder / _SOCKET))
         listener.listen(128)

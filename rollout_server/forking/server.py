@@ -166,6 +166,7 @@ def _follow_order(connection: socket.socket) -> None:
 
 def _leave(exit_code: int) -> None:
     """End as an interpreter does, less the taking apart of all that was imported."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

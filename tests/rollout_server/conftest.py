@@ -131,7 +131,7 @@ async def served(reference: Reference, tmp_path_factory: pytest.TempPathFactory)
 
 async def running(worker: RolloutWorker, count: int) -> bool:
     """Whether at least so many requests are running."""
-    return (await worker.stats()).running_requests >= count
+    return worker._engine.load().running >= count
 
 
 @pytest.fixture

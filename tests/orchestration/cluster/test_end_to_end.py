@@ -73,6 +73,9 @@ def test_training_raises_the_reward(trained: Path) -> None:
     reward = [row["reward_mean"] for row in rows(trained)]
     assert mean(reward[-3:]) > mean(reward[:3]) + 0.1
     summary = json.loads((trained / "summary.json").read_text())
+    phases = {"command", "checks", "model", "ray", "reward_service", "engines", "learner", "evaluation", "first_step"}
+    assert summary["start_s"].keys() == phases | {"total"}
+    assert max(summary["start_s"].values()) == summary["start_s"]["total"]
     assert summary["status"] == "finished"
     strict = summary["accuracy"]["strict"]
     assert strict["after"] > strict["before"]
