@@ -7,7 +7,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help train test check setup lock
+.PHONY: help train test soak check setup lock
 MAKEFLAGS += --no-builtin-rules
 
 # The only place that names it; asked only where pip does not find torch's CPU build by its own configuration.
@@ -40,6 +40,11 @@ test: check ## lint, types and every test; ARGS go to pytest
 	run $(BIN)/python -m pytest -m "not cluster" $(ARGS); \
 	run $(BIN)/python -m pytest -m cluster --numprocesses 2 --dist loadfile $(ARGS); \
 	[[ $$ran ]] || { echo "ARGS='$(ARGS)' choose no test" >&2; exit 1; }
+
+SOAK_S ?= 600
+soak: setup ## ten minutes of load with items that hang, die and eat memory; by hand, never in CI. SOAK_S=3600 for more
+	@echo "make soak runs for $(SOAK_S) s and longer; it is started by hand only" >&2
+	$(BIN)/rlvr bench reward --soak $(SOAK_S) --json
 
 check: setup ## lint and types alone
 	$(BIN)/ruff check .
