@@ -15,24 +15,21 @@ import logging
 import multiprocessing
 import os
 import socket
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rollout_server.config import Device, RolloutConfig
+from rollout_server.counters import Counters, EngineLoad
 from rollout_server.engine_settings import engine_arguments, prepare_environment
 from rollout_server.errors import EngineDeadError, EngineStartError, FullTensorsError, GenerationError
+from rollout_server.forking.ends import describe_ends
 from rollout_server.forking.hosted import host
 from rollout_server.full_tensors import FULL_TENSORS_NAME
-from rollout_server.processes import describe_ends
 from rollout_server.types import AdapterVersion, Completion, EngineStep, FinishReason, Prompt, SamplingParams
 
 logger = logging.getLogger(__name__)
-
-_REMEMBERED_STEPS = 2000
 
 _SHUTDOWN_TIMEOUT_S = 15.0
 """What vLLM's processes get to end by themselves before they are killed."""
@@ -44,47 +41,6 @@ _LOOK_S = 0.001
 
 _EXTENSION = "rollout_server.vllm_extension.FullTensorsExtension"
 """By name, since only vLLM's processes need it, and its torch."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EngineLoad:
-    """What an engine is doing, as its scheduler last said."""
-
-    running: int
-    """Sequences in the batch."""
-    waiting: int
-    """Sequences in the queue."""
-    generated_tokens: int
-    """Completion tokens since the start."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """What an engine's steps added up to."""
-
-    load: EngineLoad = EngineLoad(running=0, waiting=0, generated_tokens=0)
-    steps: deque[EngineStep] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_STEPS))
-    tell: Callable[[tuple[EngineLoad, EngineStep | None]], None] | None = None
-    """Told of every step, for counters elsewhere that `follow`."""
-
-    def record(self, scheduler_stats: Any, iteration_stats: Any) -> None:
-        """Take over what vLLM reports once per engine step; either part may be None."""
-        load, step = self.load, None
-        if scheduler_stats is not None:
-            load = replace(load, running=scheduler_stats.num_running_reqs, waiting=scheduler_stats.num_waiting_reqs)
-        if iteration_stats is not None:
-            load = replace(load, generated_tokens=load.generated_tokens + iteration_stats.num_generation_tokens)
-            gaps_s = tuple(iteration_stats.inter_token_latencies_iter)
-            step = EngineStep(at=time.monotonic(), token_gaps_s=gaps_s)
-        self.follow((load, step))
-        if self.tell is not None:
-            self.tell((load, step))
-
-    def follow(self, news: tuple[EngineLoad, EngineStep | None]) -> None:
-        """Take over what other counters tell."""
-        self.load = news[0]
-        if news[1] is not None:
-            self.steps.append(news[1])
 
 
 @dataclass(slots=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from rollout_server.config import Device, RolloutConfig
-from rollout_server.engine import Counters, EngineLoad, start_timed_out
+from rollout_server.counters import Counters, EngineLoad
+from rollout_server.engine import start_timed_out
 from rollout_server.engine_settings import import_environment
 from rollout_server.errors import EngineDeadError, EngineStartError
 from rollout_server.forking.client import ADDRESS, ForkedProcess, ForkedProcessEndedError, ForkServerHandle

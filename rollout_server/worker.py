@@ -22,7 +22,8 @@ from typing import Protocol
 
 from rollout_server.adapters import AdapterStore, AdapterTable, PlacedAdapter
 from rollout_server.config import Device, RolloutConfig
-from rollout_server.engine import EngineLoad, VllmEngine
+from rollout_server.counters import EngineLoad
+from rollout_server.engine import VllmEngine
 from rollout_server.errors import EngineSpoiledError, RolloutError, RolloutTimeoutError
 from rollout_server.full_tensors import as_served, full_tensor_names
 from rollout_server.hosted_engine import HostedEngine

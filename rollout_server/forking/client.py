@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout_server.forking.channel import ENDED, NEWS, READY, Order, packed, read_message, send_order
+from rollout_server.forking.ends import describe_exit
 
 ADDRESS = "RLVR_FORK_SERVER"
 """Where a fork server listens that a process above this one has started, with the same environment."""
@@ -140,7 +140,7 @@ class ForkedProcess:
                 if number == NEWS:
                     self._on_news(value)
                 elif number == ENDED:
-                    self._ended = describe_end(value)
+                    self._ended = f"it {describe_exit(value)}"
                 elif (future := self._waiting.get(number)) is not None and not future.done():
                     future.set_result(value) if well else future.set_exception(value)
         except EOFError:
@@ -148,13 +148,6 @@ class ForkedProcess:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(ForkedProcessEndedError(self._ended or "it ended"))
-
-
-def describe_end(exit_code: int) -> str:
-    """An exit code in words."""
-    if exit_code >= 0:
-        return f"it ended with exit code {exit_code}; its traceback is in the log above"
-    return f"it was killed by {signal.Signals(-exit_code).name}"
 
 
 def _log_tail(address: str) -> str:

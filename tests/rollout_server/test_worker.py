@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from rollout_server.engine import EngineLoad
+from rollout_server.counters import EngineLoad
 from rollout_server.errors import (
     AdapterMismatchError,
     EngineDeadError,

@@ -1,4 +1,4 @@
-"""How an engine's processes ended, in words."""
+"""How processes ended, in words."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ def describe_ends(processes: Sequence[Any], wait_s: float = 2.0) -> str:
     deadline = time.monotonic() + wait_s
     while all(process.is_alive() for process in processes) and time.monotonic() < deadline:
         time.sleep(0.05)
-    ended = [f"process {p.name} (pid {p.pid}) {_describe_exit(p.exitcode)}" for p in processes if not p.is_alive()]
+    ended = [f"process {p.name} (pid {p.pid}) {describe_exit(p.exitcode)}" for p in processes if not p.is_alive()]
     return "; ".join(ended) or "its processes are there but do not answer; see the log above"
 
 
-def _describe_exit(exit_code: int | None) -> str:
+def describe_exit(exit_code: int | None) -> str:
+    """An exit code as a predicate, with what to do."""
     if exit_code is None or exit_code >= 0:
         return f"ended with exit code {exit_code}; its traceback is in the log above"
     name = signal.Signals(-exit_code).name

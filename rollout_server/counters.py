@@ -1,0 +1,54 @@
+"""What an engine is doing, and what its steps added up to."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rollout_server.types import EngineStep
+
+_REMEMBERED_STEPS = 2000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineLoad:
+    """What an engine is doing, as its scheduler last said."""
+
+    running: int
+    """Sequences in the batch."""
+    waiting: int
+    """Sequences in the queue."""
+    generated_tokens: int
+    """Completion tokens since the start."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What an engine's steps added up to."""
+
+    load: EngineLoad = EngineLoad(running=0, waiting=0, generated_tokens=0)
+    steps: deque[EngineStep] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_STEPS))
+    tell: Callable[[tuple[EngineLoad, EngineStep | None]], None] | None = None
+    """Told of every step, for counters elsewhere that `follow`."""
+
+    def record(self, scheduler_stats: Any, iteration_stats: Any) -> None:
+        """Take over what vLLM reports once per engine step; either part may be None."""
+        load, step = self.load, None
+        if scheduler_stats is not None:
+            load = replace(load, running=scheduler_stats.num_running_reqs, waiting=scheduler_stats.num_waiting_reqs)
+        if iteration_stats is not None:
+            load = replace(load, generated_tokens=load.generated_tokens + iteration_stats.num_generation_tokens)
+            gaps_s = tuple(iteration_stats.inter_token_latencies_iter)
+            step = EngineStep(at=time.monotonic(), token_gaps_s=gaps_s)
+        self.follow((load, step))
+        if self.tell is not None:
+            self.tell((load, step))
+
+    def follow(self, news: tuple[EngineLoad, EngineStep | None]) -> None:
+        """Take over what other counters tell."""
+        self.load = news[0]
+        if news[1] is not None:
+            self.steps.append(news[1])
