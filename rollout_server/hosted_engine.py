@@ -36,8 +36,11 @@ _MODULES = (
 _own_server: ForkServerHandle | None = None
 
 
-def start_fork_server() -> str:
+def start_fork_server(further: Sequence[str] = ()) -> str:
     """Have vLLM imported, now, for the engines that this process and those below it will start on CPUs.
+
+    Args:
+        further: modules for other processes that are to be forked from the same server.
 
     Returns at once, with the server's address. One that is there already, of this process or one above it, is used.
     """
@@ -45,8 +48,8 @@ def start_fork_server() -> str:
     if (address := os.environ.get(ADDRESS)) is not None and Path(address).exists():
         return address
     if _own_server is None or not _own_server.running:
-        environment = {"OPENBLAS_NUM_THREADS": "1", **import_environment("cpu"), **os.environ}
-        _own_server = start_server(_MODULES, environment)
+        environment = {"OPENBLAS_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **import_environment("cpu"), **os.environ}
+        _own_server = start_server((*_MODULES, *further), environment)
         atexit.register(_own_server.stop)
         os.environ[ADDRESS] = _own_server.address
     return _own_server.address

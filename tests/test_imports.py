@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 # room → its modules that other rooms may import
 DOORS = {
-    "rollout_server": ("types", "config", "errors", "worker", "balancing"),
+    "rollout_server": ("types", "config", "errors", "worker", "balancing", "forking"),
     "learner": ("types", "config", "errors", "worker", "checkpoint"),
     "reward_service": ("types", "settings", "errors", "commands", "child", "keys", "clients"),
     "orchestration": (),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from learner.config import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
+from orchestration.cluster.hosted_rank import HostedRank, fork_server_here
 from orchestration.models.here import model_here
 from orchestration.settings.config import RunConfig
 from rollout_server.types import (
@@ -86,7 +87,7 @@ class LearnerActor:
     def __init__(self, name: str, gauges: Gauges, node_ip: Callable[[], str]) -> None:
         self._name, self._node_ip = name, node_ip
         self._gauges = gauges(name)
-        self._rank: LearnerRank | None = None
+        self._rank: LearnerRank | HostedRank | None = None
 
     def __repr__(self) -> str:
         return self._name
@@ -98,10 +99,13 @@ class LearnerActor:
             return self._node_ip(), int(probe.getsockname()[1])
 
     def start(self, config: RunConfig, settings: Mapping[str, Any]) -> str:
-        from learner.worker import LearnerRank  # loads torch and deepspeed: only in this process
-
         model = model_here(config, device=settings["device"], served=False)
-        self._rank = LearnerRank(model_path=str(model), **settings)
+        if settings["device"] == "cpu" and (address := fork_server_here()) is not None:
+            self._rank = HostedRank(address, model_path=str(model), **settings)
+        else:
+            from learner.worker import LearnerRank  # loads torch and deepspeed: only in this process
+
+            self._rank = LearnerRank(model_path=str(model), **settings)
         self._rank.start()
         return whereabouts()
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from learner.errors import LearnerError
 from orchestration.cluster.deployment import WatchedScorer, actor_client, reward_client
+from orchestration.cluster.hosted_rank import LEARNER_MODULES
 from orchestration.concurrency import unless_set
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
@@ -177,9 +178,10 @@ async def _start_rooms(
 
 
 def import_ahead(config: RunConfig) -> None:
-    """Have vLLM imported from now on, while everything else is made ready, where its engines will be forked here."""
+    """Have what engines and ranks import imported from now on, while everything else is made ready, where they will be
+    forked here."""
     if config.ray_address is None and not collect().gpus:
-        start_fork_server()
+        start_fork_server(LEARNER_MODULES if config.max_steps else ())
 
 
 async def _timed(start: StartClock, phase: str, work: Awaitable[Result]) -> Result:

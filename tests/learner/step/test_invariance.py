@@ -19,6 +19,8 @@ from learner.types import ScoredGroup
 from tests.learner.helpers import random_groups
 from tests.learner.policy.test_policy import CPU, make_policy, trained
 
+MAX_COMPLETION_LENGTH = 16
+
 LOSSES: dict[str, dict[str, object]] = {
     **{name: {"loss_type": name} for name in ("grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo")},
     "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence"},
@@ -55,15 +57,14 @@ def gradient(policy: Policy, groups: tuple[ScoredGroup, ...], config: LearnerCon
             threshold = step_entropy_threshold(entropies, config.loss.top_entropy_quantile)
         for batch in batches if config.loss.beta > 0 else []:
             batch.ref_logprobs_BT, _ = tree_logprobs(policy, batch.inputs, temperature=1.0, use_adapter=False)
+    loss = loss_of_step(config.loss, max_completion_length=MAX_COMPLETION_LENGTH)
     policy.zero_grad()
     for batch in batches:
         # Old log-probs that are not the current ones: ratios differ from 1, and some are clipped.
         with torch.no_grad():
             logprobs_BT, _ = tree_logprobs(policy, batch.inputs, temperature=1.0)
         batch.old_logprobs_BT = logprobs_BT + 0.3 * torch.sin(7 * logprobs_BT)
-        run_pass(
-            policy, batch, plan, loss_of_step(config), temperature=1.0, entropy_threshold=threshold
-        ).loss.backward()
+        run_pass(policy, batch, plan, loss, temperature=1.0, entropy_threshold=threshold).loss.backward()
     return torch.cat([parameter.grad.flatten() for _, parameter in trained(policy)])  # type: ignore[union-attr]
 
 

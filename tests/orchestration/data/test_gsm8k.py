@@ -74,7 +74,7 @@ def test_too_few_problems_for_the_shots(tmp_path: Path) -> None:
         train_file=write(tmp_path, "train.jsonl", *numbered(8)),
         eval_file=write(tmp_path, "test.jsonl", *numbered(3, start=100)),
     )
-    with pytest.raises(DataError, match=r"no training problems are left; lower data\.num_shots"):
+    with pytest.raises(DataError, match=r"no training problems are left; lower data\.num_eval and data\.num_shots"):
         config.load()
 
 

@@ -142,7 +142,7 @@ async def test_a_held_up_worker_is_left_the_spare_time_and_then_replaced() -> No
         work = asyncio.create_task(score(pool, ["slow", "slow"], "hangs"))
         await until_async(lambda: pool.num_workers == 2)  # another took its place
         [held_up] = pool._jobs
-        assert os.getpriority(os.PRIO_PROCESS, held_up.pid) > os.getpriority(os.PRIO_PROCESS, 0)
+        await until_async(lambda: os.getpriority(os.PRIO_PROCESS, held_up.pid) > os.getpriority(os.PRIO_PROCESS, 0))
         assert [item.scores for item in await work] == [[1.0]] * 2
         await until_async(lambda: pool.num_workers == 1)
         assert held_up not in pool._workers

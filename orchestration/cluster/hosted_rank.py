@@ -1,0 +1,99 @@
+"""A learner rank in a process forked from the one that has imported everything: how ranks run on CPUs.
+
+A rank's own imports, torch and DeepSpeed, take as long as vLLM's; the fork server that engines are forked from has them
+already, and had them before Ray was up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from learner.errors import LearnerError
+from learner.types import ScoredGroup, UpdateMetrics
+from rollout_server.forking.client import ADDRESS, ForkedProcess, ForkedProcessEndedError
+from rollout_server.types import AdapterPayload
+
+LEARNER_MODULES = ("learner.worker",)
+"""What the fork server imports for ranks, beside what engines need."""
+
+Result = TypeVar("Result")
+
+
+def fork_server_here() -> str | None:
+    """Where the fork server of this node listens; None when none was started above this process."""
+    address = os.environ.get(ADDRESS)
+    return address if address is not None and os.path.exists(address) else None
+
+
+class HostedRank:
+    """`learner.worker.LearnerRank` in a process of its own, with the same methods and errors; calls block.
+
+    Args:
+        address: of the fork server.
+        settings: the arguments of `LearnerRank`.
+    """
+
+    def __init__(self, address: str, **settings: Any) -> None:
+        self._settings = settings
+        self._process = ForkedProcess(address, lambda news: None)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="hosted-rank", daemon=True).start()
+
+    def start(self) -> None:
+        """Fork the process, and load the model there."""
+        self._wait(self._process.start("orchestration.cluster.hosted_rank:host_rank", self._settings))
+
+    def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int) -> UpdateMetrics:
+        return self._call("update", groups, max_staleness)  # type: ignore[no-any-return]
+
+    def export_adapter(self) -> AdapterPayload:
+        return self._call("export_adapter")  # type: ignore[no-any-return]
+
+    def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
+        self._call("save_checkpoint", folder, files)
+
+    def load_checkpoint(self, folder: str) -> int:
+        return self._call("load_checkpoint", folder)  # type: ignore[no-any-return]
+
+    def shutdown(self) -> None:
+        """End the process."""
+        self._wait(self._process.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return self._wait(self._process.call(method, *arguments))
+
+    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        except ForkedProcessEndedError as error:
+            raise LearnerError(
+                f"the learner's process died: {error}; one that the system kills usually had too little memory"
+            ) from error
+
+
+class _Rank:
+    """A rank as the connection calls it: by position."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        from learner.worker import LearnerRank  # imported by the server already
+
+        self._rank = LearnerRank(**settings)
+        self._rank.start()
+        self.export_adapter, self.shutdown = self._rank.export_adapter, self._rank.shutdown
+        self.save_checkpoint, self.load_checkpoint = self._rank.save_checkpoint, self._rank.load_checkpoint
+
+    def update(self, groups: Sequence[ScoredGroup], max_staleness: int) -> UpdateMetrics:
+        return self._rank.update(groups, max_staleness=max_staleness)
+
+
+def host_rank(connection: socket.socket, settings: Mapping[str, Any]) -> None:
+    """In the forked process: make the rank, and answer calls until the actor leaves."""
+    from rollout_server.forking.hosted import host
+
+    host(connection, lambda tell: _Rank(settings))
