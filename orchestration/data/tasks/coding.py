@@ -8,9 +8,8 @@ from typing import ClassVar, NamedTuple
 
 from pydantic import Field
 
-from orchestration.data.problems import Problems, split
-from orchestration.data.task import Judges, PromptLayout, Task, register
-from orchestration.errors import DataError
+from orchestration.data.generated import GeneratedTask
+from orchestration.data.task import Judges, PromptLayout, register
 from orchestration.types import Problem
 from reward_service.types import RewardSpec
 
@@ -39,31 +38,17 @@ _NUMBERS = range(2, 40)
 
 
 @register
-class Code(Task):
+class Code(GeneratedTask):
     """Functions of one line, with unit tests as calls and their values."""
 
     name: ClassVar[str] = "code"
 
     num_train: int = Field(150, ge=1, description="Training problems.")
-    num_eval: int = Field(20, ge=1, description="Held-out problems.")
     num_shots: int = Field(1, ge=0, le=8, description="Worked examples in front of the question.")
-    seed: int = Field(0, ge=0, description="Seed of the order and of the tests' arguments.")
 
-    def load(self) -> Problems:
-        needed = self.num_train + self.num_eval + self.num_shots
-        problems = [self._problem(form, k) for form in _FORMS for k in _NUMBERS]
-        if needed > len(problems):
-            raise DataError(
-                f"there are {len(problems)} such problems, and {needed} are asked for; lower data.num_train"
-            )
-        return split(
-            problems,
-            None,
-            num_eval=self.num_eval,
-            num_shots=self.num_shots,
-            num_train=self.num_train,
-            shuffle=f"code/{self.seed}",
-        )
+    def make(self, count: int) -> list[Problem]:
+        del count  # there are few enough to make all
+        return [self._problem(form, k) for form in _FORMS for k in _NUMBERS]
 
     def layout(self) -> PromptLayout:
         return PromptLayout(instruction=_INSTRUCTION)

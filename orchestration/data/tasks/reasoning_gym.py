@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from orchestration.data.problems import Problems, split
-from orchestration.data.task import Judges, PromptLayout, Task, register
-from orchestration.errors import ConfigError, DataError
+from orchestration.data.generated import GeneratedTask
+from orchestration.data.task import Judges, PromptLayout, register
+from orchestration.errors import ConfigError
 from orchestration.extras import require
 from orchestration.types import Problem
 from reward_service.types import RewardSpec
@@ -19,7 +19,7 @@ _REWARD = RewardSpec(name="reasoning_gym", params={"answer_in": "tags"})
 
 
 @register
-class ReasoningGym(Task):
+class ReasoningGym(GeneratedTask):
     """Any data set of reasoning-gym by its name; the package itself makes the problems and verifies the answers."""
 
     name: ClassVar[str] = "reasoning_gym"
@@ -28,26 +28,9 @@ class ReasoningGym(Task):
     config: dict[str, Any] = Field(default_factory=dict, description="Its own settings, such as {min_digits: 1}.")
     num_train: int = Field(1000, ge=1, description="Training problems.")
     num_eval: int = Field(100, ge=1, description="Held-out problems.")
-    num_shots: int = Field(0, ge=0, le=16, description="Worked examples in front of the question: bare answers.")
-    seed: int = Field(0, ge=0, description="Seed of the generator.")
 
-    def load(self) -> Problems:
-        needed = self.num_train + self.num_eval + self.num_shots
-        problems = [self._problem(index, entry) for index, entry in enumerate(self._entries(needed))]
-        found = split(
-            problems,
-            None,
-            num_eval=self.num_eval,
-            num_shots=self.num_shots,
-            num_train=self.num_train,
-            shuffle=f"reasoning_gym/{self.seed}",
-        )
-        if len(found.eval) < self.num_eval:
-            raise DataError(
-                f"data.dataset={self.dataset!r} has only {len(found.eval)} different problems; lower data.num_eval or "
-                f"change data.config"
-            )
-        return found
+    def make(self, count: int) -> list[Problem]:
+        return [self._problem(index, entry) for index, entry in enumerate(self._entries(count))]
 
     def layout(self) -> PromptLayout:
         return PromptLayout(instruction=_INSTRUCTION)

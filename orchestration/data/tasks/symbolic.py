@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from pydantic import Field
-
-from orchestration.data.problems import Problems, answer_line, split
-from orchestration.data.task import Judges, PromptLayout, Task, register
-from orchestration.errors import DataError
+from orchestration.data.generated import GeneratedTask
+from orchestration.data.problems import answer_line
+from orchestration.data.task import Judges, PromptLayout, register
 from orchestration.types import Problem
 from reward_service.types import ANSWER_PREFIX, RewardSpec
 
@@ -17,36 +15,22 @@ _LARGEST = 9
 
 
 @register
-class Symbolic(Task):
+class Symbolic(GeneratedTask):
     """Expand a product of two linear factors; any expression that equals it is right."""
 
     name: ClassVar[str] = "symbolic"
 
-    num_train: int = Field(100, ge=1, description="Training problems.")
-    num_eval: int = Field(20, ge=1, description="Held-out problems.")
-    num_shots: int = Field(0, ge=0, le=8, description="Worked examples in front of the question.")
-    seed: int = Field(0, ge=0, description="Seed of the order.")
-
-    def load(self) -> Problems:
-        pairs = [(a, b) for a in range(1, _LARGEST + 1) for b in range(-_LARGEST, _LARGEST + 1) if b]
-        needed = self.num_train + self.num_eval + self.num_shots
-        if needed > len(pairs):
-            raise DataError(f"there are {len(pairs)} such problems, and {needed} are asked for; lower data.num_train")
-        return split(
-            [_problem(a, b) for a, b in pairs],
-            None,
-            num_eval=self.num_eval,
-            num_shots=self.num_shots,
-            num_train=self.num_train,
-            shuffle=f"symbolic/{self.seed}",
-        )
+    def make(self, count: int) -> list[Problem]:
+        del count  # there are few enough to make all
+        return [_problem(a, b) for a in range(1, _LARGEST + 1) for b in range(-_LARGEST, _LARGEST + 1) if b]
 
     def layout(self) -> PromptLayout:
         return PromptLayout(instruction=f"Work it out. End with {ANSWER_PREFIX} and the expression.")
 
     def rewards(self) -> tuple[RewardSpec, ...]:
-        # A part of it for saying anything at all of the right form, so that groups of a beginner are not all alike.
-        return _REWARD, RewardSpec(name="gsm8k_format", weight=0.1), RewardSpec(name="repetition", weight=0.1)
+        # A part of it for an answer line at all, so that the groups of a beginner are not all alike.
+        line = {"pattern": rf"^{ANSWER_PREFIX} \S", "multiline": True}
+        return _REWARD, RewardSpec(name="regex", weight=0.1, params=line), RewardSpec(name="repetition", weight=0.1)
 
     def judges(self) -> Judges:
         return Judges(strict=_REWARD)

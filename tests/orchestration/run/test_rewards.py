@@ -117,6 +117,8 @@ def test_the_table_of_all_tasks_and_all_rewards_that_fit(tmp_path: Path, capsys:
         own = {spec.name for spec in config.rewards}
         assert own <= fits.keys(), task
         assert all(fits[name].score is not None for name in own), (task, fits)
+        for name, judge in config.judges.items():  # a task's own worked solution is right
+            assert score_one([judge], item).rewards[judge.name].score == 1.0, (task, name)
         rows.append((task, fits))
     with capsys.disabled():
         print()
