@@ -58,7 +58,12 @@ SLIME_REQUEST_EXAMPLE: dict[str, Any] = {
 }
 
 Weight = Annotated[float, Meta(ge=-1e6, le=1e6, description="Its weight in the total.")]
-PolicyVersion = Annotated[int, Meta(ge=0, le=2**63 - 1, description="The adapter version that wrote the completions.")]
+_VERSION = "The adapter version that wrote the completions."
+# JSON knows no integers: to a JSON schema, and to some clients' encoders, 12.0 is one.
+PolicyVersion = (
+    Annotated[int, Meta(ge=0, le=2**63 - 1, description=_VERSION)]
+    | Annotated[float, Meta(ge=0, le=2.0**63 - 1024, multiple_of=1, description=_VERSION)]
+)
 
 
 class RewardRequest(Struct, frozen=True, forbid_unknown_fields=True):

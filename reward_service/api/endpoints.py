@@ -52,7 +52,8 @@ async def score(request: Request) -> Response:
     async with _answering(request, "/v1/score") as (caller, raw):
         body = parse(raw, ScoreRequest)
         specs = tuple(RewardSpec(name=r.name, weight=r.weight, params=r.params) for r in body.rewards)
-        scored = await service.score(caller, specs, body.items, run_id=body.run_id, policy_version=body.policy_version)
+        version = None if body.policy_version is None else int(body.policy_version)
+        scored = await service.score(caller, specs, body.items, run_id=body.run_id, policy_version=version)
         return _json(service.encode(scored))
 
 

@@ -59,7 +59,8 @@ def error_of(response: httpx.Response) -> str:
     return msgspec.json.decode(response.content, type=ErrorBody).error
 
 
-async def test_the_documented_example(client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("version", [12, 12.0])
+async def test_the_documented_example(client: httpx.AsyncClient, version: float) -> None:
     body = {
         "rewards": [{"name": "gsm8k_format"}, {"name": "gsm8k_correctness", "weight": 1.0, "params": {}}],
         "items": [
@@ -73,7 +74,7 @@ async def test_the_documented_example(client: httpx.AsyncClient) -> None:
             }
         ],
         "run_id": "optional",
-        "policy_version": 12,
+        "policy_version": version,  # JSON knows no integers: 12.0 is one
     }
     response = await client.post("/v1/score", json=body)
     assert response.status_code == 200
@@ -168,6 +169,7 @@ async def test_a_reward_that_fails_costs_only_its_own_score(bad: str) -> None:
         ({"rewards": PAIR, "items": [item(id=7)]}, "invalid_request"),
         ({"rewards": PAIR, "items": [item(refrence={})]}, "invalid_request"),
         ({"rewards": PAIR, "items": [], "policy_version": -1}, "invalid_request"),
+        ({"rewards": PAIR, "items": [], "policy_version": 1.5}, "invalid_request"),
         ({"rewards": [PAIR[0], PAIR[0]], "items": []}, "contradiction"),
         (b'{"rewards": [{"name": "gsm8k_format", "weight": NaN}], "items": []}', "invalid_request"),
         ({"rewards": [{"name": "gsm8k_format", "weight": 1e300}], "items": []}, "invalid_request"),
