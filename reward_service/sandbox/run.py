@@ -90,15 +90,13 @@ def run_tests(
 
 
 def _outcomes(process: subprocess.Popen[bytes], settings: SandboxSettings) -> Iterator[TestOutcome]:
-    messages = _messages(process, max_bytes=16 * settings.output_kb * 1024 + 65536, until=time.monotonic() + START_S)
+    # One reader for all: what was said in the same breath as "ready" would be lost with the buffer of another.
+    time_limit = _TimeLimit(START_S)
+    messages = _messages(process, max_bytes=16 * settings.output_kb * 1024 + 65536, time_limit=time_limit)
     kind, *rest = next(messages, ["nothing"])
     if kind != "ready":
         raise SandboxUnavailableError(str(rest[0]) if kind == "fault" else _fault(process))
-    messages = _messages(
-        process,
-        max_bytes=16 * settings.output_kb * 1024 + 65536,
-        until=time.monotonic() + settings.total_s + GRACE_S,
-    )
+    time_limit.set(settings.total_s + GRACE_S)
     for kind, *rest in messages:
         if kind == "test":
             yield TestOutcome(**rest[1])
@@ -112,7 +110,21 @@ def _outcomes(process: subprocess.Popen[bytes], settings: SandboxSettings) -> It
     yield TestOutcome(broken="sandbox_ended")
 
 
-def _messages(process: subprocess.Popen[bytes], *, max_bytes: int, until: float) -> Iterator[Any]:
+class _TimeLimit:
+    """A moment that may be moved while somebody waits for it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.set(seconds)
+
+    def set(self, seconds: float) -> None:
+        """So many seconds from now."""
+        self._until = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self._until - time.monotonic()
+
+
+def _messages(process: subprocess.Popen[bytes], *, max_bytes: int, time_limit: _TimeLimit) -> Iterator[Any]:
     """The lines a sandbox says, until it ends or the time is over."""
     assert process.stdout is not None
     fd = process.stdout.fileno()
@@ -129,7 +141,7 @@ def _messages(process: subprocess.Popen[bytes], *, max_bytes: int, until: float)
                 except (ValueError, RecursionError):
                     return
                 continue
-            left = until - time.monotonic()
+            left = time_limit.left()
             if left <= 0 or len(buffer) > max_bytes or not selector.select(left):
                 return
             data = os.read(fd, _READ_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from pathlib import Path
@@ -21,7 +23,7 @@ from reward_service.sandbox.bubblewrap import arguments
 from reward_service.sandbox.inside import seccomp
 from reward_service.sandbox.layout import outermost
 from reward_service.sandbox.probe import resolve
-from reward_service.sandbox.run import SandboxUnavailableError, TestOutcome, run_tests
+from reward_service.sandbox.run import SandboxUnavailableError, TestOutcome, _outcomes, run_tests
 from reward_service.sandbox.settings import SandboxSettings
 from tests.waiting import until
 
@@ -663,3 +665,17 @@ def test_the_filter_is_for_known_machines_only() -> None:
         assert code is not None
         assert len(code) % 8 == 0
         assert len(code) // 8 < 256  # jumps are of one byte
+
+
+def test_what_is_said_in_the_same_breath_as_ready_is_heard() -> None:
+    """A busy machine reads late, and then everything at once."""
+    said = ["ready"], ["test", 0, {"broken": "timeout"}], ["end"]
+    script = "import sys; sys.stdout.write(sys.argv[1]); sys.stdout.flush(); sys.stdin.read()"
+    lines = "".join(f"{json.dumps(line)}\n" for line in said)
+    command = [sys.executable, "-c", script, lines]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as sandbox:
+        assert sandbox.stdout is not None
+        unread = sandbox.stdout.fileno()
+        until(lambda: int.from_bytes(fcntl.ioctl(unread, termios.FIONREAD, bytes(4)), sys.byteorder) == len(lines))
+        assert [outcome.broken for outcome in _outcomes(sandbox, SandboxSettings())] == ["timeout"]
+        sandbox.kill()
