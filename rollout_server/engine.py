@@ -39,6 +39,8 @@ _PREFIX_CACHE_POLL_S = 0.01
 _LOOK_S = 0.001
 """For how long a process of vLLM's looks for a message in a loop before it goes to sleep until one comes."""
 
+_LONGEST_SLEEP_MS = 5
+
 _EXTENSION = "rollout_server.vllm_extension.FullTensorsExtension"
 """By name, since only vLLM's processes need it, and its torch."""
 
@@ -266,10 +268,20 @@ def host_engine(connection: socket.socket, model_path: str, config: RolloutConfi
 
 def _wait_asleep() -> None:
     """Have vLLM's processes wait for each other's messages asleep. They look for them in a loop for a second before:
-    on a machine of few cores, the scheduler takes the time of the worker that it waits for."""
+    on a machine of few cores, the scheduler takes the time of the worker that it waits for.
+
+    Nobody sleeps long, as a writer's call to wake up may be lost: its socket drops what comes before the call before it
+    has left. vLLM's own second of looking hides that; a reader that slept until it is called would sleep for ever.
+    """
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
+    wait = SpinCondition.wait
+
+    def wait_a_little(self: Any, timeout_ms: int | None = None) -> None:
+        wait(self, _LONGEST_SLEEP_MS if timeout_ms is None else min(timeout_ms, _LONGEST_SLEEP_MS))
+
     SpinCondition.__init__ = functools.partialmethod(SpinCondition.__init__, busy_loop_s=_LOOK_S)
+    SpinCondition.wait = wait_a_little
 
 
 def lora_request(version: AdapterVersion) -> Any:

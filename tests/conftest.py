@@ -1,4 +1,4 @@
-"""What all tests share: nothing leaves the machine, and the order of tests."""
+"""What all tests share: nothing leaves the machine, and quick tests go first."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ os.environ.update(
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests go last; but where files are spread over processes, those with clusters go first, or one process would
-    be busy with them when all others have ended."""
-    if not hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
-        return
-    with_clusters = {item.path for item in items if item.get_closest_marker("cluster") is not None}
-    items.sort(key=lambda item: item.path not in with_clusters)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests go last."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
