@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import itertools
 import json
@@ -14,9 +16,10 @@ import pytest
 import pytest_asyncio
 
 from rollout_server.config import RolloutConfig
-from rollout_server.types import AdapterPayload, AdapterProbe
+from rollout_server.types import AdapterPayload, AdapterProbe, Completion, Prompt, SamplingParams
 from rollout_server.worker import RolloutWorker
 from tests.models import word_model
+from tests.waiting import POLL_S, until_async
 
 PROBE_TOKENS = tuple(5 + (7 * i) % 300 for i in range(24))
 TOLERANCE = 2e-4  # float32 on both sides
@@ -127,6 +130,28 @@ async def served(reference: Reference, tmp_path_factory: pytest.TempPathFactory)
     yield Served(worker, config, adapter_dir / "rlvr-test", metrics, itertools.count(1).__next__)
     await worker.shutdown()
     assert list(adapter_dir.iterdir()) == []
+
+
+@contextlib.asynccontextmanager
+async def kept_busy(
+    worker: RolloutWorker, prompt: Prompt, sampling: SamplingParams, num_running: int
+) -> AsyncIterator[list[asyncio.Task[list[Completion]]]]:
+    """At least `num_running` sequences run inside, however fast the machine is; yields the groups begun so far."""
+    groups: list[asyncio.Task[list[Completion]]] = []
+
+    async def refill() -> None:
+        while True:
+            if not await running(worker, num_running) and sum(not group.done() for group in groups) < num_running:
+                groups.append(asyncio.create_task(worker.generate(prompt, sampling)))
+            await asyncio.sleep(POLL_S)
+
+    refilling = asyncio.create_task(refill())
+    try:
+        await until_async(lambda: running(worker, num_running))
+        yield groups
+    finally:
+        refilling.cancel()
+        await asyncio.gather(*groups)
 
 
 async def running(worker: RolloutWorker, count: int) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from rollout_server.errors import AdapterMismatchError, RolloutTimeoutError, StaleAdapterError
 from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
-from tests.rollout_server.conftest import running
+from tests.rollout_server.conftest import kept_busy
 from tests.waiting import until_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
@@ -94,18 +94,17 @@ async def test_publishing_in_the_middle_of_generation(served, reference):
     old, new = served.next_version(), served.next_version()
     await served.worker.publish(reference.payload(old))
     payload = reference.payload(new, previous=old)
-    old_groups = [asyncio.create_task(served.worker.generate(PROMPT, LONG)) for _ in range(2)]
-    await until_async(lambda: running(served.worker, 8))
-    await served.worker.publish(payload)
-    assert not any(group.done() for group in old_groups)
-    new_groups = [asyncio.create_task(served.worker.generate(PROMPT, LONG)) for _ in range(2)]
-    await until_async(lambda: running(served.worker, 9))
-    assert not all(group.done() for group in old_groups)
-    for groups, version in ((old_groups, old), (new_groups, new)):
-        for group in await asyncio.gather(*groups):
-            assert len(group) == 4
-            assert {completion.adapter_version for completion in group} == {version}
-            assert_sampled_from(reference, group[0], PROMPT, 1.0)
+    async with kept_busy(served.worker, PROMPT, LONG, 8) as groups:
+        await served.worker.publish(payload)
+        under_way = [group for group in groups if not group.done()]
+        after = await served.worker.generate(PROMPT, LONG)
+    assert {completion.adapter_version for completion in after} == {new}
+    for group in groups:
+        assert len(group.result()) == 4
+        assert {completion.adapter_version for completion in group.result()} in ({old}, {new})
+    (still_old, *_) = [group.result() for group in under_way if group.result()[0].adapter_version == old]
+    assert_sampled_from(reference, still_old[0], PROMPT, 1.0)
+    assert_sampled_from(reference, after[0], PROMPT, 1.0)
 
 
 async def test_a_tampered_adapter_is_refused_and_the_current_version_stays(served, reference):
@@ -149,6 +148,15 @@ async def test_the_base_is_served_unchanged_beside_adapters(served, reference):
 async def test_publishing_waits_for_a_place_and_says_who_holds_it(served, reference, monkeypatch):
     versions = [served.next_version() for _ in range(3)]
     await served.worker.publish(reference.payload(versions[0]))
+    engine, released = type(served.worker._engine), asyncio.Event()
+    generate = engine.generate
+
+    async def generate_and_hold(*arguments):
+        completions = await generate(*arguments)
+        await released.wait()
+        return completions
+
+    monkeypatch.setattr(engine, "generate", generate_and_hold)
     first = asyncio.create_task(served.worker.generate(PROMPT, LONG))
     await asyncio.sleep(0)
     await served.worker.publish(reference.payload(versions[1]))
@@ -159,7 +167,10 @@ async def test_publishing_waits_for_a_place_and_says_who_holds_it(served, refere
     with pytest.raises(RolloutTimeoutError, match=rf"v{versions[0]}: 1, v{versions[1]}: 1"):
         await served.worker.publish(payload)
     monkeypatch.setattr(served.worker, "_config", served.config)
-    report = await served.worker.publish(payload)
+    publishing = asyncio.create_task(served.worker.publish(payload))
+    await asyncio.sleep(0)
+    released.set()
+    report = await publishing
     assert first.done()
     assert report.version.number == versions[2]
     await second

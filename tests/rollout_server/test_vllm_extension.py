@@ -12,12 +12,11 @@ import pytest_asyncio
 from safetensors.torch import load, save
 
 from rollout_server.errors import FullTensorsError
-from rollout_server.types import AdapterPayload, Prompt, SamplingParams
+from rollout_server.types import AdapterPayload, Completion, Prompt, SamplingParams
 from rollout_server.worker import RolloutWorker
 from tests.models import word_model
-from tests.rollout_server.conftest import Reference, Served, make_config, running
+from tests.rollout_server.conftest import Reference, Served, kept_busy, make_config
 from tests.rollout_server.test_engine import LONG, assert_sampled_from
-from tests.waiting import until_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -42,22 +41,27 @@ async def whole_served(whole_reference: Reference, tmp_path_factory: pytest.Temp
     await worker.shutdown()
 
 
-async def test_whole_tensors_are_served_after_generation_has_drained(whole_served, whole_reference):
+async def test_whole_tensors_are_served_after_generation_has_drained(whole_served, whole_reference, monkeypatch):
     """Published in the middle of generation, with and without the matrices' help, and replaced by the next version."""
     worker, engine = whole_served.worker, whole_served.worker._engine
     # Matrices of zero: the version is the base with other tensors, so the base's cached prefix must be gone.
     first = whole_reference.payload(whole_served.next_version(), strength=0.0, modules_to_save=MODULES)
     await worker.generate(PROMPT, SHORT)
-    old = asyncio.create_task(worker.generate(PROMPT, LONG))
-    await until_async(lambda: running(worker, 4))
-    publishing = asyncio.create_task(worker.publish(first))
-    await until_async(lambda: not worker._admitting.is_set())
-    assert not old.done()
-    new = asyncio.create_task(worker.generate(PROMPT, SHORT))
-    report = await publishing
-    assert old.done()
+    begun: list[asyncio.Task[list[Completion]]] = []
+    close = worker._admitting.clear
+
+    def closing() -> None:
+        begun.extend(group for group in groups if not group.done())
+        close()
+        begun.append(asyncio.create_task(worker.generate(PROMPT, SHORT)))
+
+    async with kept_busy(worker, PROMPT, LONG, 4) as groups:
+        monkeypatch.setattr(worker._admitting, "clear", closing)
+        report = await worker.publish(first)
+    *old, new = begun
+    assert old
     assert report.probe_difference < 2e-4
-    for completion in await old:
+    for completion in old[0].result():
         assert completion.adapter_version == 0
         assert_sampled_from(whole_reference, completion, PROMPT, 1.0)
     (completion,) = await new
