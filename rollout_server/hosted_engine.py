@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rollout_server.config import Device, RolloutConfig
 from rollout_server.counters import Counters, EngineLoad
-from rollout_server.engine import start_timed_out
+from rollout_server.engine import VllmEngine, start_timed_out
 from rollout_server.engine_settings import import_environment
 from rollout_server.errors import EngineDeadError, EngineStartError
 from rollout_server.forking.client import ADDRESS, ForkedProcess, ForkedProcessEndedError, ForkServerHandle
@@ -33,6 +33,10 @@ _MODULES = (
     "vllm.v1.executor.multiproc_executor",
     "vllm.v1.worker.cpu_worker",
 )
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
 _own_server: ForkServerHandle | None = None
 
 
@@ -76,7 +80,7 @@ class HostedEngine:
         try:
             async with asyncio.timeout(self.config.start_timeout_s):
                 await process.start(_TARGET, self.model_path, self.config, self.device, self.seed)
-                await process.call("keep_to_cores")
+                await process.call(VllmEngine.keep_to_cores.__name__)
         except TimeoutError:
             raise start_timed_out(self.model_path, self.config, self.device) from None
         except ForkedProcessEndedError as error:
@@ -84,25 +88,25 @@ class HostedEngine:
         self._process = process
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None) -> list[Completion]:
-        return await self._call("generate", prompt, sampling, lora)  # type: ignore[no-any-return]
+        return await self._call(VllmEngine.generate, prompt, sampling, lora)
 
     async def prompt_logprobs(self, token_ids: Sequence[int], lora: AdapterVersion | None) -> list[float]:
-        return await self._call("prompt_logprobs", token_ids, lora)  # type: ignore[no-any-return]
+        return await self._call(VllmEngine.prompt_logprobs, token_ids, lora)
 
     async def add_lora(self, version: AdapterVersion) -> None:
-        await self._call("add_lora", version)
+        await self._call(VllmEngine.add_lora, version)
 
     async def remove_lora(self, version: AdapterVersion) -> None:
-        await self._call("remove_lora", version)
+        await self._call(VllmEngine.remove_lora, version)
 
     async def check_full_tensors(self, version: AdapterVersion) -> None:
-        await self._call("check_full_tensors", version)
+        await self._call(VllmEngine.check_full_tensors, version)
 
     async def load_full_tensors(self, version: AdapterVersion) -> None:
-        await self._call("load_full_tensors", version)
+        await self._call(VllmEngine.load_full_tensors, version)
 
     async def drop_prefix_cache(self) -> None:
-        await self._call("drop_prefix_cache")
+        await self._call(VllmEngine.drop_prefix_cache)
 
     def load(self) -> EngineLoad:
         return self._counters.load
@@ -116,12 +120,18 @@ class HostedEngine:
         if process is not None:
             await process.close()
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
+    async def _call(
+        self,
+        method: Callable[Concatenate[VllmEngine, Params], Coroutine[Any, Any, Result]],
+        *args: Params.args,
+        **kwargs: Params.kwargs,
+    ) -> Result:
         if self._process is None:
             raise EngineDeadError(f"the vLLM engine of {self.model_path!r} is not running: call start() first")
         try:
-            return await self._process.call(method, *arguments)
+            answer: Result = await self._process.call(method.__name__, *args, **kwargs)
         except ForkedProcessEndedError as error:
             raise EngineDeadError(
                 f"the vLLM engine of {self.model_path!r} ({self.device}) died: its process: {error}"
             ) from error
+        return answer

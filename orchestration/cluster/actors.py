@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from learner.config import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
-from orchestration.cluster.hosted_rank import HostedRank, fork_server_here
+from orchestration.cluster.hosted_rank import HostedRank, Rank, fork_server_here
 from orchestration.models.here import model_here
 from orchestration.settings.config import RunConfig
 from rollout_server.types import (
@@ -26,7 +26,6 @@ from rollout_server.types import (
 )
 
 if TYPE_CHECKING:
-    from learner.worker import LearnerRank
     from rollout_server.worker import RolloutWorker
 
 Gauges = Callable[[str], Callable[[Mapping[str, float]], None]]
@@ -87,7 +86,7 @@ class LearnerActor:
     def __init__(self, name: str, gauges: Gauges, node_ip: Callable[[], str]) -> None:
         self._name, self._node_ip = name, node_ip
         self._gauges = gauges(name)
-        self._rank: LearnerRank | HostedRank | None = None
+        self._rank: Rank | None = None
 
     def __repr__(self) -> str:
         return self._name
@@ -118,8 +117,7 @@ class LearnerActor:
 
     def export_adapter(self) -> AdapterPayload:
         assert self._rank is not None
-        payload: AdapterPayload = self._rank.export_adapter()
-        return payload
+        return self._rank.export_adapter()
 
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         assert self._rank is not None
@@ -127,8 +125,7 @@ class LearnerActor:
 
     def load_checkpoint(self, folder: str) -> int:
         assert self._rank is not None
-        step: int = self._rank.load_checkpoint(folder)
-        return step
+        return self._rank.load_checkpoint(folder)
 
     def shutdown(self) -> None:
         if self._rank is not None:

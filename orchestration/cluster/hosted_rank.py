@@ -10,8 +10,8 @@ import asyncio
 import os
 import socket
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from learner.errors import LearnerError
 from learner.types import ScoredGroup, UpdateMetrics
@@ -21,6 +21,7 @@ from rollout_server.types import AdapterPayload
 LEARNER_MODULES = ("learner.worker",)
 """What the fork server imports for ranks, beside what engines need."""
 
+Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 
@@ -28,6 +29,17 @@ def fork_server_here() -> str | None:
     """Where the fork server of this node listens; None when none was started above this process."""
     address = os.environ.get(ADDRESS)
     return address if address is not None and os.path.exists(address) else None
+
+
+class Rank(Protocol):
+    """What `learner.worker.LearnerRank` does, wherever it runs; its methods are described there."""
+
+    def start(self) -> None: ...
+    def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int) -> UpdateMetrics: ...
+    def export_adapter(self) -> AdapterPayload: ...
+    def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None: ...
+    def load_checkpoint(self, folder: str) -> int: ...
+    def shutdown(self) -> None: ...
 
 
 class HostedRank:
@@ -49,24 +61,27 @@ class HostedRank:
         self._wait(self._process.start("orchestration.cluster.hosted_rank:host_rank", self._settings))
 
     def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int) -> UpdateMetrics:
-        return self._call("update", groups, max_staleness)  # type: ignore[no-any-return]
+        return self._call(Rank.update, groups, max_staleness=max_staleness)
 
     def export_adapter(self) -> AdapterPayload:
-        return self._call("export_adapter")  # type: ignore[no-any-return]
+        return self._call(Rank.export_adapter)
 
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
-        self._call("save_checkpoint", folder, files)
+        self._call(Rank.save_checkpoint, folder, files)
 
     def load_checkpoint(self, folder: str) -> int:
-        return self._call("load_checkpoint", folder)  # type: ignore[no-any-return]
+        return self._call(Rank.load_checkpoint, folder)
 
     def shutdown(self) -> None:
         """End the process."""
         self._wait(self._process.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def _call(self, method: str, *arguments: Any) -> Any:
-        return self._wait(self._process.call(method, *arguments))
+    def _call(
+        self, method: Callable[Concatenate[Any, Params], Result], *args: Params.args, **kwargs: Params.kwargs
+    ) -> Result:
+        answer: Result = self._wait(self._process.call(method.__name__, *args, **kwargs))
+        return answer
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         try:
@@ -77,23 +92,14 @@ class HostedRank:
             ) from error
 
 
-class _Rank:
-    """A rank as the connection calls it: by position."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        from learner.worker import LearnerRank  # imported by the server already
-
-        self._rank = LearnerRank(**settings)
-        self._rank.start()
-        self.export_adapter, self.shutdown = self._rank.export_adapter, self._rank.shutdown
-        self.save_checkpoint, self.load_checkpoint = self._rank.save_checkpoint, self._rank.load_checkpoint
-
-    def update(self, groups: Sequence[ScoredGroup], max_staleness: int) -> UpdateMetrics:
-        return self._rank.update(groups, max_staleness=max_staleness)
-
-
 def host_rank(connection: socket.socket, settings: Mapping[str, Any]) -> None:
     """In the forked process: make the rank, and answer calls until the actor leaves."""
+    from learner.worker import LearnerRank  # imported by the server already
     from rollout_server.forking.hosted import host
 
-    host(connection, lambda tell: _Rank(settings))
+    def make(tell: Callable[[Any], None]) -> Rank:
+        rank: Rank = LearnerRank(**settings)
+        rank.start()
+        return rank
+
+    host(connection, make)

@@ -108,17 +108,17 @@ class ForkedProcess:
             await self.close()
             raise
 
-    async def call(self, method: str, *arguments: Any) -> Any:
+    async def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """Call a method there. Raises what it raises, or ForkedProcessEndedError. Cancelled, it is cancelled there."""
         if self._ended is not None:
             raise ForkedProcessEndedError(self._ended)
         number = next(self._numbers)
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._writer.write(packed((number, method, arguments)))
+        self._writer.write(packed((number, method, arguments, keywords)))
         try:
             return await future
         except asyncio.CancelledError:
-            self._writer.write(packed((number, None, ())))
+            self._writer.write(packed((number, None, (), {})))
             raise
         finally:
             self._waiting.pop(number, None)

@@ -7,7 +7,7 @@ import inspect
 import pickle
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rollout_server.forking.channel import NEWS, READY, packed, read_message
@@ -56,17 +56,18 @@ class _Host:
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         while True:
             try:
-                number, method, arguments = await read_message(reader)
+                number, method, arguments, keywords = await read_message(reader)
             except EOFError:
                 return
             if method is not None:
-                self._calls[number] = asyncio.create_task(self._call(number, method, arguments))
+                self._calls[number] = asyncio.create_task(self._call(number, method, arguments, keywords))
             elif number in self._calls:  # the client waits no longer
                 self._calls[number].cancel()
 
-    async def _call(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
+    async def _call(self, number: int, method: str, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         try:
-            answer = _answer_bytes(number, True, await _awaited(getattr(self._hosted, method)(*arguments)))
+            called = getattr(self._hosted, method)(*arguments, **keywords)
+            answer = _answer_bytes(number, True, await _awaited(called))
         except Exception as error:
             answer = _answer_bytes(number, False, error)
         finally:
