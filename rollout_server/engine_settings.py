@@ -47,6 +47,9 @@ def engine_arguments(model_path: str, config: RolloutConfig, device: Device, see
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
     }
+    if config.tensor_parallel_size > 1:
+        # Inside a placement group, as our workers are, vLLM would choose Ray for its processes, and find no room there.
+        arguments["distributed_executor_backend"] = "mp"
     if config.max_num_batched_tokens is not None:
         arguments["max_num_batched_tokens"] = config.max_num_batched_tokens
     if device == "cpu":
@@ -79,6 +82,8 @@ def prepare_environment(config: RolloutConfig, device: Device) -> None:
 def import_environment(device: Device) -> dict[str, str]:
     """What vLLM and the libraries under it read when they are imported."""
     environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    if device != "cpu":
+        environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # its own is a fork, in processes with Ray's threads too
     if device == "cpu":
         # With LoRA vLLM compiles no model on CPUs, but still helpers of its sampler: seconds of a first request's time,
         # or twenty where a C++ compiler has not left its results yet, for work that takes a millisecond uncompiled.

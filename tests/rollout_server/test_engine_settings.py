@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rollout_server.config import RolloutConfig
-from rollout_server.engine_settings import engine_arguments
+from rollout_server.engine_settings import engine_arguments, import_environment
 
 
 def test_the_tokens_of_an_engine_step_are_vllms_choice_unless_set() -> None:
@@ -19,3 +19,16 @@ def test_memory_is_a_size_on_cpus_and_a_share_on_gpus() -> None:
     assert "gpu_memory_utilization" not in on_cpu
     assert on_gpu["gpu_memory_utilization"] == 0.7
     assert "kv_cache_memory_bytes" not in on_gpu
+
+
+def test_an_engine_of_several_devices_starts_its_own_processes() -> None:
+    """vLLM's own choice inside a Ray placement group is Ray, whose bundle has no room for more."""
+    assert "distributed_executor_backend" not in engine_arguments("model", RolloutConfig(), "cuda", seed=0)
+    split = RolloutConfig(tensor_parallel_size=2)
+    assert engine_arguments("model", split, "cuda", seed=0)["distributed_executor_backend"] == "mp"
+
+
+def test_processes_on_gpus_are_spawned() -> None:
+    """vLLM forks where it sees neither CUDA nor an actor, as in the driver of a benchmark, full of Ray's threads."""
+    assert import_environment("cuda")["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in import_environment("cpu")
