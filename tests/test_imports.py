@@ -125,7 +125,7 @@ HOLDERS = {
     "boto3": ("orchestration/storage/aws.py", "orchestration/submit/sagemaker/request.py"),
     "scipy": ("orchestration/run/intervals.py",),
     "sqlalchemy": ("reward_service/audit/store.py",),
-    "sympy": ("reward_service/text/expressions.py",),
+    "sympy": ("reward_service/text/expressions.py", "reward_service/text/latex/*.py"),
     "math_verify": ("reward_service/rewards/mathematics.py",),
     "fastapi": ("reward_service/api/*.py", "orchestration/bench/reward_servers.py"),
     "uvicorn": ("reward_service/serve.py", "orchestration/bench/reward_servers.py"),

@@ -23,6 +23,8 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal
 
@@ -37,11 +39,20 @@ from reward_service.rewards.base import (
     acceptable_answers,
     first_paragraph,
 )
+from reward_service.text.expressions import ExpressionError
 from reward_service.text.extraction import has_balanced_braces, read_answers, shown, undecorated
+from reward_service.text.latex.compare import same
+from reward_service.text.latex.structure import read_answer
+from reward_service.text.latex.surface import same_text
+from reward_service.text.latex.values import Value
 from reward_service.types import RewardScore
 
 MAX_REFERENCE_CHARS: Final = 2000
 MAX_DEPTH: Final = 30
+
+# sympy's ways of saying that there is no such thing, or that the two are of kinds that do not compare; not among them:
+# MemoryError and RecursionError, after which the answer is not known, which is not wrong
+_SYMPY_REFUSES: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 _LONG_NUMBER: Final = re.compile(r"[0-9](?:[ ,]?[0-9]){100}")
 _NUMERIC_TOWER: Final = re.compile(r"[0-9][ ]*[})]?[ ]*(?:\^|\*\*)[ ]*[{(]*[ ]*[0-9.]+[ ]*(?:\^|\*\*|!)")
@@ -56,7 +67,9 @@ class Params(AnswerParams):
     )
     max_chars: int = Field(500, ge=1, le=5000, description="A longer answer scores 0.")
     tail_chars: int = Field(2000, ge=100, le=10_000, description="How much of the end `anywhere` looks at.")
-    float_rounding: int = Field(6, ge=0, le=12, description="Decimal places to which floats are compared.")
+    float_rounding: int = Field(
+        6, ge=0, le=12, description="Significant digits that a decimal needs at least to stand for an exact reference."
+    )
 
 
 def score(completion: str, reference: Reference, params: Params) -> RewardScore:
@@ -73,7 +86,7 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
         if (why := unreadable(text, params.max_chars)) is not None:
             return RewardScore(score=0.0, details={**details, "why": f"an answer {why}"})
     for text in answers.texts:
-        if not _is_right(golds, _parse(text), params.float_rounding):
+        if not _is_right(golds, text, params):
             return RewardScore(score=0.0, details={**details, "why": f"an answer says {shown(text)}"})
     return RewardScore(score=1.0, details=details)
 
@@ -110,29 +123,51 @@ def _depth(text: str) -> int:
     return deepest
 
 
-def _score_tail(completion: str, golds: list[list[Any]], params: Params) -> RewardScore:
+def _score_tail(completion: str, golds: list[Gold], params: Params) -> RewardScore:
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
     tail = completion[-params.tail_chars :]
     if (why := _too_large(tail)) is not None:
         return RewardScore(score=0.0, details={"extracted": None, "why": f"the end of the text {why}"})
     found = parse(tail, [LatexExtractionConfig(), ExprExtractionConfig()], parsing_timeout=0, raise_on_error=True)
-    right = _is_right(golds, found, params.float_rounding)
-    return RewardScore(score=1.0 if right else 0.0, details={"extracted": shown(str(found[-1])) if found else None})
+    text = next((one for one in found if isinstance(one, str)), None)
+    right = text is not None and _is_right(golds, text, params)
+    return RewardScore(score=1.0 if right else 0.0, details={"extracted": None if text is None else shown(text)})
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """A reference, read."""
+
+    text: str
+    value: Value | None
+    """None: our own reader does not know such a thing, `parsed` has what Math-Verify makes of it."""
+    parsed: Sequence[Any] = ()
 
 
 @lru_cache(maxsize=1024)  # a group of completions shares its reference
-def _parse_reference(text: str) -> list[Any]:
+def _parse_reference(text: str) -> Gold:
     bare = undecorated(text)
     if (why := unreadable(bare, MAX_REFERENCE_CHARS)) is not None:
         raise InvalidReferenceError(f"final_answer {text!r:.100} {why}")
+    if not bare:
+        raise InvalidReferenceError(f"final_answer {text!r:.100} is empty")
+    if (value := _read(bare)) is not None:
+        return Gold(bare, value)
     if not (parsed := _parse(bare)):
-        raise InvalidReferenceError(f"Math-Verify finds nothing to compare with in final_answer {text!r:.100}")
-    return parsed
+        raise InvalidReferenceError(f"there is nothing to compare with in final_answer {text!r:.100}")
+    return Gold(bare, None, parsed)
+
+
+def _read(text: str) -> Value | None:
+    try:
+        return read_answer(text)
+    except (ExpressionError, *_SYMPY_REFUSES):
+        return None
 
 
 def _parse(text: str) -> list[Any]:
-    """The text as a sympy object, and as Math-Verify writes it normalised; the latter alone if it is not mathematics.
+    """The text as Math-Verify's sympy object; nothing if it is not mathematics.
 
     Its own time-outs are off: they are made of SIGALRM, which the worker's process may need and a thread cannot have,
     and of exceptions, which code that catches everything survives. The worker is killed from outside instead.
@@ -145,18 +180,30 @@ def _parse(text: str) -> list[Any]:
     return parsed
 
 
-def _is_right(golds: list[list[Any]], found: list[Any], float_rounding: int) -> bool:
+def _is_right(golds: list[Gold], text: str, params: Params) -> bool:
+    if any(same_text(gold.text, text) for gold in golds):
+        return True
+    value = _read(text)
+    return any(_is_same(gold, value, text, params.float_rounding) for gold in golds)
+
+
+def _is_same(gold: Gold, value: Value | None, text: str, digits: int) -> bool:
+    try:
+        if gold.value is not None:
+            return value is not None and same(gold.value, value, digits)
+        return _verify(gold.parsed, _parse(text))
+    except _SYMPY_REFUSES:
+        return False
+
+
+def _verify(gold: Sequence[Any], found: Sequence[Any]) -> bool:
+    """Math-Verify's word, for what our reader does not know: sums, integrals, limits."""
     from math_verify import verify
 
-    for gold in golds:
-        try:
-            if verify(gold, found, float_rounding=float_rounding, timeout_seconds=0, raise_on_error=True):
-                return True
-        except (MemoryError, RecursionError):
-            raise  # not known, which is not wrong
-        except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError):
-            continue  # sympy's ways of saying that the two are of kinds that do not compare
-    return False
+    ours, theirs = ([one for one in side if not isinstance(one, str)] for side in (gold, found))
+    if not ours or not theirs:
+        return False
+    return bool(verify(ours, theirs, float_rounding=15, numeric_precision=50, timeout_seconds=0, raise_on_error=True))
 
 
 REWARD: Final = Reward(

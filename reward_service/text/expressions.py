@@ -14,8 +14,11 @@ Sizes are limited before sympy works: characters, tokens, depth, digits, exponen
 
 from __future__ import annotations
 
+import hmac
+import os
 import random
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal
 
@@ -50,9 +53,14 @@ _GROWING: Final = ("exp", "sinh", "cosh")
 _CONSTANTS: Final = {"pi": "pi", "e": "E", "E": "E", "i": "I", "I": "I"}
 _SUM, _PRODUCT, _NEGATION, _POWER, _FACTORIAL = range(1, 6)  # what binds tighter is greater
 
-_NUM_POINTS: Final = 5
+_NUM_POINTS: Final = 8
+_DENOMINATOR: Final = 1_000_003
 _DIGITS: Final = 40
-_AGREEMENT: Final = "1e-25"
+_MAX_WORKING_DIGITS: Final = 400
+_AGREEMENT: Final = 25  # digits
+_SMALLEST: Final = 100  # places behind the point; what is smaller may be zero that was not recognised
+_KEY: Final = os.environ.setdefault("RLVR_COMPARISON_KEY", secrets.token_hex(32))
+"""Of the points: random for each service, as its workers inherit it, unless an operator sets the variable (hexadecimal)."""
 
 
 class ExpressionError(ValueError):
@@ -184,13 +192,19 @@ def _number(text: str) -> Any:
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    if exponent.is_number:
-        size = abs(exponent.evalf(5))
-        if not size.is_number or not size < (MAX_EXPONENT if base.is_number else MAX_SYMBOLIC_EXPONENT) + 1:
-            raise ExpressionError("an exponent is too large")
-        if base.is_Rational and max(abs(base.p), base.q).bit_length() * float(size) > MAX_BITS:
-            raise ExpressionError("a power is too large")
+    check_power(base, exponent, MAX_EXPONENT)
     return _finite(base**exponent)
+
+
+def check_power(base: Any, exponent: Any, max_exponent: int) -> None:
+    """ExpressionError if `base**exponent` must not be worked out: more than `max_exponent`, or too many digits."""
+    if not exponent.is_number:
+        return
+    size = abs(exponent.evalf(5))
+    if not size.is_number or not size < (max_exponent if base.is_number else MAX_SYMBOLIC_EXPONENT) + 1:
+        raise ExpressionError("an exponent is too large")
+    if base.is_Rational and max(abs(base.p), base.q).bit_length() * float(size) > MAX_BITS:
+        raise ExpressionError("a power is too large")
 
 
 def _factorial(operand: Any) -> Any:
@@ -212,9 +226,11 @@ def _finite(expression: Any) -> Any:
 def equivalent(left: Any, right: Any, assume: Assumption = "real") -> bool | None:
     """Whether two expressions are equal wherever both are defined.
 
-    Values at a few fixed points refute, `simplify` proves, and a difference that is a rational function with rational
+    Values at a few points refute, `simplify` proves, and a difference that is a rational function with rational
     coefficients is decided either way. What is still open then (sympy cannot prove everything) is equal if it was at
-    three points or more, to 25 digits: nobody writes such an answer without knowing the right one.
+    three points or more, to 25 digits: nobody writes such an answer without knowing the right one. The points come out
+    of a hash of both expressions with a key that no caller knows, so that nothing can be made to vanish at them; the
+    same two are compared at the same points by every process of a service (see `_KEY`).
 
     Args:
         left: a sympy expression of `parse_expression`.
@@ -229,7 +245,7 @@ def equivalent(left: Any, right: Any, assume: Assumption = "real") -> bool | Non
     if left == right:
         return True
     symbols = sorted((left - right).free_symbols, key=str)
-    agreements = [_agree(left, right, point) for point in _points(symbols, assume)]
+    agreements = [_agree(left, right, point, assume) for point in _points(left, right, symbols, assume)]
     if False in agreements:
         return False
     difference = sympy.simplify(left - right)
@@ -243,31 +259,36 @@ def equivalent(left: Any, right: Any, assume: Assumption = "real") -> bool | Non
     return True if agreements.count(True) >= min(3, len(agreements)) else None
 
 
-def _points(symbols: list[Any], assume: Assumption) -> Iterator[dict[Any, Any]]:
+def _points(left: Any, right: Any, symbols: list[Any], assume: Assumption) -> Iterator[dict[Any, Any]]:
     import sympy
 
-    generator = random.Random(0)  # the same points each time: a score is a pure function
-    for _ in range(_NUM_POINTS if symbols else 1):
+    seed = hmac.digest(bytes.fromhex(_KEY), f"{left}\0{right}".encode(), "sha256")
+    generator = random.Random(seed)
+    for index in range(_NUM_POINTS if symbols else 1):
         point = {}
         for symbol in symbols:
-            value = sympy.Rational(generator.randint(1, 3000), 1009)
-            if assume != "positive" and generator.random() < 0.5:
+            value = sympy.Rational(generator.randint(1, 3 * _DENOMINATOR), _DENOMINATOR)
+            if assume != "positive" and index % 2 and (index == 1 or generator.random() < 0.5):
                 value = -value
             if assume == "complex":
-                value += sympy.I * sympy.Rational(generator.randint(1, 3000), 1009)
+                value += sympy.I * sympy.Rational(generator.randint(1, 3 * _DENOMINATOR), _DENOMINATOR)
             point[symbol] = value
         yield point
 
 
-def _agree(left: Any, right: Any, point: dict[Any, Any]) -> bool | None:
-    """Whether the values at a point are the same; None if one of them is not to be had there."""
+def _agree(left: Any, right: Any, point: dict[Any, Any], assume: Assumption) -> bool | None:
+    """Whether the values at a point are the same; None if one of them is not to be had there, or is as good as zero."""
     import sympy
 
     try:
-        one, other = (side.evalf(_DIGITS, subs=point) for side in (left, right))
+        one, other = (side.evalf(_DIGITS, subs=point, maxn=_MAX_WORKING_DIGITS) for side in (left, right))
     except OverflowError:
         return None
     if not all(value.is_number and value.is_finite for value in (one, other)):
         return None
-    allowed = sympy.Float(_AGREEMENT) * sympy.Max(1, abs(one), abs(other))
-    return bool(abs(one - other) <= allowed)
+    if assume == "real" and point and not (left.has(sympy.I) or right.has(sympy.I)) and not (one.is_real and other.is_real):
+        return None  # a root of a negative number, say
+    size = max(abs(one), abs(other))
+    if size < sympy.Float(10) ** -_SMALLEST:
+        return None
+    return bool(abs(one - other) <= size * sympy.Float(10) ** -_AGREEMENT)

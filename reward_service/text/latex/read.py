@@ -1,0 +1,417 @@
+r"""From tokens to expressions: a grammar of precedence for LaTeX and one-line mathematics together.
+
+Numbers are exact (`0.1` is 1/10). A product needs no sign (`2x`, `x y`, `3(x+1)`), letters are variables of their own,
+`e`, `i` and `\pi` the constants. What follows a function without brackets is its argument up to the next sign of sum,
+quotient or function: `\sin 2x`. Sizes are limited before sympy works.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any, Final
+
+from reward_service.text.expressions import ExpressionError, check_power
+from reward_service.text.latex.tokens import Token
+
+MAX_DEPTH: Final = 40
+MAX_DIGITS: Final = 1000
+MAX_FACTORIAL: Final = 5000
+MAX_EXPONENT: Final = 10_000
+
+_SUM, _PRODUCT, _NEGATION, _POWER, _POSTFIX = range(1, 6)  # what binds tighter is greater
+_CLOSING: Final = {"(": ")", "[": "]", "{": "}", "\\lbrace": "\\rbrace", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+CURRENCIES: Final = {"\\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
+_TIMES: Final = ("*", "\\times", "\\cdot", "\\ast", "\\bullet")
+_OPENERS: Final = (
+    *("(", "{", "letter", "name", "function", "\\frac", "\\sqrt", "\\pi", "\\pi ", "\\binom", "\\dbinom", "\\tbinom"),
+    *("\\lfloor", "\\lceil", "\\infty", "\\vec", "\\hat", "\\overline", "\\bar", "\\tilde", "\\overrightarrow", "\\angle"),
+    *("\\triangle", "\\mathbb", "\\lvert"),
+)
+_MARKED: Final = ("\\vec", "\\hat", "\\overline", "\\bar", "\\tilde", "\\overrightarrow", "\\angle", "\\triangle", "\\mathbb")
+
+
+class Reader:
+    """Reads an expression from a position on; what it leaves is for who called it."""
+
+    def __init__(self, tokens: list[Token]) -> None:
+        self.tokens = tokens
+        self.at = 0
+        self.degrees = 0
+        """Degree signs outside of functions' arguments."""
+        self.currency = ""
+        """What a sign before a number says."""
+        self.signs: list[Any] = []
+        """Symbols that stand for 1 or -1, of each plus-or-minus."""
+
+    @property
+    def kind(self) -> str:
+        return self.tokens[self.at].kind if self.at < len(self.tokens) else "end"
+
+    @property
+    def text(self) -> str:
+        return self.tokens[self.at].text if self.at < len(self.tokens) else "the end"
+
+    def peek(self, offset: int = 1) -> Token:
+        at = self.at + offset
+        return self.tokens[at] if at < len(self.tokens) else Token("end", "the end")
+
+    def advance(self) -> Token:
+        token = self.peek(0)
+        self.at += 1
+        return token
+
+    def expect(self, kind: str) -> None:
+        if self.kind != kind:
+            raise ExpressionError(f"{kind!r} is missing before {self.text!r:.30}")
+        self.advance()
+
+    def read(self, binding: int = 0, depth: int = 0) -> Any:
+        """An expression of what binds tighter than `binding`."""
+        if depth > MAX_DEPTH:
+            raise ExpressionError(f"it is nested deeper than {MAX_DEPTH}")
+        left = self._operand(depth)
+        while (following := self._continued(left, binding, depth)) is not None:
+            left = following
+        return left
+
+    def _continued(self, left: Any, binding: int, depth: int) -> Any:
+        """`left` with the next operator and its right side; None where nothing binds tighter than `binding`."""
+        kind = self.kind
+        if kind in ("!", "%", "\\degree", "'") and binding < _POSTFIX:
+            return self._postfix(left)
+        if kind in ("^", "**") and binding < _POWER:
+            self.advance()
+            return power(left, self._script(depth))
+        if kind in (*_TIMES, "/", "\\div") and binding < _PRODUCT:
+            self.advance()
+            right = self.read(_PRODUCT, depth + 1)
+            if kind in _TIMES:
+                return left * right
+            return quotient(left, right)
+        if binding < _PRODUCT and kind in _OPENERS and not (kind == "\\lbrace"):
+            return left * self.read(_PRODUCT, depth + 1)
+        if kind in ("+", "-", "\\pm", "\\mp") and binding < _SUM:
+            self.advance()
+            sign = self._sign(kind)
+            return left + sign * self.read(_SUM, depth + 1)
+        return None
+
+    def _sign(self, kind: str) -> Any:
+        import sympy
+
+        if kind in ("+", "-"):
+            return sympy.Integer(1 if kind == "+" else -1)
+        if kind == "\\mp" and self.signs:
+            return -self.signs[0]
+        symbol = sympy.Dummy(f"sign{len(self.signs)}")
+        self.signs.append(symbol)
+        if len(self.signs) > 4:
+            raise ExpressionError("it has more than 4 signs of plus or minus")
+        return symbol if kind == "\\pm" else -symbol
+
+    def _postfix(self, left: Any) -> Any:
+        import sympy
+
+        kind = self.advance().kind
+        if kind == "!":
+            if self.kind == "!":
+                raise ExpressionError("double factorials are not read")
+            return factorial(left)
+        if kind == "%":
+            return left / 100
+        if kind == "'":
+            if isinstance(left, sympy.Symbol):
+                return sympy.Symbol(f"{left.name}'", real=True)
+            raise ExpressionError("a prime stands behind a name only")
+        self.degrees += 1
+        return left * sympy.pi / 180
+
+    def _script(self, depth: int) -> Any:
+        """What is raised or lowered: a group, or one operand with its sign."""
+        if self.kind in ("{", "("):
+            return self._group(depth)
+        if self.kind in ("+", "-"):
+            sign = -1 if self.advance().kind == "-" else 1
+            return sign * self._script(depth + 1)
+        if self.kind in ("number", "repeating"):
+            raised = number(self.advance().text)
+        else:
+            raised = self._operand(depth + 1)
+        if self.kind in ("^", "**"):  # 2^3^2 is 2^9
+            self.advance()
+            return power(raised, self._script(depth + 1))
+        return raised
+
+    def _group(self, depth: int) -> Any:
+        closing = _CLOSING[self.advance().kind]
+        inner = self.read(0, depth + 1)
+        self.expect(closing)
+        return inner
+
+    def _argument(self, depth: int) -> Any:
+        """What a command of LaTeX takes: a group, or one token."""
+        if self.kind == "{":
+            return self._group(depth)
+        return number(self.advance().text) if self.kind == "number" else self._operand(depth + 1)
+
+    def _operand(self, depth: int) -> Any:
+        import sympy
+
+        if depth > MAX_DEPTH:
+            raise ExpressionError(f"it is nested deeper than {MAX_DEPTH}")
+        token = self.advance()
+        kind, text = token.kind, token.text
+        if kind in ("number", "repeating"):
+            return self._number(token)
+        if kind in ("+", "-", "\\pm", "\\mp"):
+            sign = self._sign(kind)
+            return sign * self.read(_NEGATION, depth + 1)
+        if kind in CURRENCIES:
+            self.currency = CURRENCIES[kind]
+            return self._operand(depth + 1)
+        if kind in _CLOSING:
+            self.at -= 1
+            inner = self._group(depth)
+            if kind in ("\\lfloor", "\\lceil"):
+                return sympy.floor(inner) if kind == "\\lfloor" else sympy.ceiling(inner)
+            return inner
+        if kind in ("|", "\\lvert"):
+            inner = self.read(0, depth + 1)
+            self.expect("|" if kind == "|" else "\\rvert")
+            return sympy.Abs(inner)
+        if kind in ("letter", "name"):
+            return self._named(text, depth)
+        if kind == "text" and text in ("e", "i", "j"):
+            return sympy.E if text == "e" else sympy.I
+        if kind == "\\pi":
+            return sympy.pi
+        if kind == "\\infty":
+            return sympy.oo
+        if kind == "\\frac":
+            above = self._argument(depth)
+            return quotient(above, self._argument(depth))
+        if kind == "\\sqrt":
+            return self._root(depth)
+        if kind in ("\\binom", "\\dbinom", "\\tbinom"):
+            return binomial(self._argument(depth), self._argument(depth))
+        if kind == "function":
+            return self._call(text, depth)
+        if kind in _MARKED:
+            return self._marked(kind, depth)
+        raise ExpressionError(f"{text!r:.30} is not expected here")
+
+    def _number(self, token: Token) -> Any:
+        import sympy
+
+        value = repeating(token.text) if token.kind == "repeating" else number(token.text)
+        following, whole = self.peek(0), token.text.isdigit()
+        if whole and following.kind == "_":
+            return self._in_base(token.text)
+        if whole and following.kind == "number":  # 1 1/2
+            parts = [self.peek(offset) for offset in range(3)]
+            if parts[1].kind == "/" and parts[2].kind == "number" and parts[0].text.isdigit() and parts[2].text.isdigit():
+                self.at += 3
+                return value + quotient(number(parts[0].text), number(parts[2].text))
+            raise ExpressionError("two numbers stand side by side")
+        if whole and following.kind == "\\frac" and (part := self._plain_fraction()) is not None:
+            return value + part
+        assert isinstance(value, sympy.Rational)
+        return value
+
+    def _plain_fraction(self) -> Any:
+        """A fraction of two whole numbers that comes next, which makes `1\\frac12` a mixed number; else None."""
+        written = "".join(token.text for token in self.tokens[self.at + 1 : self.at + 7])
+        match = re.match(r"\{(\d+)\}\{(\d+)\}|(\d)(\d)(?!\d)|\{(\d+)\}(\d)(?!\d)|(\d)\{(\d+)\}", written)
+        if match is None:
+            return None
+        above, below = (int(digits) for digits in match.groups() if digits is not None)
+        if above >= below:
+            return None
+        self.advance()
+        return quotient(self._argument(0), self._argument(0))
+
+    def _in_base(self, digits: str) -> Any:
+        import sympy
+
+        self.advance()
+        base = self._script(0)
+        if not (base.is_Integer and 2 <= base <= 36):
+            raise ExpressionError("a number has an index that is no base")
+        try:
+            return sympy.Integer(int(digits, int(base)))
+        except ValueError:
+            raise ExpressionError(f"{digits} has digits that base {base} has not") from None
+
+    def _named(self, text: str, depth: int) -> Any:
+        """A letter with its index, or a constant."""
+        import sympy
+
+        if self.kind == "_":
+            text = f"{text}_{self._index()}"
+        elif text == "e":
+            return sympy.E
+        elif text == "i":
+            return sympy.I
+        if self.kind == "(" and text in ("f", "g", "h", "F", "G", "P") and not text.endswith("'"):
+            return self._applied(text, depth)
+        return sympy.Symbol(text, real=True)
+
+    def _applied(self, name: str, depth: int) -> Any:
+        import sympy
+
+        self.advance()
+        arguments = [self.read(0, depth + 1)]
+        while self.kind == ",":
+            self.advance()
+            arguments.append(self.read(0, depth + 1))
+        self.expect(")")
+        return sympy.Function(name, real=True)(*arguments)
+
+    def _index(self) -> str:
+        self.advance()
+        if self.kind != "{":
+            return self.advance().text
+        self.advance()
+        parts = []
+        while self.kind not in ("}", "end"):
+            parts.append(self.advance().text)
+        self.expect("}")
+        return "".join(parts)
+
+    def _marked(self, kind: str, depth: int) -> Any:
+        """`\\vec{v}`, `\\angle ABC`: a name, whatever it holds."""
+        import sympy
+
+        parts = []
+        if self.kind == "{":
+            self.advance()
+            while self.kind not in ("}", "end"):
+                parts.append(self.advance().text)
+            self.expect("}")
+        else:
+            while self.kind in ("letter", "name"):
+                parts.append(self.advance().text)
+        if not parts:
+            raise ExpressionError(f"{kind} marks nothing")
+        return sympy.Symbol(f"{kind}{{{''.join(parts)}}}", real=True)
+
+    def _root(self, depth: int) -> Any:
+        import sympy
+
+        degree: Any = 2
+        if self.kind == "[":
+            degree = self._group(depth)
+        radicand = self._group(depth) if self.kind == "(" else self._argument(depth)
+        if degree == 3 and radicand.is_real and radicand.is_negative:
+            return -power(-radicand, sympy.Rational(1, 3))
+        return power(radicand, sympy.Integer(1) / degree)
+
+    def _call(self, name: str, depth: int) -> Any:
+        exponent = base = None
+        while self.kind in ("^", "_"):
+            if self.advance().kind == "^":
+                exponent = self._script(depth)
+            else:
+                base = self._script(depth)
+        outside = self.degrees
+        arguments = self._arguments(name, depth)
+        self.degrees = outside
+        if exponent is not None and exponent == -1 and name in ("sin", "cos", "tan", "cot", "sec", "csc"):
+            return apply(f"a{name}", arguments, base)
+        value = apply(name, arguments, base)
+        return value if exponent is None else power(value, exponent)
+
+    def _arguments(self, name: str, depth: int) -> list[Any]:
+        if self.kind in ("(", "[") or (self.kind == "{" and name != "sqrt"):
+            closing = _CLOSING[self.advance().kind]
+            arguments = [self.read(0, depth + 1)]
+            while self.kind == ",":
+                self.advance()
+                arguments.append(self.read(0, depth + 1))
+            self.expect(closing)
+            return arguments
+        value = self.read(_POWER - 1, depth + 1)
+        while self.kind in _OPENERS and self.kind not in ("function", "("):
+            value = value * self.read(_POWER - 1, depth + 1)
+        return [value]
+
+
+def number(text: str) -> Any:
+    """A decimal as sympy's Rational; ExpressionError if it is too long."""
+    import sympy
+
+    mantissa, _, exponent = text.lower().partition("e")
+    if len(mantissa) > MAX_DIGITS or len(exponent) > 5:
+        raise ExpressionError(f"the number {text[:20]!r} is too large")
+    return sympy.Rational(mantissa.rstrip(".")) * sympy.Integer(10) ** int(exponent or "0")
+
+
+def repeating(text: str) -> Any:
+    r"""`0.1\overline{6}`, `0.(3)`, `0.\dot3`, `0.\dot14285\dot7` as sympy's Rational."""
+    import sympy
+
+    whole, _, places = text.partition(".")
+    first = re.search(r"\\|\(", places)
+    assert first is not None
+    fixed = places[: first.start()]
+    period = re.sub(r"[^0-9]", "", places[first.start() :])
+    scale, nines = 10 ** len(fixed), 10 ** len(period) - 1
+    value = Fraction(int((whole + fixed) or "0"), scale) + Fraction(int(period), scale * nines)
+    return sympy.Rational(value.numerator, value.denominator)
+
+
+def quotient(above: Any, below: Any) -> Any:
+    """ExpressionError for a division by zero."""
+    if below.is_zero:
+        raise ExpressionError("it divides by zero")
+    return above / below
+
+
+def power(base: Any, exponent: Any) -> Any:
+    """ExpressionError if the power is too large to be worked out."""
+    check_power(base, exponent, MAX_EXPONENT)
+    if base.is_zero and exponent.is_negative:
+        raise ExpressionError("it divides by zero")
+    return base**exponent
+
+
+def factorial(operand: Any) -> Any:
+    """Worked out for whole numbers up to MAX_FACTORIAL, left standing for expressions."""
+    import sympy
+
+    if operand.is_number and not (operand.is_Integer and 0 <= operand <= MAX_FACTORIAL):
+        raise ExpressionError(f"a factorial is of a whole number up to {MAX_FACTORIAL} only")
+    return sympy.factorial(operand)
+
+
+def binomial(above: Any, below: Any) -> Any:
+    """Worked out for numbers up to MAX_FACTORIAL."""
+    import sympy
+
+    if any(one.is_number and not (one.is_Integer and 0 <= one <= MAX_FACTORIAL) for one in (above, below)):
+        raise ExpressionError(f"a binomial is of whole numbers up to {MAX_FACTORIAL} only")
+    return sympy.binomial(above, below)
+
+
+def apply(name: str, arguments: list[Any], base: Any = None) -> Any:
+    """A function of its arguments; ExpressionError if there is no value, or too large a one."""
+    import sympy
+
+    if name == "log":
+        arguments = [*arguments, base] if base is not None else arguments
+    elif name == "lg":
+        name, arguments = "log", [*arguments, sympy.Integer(10)]
+    if name in ("exp", "sinh", "cosh") and arguments[0].is_number and not abs(arguments[0].evalf(5)) <= MAX_EXPONENT:
+        raise ExpressionError(f"the argument of {name} is too large")
+    if name == "gcd" or name == "lcm":
+        if not all(one.is_Integer for one in arguments):
+            raise ExpressionError(f"{name} is of whole numbers only")
+        return sympy.Integer(getattr(sympy, name)(arguments))
+    try:
+        value = getattr(sympy, name)(*arguments)
+    except (TypeError, ValueError) as error:
+        raise ExpressionError(f"{name} does not take that: {error!s:.50}") from None
+    if value.has(sympy.nan, sympy.zoo):
+        raise ExpressionError("it has no finite value")
+    return value

@@ -1,0 +1,132 @@
+r"""The surface of a mathematical answer: what looks different and is the same is written in one way.
+
+Spaces of LaTeX, `\left` and `\right`, kinds of `\frac`, dollars, thousands separators, ordinals, percent and degree
+signs, Unicode look-alikes. Pure functions from text to text; what a text means is `reward_service.text.latex.read`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_SUPERSCRIPTS: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_LOOKALIKES: Final = {
+    **{"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "∗": "*", "π": r"\pi "},
+    **{"∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∈": r"\in ", "∪": r"\cup "},
+    **{"∩": r"\cap ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "±": r"\pm ", "∓": r"\mp "},
+    **{"√": r"\sqrt ", "°": r"\degree ", "º": r"\degree ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"'},
+    **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
+    **{"…": r"\ldots ", "∠": r"\angle ", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "⟨": r"\langle ", "⟩": r"\rangle "},
+    **{"∣": "|", "Δ": r"\Delta ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "φ": r"\phi "},
+}
+_TRANSLATION: Final = str.maketrans(_LOOKALIKES)
+
+_STYLES: Final = re.compile(
+    r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|bf|it|rm|sf|tt|em|large|Large|normalsize|small|boldmath|"
+    r"[bB]ig[lrm]?|[bB]igg[lrm]?|left|right|middle)(?![A-Za-z])"
+)
+_NULL_DELIMITER: Final = re.compile(r"\\(?:left|right)\s*\.")
+_WRAPPERS: Final = re.compile(
+    r"\\(?:math(?:bf|it|sf|tt|normal|cal|scr|frak)|boldsymbol|bm|pmb|underline|textcolor\{[a-z]*\}|color\{[a-z]*\})(?![A-Za-z])\s*"
+)
+_TEXTS: Final = re.compile(r"\\(?:text(?:normal|bf|it|rm|sf|tt|sc|up|md)?|mathrm|mbox|hbox|operatorname\*?)\s*(?=\{)")
+_FRACTIONS: Final = re.compile(r"\\[dtc]frac(?![A-Za-z])|\\(?:over|nice)frac(?![A-Za-z])|\\sfrac(?![A-Za-z])")
+_SPACES: Final = re.compile(r"\\(?:[,;:>! ]|quad|qquad|thinspace|negthinspace|enspace|hfill)(?![A-Za-z])|\\[,;:>! ]|~|\s+")
+_DEGREES: Final = re.compile(
+    r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:textdegree|degree|deg)(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|°)\s*\}|(?<=\d)\s*degrees?\b"
+)
+_ORDINAL: Final = re.compile(
+    r"(?<=\d)\s*(?:\^\s*\{?\s*|)(?:\\text\s*\{\s*)?(?:st|nd|rd|th)(?:\s*\})?(?:\s*\})?(?![A-Za-z])", re.IGNORECASE
+)
+_PERCENT: Final = re.compile(r"\\%|\\text\s*\{\s*(?:%|\\%|percent)\s*\}|(?:per ?cent|percentage)\b|\\percent\b")
+_INVISIBLE_BRACES: Final = re.compile(r"(?<![A-Za-z}\]_^0-9])\{\s*\}")
+
+# Thousands: groups of three that a comma (or one in braces), a thin space, a blank, an apostrophe or a full stop parts.
+_THIN: Final = r"(?:\\[,;:! ]|~|\\ )"
+_GROUPS: Final = re.compile(
+    rf"(?<![0-9.,])([0-9]{{1,3}})((?:(?:\{{,\}}|{_THIN}*,{_THIN}+|{_THIN}+,{_THIN}*|{_THIN}+)[0-9]{{3}}(?![0-9]))+)"
+)
+_COMMA_GROUPS: Final = re.compile(r"(?<![0-9.,_])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])|(?<![0-9.,_])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9,])")
+_BLANK_GROUPS: Final = re.compile(r"(?<![0-9.,] )(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9]| [0-9])")
+_QUOTE_GROUPS: Final = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:'[0-9]{3})+(?![0-9'])")
+_EUROPEAN: Final = re.compile(
+    r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3}){2,}(?:(?:,|\{,\})[0-9]+)?(?![0-9.,])|"
+    r"(?<![0-9.,])[0-9]{1,3}\.[0-9]{3}(?:,|\{,\})[0-9]{1,2}(?![0-9.,])"
+)
+_DECIMAL_COMMA: Final = re.compile(r"(?<=[0-9])\{,\}(?=[0-9])")
+_DIGITS_BY_BLANKS: Final = re.compile(r"(?<=[0-9]{3}) (?=[0-9]{3})(?<=\.[0-9]{3} )")
+
+_PREFIX: Final = re.compile(
+    r"(?:(?:the|my|so|thus|hence)?,?\s*)?(?:(?:final|correct)\s+)?answer\s*(?:is|:|=)+\s*|(?:therefore|thus|hence|so),?\s+",
+    re.IGNORECASE,
+)
+
+
+def surface(text: str) -> str:
+    """`text` with one spelling for what has several; blanks are single."""
+    text = text.translate(_TRANSLATION)
+    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda match: "^{" + match.group().translate(_SUPERSCRIPTS) + "}", text)
+    text = text.replace("\\\\%", "%").replace("\\tfrac", "\\frac")
+    text = _NULL_DELIMITER.sub(" ", text)
+    text = _STYLES.sub(" ", text)
+    text = _WRAPPERS.sub("", text)
+    text = _TEXTS.sub(r"\\text", text)
+    text = _FRACTIONS.sub(r"\\frac", text)
+    text = _prefix_off(text.strip())
+    text = numbers_joined(text)
+    text = _DEGREES.sub(r"\\degree ", text)
+    text = _ORDINAL.sub(" ", text)
+    text = _PERCENT.sub("%", text)
+    text = text.replace("\\{", "\\lbrace ").replace("\\}", "\\rbrace ").replace("\\|", "|")
+    text = _SPACES.sub(" ", text.replace("\\\\", "\\newline "))
+    text = re.sub(r"\s+", " ", text).strip(" ")
+    while text[-1:] in (".", ",", ";", ":") and not text.endswith("\\"):
+        text = text[:-1].rstrip(" ")
+    return text
+
+
+def _prefix_off(text: str) -> str:
+    match = _PREFIX.match(text)
+    return text[match.end() :] if match is not None and match.end() < len(text) else text
+
+
+def numbers_joined(text: str) -> str:
+    """`text` with its thousands separators out of the numbers; a comma only where no list can be meant."""
+    text = _EUROPEAN.sub(lambda match: match.group().replace(".", "").replace("{,}", ".").replace(",", "."), text)
+    text = _GROUPS.sub(lambda match: match[1] + re.sub(r"[^0-9]", "", match[2]), text)
+    text = _QUOTE_GROUPS.sub(lambda match: match.group().replace("'", ""), text)
+    text = _BLANK_GROUPS.sub(lambda match: match.group().replace(" ", ""), text)
+    text = _DECIMAL_COMMA.sub(".", text)
+    text = _DIGITS_BY_BLANKS.sub("", text)
+    return _COMMA_GROUPS.sub(lambda match: _comma_group(match, text), text)
+
+
+def _comma_group(match: re.Match[str], text: str) -> str:
+    """In brackets `1,234` are two numbers, unless the brackets part theirs in another way: `(10,000, 20,000)`."""
+    before = text[: match.start()]
+    depth = sum(before.count(opening) for opening in ("(", "[", "\\{", "\\lbrace", "\\langle"))
+    depth -= sum(before.count(closing) for closing in (")", "]", "\\}", "\\rbrace", "\\rangle"))
+    if depth > 0 and re.search(r",[ \\\\]|;", text) is None:
+        return match.group()
+    return match.group().replace(",", "")
+
+
+def plain(text: str) -> str:
+    """`text` for comparison letter by letter: its surface without blanks and without the marks of text."""
+    text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", surface(text)).strip(" ")
+    return re.sub(r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])|[\"']", "", text)
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two answers are the same text, the case of words aside."""
+    left, right = plain(one), plain(other)
+    if left == right:
+        return bool(left)
+    if not (_WORDS.fullmatch(left) and _WORDS.fullmatch(right)) or left.lower() != right.lower():
+        return False
+    # Case is part of a name in mathematics: AB is not ab. Of a word it is not, and \\text says that it is one.
+    return len(left) > 3 or left.lower() in _SHORT_WORDS or ("\\text" in one and "\\text" in other)
+
+
+_WORDS: Final = re.compile(r"[A-Za-z][A-Za-z \\-]*")
+_SHORT_WORDS: Final = frozenset(("yes", "no", "odd", "one", "two", "six", "ten", "mon", "tue", "dne"))
