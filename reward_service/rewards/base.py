@@ -172,9 +172,35 @@ def acceptable_answers(reference: Reference) -> tuple[str, ...]:
         raise InvalidReferenceError('the reference has no "final_answer"')
     answer: Any = reference["final_answer"]
     answers = answer if isinstance(answer, list | tuple) else [answer]
-    if not answers or not all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in answers):
+    if not answers or not all(_is_answer(one) for one in answers):
         raise InvalidReferenceError(f"final_answer {answer!r:.100} is neither a text, nor a number, nor a list of them")
-    return tuple(str(one) for one in answers)
+    return tuple(dict.fromkeys(text for one in answers for text in _spellings(one)))
+
+
+def _is_answer(answer: Any) -> bool:
+    """A text or a finite number of JSON; `true` is no number."""
+    if isinstance(answer, float):
+        return math.isfinite(answer)
+    return isinstance(answer, str | int) and not isinstance(answer, bool)
+
+
+def _spellings(answer: str | int | float) -> tuple[str, ...]:
+    """How a JSON number may be written: without an exponent, as Python and as people write one.
+
+    A float that is off a short decimal by its last bit stands for that as well: 0.1 + 0.2 is 0.3.
+    """
+    if not isinstance(answer, float):
+        return (str(answer),)
+    written, short = Decimal(repr(answer)), Decimal(f"{answer:.15g}").normalize()
+    if len(short.as_tuple().digits) > 10:
+        short = written
+    scientific = repr(answer).replace("e+", "e").replace("e-0", "e-")
+    return (*(_positional(number) for number in (short, written)), repr(answer), scientific)
+
+
+def _positional(number: Decimal) -> str:
+    text = format(number, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def final_answer(reference: Reference) -> Decimal:

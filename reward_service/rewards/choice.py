@@ -1,9 +1,10 @@
 """1.0 if every answer in the completion names the reference's option of a multiple choice, else 0.0.
 
-An answer names an option by its letter, in any case: `B`, `(B)`, `B.`, `B)`, `**B**`, `\\boxed{B}`, `option B`. If the
-reference has the options' texts, also by letter and text (`B. Paris`: both must be of one option) or by the text alone,
-where only one option has it; case and blanks do not matter there. Anything else names none: "A or B", "A, B",
-"not B", "AB", a letter beyond the last option, letters of other scripts.
+An answer names an option by its letter, in any case: `B`, `(B)`, `B.`, `B)`, `**B**`, `\\boxed{B}`, `\\mathbf{B}`,
+`option B`, `Answer: B`. If the reference has the options' texts, also by letter and text (`B. Paris`: both must be of
+one option) or by the text alone, where only one option has it; case, blanks and LaTeX's marks do not matter there.
+Without the options' texts a value may stand behind the letter where LaTeX marks that: `\\textbf{(B)}\\ 5`. Anything else
+names none: "A or B", "A, B", "not B", "AB", a letter beyond the last option, letters of other scripts.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`), and
 all of them must name the right option, each one only.
@@ -19,16 +20,20 @@ from string import ascii_uppercase
 from typing import Any, Final
 
 from reward_service.rewards.base import AnswerParams, InvalidReferenceError, Reference, Reward, first_paragraph
-from reward_service.text.extraction import read_answers, shown, undecorated
+from reward_service.text.extraction import has_balanced_braces, read_answers, shown, undecorated
 from reward_service.types import ReferenceKeys, RewardScore
 
 MAX_ANSWER_CHARS: Final = 2000
 
+_LABEL: Final = r"(?:(?:(?:the|final|correct|my)\s+)*(?:option|choice|answer)(?:\s+is)?\s*:?\s*)?"
 _LETTER: Final = re.compile(
-    r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[ ])?"
-    r"(?P<open>\()?(?P<letter>[A-Za-z])(?(open)\)|(?![A-Za-z0-9]))[.:)]?(?:\s+(?P<text>\S.*))?",
+    rf"(?i:{_LABEL})"
+    r"(?P<open>[(\[{])?(?P<letter>[A-Za-z])(?(open)[)\]}]|(?![A-Za-z0-9]))[.:)]?(?:\s+(?P<text>\S.*))?",
     re.DOTALL,
 )
+_MARKED: Final = re.compile(r"\\(?:text|math)(?:bf|rm|it|sf|tt)?\s*\{([^{}]*)\}|\{\\(?:bf|rm|it)\s+([^{}]*)\}|\\(?:bf|rm|it)\{([^{}]*)\}")
+_SET_OFF: Final = re.compile(r"[(\s{]*(?:\(?[A-Za-z]\)?[.:]?\s*(?:\\[,;:! ]|\\q?quad|~)|\\(?:text|math)[a-z]*\s*\{\s*\(?[A-Za-z]\)?[.:]?\s*\})")
+_SPACES: Final = re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~")
 
 
 def score(completion: str, reference: Reference, params: AnswerParams) -> RewardScore:
@@ -50,18 +55,37 @@ def named_option(answer: str, options: Mapping[str, str | None]) -> str | None:
     """The letter of the one option that `answer` names, None if it names none or more."""
     if len(answer) > MAX_ANSWER_CHARS:
         return None
+    answer, marked = _unmarked(answer)
     match = _LETTER.fullmatch(answer)
-    if match is not None and (letter := match["letter"].upper()) in options:
+    if match is not None and match["open"] in (None, "(") and (letter := match["letter"].upper()) in options:
         if match["text"] is None:
             return letter
-        if _plain(match["text"]) == options[letter]:
+        if options[letter] is None and marked and not _names_another(match["text"]):
+            return letter
+        if options[letter] is not None and _plain(match["text"]) == options[letter]:
             return letter
     by_text = [letter for letter, text in options.items() if text is not None and text == _plain(answer)]
     return by_text[0] if len(by_text) == 1 else None
 
 
+def _unmarked(answer: str) -> tuple[str, bool]:
+    """`\\textbf{(B)}\\ 5` as `(B) 5`, and whether LaTeX set a letter off from what follows it."""
+    text = re.sub(r"\\(?:left|right)(?![A-Za-z])\s*", "", answer)
+    marked = _SET_OFF.match(text) is not None
+    text = _MARKED.sub(lambda match: f"{next(group for group in match.groups() if group is not None).strip()} ", text)
+    text = undecorated(_SPACES.sub(" ", text).strip().removesuffix("$").removeprefix("$"))
+    while text.startswith("{") and text.endswith("}") and has_balanced_braces(text[1:-1]):
+        text = text[1:-1].strip()
+    return re.sub(r"\(\s*([A-Za-z])\s*\)", r"(\1)", text), marked
+
+
+def _names_another(text: str) -> bool:
+    """Whether what stands behind a letter may be a second choice or a doubt: words, or a letter alone."""
+    return re.search(r"(?<![A-Za-z\\])(?:[A-Z](?![A-Za-z])|or|and|not|nor)(?![A-Za-z])|\((?:[A-Za-z])\)", text) is not None
+
+
 def _plain(text: str) -> str:
-    return " ".join(undecorated(text).casefold().split())
+    return " ".join(undecorated(_SPACES.sub(" ", text)).casefold().split())
 
 
 def _options(reference: Reference) -> dict[str, str | None]:

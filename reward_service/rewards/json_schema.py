@@ -3,7 +3,7 @@
 The document is the whole text, or with `document_in = "fenced"` what stands in its only fenced block (``` or
 ```json), or with `auto` the block if there is a fence and else the whole text. Two blocks are two documents: 0.
 JSON is taken at its word: duplicate keys, NaN, Infinity and numbers beyond a double's range score 0, as do documents
-of more than `max_chars` characters or nested deeper than `max_depth`.
+of more than `max_chars` characters or nested deeper than `max_depth`. Numbers are decimals, so that 19.99 is a multiple of 0.01.
 
 The schema is the parameter `schema`, or else the reference's `schema`. A `$ref` leads to places in the schema itself
 and to the drafts' own meta-schemas; nothing is ever fetched, and a schema that refers elsewhere is an invalid
@@ -13,8 +13,10 @@ reference. `format` is an annotation, as the draft has it, and not checked.
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Final, Literal
 
@@ -24,6 +26,8 @@ from reward_service.rewards.base import InvalidReferenceError, Reference, Reward
 from reward_service.types import ReferenceKeys, RewardScore
 
 MAX_SCHEMA_CHARS: Final = 100_000
+
+_MAX_NUMBER_CHARS: Final = 309  # a double's range, and what Fraction works on in no time
 
 _FENCE: Final = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
 
@@ -89,7 +93,7 @@ def parse_json(text: str, max_chars: int, max_depth: int) -> Any:
         raise _RefusedError(f"the document has more than {max_chars} characters")
     try:
         document = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_finite_int
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_decimal, parse_int=_finite_int
         )
     except RecursionError:
         raise _RefusedError(f"the document is nested deeper than {max_depth}") from None
@@ -113,14 +117,22 @@ def _no_constant(name: str) -> Any:
     raise _RefusedError(f"{name} is not JSON")
 
 
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise _RefusedError(f"the number {text:.20} is too large")
+class _Number(Decimal):
+    """A decimal that shows as it is written, in messages."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _decimal(text: str) -> Decimal:
+    value = _Number(text)
+    if len(text) > _MAX_NUMBER_CHARS or (value and not -_MAX_NUMBER_CHARS < value.adjusted() < 308):
+        raise _RefusedError(f"the number {text:.20} is too large, too small or too long")
     return value
 
 
 def _finite_int(text: str) -> int:
-    if len(text) > 309:
+    if len(text) > _MAX_NUMBER_CHARS:
         raise _RefusedError(f"the number {text:.20} is too large")
     return int(text)
 
@@ -154,17 +166,33 @@ def _validator(reference: Reference, params: Params) -> Any:
 
 @lru_cache(maxsize=64)  # checking a schema costs more than validating a small document
 def _make_validator(text: str) -> Any:
-    from jsonschema import Draft202012Validator
+    from jsonschema import Draft202012Validator, validators
     from jsonschema.exceptions import SchemaError
     from jsonschema_specifications import REGISTRY
 
-    schema = json.loads(text)
     try:
-        Draft202012Validator.check_schema(schema)
-    except (SchemaError, RecursionError) as error:
+        Draft202012Validator.check_schema(json.loads(text))
+        schema = json.loads(text, parse_float=_decimal)
+    except (SchemaError, RecursionError, _RefusedError) as error:
         raise InvalidReferenceError(f"the schema is not one of Draft 2020-12: {error!s:.100}") from None
+    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer)
+    exact = validators.extend(Draft202012Validator, {"multipleOf": _multiple_of}, type_checker=types)
     # A registry of its own: the default one fetches what it does not know.
-    return Draft202012Validator(schema, registry=REGISTRY)
+    return exact(schema, registry=REGISTRY)
+
+
+def _is_integer(_: Any, instance: Any) -> bool:
+    if isinstance(instance, Decimal):
+        return instance == instance.to_integral_value()
+    return isinstance(instance, int) and not isinstance(instance, bool)
+
+
+def _multiple_of(validator: Any, divisor: Any, instance: Any, _: Any) -> Iterator[Any]:
+    """In fractions, which know no rounding."""
+    from jsonschema.exceptions import ValidationError
+
+    if validator.is_type(instance, "number") and Fraction(instance) % Fraction(divisor):
+        yield ValidationError(f"{instance!r} is not a multiple of {divisor!r}")
 
 
 REWARD = Reward(

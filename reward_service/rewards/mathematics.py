@@ -99,7 +99,7 @@ def unreadable(text: str, max_chars: int) -> str | None:
         return "holds invisible characters"
     if any(char.isdecimal() and not char.isascii() for char in text):
         return "holds digits other than 0 to 9"
-    if not has_balanced_braces(text) or "\\boxed" in text:
+    if not has_balanced_braces(text) or "\\boxed" in text or "\\fbox" in text:
         return "has unbalanced braces or a box within"
     return _too_large(text)
 

@@ -3,7 +3,8 @@
 A completion *commits* itself in places that `answer_in` names:
 
 - `line`: what follows the prefix on an answer line (see `reward_service.text.answers`);
-- `boxed`: what stands in `\\boxed{...}`, braces balanced; of boxes in boxes the outermost;
+- `boxed`: what stands in `\\boxed{...}` or `\\fbox{...}`, braces balanced; of boxes in boxes the outermost; without
+  braces (`\\boxed 5`) what stands up to the next blank;
 - `auto`: both of these, so a line and a box that disagree are two answers;
 - `tags`: what stands between `<tag>` and `</tag>`;
 - `whole`: the text from its beginning to its end.
@@ -26,8 +27,18 @@ MAX_SHOWN_CHARS: Final = 100
 
 _MAX_KEPT_CHARS: Final = 100_000  # of one answer; longer than anything a reward compares
 _MAX_DECORATIONS: Final = 8
-_BOX: Final = "\\boxed{"
-_BRACES: Final = re.compile(r"\\boxed\{|\\.|[{}]", re.DOTALL)
+_BRACES: Final = re.compile(
+    r"\\(?:boxed|fbox|framebox)(?:[ \t\r\n]*(?P<box>\{)|[ \t]*"
+    r"(?P<bare>(?=\\[A-Za-z({]|\([-+0-9]|[-+.$]*[0-9]|[A-Zb-hj-z](?![A-Za-z]))))"
+    r"|\\.|[{}]",
+    re.DOTALL,
+)
+_FIRST_BOX: Final = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])|\\boxed(?=[A-Z](?![A-Za-z]))")
+_BOXED: Final = re.compile(
+    r"\\(?:boxed|fbox|framebox)[ \t\r\n]*(?:\{(?P<inner>.*)\}|(?![A-Za-z{ ])(?P<bare>\S+)|(?<![a-z])(?P<letter>[A-Za-z]))",
+    re.DOTALL,
+)
+_MAX_BARE_CHARS: Final = 500
 _BLANKS: Final = " \t\r\n"
 _DECORATIONS: Final = (
     ("**", "**"),
@@ -37,10 +48,13 @@ _DECORATIONS: Final = (
     ("\\[", "\\]"),
     ("`", "`"),
     ("*", "*"),
-    ("\\boxed{", "}"),
     ("\\text{", "}"),
     ("\\mathrm{", "}"),
     ("\\textbf{", "}"),
+    ("\\mathbf{", "}"),
+    ("\\textit{", "}"),
+    ("\\boldsymbol{", "}"),
+    ("__", "__"),
 )
 
 
@@ -103,23 +117,40 @@ def _answers_in(text: str, marks: AnswerMarks, place: AnswerPlace) -> Iterator[s
 
 def boxed(text: str) -> Iterator[str]:
     """What the outermost boxes hold; a box that is never closed comes last, with its opening."""
-    first = text.find(_BOX)
-    if first < 0:
+    if (first := _FIRST_BOX.search(text)) is None:
         return
     openings: list[bool] = []  # one entry for each open brace: whether it opens an outermost box
     box_start: int | None = None
-    for brace in _BRACES.finditer(text, first):
+    bare_end = 0
+    for brace in _BRACES.finditer(text, first.start()):
         kind = brace.group()
-        if kind == _BOX and box_start is None:
+        if brace.start() < bare_end:
+            continue
+        if brace["box"] is not None and box_start is None:
             openings.append(True)
             box_start = brace.end()
-        elif kind in (_BOX, "{"):
+        elif brace["bare"] is not None:
+            if box_start is None:
+                bare_end = _bare_end(text, brace.end())
+                yield text[brace.end() : bare_end].rstrip(".,;:")
+        elif brace["box"] is not None or kind == "{":
             openings.append(False)
         elif kind == "}" and openings and openings.pop():
             yield text[box_start : brace.start()][:_MAX_KEPT_CHARS]
             box_start = None
     if box_start is not None:
-        yield _BOX + text[box_start : box_start + MAX_SHOWN_CHARS]
+        yield f"\\boxed{{{text[box_start : box_start + MAX_SHOWN_CHARS]}"
+
+
+def _bare_end(text: str, start: int) -> int:
+    """Where a box without braces ends: at the next blank or dollar outside of braces, or before a brace too many."""
+    depth = 0
+    for position in range(start, min(len(text), start + _MAX_BARE_CHARS)):
+        char = text[position]
+        depth += (char == "{") - (char == "}")
+        if depth < 0 or (depth == 0 and char in " \t\r\n$" and position > start) or text.startswith("\\)", position):
+            return position
+    return min(len(text), start + _MAX_BARE_CHARS)
 
 
 def _between(text: str, opening: str, closing: str) -> Iterator[str]:
@@ -139,6 +170,9 @@ def undecorated(text: str) -> str:
     if len(text) > 1 and text.endswith("."):
         text = text[:-1].rstrip(_BLANKS)
     for _ in range(_MAX_DECORATIONS):
+        if (box := _BOXED.fullmatch(text)) is not None and _is_one_piece(box["inner"] or "", "", "}"):
+            text = (box["inner"] or box["bare"] or box["letter"] or "").strip(_BLANKS)
+            continue
         for opening, closing in _DECORATIONS:
             inner = text[len(opening) : len(text) - len(closing)]
             if (
@@ -167,7 +201,7 @@ def has_balanced_braces(text: str) -> bool:
     for brace in _BRACES.finditer(text):
         if brace.group() == "}":
             depth -= 1
-        elif brace.group() in ("{", _BOX):
+        elif brace.group() == "{" or brace["box"] is not None:
             depth += 1
         if depth < 0:
             return False
