@@ -35,6 +35,11 @@ _MARKED: Final = re.compile(r"\\(?:text|math)(?:bf|rm|it|sf|tt)?\s*\{([^{}]*)\}|
 _SET_OFF: Final = re.compile(r"[(\s{]*(?:\(?[A-Za-z]\)?[.:]?\s*(?:\\[,;:! ]|\\q?quad|~)|\\(?:text|math)[a-z]*\s*\{\s*\(?[A-Za-z]\)?[.:]?\s*\})")
 _SPACES: Final = re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~")
 
+_DOUBT: Final = re.compile(
+    r"(?<![A-Za-z\\])(?:[A-Z](?![A-Za-z])|(?i:or|and|not|nor|neither|is|isn't|but|no|maybe|wrong|incorrect|false)(?![A-Za-z]))"
+    r"|\([A-Za-z]\)"
+)
+
 
 def score(completion: str, reference: Reference, params: AnswerParams) -> RewardScore:
     """1.0 or 0.0; `details["extracted"]` is the letter of the first answer, None if it names no option."""
@@ -80,8 +85,8 @@ def _unmarked(answer: str) -> tuple[str, bool]:
 
 
 def _names_another(text: str) -> bool:
-    """Whether what stands behind a letter may be a second choice or a doubt: words, or a letter alone."""
-    return re.search(r"(?<![A-Za-z\\])(?:[A-Z](?![A-Za-z])|or|and|not|nor)(?![A-Za-z])|\((?:[A-Za-z])\)", text) is not None
+    """Whether what stands behind a letter may be a second choice or a doubt."""
+    return _DOUBT.search(text) is not None
 
 
 def _plain(text: str) -> str:
@@ -108,7 +113,7 @@ def _expected(reference: Reference, options: Mapping[str, str | None]) -> str:
     if reference is None or "final_answer" not in reference:
         raise InvalidReferenceError('the reference has no "final_answer"')
     answer = reference["final_answer"]
-    letter = re.fullmatch(r"\(?([A-Za-z])\)?[.]?", answer.strip()) if isinstance(answer, str) else None
+    letter = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", _unmarked(answer)[0]) if isinstance(answer, str) else None
     if letter is None or letter[1].upper() not in options:
         raise InvalidReferenceError(f"final_answer {answer!r:.100} is not the letter of an option")
     return letter[1].upper()

@@ -2,15 +2,18 @@
 
 A number is, in this order and with single blanks where shown:
 
-    [sign][currency [blank]] magnitude [scale word] [% or currency] [unit] [.]
+    [sign][currency [blank]] magnitude [scale word or part] [% or currency] [unit] [.]
 
 - sign: `+`, `-` or U+2212, before or after the currency sign (`-$5`, `$-5`);
 - magnitude: an integer or decimal, thousands separated by commas in groups of three or not at all (`1,234.5`, `.5`);
   scientific (`1.5e3`, `1.5 x 10^3`); a fraction of integers (`3/4`); a mixed number (`1 1/2`);
-- scale word: hundred, thousand, million, billion, trillion, k or bn: it multiplies;
+  a power (`10^-7`, `2**10`);
+- scale word: hundred, thousand, million, billion, trillion, k or bn: it multiplies; so do K, M, B and T where a currency
+  or one of a few units says that they are no units themselves (`$300K`, `300K people`; `300 K` is 300, of kelvin);
+- part: thirds to ninths, tenths, hundredths ... billionths: it divides; `and a half` adds a half;
 - `%` does not divide by 100: "50%" is 50, as in the data sets this is used with;
-- unit: one word of at most 16 letters, `square`, `sq` or `cubic` before it; behind that or alone `per` or `/` and one
-  more word (`$15/hour`);
+- unit: one word of at most 16 letters, `square`, `sq` or `cubic` before it or `^2` behind it; behind that or alone `per`
+  or `/` and one more word (`$15/hour`);
 - one full stop at the end: a sentence may end.
 
 Digits are the ASCII ones. Everything else is not a number: `nan`, `inf`, whatever a double cannot hold (`1e999`),
@@ -28,11 +31,26 @@ from typing import Final
 
 MAX_NUMBER_CHARS: Final = 100
 TOLERANCE: Final = Decimal("0.001")
+_SMALL: Final = Decimal("0.1")
 
 _MAX_ADJUSTED_EXPONENT: Final = 307  # below 1e308 every value fits in a double
 _BLANKS: Final = " \t\r\n"
 _CONTEXT: Final = Context(prec=50, traps=[])  # no traps: a division by zero gives infinity, which is then refused
 _SCALES: Final = {"hundred": 2, "thousand": 3, "k": 3, "million": 6, "billion": 9, "bn": 9, "trillion": 12}
+
+_ABBREVIATIONS: Final = {"K": 3, "M": 6, "B": 9, "T": 12}
+_COUNTED: Final = re.compile(  # what is counted in thousands, so that a K before it is no unit
+    r"[ ]?(?:dollars?|usd|eur|euros?|pounds?|rupees?|yen|people|persons|residents|inhabitants|users|subscribers|followers"
+    r"|views|copies|tokens|steps|miles|employees|students|visitors|[$€£¥₹])(?![A-Za-z])",
+    re.IGNORECASE,
+)
+_PARTS: Final = {
+    **{"thirds": 3, "fourths": 4, "fifths": 5, "sixths": 6, "sevenths": 7, "eighths": 8, "ninths": 9, "tenths": 10},
+    **{"hundredth": 10**2, "thousandth": 10**3, "millionth": 10**6, "billionth": 10**9},
+    **{f"ten{blank}thousandth": 10**4 for blank in "- "},
+    **{f"hundred{blank}thousandth": 10**5 for blank in "- "},
+}
+_HALVES: Final = {"half": 2, "third": 3, "quarter": 4}
 
 _SIGN = r"[-+\u2212]"
 _CURRENCY = r"[$€£¥₹]"
@@ -43,14 +61,22 @@ _MAGNITUDE = rf"""(?:
     (?P<whole>[0-9]++)[ ](?P<mixed_numerator>[0-9]++)/(?P<mixed_denominator>[0-9]++)
   | (?P<numerator>{_INTEGER})[ ]?/[ ]?(?P<denominator>{_INTEGER})
   | (?P<decimal>(?:{_INTEGER}(?:\.[0-9]++)?|\.[0-9]++)(?:[eE]{_SIGN}?[0-9]{{1,4}}+)?)
-    (?:[ ]?[x×*·][ ]?10\^\{{?(?P<power>{_SIGN}?[0-9]{{1,4}}+)\}}?)?
+    (?:[ ]?(?:[x×*·]|\\times|\\cdot)[ ]?10(?:\^|\*\*)[{{(]?(?P<power>{_SIGN}?[0-9]{{1,4}}+)[)}}]?
+    |[ ]?(?:\^|\*\*)[ ]?[{{(]?(?P<exponent>{_SIGN}?[0-9]{{1,4}}+)[)}}]?(?![ ]?\^))?
 )"""
-_SCALE = rf"(?:[ ]?(?P<scale>(?i:{'|'.join(_SCALES)}))(?![A-Za-z]))?"
-_UNIT = rf"(?:[ ]?(?:(?:square|sq|cubic)[ ])?{_WORD})?(?:(?:[ ]per[ ]|/){_WORD})?"
+_SCALE = rf"""(?:(?=[ ]?[A-Za-z])(?:
+    [ ]?(?P<scale>(?i:{"|".join(word for word in _SCALES if word != "k")})|[kKMBT])(?![A-Za-z^²³])
+  | [ ](?P<part>{"|".join(re.escape(word) + ("" if word.endswith("s") else "s?") for word in _PARTS)})(?![A-Za-z])
+  | [ ]and[ ](?:a|one)[ ](?P<half>{"|".join(_HALVES)})(?![A-Za-z])
+))?"""
+_UNIT = rf"(?:[ ]?(?:(?:square|sq|cubic)[ ])?{_WORD}(?:(?<=[a-z][a-z]|[ 0-9]m)\^\{{?[23]\}}?)?)?(?:(?:[ ]per[ ]|/){_WORD})?"
 
 _NUMBER: Final = re.compile(rf"{_SIGNED}{_MAGNITUDE}{_SCALE}(?:[ ]?(?:%|{_CURRENCY}))?{_UNIT}\.?", re.VERBOSE)
 # \d, unlike [0-9], knows the digits of all scripts: a number that touches one of those is not a number.
 _NUMBER_IN_TEXT: Final = re.compile(rf"{_SIGNED}(?<!\d)(?>{_MAGNITUDE}){_SCALE}(?!\d)", re.VERBOSE)
+# What stands behind ^ is an exponent: of a number it belongs to that, of a unit or a variable it is no number of its own.
+_BEFORE_EXPONENT: Final = re.compile(rf"(?:\^|[\w)]\*\*)[{{(]?{_SIGN}?$")
+_MAX_EXPONENTS: Final = 8  # at the end of a text, that are looked past
 
 
 def parse_number(text: str) -> Decimal | None:
@@ -70,24 +96,39 @@ def last_number(text: str) -> tuple[Decimal | None, str | None]:
     (None, written) if the last one is written like a number but has no value (`1e999`, `1/0`, too many digits).
     Units and percent signs are passed over.
     """
-    last_digit = max(map(text.rfind, "0123456789"))
-    if last_digit < 0:
-        return None, None
-    # The number ends at that digit or in a scale word soon after it, and nothing longer than the limit is one:
-    # a window around it is enough, however long the text is.
-    start = max(0, last_digit - MAX_NUMBER_CHARS)
-    matches = list(_NUMBER_IN_TEXT.finditer(text[start : last_digit + 24]))
-    if not matches:
-        return None, None
-    match = matches[-1]
-    if match.start() == 0 and start > 0:  # it began before the window
-        return None, match.group()
-    return _value(match), match.group().strip(_BLANKS)
+    end = len(text)
+    for _ in range(_MAX_EXPONENTS):
+        last_digit = max([text.rfind(digit, 0, end) for digit in "0123456789"])
+        if last_digit < 0:
+            return None, None
+        # The number ends at that digit or in a word soon after it, and nothing longer than the limit is one: a window
+        # around it is enough, however long the text is.
+        start = max(0, last_digit - MAX_NUMBER_CHARS)
+        if (match := _last_match(text[start : last_digit + 24])) is not None:
+            if match.start() == 0 and start > 0:  # it began before the window
+                return None, match.group()
+            return _value(match), match.group().strip(_BLANKS)
+        end = start if start > 0 else 0
+    return None, None
 
 
-def close(left: Decimal, right: Decimal, tolerance: Decimal = TOLERANCE) -> bool:
-    """|left - right| <= tolerance, without the rounding of doubles."""
-    return abs(_CONTEXT.subtract(left, right)) <= tolerance
+def _last_match(window: str) -> re.Match[str] | None:
+    matches = list(_NUMBER_IN_TEXT.finditer(window))
+    if "^" in window or "**" in window:
+        matches = [match for match in matches if not _BEFORE_EXPONENT.search(window[: match.start()])]
+    return matches[-1] if matches else None
+
+
+def close(value: Decimal, expected: Decimal, tolerance: Decimal = TOLERANCE) -> bool:
+    """|value - expected| <= tolerance, without the rounding of doubles; of small numbers one hundredth is tolerated.
+
+    Without the latter 0.003 would be 0.002, and 0.0005 nothing.
+    """
+    if value == expected:
+        return True
+    if abs(expected) < _SMALL:
+        tolerance = abs(expected) / 100
+    return abs(_CONTEXT.subtract(value, expected)) <= tolerance
 
 
 def in_range(value: Decimal) -> bool:
@@ -96,20 +137,40 @@ def in_range(value: Decimal) -> bool:
 
 
 def _value(match: re.Match[str]) -> Decimal | None:
-    if (decimal := match["decimal"]) is not None:
-        value = _plain(decimal)
-        if (power := match["power"]) is not None:
-            value = _CONTEXT.scaleb(value, _plain(power))
-    elif (numerator := match["numerator"]) is not None:
-        value = _CONTEXT.divide(_plain(numerator), _plain(match["denominator"]))
-    else:
-        part = _CONTEXT.divide(_plain(match["mixed_numerator"]), _plain(match["mixed_denominator"]))
-        value = _CONTEXT.add(_plain(match["whole"]), part)
-    if (scale := match["scale"]) is not None:
-        value = _CONTEXT.scaleb(value, _SCALES[scale.lower()])
+    value = _scaled(match, _magnitude(match))
     if (match["sign"] or match["inner_sign"]) in ("-", "\u2212"):
         value = value.copy_negate()
     return value if in_range(value) else None
+
+
+def _magnitude(match: re.Match[str]) -> Decimal:
+    if (decimal := match["decimal"]) is not None:
+        value = _plain(decimal)
+        if (power := match["power"]) is not None:
+            return _CONTEXT.scaleb(value, _plain(power))
+        return value if (exponent := match["exponent"]) is None else _CONTEXT.power(value, _plain(exponent))
+    if (numerator := match["numerator"]) is not None:
+        return _CONTEXT.divide(_plain(numerator), _plain(match["denominator"]))
+    part = _CONTEXT.divide(_plain(match["mixed_numerator"]), _plain(match["mixed_denominator"]))
+    return _CONTEXT.add(_plain(match["whole"]), part)
+
+
+def _scaled(match: re.Match[str], value: Decimal) -> Decimal:
+    if (scale := match["scale"]) is not None:
+        if scale not in _ABBREVIATIONS:
+            return _CONTEXT.scaleb(value, _SCALES[scale.lower()])
+        return _CONTEXT.scaleb(value, _ABBREVIATIONS[scale]) if _counts_thousands(match) else value
+    if (part := match["part"]) is not None:
+        return _CONTEXT.divide(value, Decimal(_PARTS.get(part) or _PARTS[part.removesuffix("s")]))
+    if (half := match["half"]) is not None:
+        return _CONTEXT.add(value, _CONTEXT.divide(Decimal(1), Decimal(_HALVES[half])))
+    return value
+
+
+def _counts_thousands(match: re.Match[str]) -> bool:
+    """Whether a K is a thousand: a currency stands before it, or something that is counted behind it."""
+    before = match.group()[: match.start("scale") - match.start()]
+    return any(sign in before for sign in "$€£¥₹") or _COUNTED.match(match.string, match.end("scale")) is not None
 
 
 def _plain(digits: str) -> Decimal:

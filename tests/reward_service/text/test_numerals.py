@@ -53,7 +53,25 @@ NUMBERS = [
     ("$2.5 million dollars", "2500000"),
     ("10k", "10000"),
     ("10 km", "10"),
-    ("100 hundredths", "100"),
+    ("100 hundredths", "1"),
+    ("2 thousandths", "0.002"),
+    ("3 ten-thousandths", "0.0003"),
+    ("2 fifths", "0.4"),
+    ("5 and a half", "5.5"),
+    ("3 quarters", "3"),  # coins
+    ("300 K", "300"),  # kelvin
+    ("300K", "300"),
+    ("$300K", "300000"),
+    ("300K people", "300000"),
+    ("$2.5M", "2500000"),
+    ("5 M", "5"),
+    ("10^-7", "0.0000001"),
+    ("10^{-7}", "0.0000001"),
+    ("-10^2", "-100"),
+    ("2**10", "1024"),
+    ("1.5 \\times 10^{3}", "1500"),
+    ("72 cm^2", "72"),
+    ("72 m^2", "72"),
     ("9" * MAX_NUMBER_CHARS, "9" * MAX_NUMBER_CHARS),
 ]
 
@@ -109,6 +127,8 @@ NOT_NUMBERS = [
     "7²",
     "Ⅶ",
     "½",
+    "5 x^2",
+    "2^3^2",
     "72\n73",
     "1" * (MAX_NUMBER_CHARS + 1),
     "1 " + "a" * 17,
@@ -142,6 +162,13 @@ def test_not_numbers(text: str) -> None:
         ("72 then 7٣", "72", "72"),  # a number that touches another script's digit is none
         ("\u200b72\u200b", "72", "72"),
         ("v1.2.3", "3", "3"),
+    ("it is 10^-7", "0.0000001", "10^-7"),
+    ("an area of 72 cm^2", "72", "72"),
+    ("so 5 x^{2}", "5", "5"),
+    ("about 2 thousandths of it", "0.002", "2 thousandths"),
+    ("at 300 K it melts", "300", "300 K"),
+    ("the value is **72**", "72", "72"),
+    ("2 * x**3", "2", "2"),
     ],
 )
 def test_last_number(text: str, value: str, written: str) -> None:
@@ -171,6 +198,9 @@ def test_large_integers_that_differ_by_one_differ() -> None:
 def test_tolerance_is_one_thousandth_inclusive() -> None:
     assert close(Decimal("72.001"), Decimal(72))
     assert not close(Decimal("72.0011"), Decimal(72))
+    assert close(Decimal("0.333"), Decimal(1) / 3)
+    assert not close(Decimal("0.003"), Decimal("0.002"))
+    assert not close(Decimal("0.0000001"), Decimal(0))
 
 
 @settings(deadline=None)
