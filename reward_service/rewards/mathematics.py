@@ -44,7 +44,7 @@ from reward_service.text.extraction import has_balanced_braces, read_answers, sh
 from reward_service.text.latex.compare import same
 from reward_service.text.latex.structure import read_answer
 from reward_service.text.latex.surface import same_text
-from reward_service.text.latex.values import Value
+from reward_service.text.latex.values import Quantity, Value
 from reward_service.types import RewardScore
 
 MAX_REFERENCE_CHARS: Final = 2000
@@ -54,6 +54,7 @@ MAX_DEPTH: Final = 30
 # MemoryError and RecursionError, after which the answer is not known, which is not wrong
 _SYMPY_REFUSES: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
+_DECIMAL_COMMA: Final = re.compile(r"[-+]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")  # beside one number it cannot be a list
 _LONG_NUMBER: Final = re.compile(r"[0-9](?:[ ,]?[0-9]){100}")
 _NUMERIC_TOWER: Final = re.compile(r"[0-9][ ]*[})]?[ ]*(?:\^|\*\*)[ ]*[{(]*[ ]*[0-9.]+[ ]*(?:\^|\*\*|!)")
 _BIG_EXPONENT: Final = re.compile(r"(?:\^|\*\*)[ ]*[{(]*[ ]*-?[0-9]{6}|[0-9]{5}[ ]*!|[0-9]+[ ]*!!")
@@ -190,6 +191,8 @@ def _is_right(golds: list[Gold], text: str, params: Params) -> bool:
 def _is_same(gold: Gold, value: Value | None, text: str, digits: int) -> bool:
     try:
         if gold.value is not None:
+            if isinstance(gold.value, Quantity) and _DECIMAL_COMMA.fullmatch(text):
+                value = _read(text.replace(",", "."))
             return value is not None and same(gold.value, value, digits)
         return _verify(gold.parsed, _parse(text))
     except _SYMPY_REFUSES:

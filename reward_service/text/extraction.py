@@ -167,7 +167,7 @@ def _between(text: str, opening: str, closing: str) -> Iterator[str]:
 def undecorated(text: str) -> str:
     """`text` without blanks, one full stop and markup around it: `**$\\boxed{72}$**.` is 72; `$5$ or $6$` stays."""
     text = text.strip(_BLANKS)
-    if len(text) > 1 and text.endswith("."):
+    if len(text) > 1 and text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip(_BLANKS)
     for _ in range(_MAX_DECORATIONS):
         if (box := _BOXED.fullmatch(text)) is not None and _is_one_piece(box["inner"] or "", "", "}"):

@@ -21,7 +21,7 @@ from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Re
 
 _OPPOSITE: Final = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 _FEW: Final = 3
-"""Fewer significant digits in a reference stand for themselves alone."""
+"""With fewer significant digits a decimal in the reference stands for values within a thousandth alone; with one, for itself."""
 
 
 def same(gold: Value, answer: Value, digits: int = 6) -> bool:
@@ -33,9 +33,16 @@ def same(gold: Value, answer: Value, digits: int = 6) -> bool:
         return same_quantities(gold, answer, digits)
     if isinstance(gold, Words) or isinstance(answer, Words):
         return _same_words(gold, answer)
-    if isinstance(gold, Region) or isinstance(answer, Region):
+    if isinstance(gold, Region) or isinstance(answer, Region) or _is_condition(gold) != _is_condition(answer):
         return same_regions(gold, answer)
     return _same_collections(gold, answer, digits)
+
+
+def _is_condition(value: Value) -> bool:
+    """Inequalities with `and` or `or` between them."""
+    return isinstance(value, Sequence) and any(
+        isinstance(item, Chain) or (isinstance(item, Relation) and item.sign != "=") for item in value.items
+    )
 
 
 def _settled(value: Value) -> Value:
@@ -337,9 +344,16 @@ def _same_numbers(gold: Any, gold_digits: int | None, answer: Any, answer_digits
     if answer_digits is not None and (gold_digits is None or answer_digits <= gold_digits):
         return answer_digits >= digits and not gold.is_Integer and _rounds_to(gold, answer, answer_digits)
     assert gold_digits is not None
-    if answer.is_Integer or (answer_digits is not None and answer_digits < max(6, gold_digits + 3)):
+    if answer.is_Integer or gold_digits < 2:
+        return False
+    if answer_digits is not None and (answer_digits < max(6, gold_digits + 3) or _is_beside(gold, answer, gold_digits)):
         return False
     return (gold_digits >= _FEW or _relative(gold, answer) <= Decimal("0.001")) and _rounds_to(answer, gold, gold_digits)
+
+
+def _is_beside(gold: Any, answer: Any, digits: int) -> bool:
+    """Whether a decimal is the reference but for its far digits (12.5000001): nothing that was rounded looks like that."""
+    return _relative(gold, answer) < Decimal(1).scaleb(-digits - 3)
 
 
 def _rounds_to(exact: Any, rounded: Any, digits: int) -> bool:

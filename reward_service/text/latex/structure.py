@@ -11,7 +11,7 @@ from typing import Any, Final
 from reward_service.text.expressions import ExpressionError
 from reward_service.text.latex.read import CURRENCIES, Reader
 from reward_service.text.latex.surface import surface
-from reward_service.text.latex.tokens import RELATIONS, Token, tokens
+from reward_service.text.latex.tokens import FUNCTIONS, GREEK, RELATIONS, UNITS, WORDS, Token, tokens
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
 MAX_TOKENS: Final = 600
@@ -27,6 +27,10 @@ _IN_BASE: Final = re.compile(
     r"\(?(?:\\text ?\{)?([0-9A-F]+)\}?\)? ?_ ?\{? ?\(?(?:\\text ?\{ ?)?([0-9]+|[a-z]+)\)?(?: ?\})*"
 )
 _CLOCK: Final = re.compile(r"[0-9]{1,2} ?: ?[0-9]{2}(?: ?: ?[0-9]{2})?(?: ?(?:\\text ?\{)? ?[apAP]\.?[mM]\.? ?\}?)?")
+
+# Words without \text: one of four letters and more, as the letters of a product would hardly stand like that.
+_SENTENCE: Final = re.compile(r"(?:[A-Za-z]+ )*[A-Za-z][a-z]{3,}(?: [A-Za-z]+)*")
+_KNOWN_WORDS: Final = frozenset(map(str.lower, {*FUNCTIONS, *WORDS, *GREEK, *UNITS, "and", "or"}))
 
 
 def read_answer(text: str) -> Value:
@@ -47,6 +51,8 @@ def _words(smooth: str) -> Words | None:
     if _CLOCK.fullmatch(smooth):
         clock = re.sub(r"\\text|[ {}.]", "", smooth).lower()
         return Words(clock.removeprefix("0") if re.match(r"0[0-9]:", clock) else clock)
+    if _SENTENCE.fullmatch(smooth) and not set(smooth.lower().split()) & _KNOWN_WORDS:
+        return Words(folded(smooth))
     return None
 
 
@@ -64,6 +70,9 @@ def _in_base(match: re.Match[str]) -> Quantity | None:
 
 class _Structure(Reader):
     """The levels above expressions: list, relation, union, item."""
+
+    names_set = False
+    """Whether what is read is the variable of a set, before its colon."""
 
     def top(self) -> Value:
         """Everything: items with commas, `and` or `or` between them."""
@@ -173,7 +182,9 @@ class _Structure(Reader):
         if opening == "\\lbrace" and self.kind == "\\rbrace":
             self.advance()
             return _region("EmptySet")
+        self.names_set = opening == "\\lbrace"
         items, connector = self._items((")", "]", "[", "\\rbrace", "\\rangle", "|", "\\mid", ":"))
+        self.names_set = False
         if self.kind in ("|", "\\mid", ":"):
             if opening == "\\lbrace":
                 return self._set_builder(items)
@@ -237,7 +248,7 @@ class _Structure(Reader):
         if degrees:
             expression = expression * 180 / sympy.pi
         unit = self._unit() or self.currency
-        if self.kind == ":":
+        if self.kind == ":" and not self.names_set:
             return self._ratio(Quantity(expression))
         quantity = Quantity(expression, significant_digits(written), unit, percent, degrees)
         return _both_signs(quantity, self.signs) if self.signs else quantity

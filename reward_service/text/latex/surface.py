@@ -38,16 +38,19 @@ _DEGREES: Final = re.compile(
 _ORDINAL: Final = re.compile(
     r"(?<=\d)\s*(?:\^\s*\{?\s*|)(?:\\text\s*\{\s*)?(?:st|nd|rd|th)(?:\s*\})?(?:\s*\})?(?![A-Za-z])", re.IGNORECASE
 )
-_PERCENT: Final = re.compile(r"\\%|\\text\s*\{\s*(?:%|\\%|percent)\s*\}|(?:per ?cent|percentage)\b|\\percent\b")
+_PERCENT: Final = re.compile(r"\\%|\\text\s*\{\s*(?:%|\\%|per ?cent|percentage|pct)\s*\}|(?:per ?cent|percentage|pct)\b|\\percent\b")
 _INVISIBLE_BRACES: Final = re.compile(r"(?<![A-Za-z}\]_^0-9])\{\s*\}")
 
 # Thousands: groups of three that a comma (or one in braces), a thin space, a blank, an apostrophe or a full stop parts.
 _THIN: Final = r"(?:\\[,;:! ]|~|\\ )"
 _GROUPS: Final = re.compile(
-    rf"(?<![0-9.,])([0-9]{{1,3}})((?:(?:\{{,\}}|{_THIN}*,{_THIN}+|{_THIN}+,{_THIN}*|{_THIN}+)[0-9]{{3}}(?![0-9]))+)"
+    rf"(?<![0-9.,])([0-9]{{1,3}})((?:(?: ?\{{ ?, ?\}} ?|{_THIN}*,{_THIN}+ ?|{_THIN}+,{_THIN}*|{_THIN}+ ?)[0-9]{{3}}(?![0-9]))+)"
 )
-_COMMA_GROUPS: Final = re.compile(r"(?<![0-9.,_])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])|(?<![0-9.,_])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![0-9,])")
-_BLANK_GROUPS: Final = re.compile(r"(?<![0-9.,] )(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9]| [0-9])")
+_COMMA_GROUPS: Final = re.compile(
+    r"(?<![0-9.,_])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])"
+    r"|(?<![0-9.,_])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?!,?[0-9])"
+)
+_BLANK_GROUPS: Final = re.compile(r"(?<![0-9.,] )(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9]| [0-9]+(?![0-9/]))")
 _QUOTE_GROUPS: Final = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:'[0-9]{3})+(?![0-9'])")
 _EUROPEAN: Final = re.compile(
     r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3}){2,}(?:(?:,|\{,\})[0-9]+)?(?![0-9.,])|"
@@ -66,7 +69,7 @@ def surface(text: str) -> str:
     """`text` with one spelling for what has several; blanks are single."""
     text = text.translate(_TRANSLATION)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda match: "^{" + match.group().translate(_SUPERSCRIPTS) + "}", text)
-    text = text.replace("\\\\%", "%").replace("\\tfrac", "\\frac")
+    text = text.replace("...", "\\ldots ").replace("\\\\%", "%")
     text = _NULL_DELIMITER.sub(" ", text)
     text = _STYLES.sub(" ", text)
     text = _WRAPPERS.sub("", text)
@@ -80,7 +83,7 @@ def surface(text: str) -> str:
     text = text.replace("\\{", "\\lbrace ").replace("\\}", "\\rbrace ").replace("\\|", "|")
     text = _SPACES.sub(" ", text.replace("\\\\", "\\newline "))
     text = re.sub(r"\s+", " ", text).strip(" ")
-    while text[-1:] in (".", ",", ";", ":") and not text.endswith("\\"):
+    while text[-1:] in (".", ",", ";", ":", "\\") and text and not text.endswith(".."):
         text = text[:-1].rstrip(" ")
     return text
 

@@ -107,6 +107,8 @@ def _of_text(written: str) -> Iterator[Token]:
         return
     if bare in FUNCTIONS or bare in WORDS:
         yield from _of_letters(bare, True)
+    elif bare in ("e", "i"):
+        yield Token("letter", bare, True)
     elif re.fullmatch(r"[A-Za-z][A-Za-z '\-.,]*", bare):
         yield Token("text", bare, True)
     else:
@@ -114,7 +116,7 @@ def _of_text(written: str) -> Iterator[Token]:
         for index, piece in enumerate(pieces):
             if index % 2 == 0:
                 yield from _tokens(piece)
-            elif len(piece) == 1:
+            elif len(piece) == 1 and "/" not in (pieces[index - 1][-1:], pieces[index + 1][:1]):
                 yield Token("letter", piece, True)
             else:
                 yield Token("text", piece, True)
