@@ -28,6 +28,7 @@ from reward_service.types import ANSWER_PREFIX, Reason, ReferenceKeys, RewardSco
 
 Reference = Mapping[str, Any] | None
 FINAL_ANSWER: Final = ReferenceKeys(required=("final_answer",))
+_MAX_PLACES: Final = 40  # nobody writes a number with more zeros than that without an exponent
 
 
 class Task(NamedTuple):
@@ -195,7 +196,8 @@ def _spellings(answer: str | int | float) -> tuple[str, ...]:
     if len(short.as_tuple().digits) > 10:
         short = written
     scientific = repr(answer).replace("e+", "e").replace("e-0", "e-")
-    return (*(_positional(number) for number in (short, written)), repr(answer), scientific)
+    plain = (_positional(number) for number in (short, written) if abs(number.adjusted()) < _MAX_PLACES)
+    return (*plain, repr(answer), scientific)
 
 
 def _positional(number: Decimal) -> str:

@@ -26,13 +26,17 @@ from reward_service.types import ReferenceKeys, RewardScore
 MAX_ANSWER_CHARS: Final = 2000
 
 _LABEL: Final = r"(?:(?:(?:the|final|correct|my)\s+)*(?:option|choice|answer)(?:\s+is)?\s*:?\s*)?"
+_LABELLED: Final = re.compile(rf"(?i:{_LABEL})(?=\S)")
 _LETTER: Final = re.compile(
-    rf"(?i:{_LABEL})"
     r"(?P<open>[(\[{])?(?P<letter>[A-Za-z])(?(open)[)\]}]|(?![A-Za-z0-9]))[.:)]?(?:\s+(?P<text>\S.*))?",
     re.DOTALL,
 )
-_MARKED: Final = re.compile(r"\\(?:text|math)(?:bf|rm|it|sf|tt)?\s*\{([^{}]*)\}|\{\\(?:bf|rm|it)\s+([^{}]*)\}|\\(?:bf|rm|it)\{([^{}]*)\}")
-_SET_OFF: Final = re.compile(r"[(\s{]*(?:\(?[A-Za-z]\)?[.:]?\s*(?:\\[,;:! ]|\\q?quad|~)|\\(?:text|math)[a-z]*\s*\{\s*\(?[A-Za-z]\)?[.:]?\s*\})")
+_MARKED: Final = re.compile(
+    r"\\(?:text|math)(?:bf|rm|it|sf|tt)?\s*\{([^{}]*)\}|\{\\(?:bf|rm|it)\s+([^{}]*)\}|\\(?:bf|rm|it)\{([^{}]*)\}"
+)
+_SET_OFF: Final = re.compile(
+    r"[(\s{]*(?:\(?[A-Za-z]\)?[.:]?\s*(?:\\[,;:! ]|\\q?quad|~)|\\(?:text|math)[a-z]*\s*\{\s*\(?[A-Za-z]\)?[.:]?\s*\})"
+)
 _SPACES: Final = re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~")
 
 _DOUBT: Final = re.compile(
@@ -81,6 +85,7 @@ def _unmarked(answer: str) -> tuple[str, bool]:
     text = undecorated(_SPACES.sub(" ", text).strip().removesuffix("$").removeprefix("$"))
     while text.startswith("{") and text.endswith("}") and has_balanced_braces(text[1:-1]):
         text = text[1:-1].strip()
+    text = undecorated(_LABELLED.sub("", text))
     return re.sub(r"\(\s*([A-Za-z])\s*\)", r"(\1)", text), marked
 
 

@@ -286,7 +286,12 @@ def _agree(left: Any, right: Any, point: dict[Any, Any], assume: Assumption) -> 
         return None
     if not all(value.is_number and value.is_finite for value in (one, other)):
         return None
-    if assume == "real" and point and not (left.has(sympy.I) or right.has(sympy.I)) and not (one.is_real and other.is_real):
+    if (
+        assume == "real"
+        and point
+        and not (left.has(sympy.I) or right.has(sympy.I))
+        and not (one.is_real and other.is_real)
+    ):
         return None  # a root of a negative number, say
     size = max(abs(one), abs(other))
     if size < sympy.Float(10) ** -_SMALLEST:

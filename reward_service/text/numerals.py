@@ -69,7 +69,9 @@ _SCALE = rf"""(?:(?=[ ]?[A-Za-z])(?:
   | [ ](?P<part>{"|".join(re.escape(word) + ("" if word.endswith("s") else "s?") for word in _PARTS)})(?![A-Za-z])
   | [ ]and[ ](?:a|one)[ ](?P<half>{"|".join(_HALVES)})(?![A-Za-z])
 ))?"""
-_UNIT = rf"(?:[ ]?(?:(?:square|sq|cubic)[ ])?{_WORD}(?:(?<=[a-z][a-z]|[ 0-9]m)\^\{{?[23]\}}?)?)?(?:(?:[ ]per[ ]|/){_WORD})?"
+_UNIT = (
+    rf"(?:[ ]?(?:(?:square|sq|cubic)[ ])?{_WORD}(?:(?<=[a-z][a-z]|[ 0-9]m)\^\{{?[23]\}}?)?)?(?:(?:[ ]per[ ]|/){_WORD})?"
+)
 
 _NUMBER: Final = re.compile(rf"{_SIGNED}{_MAGNITUDE}{_SCALE}(?:[ ]?(?:%|{_CURRENCY}))?{_UNIT}\.?", re.VERBOSE)
 # \d, unlike [0-9], knows the digits of all scripts: a number that touches one of those is not a number.

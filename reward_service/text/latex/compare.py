@@ -74,12 +74,16 @@ def _of_sequence(value: Sequence) -> Value:
     if value.kind in ("list", "set"):  # plus-minus within
         flat: list[Value] = []
         for item in items:
-            nested = isinstance(item, Sequence) and item.kind == "list" and item.connector == "," and value.kind != "tuple"
+            nested = (
+                isinstance(item, Sequence) and item.kind == "list" and item.connector == "," and value.kind != "tuple"
+            )
             flat += item.items if nested and isinstance(item, Sequence) else (item,)
         items = tuple(flat)
     relations = [item for item in items if isinstance(item, Relation) and item.sign == "="]
     if len(relations) == len(items) and all(_same_name(relations[0].left, one.left) for one in relations):
-        return Relation(relations[0].left, "=", Sequence("list", tuple(one.right for one in relations), value.connector))
+        return Relation(
+            relations[0].left, "=", Sequence("list", tuple(one.right for one in relations), value.connector)
+        )
     return Sequence(value.kind, items, value.connector)
 
 
@@ -115,7 +119,10 @@ def _is_name(value: Value) -> bool:
         return False
     expression = value.expression
     factors = expression.args if expression.is_Mul else (expression,)
-    return all(factor.is_Symbol or factor.is_Function and type(factor).__module__ != "sympy" and not _known(factor) for factor in factors)
+    return all(
+        factor.is_Symbol or factor.is_Function and type(factor).__module__ != "sympy" and not _known(factor)
+        for factor in factors
+    )
 
 
 def _known(factor: Any) -> bool:
@@ -273,7 +280,8 @@ def _same_ratio(gold: Sequence, answer: Sequence) -> bool:
     parts = [[item.expression for item in items if isinstance(item, Quantity)] for items in (ones, others)]
     first, second = parts
     return len(first) == len(second) == len(ones) and all(
-        equivalent(first[0] * right, second[0] * left) is True for left, right in zip(first[1:], second[1:], strict=True)
+        equivalent(first[0] * right, second[0] * left) is True
+        for left, right in zip(first[1:], second[1:], strict=True)
     )
 
 
@@ -284,7 +292,10 @@ def _in_order(ones: tuple[Value, ...], others: tuple[Value, ...], digits: int) -
 def _matched(golds: tuple[Value, ...], answers: tuple[Value, ...], digits: int) -> bool:
     """Whether each has its own counterpart, in any order."""
     rest = list(answers)
-    relations = all(isinstance(one, Relation | Chain) for one in golds), all(isinstance(one, Relation | Chain) for one in answers)
+    relations = (
+        all(isinstance(one, Relation | Chain) for one in golds),
+        all(isinstance(one, Relation | Chain) for one in answers),
+    )
     if relations in ((True, False), (False, True)):  # x = 1, y = 2 against 1, 2: their order is what is left
         return len(golds) == len(answers) and all(
             same(_right(one), _right(other), digits) for one, other in zip(golds, answers, strict=True)
@@ -302,9 +313,7 @@ def same_quantities(gold: Quantity, answer: Quantity, digits: int) -> bool:
     gold, answer = _with_unit(gold, answer), _with_unit(answer, gold)
     if gold.unit and answer.unit and gold.unit != answer.unit:
         return False
-    return any(
-        _same_numbers(one, gold.digits, other, answer.digits, digits) for one, other in _readings(gold, answer)
-    )
+    return any(_same_numbers(one, gold.digits, other, answer.digits, digits) for one, other in _readings(gold, answer))
 
 
 def _with_unit(quantity: Quantity, other: Quantity) -> Quantity:
@@ -348,7 +357,9 @@ def _same_numbers(gold: Any, gold_digits: int | None, answer: Any, answer_digits
         return False
     if answer_digits is not None and (answer_digits < max(6, gold_digits + 3) or _is_beside(gold, answer, gold_digits)):
         return False
-    return (gold_digits >= _FEW or _relative(gold, answer) <= Decimal("0.001")) and _rounds_to(answer, gold, gold_digits)
+    return (gold_digits >= _FEW or _relative(gold, answer) <= Decimal("0.001")) and _rounds_to(
+        answer, gold, gold_digits
+    )
 
 
 def _is_beside(gold: Any, answer: Any, digits: int) -> bool:

@@ -25,10 +25,31 @@ CURRENCIES: Final = {"\\$": "dollar", "€": "euro", "£": "pound sterling", "¥
 _TIMES: Final = ("*", "\\times", "\\cdot", "\\ast", "\\bullet")
 _OPENERS: Final = (
     *("(", "{", "letter", "name", "function", "\\frac", "\\sqrt", "\\pi", "\\pi ", "\\binom", "\\dbinom", "\\tbinom"),
-    *("\\lfloor", "\\lceil", "\\infty", "\\vec", "\\hat", "\\overline", "\\bar", "\\tilde", "\\overrightarrow", "\\angle"),
+    *(
+        "\\lfloor",
+        "\\lceil",
+        "\\infty",
+        "\\vec",
+        "\\hat",
+        "\\overline",
+        "\\bar",
+        "\\tilde",
+        "\\overrightarrow",
+        "\\angle",
+    ),
     *("\\triangle", "\\mathbb", "\\lvert"),
 )
-_MARKED: Final = ("\\vec", "\\hat", "\\overline", "\\bar", "\\tilde", "\\overrightarrow", "\\angle", "\\triangle", "\\mathbb")
+_MARKED: Final = (
+    "\\vec",
+    "\\hat",
+    "\\overline",
+    "\\bar",
+    "\\tilde",
+    "\\overrightarrow",
+    "\\angle",
+    "\\triangle",
+    "\\mathbb",
+)
 
 
 class Reader:
@@ -210,7 +231,12 @@ class Reader:
             return self._in_base(token.text)
         if whole and following.kind == "number":  # 1 1/2
             parts = [self.peek(offset) for offset in range(3)]
-            if parts[1].kind == "/" and parts[2].kind == "number" and parts[0].text.isdigit() and parts[2].text.isdigit():
+            if (
+                parts[1].kind == "/"
+                and parts[2].kind == "number"
+                and parts[0].text.isdigit()
+                and parts[2].text.isdigit()
+            ):
                 self.at += 3
                 return value + quotient(number(parts[0].text), number(parts[2].text))
             raise ExpressionError("two numbers stand side by side")

@@ -141,7 +141,8 @@ class _Structure(Reader):
 
     def _at_end(self) -> bool:
         return (
-            self.kind in ("end", ",", ";", ")", "]", "\\rbrace", "\\rangle", "}", *_SET_SIGNS, *RELATIONS, "|", "\\mid", "&", ":")
+            self.kind
+            in ("end", ",", ";", ")", "]", "\\rbrace", "\\rangle", "}", *_SET_SIGNS, *RELATIONS, "|", "\\mid", "&", ":")
             or self.kind in ("\\newline", "environment")
             or self._at_connector()
         )
@@ -289,7 +290,11 @@ class _Structure(Reader):
 def _listed(items: list[Value], connector: str) -> Value:
     """`n = 2, 3, 4` gives one name three values; otherwise a list of what there is."""
     first = items[0]
-    if isinstance(first, Relation) and first.sign == "=" and not any(isinstance(one, Relation | Chain) for one in items[1:]):
+    if (
+        isinstance(first, Relation)
+        and first.sign == "="
+        and not any(isinstance(one, Relation | Chain) for one in items[1:])
+    ):
         return Relation(first.left, "=", Sequence("list", (first.right, *items[1:]), connector))
     return Sequence("list", tuple(items), connector)
 
@@ -443,7 +448,9 @@ def significant_digits(written: list[Token]) -> int | None:
     if not texts or _DECIMAL.fullmatch(mantissa := texts[0].lower().partition("e")[0]) is None:
         return None
     alone = kinds == ["number"]
-    scientific = len(kinds) > 3 and kinds[1] in ("\\times", "\\cdot", "*") and texts[1:2] == ["10"] and kinds[3] in ("^", "**")
+    scientific = (
+        len(kinds) > 3 and kinds[1] in ("\\times", "\\cdot", "*") and texts[1:2] == ["10"] and kinds[3] in ("^", "**")
+    )
     if not alone and not scientific:
         return None
     return len(mantissa.replace(".", "").lstrip("0")) or 1

@@ -16,7 +16,15 @@ _LOOKALIKES: Final = {
     **{"∩": r"\cap ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "±": r"\pm ", "∓": r"\mp "},
     **{"√": r"\sqrt ", "°": r"\degree ", "º": r"\degree ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"'},
     **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
-    **{"…": r"\ldots ", "∠": r"\angle ", "\u00a0": " ", "\u202f": " ", "\u2009": " ", "⟨": r"\langle ", "⟩": r"\rangle "},
+    **{
+        "…": r"\ldots ",
+        "∠": r"\angle ",
+        "\u00a0": " ",
+        "\u202f": " ",
+        "\u2009": " ",
+        "⟨": r"\langle ",
+        "⟩": r"\rangle ",
+    },
     **{"∣": "|", "Δ": r"\Delta ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "φ": r"\phi "},
 }
 _TRANSLATION: Final = str.maketrans(_LOOKALIKES)
@@ -31,14 +39,18 @@ _WRAPPERS: Final = re.compile(
 )
 _TEXTS: Final = re.compile(r"\\(?:text(?:normal|bf|it|rm|sf|tt|sc|up|md)?|mathrm|mbox|hbox|operatorname\*?)\s*(?=\{)")
 _FRACTIONS: Final = re.compile(r"\\[dtc]frac(?![A-Za-z])|\\(?:over|nice)frac(?![A-Za-z])|\\sfrac(?![A-Za-z])")
-_SPACES: Final = re.compile(r"\\(?:[,;:>! ]|quad|qquad|thinspace|negthinspace|enspace|hfill)(?![A-Za-z])|\\[,;:>! ]|~|\s+")
+_SPACES: Final = re.compile(
+    r"\\(?:[,;:>! ]|quad|qquad|thinspace|negthinspace|enspace|hfill)(?![A-Za-z])|\\[,;:>! ]|~|\s+"
+)
 _DEGREES: Final = re.compile(
     r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:textdegree|degree|deg)(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|°)\s*\}|(?<=\d)\s*degrees?\b"
 )
 _ORDINAL: Final = re.compile(
     r"(?<=\d)\s*(?:\^\s*\{?\s*|)(?:\\text\s*\{\s*)?(?:st|nd|rd|th)(?:\s*\})?(?:\s*\})?(?![A-Za-z])", re.IGNORECASE
 )
-_PERCENT: Final = re.compile(r"\\%|\\text\s*\{\s*(?:%|\\%|per ?cent|percentage|pct)\s*\}|(?:per ?cent|percentage|pct)\b|\\percent\b")
+_PERCENT: Final = re.compile(
+    r"\\%|\\text\s*\{\s*(?:%|\\%|per ?cent|percentage|pct)\s*\}|(?:per ?cent|percentage|pct)\b|\\percent\b"
+)
 _INVISIBLE_BRACES: Final = re.compile(r"(?<![A-Za-z}\]_^0-9])\{\s*\}")
 
 # Thousands: groups of three that a comma (or one in braces), a thin space, a blank, an apostrophe or a full stop parts.

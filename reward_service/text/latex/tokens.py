@@ -13,7 +13,15 @@ FUNCTIONS: Final = {
     **{f"{prefix}{name}": f"a{name}" for prefix in ("a", "arc") for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
     **{f"{prefix}{name}": f"a{name}" for prefix in ("a", "ar") for name in ("sinh", "cosh", "tanh")},
     **{"ln": "log", "log": "log", "lg": "lg", "tg": "tan", "ctg": "cot", "cosec": "csc", "abs": "Abs", "cbrt": "cbrt"},
-    **{"floor": "floor", "ceil": "ceiling", "ceiling": "ceiling", "arctg": "atan", "Re": "re", "Im": "im", "arg": "arg"},
+    **{
+        "floor": "floor",
+        "ceil": "ceiling",
+        "ceiling": "ceiling",
+        "arctg": "atan",
+        "Re": "re",
+        "Im": "im",
+        "arg": "arg",
+    },
     **{"gcd": "gcd", "lcm": "lcm", "max": "Max", "min": "Min"},
 }
 WORDS: Final = {"sqrt": "sqrt", "pi": "pi", "infinity": "infty", "infty": "infty", "inf": "infty", "oo": "infty"}

@@ -162,13 +162,13 @@ def test_not_numbers(text: str) -> None:
         ("72 then 7٣", "72", "72"),  # a number that touches another script's digit is none
         ("\u200b72\u200b", "72", "72"),
         ("v1.2.3", "3", "3"),
-    ("it is 10^-7", "0.0000001", "10^-7"),
-    ("an area of 72 cm^2", "72", "72"),
-    ("so 5 x^{2}", "5", "5"),
-    ("about 2 thousandths of it", "0.002", "2 thousandths"),
-    ("at 300 K it melts", "300", "300 K"),
-    ("the value is **72**", "72", "72"),
-    ("2 * x**3", "2", "2"),
+        ("it is 10^-7", "0.0000001", "10^-7"),
+        ("an area of 72 cm^2", "72", "72"),
+        ("so 5 x^{2}", "5", "5"),
+        ("about 2 thousandths of it", "0.002", "2 thousandths"),
+        ("at 300 K it melts", "300", "300 K"),
+        ("the value is **72**", "72", "72"),
+        ("2 * x**3", "2", "2"),
     ],
 )
 def test_last_number(text: str, value: str, written: str) -> None:
