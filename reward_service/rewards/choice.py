@@ -3,8 +3,8 @@
 An answer names an option by its letter, in any case: `B`, `(B)`, `B.`, `B)`, `**B**`, `\\boxed{B}`, `\\mathbf{B}`,
 `option B`, `Answer: B`. If the reference has the options' texts, also by letter and text (`B. Paris`: both must be of
 one option) or by the text alone, where only one option has it; case, blanks and LaTeX's marks do not matter there.
-Without the options' texts a value may stand behind the letter where LaTeX marks that: `\\textbf{(B)}\\ 5`. Anything else
-names none: "A or B", "A, B", "not B", "AB", a letter beyond the last option, letters of other scripts.
+Without the options' texts a value may stand behind the letter where LaTeX marks that: `\\textbf{(B)}\\ 5`. Anything
+else names none: "A or B", "A, B", "not B", "AB", a letter beyond the last option, letters of other scripts.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`), and
 all of them must name the right option, each one only.

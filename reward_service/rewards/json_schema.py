@@ -3,7 +3,7 @@
 The document is the whole text, or with `document_in = "fenced"` what stands in its only fenced block (``` or
 ```json), or with `auto` the block if there is a fence and else the whole text. Two blocks are two documents: 0.
 JSON is taken at its word: duplicate keys, NaN, Infinity and numbers beyond a double's range score 0, as do documents
-of more than `max_chars` characters or nested deeper than `max_depth`. Numbers are decimals, so that 19.99 is a multiple of 0.01.
+of more than `max_chars` characters or nested deeper than `max_depth`. Numbers are decimals: 19.99 is 1999 times 0.01.
 
 The schema is the parameter `schema`, or else the reference's `schema`. A `$ref` leads to places in the schema itself
 and to the drafts' own meta-schemas; nothing is ever fetched, and a schema that refers elsewhere is an invalid

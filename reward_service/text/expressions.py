@@ -60,7 +60,7 @@ _MAX_WORKING_DIGITS: Final = 400
 _AGREEMENT: Final = 25  # digits
 _SMALLEST: Final = 100  # places behind the point; what is smaller may be zero that was not recognised
 _KEY: Final = os.environ.setdefault("RLVR_COMPARISON_KEY", secrets.token_hex(32))
-"""Of the points: random for each service, as its workers inherit it, unless an operator sets the variable (hexadecimal)."""
+"""Of the points: random for each service, as its workers inherit it, unless an operator sets the variable (in hex)."""
 
 
 class ExpressionError(ValueError):

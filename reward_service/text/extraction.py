@@ -35,7 +35,8 @@ _BRACES: Final = re.compile(
 )
 _FIRST_BOX: Final = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])|\\boxed(?=[A-Z](?![A-Za-z]))")
 _BOXED: Final = re.compile(
-    r"\\(?:boxed|fbox|framebox)[ \t\r\n]*(?:\{(?P<inner>.*)\}|(?![A-Za-z{ ])(?P<bare>\S+)|(?<![a-z])(?P<letter>[A-Za-z]))",
+    r"\\(?:boxed|fbox|framebox)[ \t\r\n]*"
+    r"(?:\{(?P<inner>.*)\}|(?![A-Za-z{ ])(?P<bare>\S+)|(?<![a-z])(?P<letter>[A-Za-z]))",
     re.DOTALL,
 )
 _MAX_BARE_CHARS: Final = 500

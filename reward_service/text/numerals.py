@@ -8,12 +8,12 @@ A number is, in this order and with single blanks where shown:
 - magnitude: an integer or decimal, thousands separated by commas in groups of three or not at all (`1,234.5`, `.5`);
   scientific (`1.5e3`, `1.5 x 10^3`); a fraction of integers (`3/4`); a mixed number (`1 1/2`);
   a power (`10^-7`, `2**10`);
-- scale word: hundred, thousand, million, billion, trillion, k or bn: it multiplies; so do K, M, B and T where a currency
-  or one of a few units says that they are no units themselves (`$300K`, `300K people`; `300 K` is 300, of kelvin);
+- scale word: hundred, thousand, million, billion, trillion, k or bn: it multiplies; so do K, M, B and T where a
+  currency or one of a few units says that they are no units themselves (`$300K`, `300K people`; `300 K` is kelvin);
 - part: thirds to ninths, tenths, hundredths ... billionths: it divides; `and a half` adds a half;
 - `%` does not divide by 100: "50%" is 50, as in the data sets this is used with;
-- unit: one word of at most 16 letters, `square`, `sq` or `cubic` before it or `^2` behind it; behind that or alone `per`
-  or `/` and one more word (`$15/hour`);
+- unit: one word of at most 16 letters, `square`, `sq` or `cubic` before it or `^2` behind it; behind that or alone
+  `per` or `/` and one more word (`$15/hour`);
 - one full stop at the end: a sentence may end.
 
 Digits are the ASCII ones. Everything else is not a number: `nan`, `inf`, whatever a double cannot hold (`1e999`),
@@ -40,8 +40,8 @@ _SCALES: Final = {"hundred": 2, "thousand": 3, "k": 3, "million": 6, "billion": 
 
 _ABBREVIATIONS: Final = {"K": 3, "M": 6, "B": 9, "T": 12}
 _COUNTED: Final = re.compile(  # what is counted in thousands, so that a K before it is no unit
-    r"[ ]?(?:dollars?|usd|eur|euros?|pounds?|rupees?|yen|people|persons|residents|inhabitants|users|subscribers|followers"
-    r"|views|copies|tokens|steps|miles|employees|students|visitors|[$€£¥₹])(?![A-Za-z])",
+    r"[ ]?(?:dollars?|usd|eur|euros?|pounds?|rupees?|yen|people|persons|residents|inhabitants|users|subscribers"
+    r"|followers|views|copies|tokens|steps|miles|employees|students|visitors|[$€£¥₹])(?![A-Za-z])",
     re.IGNORECASE,
 )
 _PARTS: Final = {
@@ -76,7 +76,7 @@ _UNIT = (
 _NUMBER: Final = re.compile(rf"{_SIGNED}{_MAGNITUDE}{_SCALE}(?:[ ]?(?:%|{_CURRENCY}))?{_UNIT}\.?", re.VERBOSE)
 # \d, unlike [0-9], knows the digits of all scripts: a number that touches one of those is not a number.
 _NUMBER_IN_TEXT: Final = re.compile(rf"{_SIGNED}(?<!\d)(?>{_MAGNITUDE}){_SCALE}(?!\d)", re.VERBOSE)
-# What stands behind ^ is an exponent: of a number it belongs to that, of a unit or a variable it is no number of its own.
+# What stands behind ^ is an exponent: of a number it is a part, of a unit or a variable it is no number of its own.
 _BEFORE_EXPONENT: Final = re.compile(rf"(?:\^|[\w)]\*\*)[{{(]?{_SIGN}?$")
 _MAX_EXPONENTS: Final = 8  # at the end of a text, that are looked past
 

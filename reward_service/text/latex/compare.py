@@ -16,12 +16,14 @@ from decimal import Decimal
 from typing import Any, Final
 
 from reward_service.text.expressions import equivalent
-from reward_service.text.latex.structure import as_region
+from reward_service.text.latex.regions import as_region, variables
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
 _OPPOSITE: Final = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 _FEW: Final = 3
-"""With fewer significant digits a decimal in the reference stands for values within a thousandth alone; with one, for itself."""
+"""With fewer significant digits a reference's decimal stands for what is within a thousandth; with one, for itself."""
+_CONTRADICTION: Final = Words("\0")
+"""What is no answer, as it says two things: equal to nothing."""
 
 
 def same(gold: Value, answer: Value, digits: int = 6) -> bool:
@@ -74,9 +76,7 @@ def _of_sequence(value: Sequence) -> Value:
     if value.kind in ("list", "set"):  # plus-minus within
         flat: list[Value] = []
         for item in items:
-            nested = (
-                isinstance(item, Sequence) and item.kind == "list" and item.connector == "," and value.kind != "tuple"
-            )
+            nested = isinstance(item, Sequence) and item.kind == "list" and item.connector == ","
             flat += item.items if nested and isinstance(item, Sequence) else (item,)
         items = tuple(flat)
     relations = [item for item in items if isinstance(item, Relation) and item.sign == "="]
@@ -88,14 +88,14 @@ def _of_sequence(value: Sequence) -> Value:
 
 
 def _of_chain(chain: Chain) -> Value:
-    """Of `a = b = c` the first and the last side; an approximation must be one, and then what it approximates counts."""
+    """Of `a = b = c` the first and the last side. An approximation must be one; then what it approximates counts."""
     relations = list(chain.relations)
     while relations and relations[-1].sign == "~":
         left, right = relations[-1].left, relations[-1].right
         if _is_name(left) and len(relations) == 1:
             return Relation(left, "=", right)
         if not (isinstance(left, Quantity) and isinstance(right, Quantity) and _approximates(left, right)):
-            return Words("\0")  # what contradicts itself is no answer
+            return _CONTRADICTION
         relations.pop()
         if not relations:
             return left
@@ -104,7 +104,7 @@ def _of_chain(chain: Chain) -> Value:
     signs = {one.sign for one in relations}
     if signs == {"="}:
         return _settled(Relation(relations[0].left, "=", relations[-1].right))
-    return Words("\0") if "~" in signs else Chain(tuple(relations))
+    return _CONTRADICTION if "~" in signs else Chain(tuple(relations))
 
 
 def _approximates(exact: Quantity, rounded: Quantity) -> bool:
@@ -120,7 +120,7 @@ def _is_name(value: Value) -> bool:
     expression = value.expression
     factors = expression.args if expression.is_Mul else (expression,)
     return all(
-        factor.is_Symbol or factor.is_Function and type(factor).__module__ != "sympy" and not _known(factor)
+        factor.is_Symbol or (factor.is_Function and type(factor).__module__ != "sympy" and not _known(factor))
         for factor in factors
     )
 
@@ -141,19 +141,13 @@ def _same_relations(gold: Value, answer: Value, digits: int) -> bool:
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return _same_relation(gold, answer, digits)
     if isinstance(gold, Relation | Chain) and isinstance(answer, Relation | Chain):
-        return _same_variables(gold, answer) and same_regions(gold, answer)
+        return variables(gold) == variables(answer) and same_regions(gold, answer)
     relation, other = (gold, answer) if isinstance(gold, Relation | Chain) else (answer, gold)
     if isinstance(relation, Relation) and relation.sign == "=":
         if relation is gold and not _is_name(relation.left):
             return False
         return same(relation.right, other, digits) if relation is gold else same(other, relation.right, digits)
     return isinstance(other, Region | Sequence) and same_regions(gold, answer)
-
-
-def _same_variables(gold: Value, answer: Value) -> bool:
-    from reward_service.text.latex.structure import _variables
-
-    return _variables(gold) == _variables(answer)
 
 
 def _same_relation(gold: Relation, answer: Relation, digits: int) -> bool:
@@ -223,10 +217,10 @@ def _same_ends(one: Any, other: Any) -> bool:
 
 def _same_words(gold: Value, answer: Value) -> bool:
     if isinstance(gold, Words) and isinstance(answer, Words):
-        return gold.text == answer.text != "\0"
+        return gold == answer != _CONTRADICTION
     words, other = (gold, answer) if isinstance(gold, Words) else (answer, gold)
     if isinstance(words, Words) and isinstance(other, Quantity) and other.expression.is_Symbol:
-        return words.text == other.expression.name.lower()
+        return bool(words.text == other.expression.name.lower())
     return False
 
 
@@ -363,7 +357,7 @@ def _same_numbers(gold: Any, gold_digits: int | None, answer: Any, answer_digits
 
 
 def _is_beside(gold: Any, answer: Any, digits: int) -> bool:
-    """Whether a decimal is the reference but for its far digits (12.5000001): nothing that was rounded looks like that."""
+    """Whether a decimal is the reference but for its far digits (12.5000001): rounded values do not look like that."""
     return _relative(gold, answer) < Decimal(1).scaleb(-digits - 3)
 
 

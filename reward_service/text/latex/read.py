@@ -110,7 +110,7 @@ class Reader:
             if kind in _TIMES:
                 return left * right
             return quotient(left, right)
-        if binding < _PRODUCT and kind in _OPENERS and not (kind == "\\lbrace"):
+        if binding < _PRODUCT and kind in _OPENERS:
             return left * self.read(_PRODUCT, depth + 1)
         if kind in ("+", "-", "\\pm", "\\mp") and binding < _SUM:
             self.advance()
@@ -155,10 +155,7 @@ class Reader:
         if self.kind in ("+", "-"):
             sign = -1 if self.advance().kind == "-" else 1
             return sign * self._script(depth + 1)
-        if self.kind in ("number", "repeating"):
-            raised = number(self.advance().text)
-        else:
-            raised = self._operand(depth + 1)
+        raised = number(self.advance().text) if self.kind == "number" else self._operand(depth + 1)
         if self.kind in ("^", "**"):  # 2^3^2 is 2^9
             self.advance()
             return power(raised, self._script(depth + 1))

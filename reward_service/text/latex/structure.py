@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from reward_service.text.expressions import ExpressionError
 from reward_service.text.latex.read import CURRENCIES, Reader
+from reward_service.text.latex.regions import as_region, variables
 from reward_service.text.latex.surface import surface
 from reward_service.text.latex.tokens import FUNCTIONS, GREEK, RELATIONS, UNITS, WORDS, Token, tokens
+from reward_service.text.latex.units import folded, unit_name
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
 MAX_TOKENS: Final = 600
@@ -21,8 +23,10 @@ _BRACKETS: Final = {"(": ")", "[": "]", "\\lbrace": "\\rbrace", "\\langle": "\\r
 _SET_SIGNS: Final = ("\\cup", "\\cap", "\\setminus", "\\backslash")
 _CONNECTORS: Final = {"and": "and", "or": "or", "and/or": "or"}
 _DECIMAL: Final = re.compile(r"[0-9]*\.[0-9]+")
-_BASES: Final = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
-_BASES |= {"twelve": 12, "sixteen": 16, "binary": 2, "octal": 8, "hex": 16}
+_BASES: Final = {
+    **{"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10},
+    **{"twelve": 12, "sixteen": 16, "binary": 2, "octal": 8, "hex": 16},
+}
 _IN_BASE: Final = re.compile(
     r"\(?(?:\\text ?\{)?([0-9A-F]+)\}?\)? ?_ ?\{? ?\(?(?:\\text ?\{ ?)?([0-9]+|[a-z]+)\)?(?: ?\})*"
 )
@@ -38,8 +42,8 @@ def read_answer(text: str) -> Value:
     smooth = surface(text)
     if (words := _words(smooth)) is not None:
         return words
-    if (based := _IN_BASE.fullmatch(smooth)) is not None and (value := _in_base(based)) is not None:
-        return value
+    if (based := _IN_BASE.fullmatch(smooth)) is not None and (number := _in_base(based)) is not None:
+        return number
     reader = _Structure(tokens(smooth, MAX_TOKENS))
     value = reader.top()
     if reader.kind != "end":
@@ -113,7 +117,7 @@ class _Structure(Reader):
             sides.append(self._side())
         if not signs:
             return sides[0]
-        relations = tuple(Relation(*sides[i : i + 1], sign, sides[i + 1]) for i, sign in enumerate(signs))
+        relations = tuple(Relation(*parts) for parts in zip(sides, signs, sides[1:], strict=False))
         return relations[0] if len(relations) == 1 else Chain(relations)
 
     def _side(self) -> Value:
@@ -202,7 +206,7 @@ class _Structure(Reader):
             raise ExpressionError("a set of more than one variable is not read")
         name = names[0].left if isinstance(names[0], Relation) and names[0].sign == "in" else names[0]
         region = as_region(condition)
-        if region is None or not isinstance(name, Quantity) or name.expression not in _variables(condition):
+        if region is None or not isinstance(name, Quantity) or name.expression not in variables(condition):
             raise ExpressionError("the condition of a set is not read")
         return Region(region)
 
@@ -351,85 +355,6 @@ def _combined(left: Value, sign: str, right: Value) -> Value:
     return Region(one.intersect(other) if sign == "\\cap" else one - other)
 
 
-def as_region(value: Value) -> Any:
-    """A value as a sympy Set of real numbers, if it can be one: an interval, a finite set, inequalities; else None."""
-    import sympy
-
-    if isinstance(value, Region):
-        return value.shape
-    if isinstance(value, Sequence) and value.kind == "set" and all(isinstance(one, Quantity) for one in value.items):
-        return sympy.FiniteSet(*(one.expression for one in value.items if isinstance(one, Quantity)))
-    if isinstance(value, Sequence) and value.kind == "tuple" and len(value.items) == 2:
-        return _open_interval(value)
-    if isinstance(value, Relation):
-        return _relation_region(value)
-    if isinstance(value, Chain):
-        return _joined([as_region(one) for one in value.relations], "and") if len(_variables(value)) == 1 else None
-    if isinstance(value, Sequence) and value.kind == "list" and len(_variables(value)) == 1:
-        relations = all(isinstance(one, Relation | Chain) for one in value.items)
-        signs = {one.sign for one in value.items if isinstance(one, Relation)}
-        if relations and signs != {"="}:
-            return _joined([as_region(one) for one in value.items], "or" if value.connector == "or" else "and")
-    return None
-
-
-def _open_interval(value: Sequence) -> Any:
-    import sympy
-
-    low, high = value.items
-    if not isinstance(low, Quantity) or not isinstance(high, Quantity):
-        return None
-    try:
-        return sympy.Interval.open(low.expression, high.expression)
-    except (TypeError, ValueError):
-        return None
-
-
-def _joined(shapes: list[Any], how: str) -> Any:
-    import sympy
-
-    if any(shape is None for shape in shapes):
-        return None
-    return sympy.Union(*shapes) if how == "or" else sympy.Intersection(*shapes)
-
-
-def _relation_region(relation: Relation) -> Any:
-    """`x > 2` as an open interval; None where there is not one name on one side and a number on the other."""
-    import sympy
-
-    left, sign, right = relation.left, relation.sign, relation.right
-    if sign == "in":
-        return as_region(right)
-    if not isinstance(left, Quantity) or not isinstance(right, Quantity):
-        return None
-    if right.expression.is_Symbol and not left.expression.is_Symbol:
-        left, right, sign = right, left, {"<": ">", ">": "<", "<=": ">=", ">=": "<="}.get(sign, sign)
-    if not left.expression.is_Symbol or right.expression.free_symbols & left.expression.free_symbols:
-        return None
-    bound, oo = right.expression, sympy.oo
-    if not (bound.is_real or bound in (oo, -oo)):
-        return None
-    return {
-        "<": lambda: sympy.Interval.open(-oo, bound),
-        ">": lambda: sympy.Interval.open(bound, oo),
-        "<=": lambda: sympy.Interval(-oo, bound),
-        ">=": lambda: sympy.Interval(bound, oo),
-        "!=": lambda: sympy.S.Reals - sympy.FiniteSet(bound),
-        "=": lambda: sympy.FiniteSet(bound),
-    }[sign]()
-
-
-def _variables(value: Value) -> set[Any]:
-    """The variables of relations."""
-    if isinstance(value, Relation):
-        return _variables(value.left) | (set() if value.sign == "in" else _variables(value.right))
-    if isinstance(value, Chain):
-        return set().union(*(_variables(one) for one in value.relations))
-    if isinstance(value, Sequence):
-        return set().union(*(_variables(one) for one in value.items))
-    return set(value.expression.free_symbols) if isinstance(value, Quantity) else set()
-
-
 def _both_signs(quantity: Quantity, signs: list[Any]) -> Value:
     """`\\pm 2` as the list of 2 and -2."""
     expressions = [quantity.expression]
@@ -454,54 +379,3 @@ def significant_digits(written: list[Token]) -> int | None:
     if not alone and not scientific:
         return None
     return len(mantissa.replace(".", "").lstrip("0")) or 1
-
-
-_SYNONYMS: Final = {
-    **dict.fromkeys(("centimeter", "centimetre"), "cm"),
-    **dict.fromkeys(("millimeter", "millimetre"), "mm"),
-    **dict.fromkeys(("kilometer", "kilometre"), "km"),
-    **dict.fromkeys(("meter", "metre"), "m"),
-    **dict.fromkeys(("feet", "foot"), "ft"),
-    **dict.fromkeys(("inche", "inches", "in"), "inch"),
-    **dict.fromkeys(("yard",), "yd"),
-    **dict.fromkeys(("mile",), "mi"),
-    **dict.fromkeys(("gram",), "g"),
-    **dict.fromkeys(("kilogram",), "kg"),
-    **dict.fromkeys(("pound",), "lb"),
-    **dict.fromkeys(("ounce",), "oz"),
-    **dict.fromkeys(("second", "sec"), "s"),
-    **dict.fromkeys(("minute",), "min"),
-    **dict.fromkeys(("hour", "hr"), "h"),
-    **dict.fromkeys(("year",), "yr"),
-    **dict.fromkeys(("liter", "litre", "l"), "L"),
-    **dict.fromkeys(("milliliter", "millilitre", "ml"), "mL"),
-    **dict.fromkeys(("usd", "USD"), "dollar"),
-    **dict.fromkeys(("women",), "woman"),
-    **dict.fromkeys(("men",), "man"),
-    **dict.fromkeys(("children",), "child"),
-    **dict.fromkeys(("mph",), "mi/h"),
-    **dict.fromkeys(("kph", "kmph", "kmh"), "km/h"),
-}
-_EMPTY_UNITS: Final = frozenset(("unit", "", "degree", "radian", "rad"))
-
-
-def unit_name(words: str) -> str:
-    """A unit in one spelling: `square centimeters`, `cm^2` and `sq cm` are `cm^2`."""
-    words = re.sub(r"\bper\b", "/", words.strip(" .")).replace("-", " ")
-    words = re.sub(r"\b(?:square|sq)\.? (\w+)", r"\1 ^2", words)
-    words = re.sub(r"\bcubic (\w+)", r"\1 ^3", words)
-    words = re.sub(r"\b(\w+) (squared|cubed)\b", lambda m: f"{m[1]} ^{2 if m[2] == 'squared' else 3}", words)
-    words = re.sub(r"\b([a-z]{1,2})([23])\b", r"\1 ^\2", words)
-    parts = [_one_unit(part) for part in re.findall(r"[A-Za-z°µ]+|\^-?\d+|/", words)]
-    name = "".join(parts) if any(part[0] in "^/" for part in parts) else " ".join(parts)
-    return "" if name in _EMPTY_UNITS else re.sub(r"^unit(\^\d)$", "", name)
-
-
-def _one_unit(part: str) -> str:
-    singular = part if len(part) < 4 or part.endswith("ss") else part.removesuffix("s")
-    return _SYNONYMS.get(part, _SYNONYMS.get(singular, singular))
-
-
-def folded(words: str) -> str:
-    """Words in lower case, single blanks, no punctuation at their ends and no article."""
-    return re.sub(r"^(?:the|an?) (?=\w)", "", " ".join(words.lower().replace("-", " ").split()).strip(" .,'\""))

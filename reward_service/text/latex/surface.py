@@ -55,14 +55,14 @@ _INVISIBLE_BRACES: Final = re.compile(r"(?<![A-Za-z}\]_^0-9])\{\s*\}")
 
 # Thousands: groups of three that a comma (or one in braces), a thin space, a blank, an apostrophe or a full stop parts.
 _THIN: Final = r"(?:\\[,;:! ]|~|\\ )"
-_GROUPS: Final = re.compile(
-    rf"(?<![0-9.,])([0-9]{{1,3}})((?:(?: ?\{{ ?, ?\}} ?|{_THIN}*,{_THIN}+ ?|{_THIN}+,{_THIN}*|{_THIN}+ ?)[0-9]{{3}}(?![0-9]))+)"
-)
+_SEPARATOR: Final = rf"(?: ?\{{ ?, ?\}} ?|{_THIN}*,{_THIN}+ ?|{_THIN}+,{_THIN}*|{_THIN}+ ?)"
+_GROUPS: Final = re.compile(rf"(?<![0-9.,])([0-9]{{1,3}})((?:{_SEPARATOR}[0-9]{{3}}(?![0-9]))+)")
 _COMMA_GROUPS: Final = re.compile(
     r"(?<![0-9.,_])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])"
     r"|(?<![0-9.,_])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?!,?[0-9])"
 )
-_BLANK_GROUPS: Final = re.compile(r"(?<![0-9.,] )(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9]| [0-9]+(?![0-9/]))")
+_BLANK_GROUPS: Final = re.compile(r"(?<![0-9.,] )(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9/]| [0-9]+(?![0-9/]))")
+_BLANK_GROUPS_ABOVE: Final = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})*?) ([0-9]{3})(?=/([0-9]+))")
 _QUOTE_GROUPS: Final = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:'[0-9]{3})+(?![0-9'])")
 _EUROPEAN: Final = re.compile(
     r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3}){2,}(?:(?:,|\{,\})[0-9]+)?(?![0-9.,])|"
@@ -110,10 +110,18 @@ def numbers_joined(text: str) -> str:
     text = _EUROPEAN.sub(lambda match: match.group().replace(".", "").replace("{,}", ".").replace(",", "."), text)
     text = _GROUPS.sub(lambda match: match[1] + re.sub(r"[^0-9]", "", match[2]), text)
     text = _QUOTE_GROUPS.sub(lambda match: match.group().replace("'", ""), text)
+    text = _BLANK_GROUPS_ABOVE.sub(_above_a_line, text)
     text = _BLANK_GROUPS.sub(lambda match: match.group().replace(" ", ""), text)
     text = _DECIMAL_COMMA.sub(".", text)
     text = _DIGITS_BY_BLANKS.sub("", text)
     return _COMMA_GROUPS.sub(lambda match: _comma_group(match, text), text)
+
+
+def _above_a_line(match: re.Match[str]) -> str:
+    """`270 146/165` is a mixed number, `1 000/3` the third of a thousand."""
+    whole = match[1].replace(" ", "")
+    is_mixed = not match[2].startswith("0") and int(match[2]) < int(match[3])
+    return f"{whole} {match[2]}" if is_mixed else whole + match[2]
 
 
 def _comma_group(match: re.Match[str], text: str) -> str:

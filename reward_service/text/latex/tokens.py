@@ -8,6 +8,11 @@ from typing import Final, NamedTuple
 
 from reward_service.text.expressions import ExpressionError
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 FUNCTIONS: Final = {
     **{name: name for name in ("exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth")},
     **{f"{prefix}{name}": f"a{name}" for prefix in ("a", "arc") for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
@@ -25,9 +30,11 @@ FUNCTIONS: Final = {
     **{"gcd": "gcd", "lcm": "lcm", "max": "Max", "min": "Min"},
 }
 WORDS: Final = {"sqrt": "sqrt", "pi": "pi", "infinity": "infty", "infty": "infty", "inf": "infty", "oo": "infty"}
-GREEK: Final = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
-    "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar".split()
+GREEK: Final = _words(
+    """
+    alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau
+    upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar
+    """
 )
 RELATIONS: Final = {
     **{"=": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "==": "=", "!=": "!=", "=<": "<=", "=>": ">="},
@@ -35,14 +42,17 @@ RELATIONS: Final = {
     **{"\\gt": ">", "\\ne": "!=", "\\neq": "!=", "\\in": "in", "\\approx": "~", "\\simeq": "~", "\\sim": "~"},
     **{"\\equiv": "=", "~=": "~", "\\coloneqq": "=", ":=": "="},
 }
-UNITS: Final = frozenset(
-    "mm cm dm km nm ft feet foot inch inches yd yard yards mile miles mi meter meters metre metres centimeter centimeters "
-    "centimetre centimetres millimeter millimeters kilometer kilometers kilometre kilometres mg kg gram grams kilogram "
-    "kilograms pound pounds lb lbs oz ounce ounces ton tons tonne tonnes sec secs second seconds min mins minute minutes "
-    "hr hrs hour hours day days week weeks month months year years yr yrs dollar dollars cent cents euro euros rupee "
-    "rupees mph kph kmh kmph ml mL liter liters litre litres gallon gallons unit units square sq cubic cm2 radians rad "
-    "degrees Hz kHz MHz kJ kW kWh kPa Pa mol eV people students apples men women ways points times per joule joules watt "
-    "watts newton newtons volt volts ohm ohms amp amps kelvin usd USD EUR".split()
+UNITS: Final = _words(
+    """
+    mm cm dm km nm ft feet foot inch inches yd yard yards mile miles mi meter meters metre metres centimeter
+    centimeters centimetre centimetres millimeter millimeters kilometer kilometers kilometre kilometres mg kg
+    gram grams kilogram kilograms pound pounds lb lbs oz ounce ounces ton tons tonne tonnes sec secs second
+    seconds min mins minute minutes hr hrs hour hours day days week weeks month months year years yr yrs dollar
+    dollars cent cents euro euros rupee rupees mph kph kmh kmph ml mL liter liters litre litres gallon gallons
+    unit units square sq cubic cm2 radians rad degrees Hz kHz MHz kJ kW kWh kPa Pa mol eV people students apples
+    men women ways points times per joule joules watt watts newton newtons volt volts ohm ohms amp amps kelvin
+    usd USD EUR
+    """
 )
 
 _TOKEN: Final = re.compile(

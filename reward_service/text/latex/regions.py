@@ -1,0 +1,86 @@
+"""Values as sets of real numbers: intervals, finite sets, conditions on one variable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reward_service.text.latex.values import Chain, Quantity, Region, Relation, Sequence, Value
+
+
+def as_region(value: Value) -> Any:
+    """A value as a sympy Set of real numbers, if it can be one: an interval, a finite set, inequalities; else None."""
+    import sympy
+
+    if isinstance(value, Region):
+        return value.shape
+    if isinstance(value, Sequence) and value.kind == "set" and all(isinstance(one, Quantity) for one in value.items):
+        return sympy.FiniteSet(*(one.expression for one in value.items if isinstance(one, Quantity)))
+    if isinstance(value, Sequence) and value.kind == "tuple" and len(value.items) == 2:
+        return _open_interval(value)
+    if isinstance(value, Relation):
+        return _relation_region(value)
+    if isinstance(value, Chain):
+        return _joined([as_region(one) for one in value.relations], "and") if len(variables(value)) == 1 else None
+    if isinstance(value, Sequence) and value.kind == "list" and len(variables(value)) == 1:
+        relations = all(isinstance(one, Relation | Chain) for one in value.items)
+        signs = {one.sign for one in value.items if isinstance(one, Relation)}
+        if relations and signs != {"="}:
+            return _joined([as_region(one) for one in value.items], "or" if value.connector == "or" else "and")
+    return None
+
+
+def _open_interval(value: Sequence) -> Any:
+    import sympy
+
+    low, high = value.items
+    if not isinstance(low, Quantity) or not isinstance(high, Quantity):
+        return None
+    try:
+        return sympy.Interval.open(low.expression, high.expression)
+    except (TypeError, ValueError):
+        return None
+
+
+def _joined(shapes: list[Any], how: str) -> Any:
+    import sympy
+
+    if any(shape is None for shape in shapes):
+        return None
+    return sympy.Union(*shapes) if how == "or" else sympy.Intersection(*shapes)
+
+
+def _relation_region(relation: Relation) -> Any:
+    """`x > 2` as an open interval; None where there is not one name on one side and a number on the other."""
+    import sympy
+
+    left, sign, right = relation.left, relation.sign, relation.right
+    if sign == "in":
+        return as_region(right)
+    if not isinstance(left, Quantity) or not isinstance(right, Quantity):
+        return None
+    if right.expression.is_Symbol and not left.expression.is_Symbol:
+        left, right, sign = right, left, {"<": ">", ">": "<", "<=": ">=", ">=": "<="}.get(sign, sign)
+    if not left.expression.is_Symbol or right.expression.free_symbols & left.expression.free_symbols:
+        return None
+    bound, oo = right.expression, sympy.oo
+    if not (bound.is_real or bound in (oo, -oo)):
+        return None
+    return {
+        "<": lambda: sympy.Interval.open(-oo, bound),
+        ">": lambda: sympy.Interval.open(bound, oo),
+        "<=": lambda: sympy.Interval(-oo, bound),
+        ">=": lambda: sympy.Interval(bound, oo),
+        "!=": lambda: sympy.S.Reals - sympy.FiniteSet(bound),
+        "=": lambda: sympy.FiniteSet(bound),
+    }[sign]()
+
+
+def variables(value: Value) -> set[Any]:
+    """The names that a condition is about."""
+    if isinstance(value, Relation):
+        return variables(value.left) | (set() if value.sign == "in" else variables(value.right))
+    if isinstance(value, Chain):
+        return set().union(*(variables(one) for one in value.relations))
+    if isinstance(value, Sequence):
+        return set().union(*(variables(one) for one in value.items))
+    return set(value.expression.free_symbols) if isinstance(value, Quantity) else set()

@@ -1,0 +1,56 @@
+"""Units and words in one spelling."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_SYNONYMS: Final = {
+    **dict.fromkeys(("centimeter", "centimetre"), "cm"),
+    **dict.fromkeys(("millimeter", "millimetre"), "mm"),
+    **dict.fromkeys(("kilometer", "kilometre"), "km"),
+    **dict.fromkeys(("meter", "metre"), "m"),
+    **dict.fromkeys(("feet", "foot"), "ft"),
+    **dict.fromkeys(("inche", "inches", "in"), "inch"),
+    **dict.fromkeys(("yard",), "yd"),
+    **dict.fromkeys(("mile",), "mi"),
+    **dict.fromkeys(("gram",), "g"),
+    **dict.fromkeys(("kilogram",), "kg"),
+    **dict.fromkeys(("pound",), "lb"),
+    **dict.fromkeys(("ounce",), "oz"),
+    **dict.fromkeys(("second", "sec"), "s"),
+    **dict.fromkeys(("minute",), "min"),
+    **dict.fromkeys(("hour", "hr"), "h"),
+    **dict.fromkeys(("year",), "yr"),
+    **dict.fromkeys(("liter", "litre", "l"), "L"),
+    **dict.fromkeys(("milliliter", "millilitre", "ml"), "mL"),
+    **dict.fromkeys(("usd", "USD"), "dollar"),
+    **dict.fromkeys(("women",), "woman"),
+    **dict.fromkeys(("men",), "man"),
+    **dict.fromkeys(("children",), "child"),
+    **dict.fromkeys(("mph",), "mi/h"),
+    **dict.fromkeys(("kph", "kmph", "kmh"), "km/h"),
+}
+_EMPTY_UNITS: Final = frozenset(("unit", "", "degree", "radian", "rad"))
+
+
+def unit_name(words: str) -> str:
+    """A unit in one spelling: `square centimeters`, `cm^2` and `sq cm` are `cm^2`."""
+    words = re.sub(r"\bper\b", "/", words.strip(" .")).replace("-", " ")
+    words = re.sub(r"\b(?:square|sq)\.? (\w+)", r"\1 ^2", words)
+    words = re.sub(r"\bcubic (\w+)", r"\1 ^3", words)
+    words = re.sub(r"\b(\w+) (squared|cubed)\b", lambda m: f"{m[1]} ^{2 if m[2] == 'squared' else 3}", words)
+    words = re.sub(r"\b([a-z]{1,2})([23])\b", r"\1 ^\2", words)
+    parts = [_one_unit(part) for part in re.findall(r"[A-Za-z°µ]+|\^-?\d+|/", words)]
+    name = "".join(parts) if any(part[0] in "^/" for part in parts) else " ".join(parts)
+    return "" if name in _EMPTY_UNITS else re.sub(r"^unit(\^\d)$", "", name)
+
+
+def _one_unit(part: str) -> str:
+    singular = part if len(part) < 4 or part.endswith("ss") else part.removesuffix("s")
+    return _SYNONYMS.get(part, _SYNONYMS.get(singular, singular))
+
+
+def folded(words: str) -> str:
+    """Words in lower case, single blanks, no punctuation at their ends and no article."""
+    return re.sub(r"^(?:the|an?) (?=\w)", "", " ".join(words.lower().replace("-", " ").split()).strip(" .,'\""))
