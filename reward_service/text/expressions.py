@@ -54,13 +54,12 @@ _CONSTANTS: Final = {"pi": "pi", "e": "E", "E": "E", "i": "I", "I": "I"}
 _SUM, _PRODUCT, _NEGATION, _POWER, _FACTORIAL = range(1, 6)  # what binds tighter is greater
 
 _NUM_POINTS: Final = 8
-_DENOMINATOR: Final = 1_000_003
 _DIGITS: Final = 40
 _MAX_WORKING_DIGITS: Final = 400
 _AGREEMENT: Final = 25  # digits
 _SMALLEST: Final = 100  # places behind the point; what is smaller may be zero that was not recognised
 _KEY: Final = os.environ.setdefault("RLVR_COMPARISON_KEY", secrets.token_hex(32))
-"""Of the points: random for each service, as its workers inherit it, unless an operator sets the variable (in hex)."""
+"""Of the points: random for each service, as its workers inherit it, unless an operator sets the variable."""
 
 
 class ExpressionError(ValueError):
@@ -262,18 +261,24 @@ def equivalent(left: Any, right: Any, assume: Assumption = "real") -> bool | Non
 def _points(left: Any, right: Any, symbols: list[Any], assume: Assumption) -> Iterator[dict[Any, Any]]:
     import sympy
 
-    seed = hmac.digest(bytes.fromhex(_KEY), f"{left}\0{right}".encode(), "sha256")
+    seed = hmac.digest(_KEY.encode(), f"{left}\0{right}".encode(), "sha256")
     generator = random.Random(seed)
     for index in range(_NUM_POINTS if symbols else 1):
         point = {}
         for symbol in symbols:
-            value = sympy.Rational(generator.randint(1, 3 * _DENOMINATOR), _DENOMINATOR)
+            value = _coordinate(generator)
             if assume != "positive" and index % 2 and (index == 1 or generator.random() < 0.5):
                 value = -value
-            if assume == "complex":
-                value += sympy.I * sympy.Rational(generator.randint(1, 3 * _DENOMINATOR), _DENOMINATOR)
-            point[symbol] = value
+            point[symbol] = value + sympy.I * _coordinate(generator) if assume == "complex" else value
         yield point
+
+
+def _coordinate(generator: random.Random) -> Any:
+    """Of the order of 1; its denominator is as secret as the rest, as sin(k pi x) vanishes at all multiples of 1/k."""
+    import sympy
+
+    denominator = generator.randrange(10**6, 10**7)
+    return sympy.Rational(generator.randrange(1, 3 * denominator), denominator)
 
 
 def _agree(left: Any, right: Any, point: dict[Any, Any], assume: Assumption) -> bool | None:
