@@ -54,6 +54,8 @@ MAX_DEPTH: Final = 30
 # MemoryError and RecursionError, after which the answer is not known, which is not wrong
 _SYMPY_REFUSES: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
+_OPERATORS: Final = re.compile(r"\\(?:sum|prod|int|iint|oint|lim)(?![A-Za-z])")  # what Math-Verify reads for us
+_TEXT: Final = re.compile(r"\\(?:text|mathrm|mbox|hbox)|and|or")  # what it drops
 _DECIMAL_COMMA: Final = re.compile(r"[-+]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")  # beside one number it cannot be a list
 _LONG_NUMBER: Final = re.compile(r"[0-9](?:[ ,]?[0-9]){100}")
 _NUMERIC_TOWER: Final = re.compile(r"[0-9][ ]*[})]?[ ]*(?:\^|\*\*)[ ]*[{(]*[ ]*[0-9.]+[ ]*(?:\^|\*\*|!)")
@@ -142,8 +144,9 @@ class Gold:
 
     text: str
     value: Value | None
-    """None: our own reader does not know such a thing, `parsed` has what Math-Verify makes of it."""
+    """None: our own reader does not know such a thing."""
     parsed: Sequence[Any] = ()
+    """What Math-Verify makes of it then, if there is a sum, an integral or the like in it."""
 
 
 @lru_cache(maxsize=1024)  # a group of completions shares its reference
@@ -153,11 +156,8 @@ def _parse_reference(text: str) -> Gold:
         raise InvalidReferenceError(f"final_answer {text!r:.100} {why}")
     if not bare:
         raise InvalidReferenceError(f"final_answer {text!r:.100} is empty")
-    if (value := _read(bare)) is not None:
-        return Gold(bare, value)
-    if not (parsed := _parse(bare)):
-        raise InvalidReferenceError(f"there is nothing to compare with in final_answer {text!r:.100}")
-    return Gold(bare, None, parsed)
+    value = _read(bare)
+    return Gold(bare, value, _parse(bare) if value is None and _OPERATORS.search(bare) else ())
 
 
 def _read(text: str) -> Value | None:
@@ -194,7 +194,7 @@ def _is_same(gold: Gold, value: Value | None, text: str, digits: int) -> bool:
             if isinstance(gold.value, Quantity) and _DECIMAL_COMMA.fullmatch(text):
                 value = _read(text.replace(",", "."))
             return value is not None and same(gold.value, value, digits)
-        return _verify(gold.parsed, _parse(text))
+        return bool(gold.parsed) and not _TEXT.search(gold.text + text) and _verify(gold.parsed, _parse(text))
     except _SYMPY_REFUSES:
         return False
 

@@ -33,11 +33,24 @@ def same(gold: Value, answer: Value, digits: int = 6) -> bool:
         return _same_relations(gold, answer, digits)
     if isinstance(gold, Quantity) and isinstance(answer, Quantity):
         return same_quantities(gold, answer, digits)
+    if isinstance(gold, Quantity) != isinstance(answer, Quantity):
+        gold, answer = _as_quotient(gold), _as_quotient(answer)
+        if isinstance(gold, Quantity) and isinstance(answer, Quantity):
+            return same_quantities(gold, answer, digits)
     if isinstance(gold, Words) or isinstance(answer, Words):
         return _same_words(gold, answer)
     if isinstance(gold, Region) or isinstance(answer, Region) or _is_condition(gold) != _is_condition(answer):
         return same_regions(gold, answer)
     return _same_collections(gold, answer, digits)
+
+
+def _as_quotient(value: Value) -> Value:
+    """`3:2` is 3/2 beside a number."""
+    if isinstance(value, Sequence) and value.kind == "ratio" and len(value.items) == 2:
+        above, below = value.items
+        if isinstance(above, Quantity) and isinstance(below, Quantity) and not below.expression.is_zero:
+            return Quantity(above.expression / below.expression)
+    return value
 
 
 def _is_condition(value: Value) -> bool:
@@ -54,7 +67,7 @@ def _settled(value: Value) -> Value:
     if isinstance(value, Relation) and value.sign == "~":
         return _of_chain(Chain((value,)))
     if isinstance(value, Relation) and value.sign == "in" and isinstance(value.right, Sequence | Region):
-        return value.right if not isinstance(value.right, Sequence) else Relation(value.left, "=", value.right)
+        return _of_member(value.left, value.right)
     if isinstance(value, Relation) and isinstance(value.left, Sequence) and isinstance(value.right, Sequence):
         pairs = tuple(Relation(*pair) for pair in _zipped(value.left.items, value.right.items))
         return Sequence("list", pairs) if pairs else value
@@ -63,6 +76,14 @@ def _settled(value: Value) -> Value:
     if isinstance(value, Relation) and value.sign == "=" and _is_name(value.right) and not _is_name(value.left):
         return Relation(value.right, "=", value.left)
     return value
+
+
+def _of_member(name: Value, of: Sequence | Region) -> Value:
+    """`x \\in (0, 5)` is the interval, `x \\in \\{1, 2\\}` gives x two values."""
+    if isinstance(of, Region):
+        return of
+    shape = as_region(of) if of.kind == "tuple" else None
+    return Relation(name, "=", of) if shape is None else Region(shape)
 
 
 def _zipped(left: tuple[Value, ...], right: tuple[Value, ...]) -> list[tuple[Value, str, Value]]:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from reward_service.text.expressions import ExpressionError, check_power
-from reward_service.text.latex.tokens import Token
+from reward_service.text.latex.tokens import SCALES, Token
 
 MAX_DEPTH: Final = 40
 MAX_DIGITS: Final = 1000
@@ -99,7 +99,7 @@ class Reader:
     def _continued(self, left: Any, binding: int, depth: int) -> Any:
         """`left` with the next operator and its right side; None where nothing binds tighter than `binding`."""
         kind = self.kind
-        if kind in ("!", "%", "\\degree", "'") and binding < _POSTFIX:
+        if kind in ("!", "%", "\\degree", "'", "scale") and binding < _POSTFIX:
             return self._postfix(left)
         if kind in ("^", "**") and binding < _POWER:
             self.advance()
@@ -134,7 +134,10 @@ class Reader:
     def _postfix(self, left: Any) -> Any:
         import sympy
 
-        kind = self.advance().kind
+        kind, text = self.peek(0)[:2]
+        self.advance()
+        if kind == "scale":
+            return left * 10 ** SCALES[text]
         if kind == "!":
             if self.kind == "!":
                 raise ExpressionError("double factorials are not read")

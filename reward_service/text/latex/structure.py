@@ -18,6 +18,7 @@ from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Re
 
 MAX_TOKENS: Final = 600
 MAX_ITEMS: Final = 200
+_MAX_DETERMINANT: Final = 4
 
 _BRACKETS: Final = {"(": ")", "[": "]", "\\lbrace": "\\rbrace", "\\langle": "\\rangle"}
 _SET_SIGNS: Final = ("\\cup", "\\cap", "\\setminus", "\\backslash")
@@ -236,7 +237,7 @@ class _Structure(Reader):
             rows.append(tuple(row))
         if not rows or len({len(one) for one in rows}) != 1:
             raise ExpressionError("the rows of a matrix are not of one length")
-        return Matrix(tuple(rows))
+        return _determinant(rows) if "vmatrix" in begin else Matrix(tuple(rows))
 
     def _quantity(self) -> Value:
         import sympy
@@ -313,7 +314,7 @@ def _enclosed(opening: str, items: list[Value], closing: str, connector: str) ->
     if len(items) == 1:
         if isinstance(items[0], Quantity) and opening in ("(", "[") and closing == _BRACKETS[opening]:
             return None
-        if opening == "(" and closing == ")":
+        if (opening == "(" and closing == ")") or isinstance(items[0], Matrix):
             return items[0]
         raise ExpressionError("brackets that are not read")
     if len(items) == 2 and (opening, closing) != ("(", ")"):
@@ -337,6 +338,15 @@ def _interval(opening: str, items: list[Value], closing: str) -> Value:
     except (TypeError, ValueError):
         raise ExpressionError("an interval is of two real numbers") from None
     return Region(shape)
+
+
+def _determinant(rows: list[tuple[Value, ...]]) -> Value:
+    import sympy
+
+    entries = [[one.expression for one in row if isinstance(one, Quantity)] for row in rows]
+    if not all(len(row) == len(rows) <= _MAX_DETERMINANT for row in entries):
+        raise ExpressionError("a determinant is of a small square of expressions")
+    return Quantity(sympy.Matrix(entries).det())
 
 
 def _region(name: str) -> Region:

@@ -39,9 +39,11 @@ _WRAPPERS: Final = re.compile(
 )
 _TEXTS: Final = re.compile(r"\\(?:text(?:normal|bf|it|rm|sf|tt|sc|up|md)?|mathrm|mbox|hbox|operatorname\*?)\s*(?=\{)")
 _FRACTIONS: Final = re.compile(r"\\[dtc]frac(?![A-Za-z])|\\(?:over|nice)frac(?![A-Za-z])|\\sfrac(?![A-Za-z])")
+_INFIX: Final = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
 _SPACES: Final = re.compile(
     r"\\(?:[,;:>! ]|quad|qquad|thinspace|negthinspace|enspace|hfill)(?![A-Za-z])|\\[,;:>! ]|~|\s+"
 )
+_PREFIXED: Final = {"over": "frac", "choose": "binom"}
 _DEGREES: Final = re.compile(
     r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:textdegree|degree|deg)(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|°)\s*\}|(?<=\d)\s*degrees?\b"
 )
@@ -84,6 +86,7 @@ def surface(text: str) -> str:
     text = text.replace("...", "\\ldots ").replace("\\\\%", "%")
     text = _NULL_DELIMITER.sub(" ", text)
     text = _STYLES.sub(" ", text)
+    text = _INFIX.sub(lambda match: f"\\{_PREFIXED[match[2]]}{{{match[1]}}}{{{match[3]}}}", text)
     text = _WRAPPERS.sub("", text)
     text = _TEXTS.sub(r"\\text", text)
     text = _FRACTIONS.sub(r"\\frac", text)
@@ -93,6 +96,7 @@ def surface(text: str) -> str:
     text = _ORDINAL.sub(" ", text)
     text = _PERCENT.sub("%", text)
     text = text.replace("\\{", "\\lbrace ").replace("\\}", "\\rbrace ").replace("\\|", "|")
+    text = re.sub(r"\\mid(?![A-Za-z])", "|", re.sub(r"\\colon(?![A-Za-z])|\{:\}", ":", text))
     text = _SPACES.sub(" ", text.replace("\\\\", "\\newline "))
     text = re.sub(r"\s+", " ", text).strip(" ")
     while text[-1:] in (".", ",", ";", ":", "\\") and text and not text.endswith(".."):

@@ -36,6 +36,7 @@ GREEK: Final = _words(
     upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar
     """
 )
+SCALES: Final = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 RELATIONS: Final = {
     **{"=": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "==": "=", "!=": "!=", "=<": "<=", "=>": ">="},
     **{"\\le": "<=", "\\leq": "<=", "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=", "\\lt": "<"},
@@ -68,7 +69,7 @@ _TOKEN: Final = re.compile(
 
 
 class Token(NamedTuple):
-    """`kind` is number, repeating, text, letter, name, function, unit, or the sign or command itself."""
+    """`kind` is number, repeating, text, letter, name, function, unit, scale, or the sign or command itself."""
 
     kind: str
     text: str
@@ -125,6 +126,9 @@ def _of_text(written: str) -> Iterator[Token]:
         return
     if bare in FUNCTIONS or bare in WORDS:
         yield from _of_letters(bare, True)
+    elif bare.partition(" ")[0] in SCALES:
+        yield Token("scale", bare.partition(" ")[0], True)
+        yield from _of_text(bare.partition(" ")[2])
     elif bare in ("e", "i"):
         yield Token("letter", bare, True)
     elif re.fullmatch(r"[A-Za-z][A-Za-z '\-.,]*", bare):
@@ -145,6 +149,8 @@ def _of_letters(written: str, spaced: bool) -> Iterator[Token]:
         yield Token("function", FUNCTIONS[written], spaced)
     elif written in WORDS:
         yield Token(f"\\{WORDS[written]}", written, spaced)
+    elif written in SCALES:
+        yield Token("scale", written, spaced)
     elif written.lower() in ("and", "or"):
         yield Token("text", written.lower(), spaced)
     elif written in UNITS:
