@@ -141,7 +141,7 @@ def _comma_group(match: re.Match[str], text: str) -> str:
 def plain(text: str) -> str:
     """`text` for comparison letter by letter: its surface without blanks and without the marks of text."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", surface(text)).strip(" ")
-    return re.sub(r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])|[\"']", "", text)
+    return re.sub(r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])|\"", "", text)
 
 
 def same_text(one: str, other: str) -> bool:

@@ -66,6 +66,7 @@ _TOKEN: Final = re.compile(
     r"|(?P<letters>[A-Za-z]+)"
     r"|(?P<sign>\*\*|<=|>=|==|!=|~=|:=|=<|=>|[-+*/^!(),=<>|\[\]{}:;_&%'$€£¥₹]|\\[$&#_]))"
 )
+_NOUN: Final = re.compile(r"(?=[a-z]*[aeiou])[a-z]{4,}")  # behind a blank hardly a product of variables
 
 
 class Token(NamedTuple):
@@ -157,6 +158,8 @@ def _of_letters(written: str, spaced: bool) -> Iterator[Token]:
         yield Token("unit", written, spaced)
     elif written in GREEK:
         yield Token("name", written, spaced)
+    elif spaced and _NOUN.fullmatch(written):
+        yield Token("unit", written, spaced)
     else:
         for name in ("sqrt", "arcsin", "arccos", "arctan", "sin", "cos", "tan", "log", "ln", "pi"):
             before, found, behind = written.partition(name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from reward_service.text.expressions import ExpressionError
+
 _SYNONYMS: Final = {
     **dict.fromkeys(("centimeter", "centimetre"), "cm"),
     **dict.fromkeys(("millimeter", "millimetre"), "mm"),
@@ -34,8 +36,21 @@ _SYNONYMS: Final = {
 _EMPTY_UNITS: Final = frozenset(("unit", "", "degree", "radian", "rad"))
 
 
+_NO_UNITS: Final = frozenset(
+    "is isn't are not no nor or and but if else more less fewer than to at least most about around approximately wrong "
+    "incorrect false right correct maybe perhaps possibly except without between over under above below only both "
+    "either neither none any all plus minus times divided with unless otherwise answer".split()
+)
+_MAX_WORDS: Final = 5
+
+
 def unit_name(words: str) -> str:
-    """A unit in one spelling: `square centimeters`, `cm^2` and `sq cm` are `cm^2`."""
+    """A unit in one spelling: `square centimeters`, `cm^2` and `sq cm` are `cm^2`.
+
+    ExpressionError if the words may say something of the number, as `or more` and `is wrong` do.
+    """
+    if len(words.split()) > _MAX_WORDS or set(re.findall(r"[a-z']+", words.lower())) & _NO_UNITS:
+        raise ExpressionError(f"{words:.30} is no unit")
     words = re.sub(r"\bper\b", "/", words.strip(" .")).replace("-", " ")
     words = re.sub(r"\b(?:square|sq)\.? (\w+)", r"\1 ^2", words)
     words = re.sub(r"\bcubic (\w+)", r"\1 ^3", words)
