@@ -2,7 +2,8 @@
 
 An answer line begins with `#### The final answer is`; what follows must as a whole be one number (see
 `reward_service.text.numerals`, for the reference too). With several answer lines every one of them must say that
-number: lines that disagree score 0, as does one that says no number, or two ("5 or 6").
+number: lines that disagree score 0, as does one that says no number, or two ("5 or 6"). Of a reference below 0.1 a
+hundredth is tolerated instead.
 """
 
 from __future__ import annotations

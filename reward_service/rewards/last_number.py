@@ -1,8 +1,8 @@
 """1.0 if the last number in the text is within 1e-3 of the reference's `final_answer`, else 0.0.
 
 The lenient measure: no format is asked for, so it is for evaluation rather than for training. How a number may be
-written is in `reward_service.text.numerals`; units and percent signs are passed over. A last "number" without a value
-(`1e999`, `1/0`) scores 0.
+written is in `reward_service.text.numerals`; units, their exponents and percent signs are passed over. A last "number"
+without a value (`1e999`, `1/0`) scores 0. Of a reference below 0.1 a hundredth is tolerated instead.
 """
 
 from __future__ import annotations

@@ -1,8 +1,12 @@
-"""1.0 if every answer in the completion equals the reference's `final_answer` by Math-Verify, else 0.0.
+"""1.0 if every answer in the completion is the reference's `final_answer` as mathematics, else 0.0.
 
-Math-Verify reads LaTeX (numbers, expressions, sets, intervals, equations, matrices) and compares with sympy: 1/2 is
-0.5 and \\frac{1}{2}, {1,2} is {2,1}, [1,2) is not [1,2], `x = 5` is 5, 72\\% is 72, floats are compared after rounding
-to `float_rounding` places. Units and text around a number are dropped, of a chain of equations the last side counts.
+Answers are LaTeX or one line of plain mathematics, read by `reward_service.text.latex`: numbers in every common form
+(`5\\,000`, `1.5e3`, `1\\frac12`, `0.\\overline{3}`, `1010_2`), expressions, lists, tuples, vectors, sets, intervals and
+conditions, matrices, equations, words. They are compared exactly, with sympy: 1/2 is 0.5, `x = 5` is 5, `\\{1,2\\}` is
+`2, 1`, `(2,\\infty)` is `x > 2`, 72\\% is 72 and 0.72, 30^\\circ is 30; but `1/2006!` is not `1/2004!`, `A and B` not
+`A or B`, `4c` not 4, `5 cm` not `5 m`. A decimal may stand for an exact value that rounds to it, from `float_rounding`
+significant digits on; a decimal in the reference stands for what rounds to it, if it has three digits or more. What
+contradicts itself (`7 \\approx 7.0001`) is wrong. Sums, integrals and limits are left to Math-Verify.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`).
 Every one must be right: answers that disagree score 0, whichever comes last. An answer scores 0 unread if it is
@@ -14,8 +18,8 @@ deadline and is null.
 in the last `tail_chars` characters (an answer stands at the end, and the time of its search grows with the square of
 the text's length).
 
-`final_answer` is LaTeX or a number, or a list of these of which any one will do. Math-Verify is not symmetric: the
-reference decides what is compared (a set, an equation, a number).
+`final_answer` is LaTeX or a number, or a list of these of which any one will do. The comparison is not symmetric: the
+reference decides what is compared (a set, an equation, a number) and to how many digits.
 """
 
 from __future__ import annotations
@@ -95,7 +99,7 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
 
 
 def unreadable(text: str, max_chars: int) -> str | None:
-    """Why a text is not given to Math-Verify, None if it is: checks that cost little, before work that costs a lot."""
+    """Why a text is not read, None if it is: checks that cost little, before work that costs a lot."""
     if len(text) > max_chars:
         return f"has more than {max_chars} characters"
     if any(unicodedata.category(char) in ("Cf", "Cc", "Co", "Cn") and char not in "\n\t" for char in text):

@@ -2,8 +2,8 @@
 
 Expressions are written in one line, `2x^2 + sin(pi/3)`, as `reward_service.text.expressions` defines it (for LaTeX
 there is `math`); numbers are exact, so 0.333 is not 1/3. `assume` says what variables stand for: sqrt(x^2) is x for
-positive ones only. Values at fixed points refute, simplification proves (see `equivalent` there); an answer that could
-be shown neither equal nor different is null.
+positive ones only. Values at points that nobody can know refute, simplification proves (see `equivalent` there); an
+answer that could be shown neither equal nor different is null.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`), and
 all of them must be right. What is not such an expression, or is too large for one (1000 characters, 300 tokens, 30

@@ -36,10 +36,10 @@ _SYNONYMS: Final = {
 _EMPTY_UNITS: Final = frozenset(("unit", "", "degree", "radian", "rad"))
 
 
-_NO_UNITS: Final = frozenset(
-    "is isn't are not no nor or and but if else more less fewer than to at least most about around approximately wrong "
-    "incorrect false right correct maybe perhaps possibly except without between over under above below only both "
-    "either neither none any all plus minus times divided with unless otherwise answer".split()
+_SAY_SOMETHING: Final = re.compile(  # of the number before them, and so are no units
+    r"\b(?:is|isn't|are|not?|nor|or|and|but|if|else|more|less|fewer|than|to|at|least|most|about|around|approximately"
+    r"|wrong|incorrect|false|right|correct|maybe|perhaps|possibly|except|without|between|over|under|above|below|only"
+    r"|both|either|neither|none|any|all|plus|minus|times|divided|with|unless|otherwise|answer)\b"
 )
 _MAX_WORDS: Final = 5
 
@@ -49,7 +49,7 @@ def unit_name(words: str) -> str:
 
     ExpressionError if the words may say something of the number, as `or more` and `is wrong` do.
     """
-    if len(words.split()) > _MAX_WORDS or set(re.findall(r"[a-z']+", words.lower())) & _NO_UNITS:
+    if len(words.split()) > _MAX_WORDS or _SAY_SOMETHING.search(words.lower()):
         raise ExpressionError(f"{words:.30} is no unit")
     words = re.sub(r"\bper\b", "/", words.strip(" .")).replace("-", " ")
     words = re.sub(r"\b(?:square|sq)\.? (\w+)", r"\1 ^2", words)
