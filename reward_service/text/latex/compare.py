@@ -12,6 +12,7 @@ None of these functions is symmetric where the docstring does not say so: the re
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import Any, Final
 
@@ -33,6 +34,8 @@ def same(gold: Value, answer: Value, digits: int = 6) -> bool:
         return _same_relations(gold, answer, digits)
     if isinstance(gold, Quantity) and isinstance(answer, Quantity):
         return same_quantities(gold, answer, digits)
+    if isinstance(gold, Words) != isinstance(answer, Words):
+        gold, answer = _as_ratio(gold), _as_ratio(answer)
     if isinstance(gold, Quantity) != isinstance(answer, Quantity):
         gold, answer = _as_quotient(gold), _as_quotient(answer)
         if isinstance(gold, Quantity) and isinstance(answer, Quantity):
@@ -42,6 +45,15 @@ def same(gold: Value, answer: Value, digits: int = 6) -> bool:
     if isinstance(gold, Region) or isinstance(answer, Region) or _is_condition(gold) != _is_condition(answer):
         return same_regions(gold, answer)
     return _same_collections(gold, answer, digits)
+
+
+def _as_ratio(value: Value) -> Value:
+    """What looks like a time of day is a ratio beside what is none."""
+    if not isinstance(value, Words) or not re.fullmatch(r"[0-9]+(?::[0-9]+)+", value.text):
+        return value
+    import sympy
+
+    return Sequence("ratio", tuple(Quantity(sympy.Integer(part)) for part in value.text.split(":")))
 
 
 def _as_quotient(value: Value) -> Value:
@@ -68,7 +80,8 @@ def _settled(value: Value) -> Value:
         return _of_chain(Chain((value,)))
     if isinstance(value, Relation) and value.sign == "in" and isinstance(value.right, Sequence | Region):
         return _of_member(value.left, value.right)
-    if isinstance(value, Relation) and isinstance(value.left, Sequence) and isinstance(value.right, Sequence):
+    if isinstance(value, Relation) and _is_list(value.left) and isinstance(value.right, Sequence):
+        assert isinstance(value.left, Sequence)
         pairs = tuple(Relation(*pair) for pair in _zipped(value.left.items, value.right.items))
         return Sequence("list", pairs) if pairs else value
     if isinstance(value, Sequence) and value.kind in ("list", "set", "tuple") and value.items:
@@ -84,6 +97,10 @@ def _of_member(name: Value, of: Sequence | Region) -> Value:
         return of
     shape = as_region(of) if of.kind == "tuple" else None
     return Relation(name, "=", of) if shape is None else Region(shape)
+
+
+def _is_list(value: Value) -> bool:
+    return isinstance(value, Sequence) and value.kind != "ratio"
 
 
 def _zipped(left: tuple[Value, ...], right: tuple[Value, ...]) -> list[tuple[Value, str, Value]]:
@@ -139,17 +156,21 @@ def _is_name(value: Value) -> bool:
     if not isinstance(value, Quantity) or value.unit:
         return False
     expression = value.expression
+    if expression.func.__name__ == "Abs" and expression.args[0].is_Mul:  # |AB|
+        expression = expression.args[0]
     factors = expression.args if expression.is_Mul else (expression,)
-    return all(
-        factor.is_Symbol or (factor.is_Function and type(factor).__module__ != "sympy" and not _known(factor))
-        for factor in factors
-    )
+    return all(_is_letter(factor, len(factors) > 1) for factor in factors)
 
 
-def _known(factor: Any) -> bool:
+def _is_letter(factor: Any, in_product: bool) -> bool:
+    """A letter, a function of a name (`f(x)`), or in a product what makes `\\frac{AB}{CD}`."""
     from sympy.core.function import AppliedUndef
 
-    return not isinstance(factor, AppliedUndef)
+    if factor.is_Symbol or isinstance(factor, AppliedUndef):
+        return True
+    if not in_product:
+        return False
+    return bool(factor.is_Pow and factor.base.is_Symbol and factor.exp == -1)
 
 
 def _same_name(one: Value, other: Value) -> bool:

@@ -52,15 +52,19 @@ def _joined(shapes: list[Any], how: str) -> Any:
 def _relation_region(relation: Relation) -> Any:
     """`x > 2` as an open interval; None where there is not one name on one side and a number on the other."""
     import sympy
+    from sympy.core.function import AppliedUndef
 
     left, sign, right = relation.left, relation.sign, relation.right
     if sign == "in":
         return as_region(right)
     if not isinstance(left, Quantity) or not isinstance(right, Quantity):
         return None
-    if right.expression.is_Symbol and not left.expression.is_Symbol:
+    if isinstance(right.expression, sympy.Symbol | AppliedUndef) and left.expression.is_number:
         left, right, sign = right, left, {"<": ">", ">": "<", "<=": ">=", ">=": "<="}.get(sign, sign)
-    if not left.expression.is_Symbol or right.expression.free_symbols & left.expression.free_symbols:
+    if (
+        not isinstance(left.expression, sympy.Symbol | AppliedUndef)
+        or right.expression.free_symbols & left.expression.free_symbols
+    ):
         return None
     bound, oo = right.expression, sympy.oo
     if not (bound.is_real or bound in (oo, -oo)):

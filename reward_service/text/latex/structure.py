@@ -20,7 +20,7 @@ MAX_TOKENS: Final = 600
 MAX_ITEMS: Final = 200
 _MAX_DETERMINANT: Final = 4
 
-_BRACKETS: Final = {"(": ")", "[": "]", "\\lbrace": "\\rbrace", "\\langle": "\\rangle"}
+_BRACKETS: Final = {"(": ")", "[": "]", "\\lbrace": "\\rbrace", "\\langle": "\\rangle", "{": "}"}
 _SET_SIGNS: Final = ("\\cup", "\\cap", "\\setminus", "\\backslash")
 _CONNECTORS: Final = {"and": "and", "or": "or", "and/or": "or"}
 _DECIMAL: Final = re.compile(r"[0-9]*\.[0-9]+")
@@ -189,9 +189,9 @@ class _Structure(Reader):
             self.advance()
             return _region("EmptySet")
         self.names_set = opening == "\\lbrace"
-        items, connector = self._items((")", "]", "[", "\\rbrace", "\\rangle", "|", "\\mid", ":"))
+        items, connector = self._items((")", "]", "[", "\\rbrace", "\\rangle", "}", "|", ":"))
         self.names_set = False
-        if self.kind in ("|", "\\mid", ":"):
+        if self.kind in ("|", ":"):
             if opening == "\\lbrace":
                 return self._set_builder(items)
             raise ExpressionError("a bar stands in brackets")
@@ -309,6 +309,8 @@ def _enclosed(opening: str, items: list[Value], closing: str, connector: str) ->
         raise ExpressionError("words stand in brackets")
     if opening == "\\lbrace" and closing == "\\rbrace":
         return Sequence("set", tuple(items))
+    if opening == "{" and closing == "}":  # which LaTeX does not show
+        return None if len(items) == 1 else Sequence("list", tuple(items))
     if opening == "\\langle" and closing == "\\rangle":
         return Sequence("tuple", tuple(items))
     if len(items) == 1:

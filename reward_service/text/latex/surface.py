@@ -84,6 +84,8 @@ def surface(text: str) -> str:
     text = text.translate(_TRANSLATION)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda match: "^{" + match.group().translate(_SUPERSCRIPTS) + "}", text)
     text = text.replace("...", "\\ldots ").replace("\\\\%", "%")
+    if "\\begin" not in text:  # where nothing has rows, a command behind two backslashes was escaped twice
+        text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text)
     text = _NULL_DELIMITER.sub(" ", text)
     text = _STYLES.sub(" ", text)
     text = _INFIX.sub(lambda match: f"\\{_PREFIXED[match[2]]}{{{match[1]}}}{{{match[3]}}}", text)
