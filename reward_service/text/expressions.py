@@ -195,14 +195,14 @@ def _power(base: Any, exponent: Any) -> Any:
     return _finite(base**exponent)
 
 
-def check_power(base: Any, exponent: Any, max_exponent: int) -> None:
+def check_power(base: Any, exponent: Any, max_exponent: int, max_bits: int = MAX_BITS) -> None:
     """ExpressionError if `base**exponent` must not be worked out: more than `max_exponent`, or too many digits."""
     if not exponent.is_number:
         return
     size = abs(exponent.evalf(5))
     if not size.is_number or not size < (max_exponent if base.is_number else MAX_SYMBOLIC_EXPONENT) + 1:
         raise ExpressionError("an exponent is too large")
-    if base.is_Rational and max(abs(base.p), base.q).bit_length() * float(size) > MAX_BITS:
+    if base.is_Rational and max(abs(base.p), base.q).bit_length() * float(size) > max_bits:
         raise ExpressionError("a power is too large")
 
 

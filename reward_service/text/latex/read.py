@@ -18,6 +18,7 @@ MAX_DEPTH: Final = 40
 MAX_DIGITS: Final = 1000
 MAX_FACTORIAL: Final = 5000
 MAX_EXPONENT: Final = 10_000
+MAX_BITS: Final = 200_000
 
 _SUM, _PRODUCT, _NEGATION, _POWER, _POSTFIX = range(1, 6)  # what binds tighter is greater
 _CLOSING: Final = {"(": ")", "[": "]", "{": "}", "\\lbrace": "\\rbrace", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
@@ -107,15 +108,13 @@ class Reader:
         if kind in (*_TIMES, "/", "\\div") and binding < _PRODUCT:
             self.advance()
             right = self.read(_PRODUCT, depth + 1)
-            if kind in _TIMES:
-                return left * right
-            return quotient(left, right)
+            return bounded(left * right) if kind in _TIMES else quotient(left, right)
         if binding < _PRODUCT and kind in _OPENERS:
-            return left * self.read(_PRODUCT, depth + 1)
+            return bounded(left * self.read(_PRODUCT, depth + 1))
         if kind in ("+", "-", "\\pm", "\\mp") and binding < _SUM:
             self.advance()
             sign = self._sign(kind)
-            return left + sign * self.read(_SUM, depth + 1)
+            return bounded(left + sign * self.read(_SUM, depth + 1))
         return None
 
     def _sign(self, kind: str) -> Any:
@@ -391,12 +390,19 @@ def quotient(above: Any, below: Any) -> Any:
     """ExpressionError for a division by zero."""
     if below.is_zero:
         raise ExpressionError("it divides by zero")
-    return above / below
+    return bounded(above / below)
+
+
+def bounded(value: Any) -> Any:
+    """`value`; ExpressionError if it is a number of so many digits that working with it takes long."""
+    if value.is_Rational and max(abs(value.p), value.q).bit_length() > MAX_BITS:
+        raise ExpressionError("a number is too large")
+    return value
 
 
 def power(base: Any, exponent: Any) -> Any:
     """ExpressionError if the power is too large to be worked out."""
-    check_power(base, exponent, MAX_EXPONENT)
+    check_power(base, exponent, MAX_EXPONENT, MAX_BITS)
     if base.is_zero and exponent.is_negative:
         raise ExpressionError("it divides by zero")
     return base**exponent
