@@ -22,34 +22,15 @@ MAX_BITS: Final = 200_000
 
 _SUM, _PRODUCT, _NEGATION, _POWER, _POSTFIX = range(1, 6)  # what binds tighter is greater
 _CLOSING: Final = {"(": ")", "[": "]", "{": "}", "\\lbrace": "\\rbrace", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
+_BARS: Final = {"|": "|", "\\lvert": "\\rvert"}
 CURRENCIES: Final = {"\\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
 _TIMES: Final = ("*", "\\times", "\\cdot", "\\ast", "\\bullet")
-_OPENERS: Final = (
-    *("(", "{", "letter", "name", "function", "\\frac", "\\sqrt", "\\pi", "\\pi ", "\\binom", "\\dbinom", "\\tbinom"),
-    *(
-        "\\lfloor",
-        "\\lceil",
-        "\\infty",
-        "\\vec",
-        "\\hat",
-        "\\overline",
-        "\\bar",
-        "\\tilde",
-        "\\overrightarrow",
-        "\\angle",
-    ),
-    *("\\triangle", "\\mathbb", "\\lvert"),
+_MARKED: Final = tuple(
+    f"\\{mark}" for mark in ("vec", "hat", "overline", "bar", "tilde", "overrightarrow", "angle", "triangle", "mathbb")
 )
-_MARKED: Final = (
-    "\\vec",
-    "\\hat",
-    "\\overline",
-    "\\bar",
-    "\\tilde",
-    "\\overrightarrow",
-    "\\angle",
-    "\\triangle",
-    "\\mathbb",
+_OPENERS: Final = (  # what a product may go on with where its sign is left out
+    *("(", "{", "letter", "name", "function", "\\frac", "\\sqrt", "\\pi", "\\binom", "\\dbinom", "\\tbinom"),
+    *("\\lfloor", "\\lceil", "\\infty", "\\lvert", *_MARKED),
 )
 
 
@@ -176,8 +157,6 @@ class Reader:
         return number(self.advance().text) if self.kind == "number" else self._operand(depth + 1)
 
     def _operand(self, depth: int) -> Any:
-        import sympy
-
         if depth > MAX_DEPTH:
             raise ExpressionError(f"it is nested deeper than {MAX_DEPTH}")
         token = self.advance()
@@ -185,40 +164,44 @@ class Reader:
         if kind in ("number", "repeating"):
             return self._number(token)
         if kind in ("+", "-", "\\pm", "\\mp"):
-            sign = self._sign(kind)
-            return sign * self.read(_NEGATION, depth + 1)
+            return self._sign(kind) * self.read(_NEGATION, depth + 1)
         if kind in CURRENCIES:
             self.currency = CURRENCIES[kind]
             return self._operand(depth + 1)
-        if kind in _CLOSING:
-            self.at -= 1
-            inner = self._group(depth)
-            if kind in ("\\lfloor", "\\lceil"):
-                return sympy.floor(inner) if kind == "\\lfloor" else sympy.ceiling(inner)
-            return inner
-        if kind in ("|", "\\lvert"):
-            inner = self.read(0, depth + 1)
-            self.expect("|" if kind == "|" else "\\rvert")
-            return sympy.Abs(inner)
+        if kind in _CLOSING or kind in _BARS:
+            return self._delimited(kind, depth)
         if kind in ("letter", "name"):
             return self._named(text, depth)
-        if kind == "text" and text in ("e", "i", "j"):
-            return sympy.E if text == "e" else sympy.I
-        if kind == "\\pi":
-            return sympy.pi
-        if kind == "\\infty":
-            return sympy.oo
+        if kind == "function":
+            return self._call(text, depth)
+        if kind in _MARKED:
+            return self._marked(kind)
+        return self._command(kind, text, depth)
+
+    def _delimited(self, opening: str, depth: int) -> Any:
+        import sympy
+
+        inner = self.read(0, depth + 1)
+        self.expect(_CLOSING.get(opening) or _BARS[opening])
+        if opening in _BARS:
+            return sympy.Abs(inner)
+        if opening in ("\\lfloor", "\\lceil"):
+            return sympy.floor(inner) if opening == "\\lfloor" else sympy.ceiling(inner)
+        return inner
+
+    def _command(self, kind: str, text: str, depth: int) -> Any:
+        import sympy
+
+        if kind in ("\\pi", "\\infty"):
+            return sympy.pi if kind == "\\pi" else sympy.oo
         if kind == "\\frac":
             above = self._argument(depth)
             return quotient(above, self._argument(depth))
         if kind == "\\sqrt":
             return self._root(depth)
         if kind in ("\\binom", "\\dbinom", "\\tbinom"):
-            return binomial(self._argument(depth), self._argument(depth))
-        if kind == "function":
-            return self._call(text, depth)
-        if kind in _MARKED:
-            return self._marked(kind, depth)
+            above = self._argument(depth)
+            return binomial(above, self._argument(depth))
         raise ExpressionError(f"{text!r:.30} is not expected here")
 
     def _number(self, token: Token) -> Any:
@@ -304,7 +287,7 @@ class Reader:
         self.expect("}")
         return "".join(parts)
 
-    def _marked(self, kind: str, depth: int) -> Any:
+    def _marked(self, kind: str) -> Any:
         """`\\vec{v}`, `\\angle ABC`: a name, whatever it holds."""
         import sympy
 

@@ -53,7 +53,6 @@ _ORDINAL: Final = re.compile(
 _PERCENT: Final = re.compile(
     r"\\%|\\text\s*\{\s*(?:%|\\%|per ?cent|percentage|pct)\s*\}|(?:per ?cent|percentage|pct)\b|\\percent\b"
 )
-_INVISIBLE_BRACES: Final = re.compile(r"(?<![A-Za-z}\]_^0-9])\{\s*\}")
 
 # Thousands: groups of three that a comma (or one in braces), a thin space, a blank, an apostrophe or a full stop parts.
 _THIN: Final = r"(?:\\[,;:! ]|~|\\ )"
@@ -71,7 +70,6 @@ _EUROPEAN: Final = re.compile(
     r"(?<![0-9.,])[0-9]{1,3}\.[0-9]{3}(?:,|\{,\})[0-9]{1,2}(?![0-9.,])"
 )
 _DECIMAL_COMMA: Final = re.compile(r"(?<=[0-9])\{,\}(?=[0-9])")
-_DIGITS_BY_BLANKS: Final = re.compile(r"(?<=[0-9]{3}) (?=[0-9]{3})(?<=\.[0-9]{3} )")
 
 _PREFIX: Final = re.compile(
     r"(?:(?:the|my|so|thus|hence)?,?\s*)?(?:(?:final|correct)\s+)?answer\s*(?:is|:|=)+\s*|(?:therefore|thus|hence|so),?\s+",
@@ -119,7 +117,6 @@ def numbers_joined(text: str) -> str:
     text = _BLANK_GROUPS_ABOVE.sub(_above_a_line, text)
     text = _BLANK_GROUPS.sub(lambda match: match.group().replace(" ", ""), text)
     text = _DECIMAL_COMMA.sub(".", text)
-    text = _DIGITS_BY_BLANKS.sub("", text)
     return _COMMA_GROUPS.sub(lambda match: _comma_group(match, text), text)
 
 

@@ -228,6 +228,50 @@ def test_formatted_numbers_read_back(value: Decimal, form: str) -> None:
     assert parse_number(form.format(value)) == value
 
 
+FORMS = {  # how a number is written, and what the last digit of its value then counts
+    "{} thousand": 1000,
+    "${}K": 1000,
+    "{}K people": 1000,
+    "{} million": 10**6,
+    "{} tenths": Decimal("0.1"),
+    "{} hundredths": Decimal("0.01"),
+    "{} thousandths": Decimal("0.001"),
+    "{} millionths": Decimal("0.000001"),
+    "{} x 10^3": 1000,
+    r"{} \times 10^{{-3}}": Decimal("0.001"),
+    "{}e-3": Decimal("0.001"),
+    "{}/8": Decimal("0.125"),
+    "{} K": 1,
+    "{} cm^2": 1,
+    "${}/hour": 1,
+    "{}%": 1,
+}
+
+
+@settings(deadline=None)
+@pytest.mark.parametrize("form", FORMS)
+@given(st.integers(1, 10**6))
+def test_every_form_is_read_back_and_wrong_with_another_last_digit(form: str, value: int) -> None:
+    expected = Decimal(value) * FORMS[form]
+    read, next_read = (parse_number(form.format(number)) for number in (value, value + 1))
+    assert read is not None
+    assert next_read is not None
+    assert abs(read - expected) <= abs(expected) * Decimal("1e-40")
+    assert next_read - read == FORMS[form]
+    assert last_number(f"so it is {form.format(value)}.")[0] == read
+
+
+@settings(deadline=None)
+@given(st.integers(2, 99), st.integers(-9, 9))
+def test_powers_are_read_back(base: int, exponent: int) -> None:
+    for form in ("{}^{}", "{}^{{{}}}", "{}**{}", "{}^({})"):
+        text = form.format(base, exponent)
+        assert parse_number(text) == last_number(f"so {text}")[0]
+        read = parse_number(text)
+        assert read is not None
+        assert abs(read * Decimal(base) ** -exponent - 1) < Decimal("1e-20")
+
+
 @settings(deadline=None)
 @given(st.integers(-(10**15), 10**15), st.text(alphabet=st.characters(exclude_categories=["N"])).map(" {}".format))
 def test_last_number_is_found_behind_anything(value: int, text: str) -> None:
