@@ -37,6 +37,11 @@ _CLOCK: Final = re.compile(r"[0-9]{1,2} ?: ?[0-9]{2}(?: ?: ?[0-9]{2})?(?: ?(?:\\
 _SENTENCE: Final = re.compile(r"(?:[A-Za-z]+ )*[A-Za-z][a-z]{3,}(?: [A-Za-z]+)*")
 _KNOWN_WORDS: Final = frozenset(map(str.lower, {*FUNCTIONS, *WORDS, *GREEK, *UNITS, "and", "or"}))
 
+_NAMED_SETS: Final = {
+    **dict.fromkeys(("all real numbers", "all reals", "real numbers", "reals"), "Reals"),
+    **dict.fromkeys(("empty set", "no solution", "no solutions", "no real solution", "no real solutions"), "EmptySet"),
+}
+
 
 def read_answer(text: str) -> Value:
     """The value of an answer as a whole; ExpressionError says why there is none."""
@@ -52,13 +57,18 @@ def read_answer(text: str) -> Value:
     return value
 
 
-def _words(smooth: str) -> Words | None:
+def _words(smooth: str) -> Value | None:
     if _CLOCK.fullmatch(smooth):
         clock = re.sub(r"\\text|[ {}.]", "", smooth).lower()
         return Words(clock.removeprefix("0") if re.match(r"0[0-9]:", clock) else clock)
-    if _SENTENCE.fullmatch(smooth) and not set(smooth.lower().split()) & _KNOWN_WORDS:
-        return Words(folded(smooth))
+    if smooth == "DNE" or _SENTENCE.fullmatch(smooth) and not set(smooth.lower().split()) & _KNOWN_WORDS:
+        return _named_set(folded(smooth))
     return None
+
+
+def _named_set(words: str) -> Value:
+    """What words say, as the set that they name if they name one."""
+    return _region(_NAMED_SETS[words]) if words in _NAMED_SETS else Words(words)
 
 
 def _in_base(match: re.Match[str]) -> Quantity | None:
@@ -123,7 +133,7 @@ class _Structure(Reader):
 
     def _side(self) -> Value:
         left = self._item()
-        while self.kind in _SET_SIGNS:
+        while self.kind in _SET_SIGNS or (self.kind == "-" and isinstance(left, Region)):
             sign = self.advance().kind
             left = _combined(left, sign, self._item())
         return left
@@ -178,7 +188,7 @@ class _Structure(Reader):
         while self.kind in ("text", "unit") and not self._at_connector():
             words.append(self.advance().text)
         if self._at_end():
-            return Words(folded(" ".join(words)))
+            return _named_set(folded(" ".join(words)))
         raise ExpressionError("words stand before an expression")
 
     def _bracketed(self) -> Value | None:

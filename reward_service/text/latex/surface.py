@@ -10,12 +10,16 @@ import re
 from typing import Final
 
 _SUPERSCRIPTS: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_VULGAR: Final = {
+    **{"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5)},
+    **{"⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8)},
+}
 _LOOKALIKES: Final = {
     **{"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "∗": "*", "π": r"\pi "},
     **{"∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∈": r"\in ", "∪": r"\cup "},
     **{"∩": r"\cap ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "±": r"\pm ", "∓": r"\mp "},
     **{"√": r"\sqrt ", "°": r"\degree ", "º": r"\degree ", "′": "'", "’": "'", "‘": "'", "“": '"', "”": '"'},
-    **{"½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
+    **{vulgar: rf"\frac{{{above}}}{{{below}}}" for vulgar, (above, below) in _VULGAR.items()},
     **{
         "…": r"\ldots ",
         "∠": r"\angle ",
@@ -47,6 +51,14 @@ _PREFIXED: Final = {"over": "frac", "choose": "binom"}
 _DEGREES: Final = re.compile(
     r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:textdegree|degree|deg)(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|°)\s*\}|(?<=\d)\s*degrees?\b"
 )
+_TEMPERATURE: Final = re.compile(r"\\degree *(?:\\text ?\{ ?)?([CF])(?![A-Za-z])(?: ?\})?")
+# 0.333... and 0.1212... repeat; what repeats from further on (2.718281828...) may do so by chance
+_GOES_ON: Final = re.compile(
+    r"(?<![0-9])([0-9]*\.(?:[0-9]*?(?=([0-9])\2\2)|))([0-9]{1,6}?)\3+ ?\\(?:ldots|dots|cdots)(?![A-Za-z])"
+)
+_DECIMAL_DOTS: Final = re.compile(r"(?<=\.)([0-9]{4,}) ?\\(?:ldots|dots|cdots)(?![A-Za-z])")
+_UNION: Final = re.compile(r"(?<=[)\]}]) ?U ?(?=[(\[\\])")
+_TIMES_TEN: Final = re.compile(r"(?<=[0-9]) ?x ?(?=10 ?(?:\^|\*\*))")
 _ORDINAL: Final = re.compile(
     r"(?<=\d)\s*(?:\^\s*\{?\s*|)(?:\\text\s*\{\s*)?(?:st|nd|rd|th)(?:\s*\})?(?:\s*\})?(?![A-Za-z])", re.IGNORECASE
 )
@@ -92,7 +104,9 @@ def surface(text: str) -> str:
     text = _FRACTIONS.sub(r"\\frac", text)
     text = _prefix_off(text.strip())
     text = numbers_joined(text)
-    text = _DEGREES.sub(r"\\degree ", text)
+    text = _DECIMAL_DOTS.sub(r"\1", _GOES_ON.sub(r"\1\\overline{\3}", text))
+    text = _TIMES_TEN.sub(r"\\times ", _UNION.sub(r"\\cup ", text))
+    text = _TEMPERATURE.sub(r"\\text{degree \1}", _DEGREES.sub(r"\\degree ", text))
     text = _ORDINAL.sub(" ", text)
     text = _PERCENT.sub("%", text)
     text = text.replace("\\{", "\\lbrace ").replace("\\}", "\\rbrace ").replace("\\|", "|")

@@ -68,4 +68,5 @@ def _one_unit(part: str) -> str:
 
 def folded(words: str) -> str:
     """Words in lower case, single blanks, no punctuation at their ends and no article."""
-    return re.sub(r"^(?:the|an?) (?=\w)", "", " ".join(words.lower().replace("-", " ").split()).strip(" .,'\""))
+    words = re.sub(r"^(?:the|an?) (?=\w)", "", " ".join(words.lower().replace("-", " ").split()).strip(" .,'\""))
+    return {"dne": "does not exist"}.get(words, words)
