@@ -59,7 +59,6 @@ MAX_DEPTH: Final = 30
 _SYMPY_REFUSES: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 _OPERATORS: Final = re.compile(r"\\(?:sum|prod|int|iint|oint|lim)(?![A-Za-z])")  # what Math-Verify reads for us
-_TEXT: Final = re.compile(r"\\(?:text|mathrm|mbox|hbox)|and|or")  # what it drops
 _DECIMAL_COMMA: Final = re.compile(r"[-+]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")  # beside one number it cannot be a list
 _LONG_NUMBER: Final = re.compile(r"[0-9](?:[ ,]?[0-9]){100}")
 _NUMERIC_TOWER: Final = re.compile(r"[0-9][ ]*[})]?[ ]*(?:\^|\*\*)[ ]*[{(]*[ ]*[0-9.]+[ ]*(?:\^|\*\*|!)")
@@ -198,9 +197,14 @@ def _is_same(gold: Gold, value: Value | None, text: str, digits: int) -> bool:
             if isinstance(gold.value, Quantity) and _DECIMAL_COMMA.fullmatch(text):
                 value = _read(text.replace(",", "."))
             return value is not None and same(gold.value, value, digits)
-        return bool(gold.parsed) and not _TEXT.search(gold.text + text) and _verify(gold.parsed, _parse(text))
+        return bool(gold.parsed) and _letters(gold.text) == _letters(text) and _verify(gold.parsed, _parse(text))
     except _SYMPY_REFUSES:
         return False
+
+
+def _letters(text: str) -> list[str]:
+    """The signs of a text, sorted: Math-Verify drops what it does not know, and so is asked about their order only."""
+    return sorted(re.sub(r"[\s{}]|\\(?:left|right|cdot|[,;:! ])(?![A-Za-z])", "", text))
 
 
 def _verify(gold: Sequence[Any], found: Sequence[Any]) -> bool:

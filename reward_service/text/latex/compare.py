@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from reward_service.text.expressions import equivalent
 from reward_service.text.latex.regions import as_region, variables
+from reward_service.text.latex.units import denies
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
 _OPPOSITE: Final = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
@@ -49,7 +50,7 @@ def same(gold: Value, answer: Value, digits: int = 6) -> bool:
 
 def _as_ratio(value: Value) -> Value:
     """What looks like a time of day is a ratio beside what is none."""
-    if not isinstance(value, Words) or not re.fullmatch(r"[0-9]+(?::[0-9]+)+", value.text):
+    if not isinstance(value, Words) or not re.fullmatch(r"[1-9][0-9]*(?::[1-9][0-9]*)+", value.text):
         return value
     import sympy
 
@@ -79,7 +80,7 @@ def _settled(value: Value) -> Value:
     if isinstance(value, Relation) and value.sign == "~":
         return _of_chain(Chain((value,)))
     if isinstance(value, Relation) and value.sign == "in" and isinstance(value.right, Sequence | Region):
-        return _of_member(value.left, value.right)
+        return _of_member(value.left, value.right) if _is_name(value.left) else value
     if isinstance(value, Relation) and _is_list(value.left) and isinstance(value.right, Sequence):
         assert isinstance(value.left, Sequence)
         pairs = tuple(Relation(*pair) for pair in _zipped(value.left.items, value.right.items))
@@ -130,7 +131,7 @@ def _of_chain(chain: Chain) -> Value:
     relations = list(chain.relations)
     while relations and relations[-1].sign == "~":
         left, right = relations[-1].left, relations[-1].right
-        if _is_name(left) and len(relations) == 1:
+        if _is_asked_for(left) and not _is_number(left) and len(relations) == 1:
             return Relation(left, "=", right)
         if not (isinstance(left, Quantity) and isinstance(right, Quantity) and _approximates(left, right)):
             return _CONTRADICTION
@@ -145,14 +146,20 @@ def _of_chain(chain: Chain) -> Value:
     return _CONTRADICTION if "~" in signs else Chain(tuple(relations))
 
 
+def _is_number(value: Value) -> bool:
+    return isinstance(value, Quantity) and bool(value.expression.is_number)
+
+
 def _approximates(exact: Quantity, rounded: Quantity) -> bool:
     return same_quantities(exact, rounded, 1) or same_quantities(rounded, exact, 1)
 
 
 def _is_name(value: Value) -> bool:
-    """A label: words, or letters alone (`x`, `AB`, `f(x)`, `P_1`)."""
-    if isinstance(value, Words | Sequence):
-        return True
+    """A label: words, letters alone (`x`, `AB`, `f(x)`, `P_1`), or several of these."""
+    if isinstance(value, Words):
+        return not denies(value.text)
+    if isinstance(value, Sequence):
+        return all(_is_name(item) for item in value.items)
     if not isinstance(value, Quantity) or value.unit:
         return False
     expression = value.expression
@@ -173,6 +180,17 @@ def _is_letter(factor: Any, in_product: bool) -> bool:
     return bool(factor.is_Pow and factor.base.is_Symbol and factor.exp == -1)
 
 
+def _is_asked_for(value: Value) -> bool:
+    """What a question may ask the value of: a name, a function (`\\sin A`, `|z|`), a term of several letters (`x + y`).
+
+    The value of `2x` is another than that of x.
+    """
+    if _is_name(value) or not isinstance(value, Quantity):
+        return _is_name(value)
+    expression = value.expression
+    return not value.unit and bool(expression.is_number or expression.is_Function or len(expression.free_symbols) > 1)
+
+
 def _same_name(one: Value, other: Value) -> bool:
     if isinstance(one, Words) or isinstance(other, Words):
         return True  # "Area = 5" and "A = 5": words say what is meant, not what it is
@@ -186,7 +204,7 @@ def _same_relations(gold: Value, answer: Value, digits: int) -> bool:
         return variables(gold) == variables(answer) and same_regions(gold, answer)
     relation, other = (gold, answer) if isinstance(gold, Relation | Chain) else (answer, gold)
     if isinstance(relation, Relation) and relation.sign == "=":
-        if relation is gold and not _is_name(relation.left):
+        if not (_is_name if relation is gold else _is_asked_for)(relation.left):
             return False
         return same(relation.right, other, digits) if relation is gold else same(other, relation.right, digits)
     return isinstance(other, Region | Sequence) and same_regions(gold, answer)
@@ -306,7 +324,8 @@ def _same_sequences(gold: Sequence, answer: Sequence, digits: int) -> bool:
 
 
 def _right(value: Value) -> Value:
-    return value.right if isinstance(value, Relation) and value.sign == "=" else value
+    named = isinstance(value, Relation) and value.sign == "=" and _is_name(value.left)
+    return value.right if named and isinstance(value, Relation) else value
 
 
 def _same_ratio(gold: Sequence, answer: Sequence) -> bool:
@@ -357,9 +376,9 @@ def _with_unit(quantity: Quantity, other: Quantity) -> Quantity:
     import sympy
 
     symbol = sympy.Symbol(other.unit, real=True) if len(other.unit) == 1 and not quantity.unit else None
-    if symbol is None or symbol not in quantity.expression.free_symbols:
+    if symbol is None or not (quantity.expression / symbol).is_number:
         return quantity
-    return Quantity(quantity.expression.subs(symbol, 1), quantity.digits, other.unit)
+    return Quantity(quantity.expression / symbol, quantity.digits, other.unit)
 
 
 def _readings(gold: Quantity, answer: Quantity) -> list[tuple[Any, Any]]:
@@ -382,10 +401,12 @@ def _readings(gold: Quantity, answer: Quantity) -> list[tuple[Any, Any]]:
 def _same_numbers(gold: Any, gold_digits: int | None, answer: Any, answer_digits: int | None, digits: int) -> bool:
     if gold == answer:
         return True
-    if gold_digits is None and answer_digits is None:
-        return not (gold.is_Rational and answer.is_Rational) and equivalent(gold, answer) is True
-    if not (gold.is_number and answer.is_number and gold.is_real and answer.is_real):
-        return equivalent(gold, answer) is True
+    if not (gold.is_Rational and answer.is_Rational) and equivalent(gold, answer) is True:
+        return True
+    if (gold_digits is None and answer_digits is None) or not (gold.is_real and answer.is_real):
+        return False
+    if not (gold.is_number and answer.is_number):
+        return False
     if answer_digits is not None and (gold_digits is None or answer_digits <= gold_digits):
         return answer_digits >= digits and not gold.is_Integer and _rounds_to(gold, answer, answer_digits)
     assert gold_digits is not None

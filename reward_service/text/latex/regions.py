@@ -36,7 +36,8 @@ def _open_interval(value: Sequence) -> Any:
     if not isinstance(low, Quantity) or not isinstance(high, Quantity):
         return None
     try:
-        return sympy.Interval.open(low.expression, high.expression)
+        shape = sympy.Interval.open(low.expression, high.expression)
+        return None if shape.is_empty else shape
     except (TypeError, ValueError):
         return None
 
@@ -56,7 +57,8 @@ def _relation_region(relation: Relation) -> Any:
 
     left, sign, right = relation.left, relation.sign, relation.right
     if sign == "in":
-        return as_region(right)
+        named = isinstance(left, Quantity) and isinstance(left.expression, sympy.Symbol | AppliedUndef)
+        return as_region(right) if named else None
     if not isinstance(left, Quantity) or not isinstance(right, Quantity):
         return None
     if isinstance(right.expression, sympy.Symbol | AppliedUndef) and left.expression.is_number:

@@ -61,7 +61,7 @@ def _words(smooth: str) -> Value | None:
     if _CLOCK.fullmatch(smooth):
         clock = re.sub(r"\\text|[ {}.]", "", smooth).lower()
         return Words(clock.removeprefix("0") if re.match(r"0[0-9]:", clock) else clock)
-    if smooth == "DNE" or _SENTENCE.fullmatch(smooth) and not set(smooth.lower().split()) & _KNOWN_WORDS:
+    if smooth == "DNE" or (_SENTENCE.fullmatch(smooth) and not set(smooth.lower().split()) & _KNOWN_WORDS):
         return _named_set(folded(smooth))
     return None
 
@@ -349,6 +349,8 @@ def _interval(opening: str, items: list[Value], closing: str) -> Value:
         shape = sympy.Interval(low.expression, high.expression, opening in ("(", "]"), closing in (")", "["))
     except (TypeError, ValueError):
         raise ExpressionError("an interval is of two real numbers") from None
+    if shape.is_empty:
+        raise ExpressionError("an interval ends before it begins")
     return Region(shape)
 
 
@@ -387,17 +389,20 @@ def _both_signs(quantity: Quantity, signs: list[Any]) -> Value:
 
 
 def significant_digits(written: list[Token]) -> int | None:
-    """How many significant digits a decimal has, alone or times a power of ten; None if this is none."""
-    kinds = [token.kind for token in written if token.kind not in ("%", "\\degree")]
+    """How many significant digits a decimal has, alone or times a power of ten; None if there is no decimal, 0 if there
+    is one within a term."""
+    passed_over = ("%", "\\degree", "(", ")", "{", "}", "scale", *CURRENCIES)
+    kinds = [token.kind for token in written if token.kind not in passed_over]
     while kinds[:1] in (["-"], ["+"]):
         kinds = kinds[1:]
     texts = [token.text for token in written if token.kind == "number"]
-    if not texts or _DECIMAL.fullmatch(mantissa := texts[0].lower().partition("e")[0]) is None:
+    if not any("." in text for text in texts):
         return None
+    mantissa = texts[0].lower().partition("e")[0]
     alone = kinds == ["number"]
     scientific = (
         len(kinds) > 3 and kinds[1] in ("\\times", "\\cdot", "*") and texts[1:2] == ["10"] and kinds[3] in ("^", "**")
     )
-    if not alone and not scientific:
-        return None
+    if not (alone or scientific) or _DECIMAL.fullmatch(mantissa) is None:
+        return 0
     return len(mantissa.replace(".", "").lstrip("0")) or 1

@@ -66,6 +66,11 @@ def _one_unit(part: str) -> str:
     return _SYNONYMS.get(part, _SYNONYMS.get(singular, singular))
 
 
+def denies(words: str) -> bool:
+    """Whether words say that what follows is not so."""
+    return re.search(r"\b(?:not?|isn't|never|wrong|incorrect|false|except|unless)\b", words.lower()) is not None
+
+
 def folded(words: str) -> str:
     """Words in lower case, single blanks, no punctuation at their ends and no article."""
     words = re.sub(r"^(?:the|an?) (?=\w)", "", " ".join(words.lower().replace("-", " ").split()).strip(" .,'\""))

@@ -12,7 +12,7 @@ class Quantity:
 
     expression: Any
     digits: int | None = None
-    """How many significant digits a decimal was given with; None for what is exact."""
+    """How many significant digits a decimal was given with; None for what is exact, 0 for a term with decimals."""
     unit: str = ""
     percent: bool = False
     degrees: bool = False
