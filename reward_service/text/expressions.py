@@ -244,7 +244,10 @@ def equivalent(left: Any, right: Any, assume: Assumption = "real") -> bool | Non
     if left == right:
         return True
     symbols = sorted((left - right).free_symbols, key=str)
-    agreements = [_agree(left, right, point, assume) for point in _points(left, right, symbols, assume)]
+    points = list(_points(left, right, symbols, assume))
+    agreements = [_agree(left, right, point, assume) for point in points]
+    if not any(agreement is not None for agreement in agreements):  # real nowhere
+        agreements = [_agree(left, right, point, "complex") for point in points]
     if False in agreements:
         return False
     difference = sympy.simplify(left - right)
@@ -282,7 +285,10 @@ def _coordinate(generator: random.Random) -> Any:
 
 
 def _agree(left: Any, right: Any, point: dict[Any, Any], assume: Assumption) -> bool | None:
-    """Whether the values at a point are the same; None if one of them is not to be had there, or is as good as zero."""
+    """Whether the values at a point are the same; None if one of them is not to be had there, or is as good as zero.
+
+    With real variables a value that is not real is none: a root of a negative number, say.
+    """
     import sympy
 
     try:
@@ -297,7 +303,7 @@ def _agree(left: Any, right: Any, point: dict[Any, Any], assume: Assumption) -> 
         and not (left.has(sympy.I) or right.has(sympy.I))
         and not (one.is_real and other.is_real)
     ):
-        return None  # a root of a negative number, say
+        return None
     size = max(abs(one), abs(other))
     if size < sympy.Float(10) ** -_SMALLEST:
         return None

@@ -77,7 +77,8 @@ _NUMBER: Final = re.compile(rf"{_SIGNED}{_MAGNITUDE}{_SCALE}(?:[ ]?(?:%|{_CURREN
 # \d, unlike [0-9], knows the digits of all scripts: a number that touches one of those is not a number.
 _NUMBER_IN_TEXT: Final = re.compile(rf"{_SIGNED}(?<!\d)(?>{_MAGNITUDE}){_SCALE}(?!\d)", re.VERBOSE)
 # What stands behind ^ is an exponent: of a number it is a part, of a unit or a variable it is no number of its own.
-_BEFORE_EXPONENT: Final = re.compile(rf"(?:\^|[\w)]\*\*)[{{(]?{_SIGN}?$")
+# Nor is what stands behind the _ of a variable.
+_BEFORE_EXPONENT: Final = re.compile(rf"(?:\^|[\w)]\*\*|(?<=[A-Za-z])_)[{{(]?{_SIGN}?$")
 _MAX_EXPONENTS: Final = 8  # at the end of a text, that are looked past
 
 
@@ -116,7 +117,7 @@ def last_number(text: str) -> tuple[Decimal | None, str | None]:
 
 def _last_match(window: str) -> re.Match[str] | None:
     matches = list(_NUMBER_IN_TEXT.finditer(window))
-    if "^" in window or "**" in window:
+    if "^" in window or "**" in window or "_" in window:
         matches = [match for match in matches if not _BEFORE_EXPONENT.search(window[: match.start()])]
     return matches[-1] if matches else None
 

@@ -59,6 +59,17 @@ def test_what_vanishes_at_all_multiples_of_a_fraction_is_not_paid(denominator: i
     assert equivalent(parse_expression("exp(x)"), answer) is False
 
 
+def test_with_real_variables_what_is_not_real_is_not_compared_unless_all_is() -> None:
+    for one, other, same in (
+        ("log(x^2)", "2*log(x)", True),
+        ("sqrt(1/x)", "1/sqrt(x)", True),
+        ("sqrt(x^2)", "x", False),
+        ("sqrt(-1-x^2)", "5*sqrt(-1-x^2)", False),
+        ("sqrt(-4-4x^2)", "2*sqrt(-1-x^2)", True),
+    ):
+        assert equivalent(parse_expression(one), parse_expression(other)) is same
+
+
 def test_small_values_are_compared_by_their_own_size() -> None:
     for one, other in (("exp(-99)", "exp(-98)"), ("pi*10^-200", "pi*10^-201"), ("exp(-300)", "exp(-301)")):
         assert equivalent(parse_expression(one), parse_expression(other)) is False

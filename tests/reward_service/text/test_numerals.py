@@ -169,6 +169,7 @@ def test_not_numbers(text: str) -> None:
         ("at 300 K it melts", "300", "300 K"),
         ("the value is **72**", "72", "72"),
         ("2 * x**3", "2", "2"),
+        ("5 times x_2", "5", "5"),
     ],
 )
 def test_last_number(text: str, value: str, written: str) -> None:
