@@ -3,7 +3,8 @@ of graders that got them wrong. A mistake found later is one line more.
 
 A line has `reward`, `parameters` (if not the defaults), `completion`, `reference`, `score` (a number, null for an item
 that cannot be scored, or {"min": .., "max": ..}), `source` (a repository and the number of its issue or pull request,
-or "own") and `why`. `pytest -s` of this file prints how many there are of each reward, and how many were right.
+whose mistake this is or is next to; or "own") and `why`. `pytest -s` of this file prints how many there are of each
+reward, and how many were right.
 """
 
 from __future__ import annotations
