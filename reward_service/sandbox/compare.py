@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, TypeAlias
 
 _MAX_KEY_PARTS = 1000
+_MAX_DIGITS = 100_000
+"""Of a fraction or decimal: reducing takes quadratic time."""
+_MALFORMED = (TypeError, ValueError, LookupError, RecursionError, ArithmeticError, struct.error)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tolerance:
-    """When two values count as equal; by default a float may be off in its last digits."""
+    """How far a float may be off where a float is expected, by default in its last digits; all else is exact."""
 
     rel: float = 1e-9
     abs: float = 1e-12
@@ -44,25 +50,36 @@ def matches(node: Any, expected: object, tolerance: Tolerance) -> bool:
     """
     try:
         return _matches(node, expected, tolerance)
-    except (TypeError, ValueError, LookupError, RecursionError, OverflowError) as error:
+    except _MALFORMED as error:
         raise MalformedValueError(f"not an encoded value: {error!r:.100}") from None
 
 
 def is_true(node: Any) -> bool:
-    """What `bool()` says of an encoded value; an object of no plain type is true, whatever its class says."""
+    """What `bool()` says of an encoded value; an object of no plain type is true, whatever its class says.
+
+    MalformedValueError if `node` is no encoded value.
+    """
+    try:
+        return _is_true(node)
+    except _MALFORMED as error:
+        raise MalformedValueError(f"not an encoded value: {error!r:.100}") from None
+
+
+def _is_true(node: Any) -> bool:
     if node is None or isinstance(node, bool | str):
         return bool(node)
-    tag, content = node[0], node[1]
-    if tag in ("i", "f", "c"):
+    if node[0] in _NUMBERS or node[0] == "h":
         return _number(node) != 0
-    return bool(content)
+    return bool(node[1])
 
 
 def _matches(node: Any, expected: object, tolerance: Tolerance) -> bool:
     if node is None or isinstance(node, str):
         return node == expected
-    if isinstance(node, bool) or node[0] in ("i", "f", "c"):
+    if isinstance(node, bool) or node[0] in _NUMBERS:
         return isinstance(expected, int | float | complex) and _close(_number(node), expected, tolerance)
+    if node[0] == "h":
+        return isinstance(expected, int | float) and _close(_number(node), _rounded(expected, node[1]), tolerance)
     tag, content = node[0], node[1]
     if tag == "y":
         return isinstance(expected, bytes) and content == expected.hex()
@@ -96,29 +113,42 @@ def _matches_dict(pairs: Sequence[Any], expected: dict[Any, Any], tolerance: Tol
     return all(key in found and _matches(found[key], value, tolerance) for key, value in expected.items())
 
 
-def _number(node: Any) -> int | float | complex:
+_Number: TypeAlias = int | float | complex | Decimal | Fraction
+_NUMBERS = frozenset("ifcnq")
+
+
+def _number(node: Any) -> _Number:
     if isinstance(node, bool):
         return node
-    if node[0] == "i":
-        return int(node[1], 16)
-    if node[0] == "f":
-        return float.fromhex(node[1])
-    return complex(float.fromhex(node[1]), float.fromhex(node[2]))
+    tag, text = node[0], node[1]
+    if tag == "i":
+        return int(text, 16)
+    if tag in ("n", "q") and len(text) + len(node[-1]) > _MAX_DIGITS:
+        raise ValueError("a number of too many digits")
+    if tag == "n":
+        return Decimal(text)
+    if tag == "q":
+        return Fraction(int(text, 16), int(node[2], 16))
+    if tag == "c":
+        return complex(float.fromhex(text), float.fromhex(node[2]))
+    return float.fromhex(node[2] if tag == "h" else text)
 
 
-def _close(value: complex, expected: complex, tolerance: Tolerance) -> bool:
+def _rounded(number: float, width: str) -> float:
+    """As NumPy compares a Python number with a float of 16 or 32 bits: in that width."""
+    return float(struct.unpack(width, struct.pack(width, number))[0])
+
+
+def _close(value: _Number, expected: complex, tolerance: Tolerance) -> bool:
     if value == expected:
         return True
+    if not isinstance(value, float | complex) or not isinstance(expected, float | complex):
+        return False  # what is no float has no rounding: off by any amount is wrong
     if isinstance(value, complex) or isinstance(expected, complex):
         return abs(value - expected) <= max(tolerance.abs, tolerance.rel * abs(expected))
-    if isinstance(value, int) and isinstance(expected, int):
-        return False
-    try:
-        if math.isnan(value) or math.isnan(expected):
-            return math.isnan(value) and math.isnan(expected)
-        return math.isclose(value, expected, rel_tol=tolerance.rel, abs_tol=tolerance.abs)
-    except OverflowError:  # an int beyond the floats
-        return False
+    if math.isnan(value) or math.isnan(expected):
+        return math.isnan(value) and math.isnan(expected)
+    return math.isclose(value, expected, rel_tol=tolerance.rel, abs_tol=tolerance.abs)
 
 
 _HASHABLE: dict[str, Callable[[Any], Hashable]] = {"t": tuple, "z": frozenset}
@@ -132,7 +162,7 @@ def _key(node: Any, budget: list[int] | None = None) -> Hashable:
         raise ValueError("a key of too many parts")
     if node is None or isinstance(node, bool | str):
         return node
-    if node[0] in ("i", "f", "c"):
+    if node[0] in _NUMBERS or node[0] == "h":
         return _number(node)
     if node[0] == "y":
         return bytes.fromhex(node[1])
