@@ -3,25 +3,33 @@
 The weights are parameters. "Running" means that the module's body came to its end (for programs: with one test at
 least). Time-outs, crashes and broken limits of the solution are failed tests, not null.
 
-The solution is the completion's last fenced block that is marked `python`, `python3` or `py`; without such a block the
-last one without a mark; a completion without any fence is the code itself. `extract` has other rules. A fence that
-is not closed goes to the end of the text.
+The solution is the completion's last whole fenced block that is marked `python`, `python3` or `py` (a file's name may
+follow, or be the mark), of several the last that defines what the tests want; without such a block the last one
+without a mark; a completion without any fence is the code itself. Blocks may be indented or quoted, and those behind
+`</think>` come first; one that is not closed counts where no other is. `extract` has other rules. With `preamble` the
+usual names (`List`, `deque`, `math`, LeetCode's nodes) are there without an import.
 
 The reference has tests, of one kind or several, each counting the same:
 - `stdio`: `[{"stdin": "3\\n", "stdout": "9\\n"}]`, the solution as a script (`__name__ == "__main__"`) for each;
 - `calls`: `[{"args": [3], "kwargs": {}, "expected": 9}]` with `"function"` or the reference's `"entry_point"`;
   `Class.method` makes an instance first. Lists in `expected` stand for lists or tuples;
-- `asserts`: `["assert square(3) == 9"]`, also `is None`, `assert f(x)`, `assert not f(x)`; `"setup"` runs before each;
+- `asserts`: `["assert square(3) == 9"]` and any other assertion; `"setup"` runs before each, in the solution's module
+  and in that of the test;
 - `tests`: code, as text or a list of texts: HumanEval's `def check(candidate)` with `entry_point`, `test_*` functions,
-  unittest.TestCase classes (each function or method a test), or a script. A `check` made of assertions as above is
-  treated as those. With an `entry_point` its results must be data or objects of the standard library, not of the
-  solution's classes, unless it is named like a class (`Stack`).
+  unittest.TestCase classes (each function or method a test), or a script; `import solution` works. A `check` made of
+  assertions alone is treated as those.
 
-The first three are judged outside the sandbox, by the values that came out of it. Code under `tests` runs beside the
-solution; what can be gained by that, and what else the sandbox does not cover, is in `reward_service.sandbox`.
+Values are equal as Python's `==` has it, by what they are and not by what they say; a float that should be a float may
+be off in its last digits. Of an assertion, everything but the solution's functions is Python's own: without an
+`entry_point` those are the functions that are called innermost. The tests run in a process that the solution is not
+in; what is still to be gained, and what else the sandbox does not cover, is in `reward_service.sandbox`.
 
-References without tests, or with tests that do not compile, are null (`invalid_reference`); no sandbox is
-`unavailable`; a sandbox that fails by itself is `verifier_error`.
+A solution that leaves in order at its end (`exit()`) has come to its end. What ended a test names the setting of its
+limit (`sandbox.wall_s`, `sandbox.recursion_limit`, …).
+
+References without tests, or with tests that do not compile or import what is not there, are null
+(`invalid_reference`); no sandbox is `unavailable`; a sandbox that fails by itself, or a machine that gives it no
+processor, is `verifier_error`.
 """
 
 from __future__ import annotations
@@ -29,6 +37,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -46,19 +55,16 @@ from reward_service.rewards.base import (
     first_paragraph,
 )
 from reward_service.sandbox.compare import MalformedValueError, Tolerance, is_true, matches, parse
+from reward_service.sandbox.preamble import MODULES, preamble_for
 from reward_service.sandbox.probe import backend_of
 from reward_service.sandbox.program import INSIDE
 from reward_service.sandbox.run import SandboxFaultError, SandboxUnavailableError, TestOutcome, run_tests
 from reward_service.sandbox.settings import Backend, SandboxSettings
 from reward_service.sandbox.testcases import KEYS, BrokenTestsError, Case, read
+from reward_service.text.fences import one_line_code, python_blocks, without_thoughts
 from reward_service.types import ReferenceKeys, RewardScore
 
 _MAX_FAILURES = 5
-_PRELOADED = frozenset(
-    {"bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "json"}
-    | {"math", "operator", "random", "re", "string", "typing", "unittest"}
-)
-"""Modules that are loaded once for all tests of an item, if its code names them."""
 
 
 class Params(RewardParams):
@@ -79,6 +85,10 @@ class Params(RewardParams):
     )
     rel_tol: float = Field(1e-9, ge=0, lt=1, description="How far a float may be off, relative to the expected value.")
     abs_tol: float = Field(1e-12, ge=0, description="How far a float may be off in any case.")
+    preamble: bool = Field(
+        False,
+        description="Usual names that the code uses without importing them (List, math, deque, ListNode) are there.",
+    )
     test_timeout_s: float | None = Field(
         None, gt=0, description="Seconds for one test, at most what the server allows; None: what it allows."
     )
@@ -115,7 +125,7 @@ def score(completion: str, reference: Reference, params: Params, sandbox: Sandbo
         cases = read(reference or {})
     except BrokenTestsError as error:
         raise InvalidReferenceError(str(error)) from None
-    code, why = extract(completion, params.extract)
+    code, why = extract(completion, params.extract, cases[0].wanted)
     if code is None:
         return RewardScore(score=0.0, details={"why": why, "passed": 0, "tests": len(cases)})
     try:
@@ -131,20 +141,25 @@ def _run(code: str, cases: Sequence[Case], params: Params, sandbox: SandboxSetti
     jobs: list[dict[str, Any]] = [dict(case.job) for case in cases]
     if params.test_timeout_s is not None:
         jobs = [{**job, "wall_s": min(params.test_timeout_s, sandbox.wall_s)} for job in jobs]
-    preload = _named_modules(code, jobs)
+    preamble = preamble_for(code) if params.preamble else ""
+    preload = _named_modules(preamble + code, jobs)
     compiled = ran = False
     passed = judged = 0
     failures: list[dict[str, Any]] = []
-    for at, (case, outcome) in enumerate(
-        zip(cases, run_tests(code, jobs, sandbox, backend, preload=preload), strict=False)
-    ):
+    outcomes = run_tests(code, jobs, sandbox, backend, preload=preload, preamble=preamble)
+    for at, (case, outcome) in enumerate(zip(cases, outcomes, strict=False)):
         judged += 1
         compiled = compiled or "compiled" in outcome.stages
         ran = ran or "ran" in outcome.stages
+        if "no_test" in outcome.stages:
+            said = _said(outcome.stages["no_test"])
+            raise InvalidReferenceError(
+                f"the tests do not run here: {said}; sandbox.packages names where it is, if it is"
+            )
         why = judge(case, outcome, params)
         passed += why is None
         if why is not None and len(failures) < _MAX_FAILURES:
-            failures.append({"test": at, "why": why})
+            failures.append({"test": at, "why": with_limit(why, sandbox, params)})
     total = params.compiles * compiled + params.runs * ran + params.tests * passed / len(cases)
     if passed == len(cases):
         total = params.compiles + params.runs + params.tests + params.all_tests
@@ -163,7 +178,7 @@ def judge(case: Case, outcome: TestOutcome, params: Params) -> str | None:
     for stage in ("no_compile", "no_run", "failed"):
         if stage in stages:
             return f"{_said(stages[stage])}" if stage != "no_compile" else f"does not compile: {_said(stages[stage])}"
-    if outcome.status != 0:
+    if outcome.status != 0 and stages.keys().isdisjoint(("passed", "value")):
         return f"ended by signal {-outcome.status}" if outcome.status < 0 else f"ended with status {outcome.status}"
     if case.judge == "stdout":
         # a program may leave by os._exit once it has printed: what it printed is all that is asked for
@@ -212,52 +227,79 @@ _NUMBER = re.compile(r"[+-]?(\d{1,400}(\.\d{0,400})?|\.\d{1,400})([eE][+-]?\d{1,
 def _close(word: str, other: str, params: Params) -> bool:
     if not (_NUMBER.fullmatch(word) and _NUMBER.fullmatch(other)):
         return False
-    if word.lstrip("+-").isdigit() and other.lstrip("+-").isdigit():
-        return int(word) == int(other)
+    if Decimal(word) == Decimal(other):
+        return True
+    if other.lstrip("+-").isdigit():
+        return False
     tolerance = Tolerance(rel=params.rel_tol, abs=params.abs_tol)
     return matches(["f", float(word).hex()], float(other), tolerance)
 
 
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
-_PYTHON = frozenset({"python", "python3", "py"})
+def extract(completion: str, rule: str, wanted: Sequence[str] = ()) -> tuple[str | None, str]:
+    """The solution in a completion, or None and why there is none.
 
-
-def extract(completion: str, rule: str) -> tuple[str | None, str]:
-    """The solution in a completion, or None and why there is none."""
+    Of several blocks the last one that defines one of the names that are wanted, or the last one if none does: models
+    show how a function is called in a block of its own.
+    """
     if rule == "whole":
         return completion, ""
-    blocks = fenced_blocks(completion)
-    if not blocks:
-        return completion, ""
-    found = [code for mark, code in blocks if mark in _PYTHON] or [code for mark, code in blocks if not mark]
+    found = python_blocks(completion)
+    if found is None:
+        return one_line_code(completion) or without_thoughts(completion), ""
     if not found:
         return None, "no block of Python code"
     if rule == "only_block" and len(found) > 1:
         return None, f"{len(found)} blocks of code, and only one is allowed"
-    return "\n".join(found) if rule == "all_blocks" else found[-1], ""
+    codes = [block.code for block in found]
+    if rule == "all_blocks":
+        return "\n".join(codes), ""
+    return next((code for code in reversed(codes) if _defines(code, wanted)), codes[-1]), ""
 
 
-def fenced_blocks(text: str) -> list[tuple[str, str]]:
-    """The fenced blocks of a Markdown text, each as its mark in lower case and what it holds."""
-    blocks = []
-    fence, mark, start = "", "", 0
-    for line in _FENCE.finditer(text):
-        if not fence:
-            fence, mark, start = line[1], line[2].lower(), line.end() + 1
-        elif line[1].startswith(fence) and not line[2]:
-            blocks.append((mark, text[start : line.start()]))
-            fence = ""
-    if fence:
-        blocks.append((mark, text[start:]))
-    return blocks
+def _defines(code: str, names: Sequence[str]) -> bool:
+    pattern = r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)|^(\w+)[ \t]*=[^=]"
+    defined = {name for pair in re.findall(pattern, code, re.MULTILINE) for name in pair}
+    return not defined.isdisjoint(names)
 
 
 _IMPORT = re.compile(r"^[ \t]{0,40}(?:from|import)[ \t]+(\w+)", re.MULTILINE)
 
 
 def _named_modules(code: str, jobs: Sequence[dict[str, Any]]) -> list[str]:
-    texts = {code, *(str(job.get(key) or "") for job in jobs for key in ("code", "setup"))}
-    return sorted({name for text in texts for name in _IMPORT.findall(text)} & _PRELOADED)
+    """Modules that are loaded once for all tests of an item, if its code names them."""
+    judges = [job["judge"] for job in jobs if "judge" in job]
+    needed = {"json"} if judges else set()
+    parts = [job.get(key) or "" for job in (*jobs, *judges) for key in ("code", "setup", "imports")]
+    return sorted(needed | {name for text in {code, *parts} for name in _IMPORT.findall(text)} & MODULES)
+
+
+_LIMITS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"^timeout$", ("wall_s",)),
+    (r"^total_timeout$", ("total_s",)),
+    (r"^memory$|MemoryError", ("memory_mb",)),
+    (r"^processes$|Resource temporarily unavailable", ("processes",)),
+    (r"can't start new thread", ("processes", "memory_mb")),
+    (r"^output$", ("output_kb",)),
+    (r"RecursionError", ("recursion_limit",)),
+    (r"signal 11$", ("stack_mb", "memory_mb")),
+    (r"signal 24$", ("cpu_s",)),
+    (r"signal 25$|File too large", ("file_mb",)),
+    (r"Too many open files", ("open_files",)),
+    (r"No space left on device", ("scratch_mb",)),
+    (r"too many parts", ("value_parts",)),
+)
+"""What a failure looks like that may be a limit's, and the settings of the sandbox that set it."""
+
+
+def with_limit(why: str, sandbox: SandboxSettings, params: Params) -> str:
+    """Why a test failed, with the setting whose limit it met, if it met one."""
+    for pattern, names in _LIMITS:
+        if re.search(pattern, why):
+            limits = [f"sandbox.{name}={getattr(sandbox, name):g}" for name in names]
+            if names == ("wall_s",) and params.test_timeout_s is not None and params.test_timeout_s < sandbox.wall_s:
+                limits = [f"test_timeout_s={params.test_timeout_s:g}"]
+            return f"{why} (limit: {', '.join(limits)})"
+    return why
 
 
 def make_code_reward(sandbox: SandboxSettings) -> CodeReward:

@@ -44,14 +44,19 @@ def outermost(paths: Iterable[str]) -> list[str]:
 
 
 @lru_cache
-def describe(executable: Path | None) -> Interpreter:
-    """Asks an interpreter (None: ours) where its files are; OSError or ValueError if it does not answer."""
+def describe(executable: Path | None, packages: tuple[Path, ...] = ()) -> Interpreter:
+    """Asks an interpreter (None: ours) where its files are; OSError or ValueError if it does not answer.
+
+    Those of `packages` are shown beside them; ValueError if one is no folder.
+    """
+    if missing := [str(path) for path in packages if not path.is_absolute() or not path.is_dir()]:
+        raise ValueError(f"sandbox.packages: {', '.join(missing)} is no folder; give the absolute path of one")
     path = os.path.realpath(executable if executable is not None else getattr(sys, "_base_executable", sys.executable))
     answer = subprocess.run([path, "-I", "-S", "-B", "-c", _ASK], capture_output=True, check=False, timeout=30, env={})
     if answer.returncode != 0:
         raise ValueError(f"{path} does not run: {answer.stderr[-200:].decode(errors='replace')}")
     facts = json.loads(answer.stdout)
-    wanted = [path, *_SYSTEM, *(found for found in facts["paths"] if found)]
+    wanted = [path, *_SYSTEM, *(found for found in facts["paths"] if found), *map(os.path.realpath, packages)]
     if facts["prefix"] != "/usr":  # there all of it is under /usr/lib, and the rest is not Python's
         wanted.append(f"{facts['prefix']}/lib")
     present = [found for found in wanted if os.path.lexists(found)]

@@ -11,7 +11,20 @@ from types import CodeType
 from typing import Any
 
 _PACKAGES = ("reward_service", "reward_service.sandbox", "reward_service.sandbox.inside")
-INSIDE = tuple(f"{_PACKAGES[-1]}.{name}" for name in ("values", "seccomp", "namespaces", "runner", "supervisor"))
+_NAMES = (
+    "values",
+    "clock",
+    "remote",
+    "contents",
+    "peer",
+    "judge",
+    "beside",
+    "seccomp",
+    "namespaces",
+    "runner",
+    "supervisor",
+)
+INSIDE = tuple(f"{_PACKAGES[-1]}.{name}" for name in _NAMES)
 """In the order of their imports; the last one has `main`. They are never imported here, only sent."""
 
 BOOT = """
@@ -41,5 +54,10 @@ def _code(module: str, *, as_source: bool) -> CodeType | str:
 
 def message(job: Mapping[str, Any], magic: str) -> bytes:
     """What `BOOT` reads from standard input; marshal, as this direction is trusted."""
-    body = marshal.dumps((_modules(magic), dict(job)), 4)
+    return framed((_modules(magic), dict(job)))
+
+
+def framed(content: Any) -> bytes:
+    """Plain data as trusted code in the sandbox reads it."""
+    body = marshal.dumps(content, 4)
     return len(body).to_bytes(8, "big") + body

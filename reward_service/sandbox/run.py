@@ -17,8 +17,8 @@ from typing import Any
 from reward_service.errors import ServiceStartError
 from reward_service.sandbox.bubblewrap import arguments
 from reward_service.sandbox.layout import Interpreter, describe
-from reward_service.sandbox.program import BOOT, message
-from reward_service.sandbox.settings import GRACE_S, START_S, Backend, SandboxSettings
+from reward_service.sandbox.program import BOOT, framed, message
+from reward_service.sandbox.settings import GRACE_S, PATIENCE_S, START_S, Backend, SandboxSettings
 
 _MB = 1024 * 1024
 NOBODY = 65534
@@ -40,10 +40,11 @@ class TestOutcome:
     __test__ = False
 
     stages: Mapping[str, str] = field(default_factory=dict)
-    """How far it came, with what it said there: compiled, ran, value, passed, failed, ended, no_compile, no_run."""
+    """How far it came, with what it said there: compiled, ran, value, passed, failed, ended, no_compile, no_run,
+    no_test (the test itself cannot run here)."""
     output: str = ""
     broken: str | None = None
-    """The limit that ended it: timeout, memory, processes, output, or sandbox_ended."""
+    """The limit that ended it: timeout, total_timeout, memory, processes, output, or sandbox_ended."""
     status: int = 0
     """Exit status; negative: the signal."""
 
@@ -55,15 +56,18 @@ def run_tests(
     backend: Backend,
     *,
     preload: Sequence[str] = (),
+    preamble: str = "",
 ) -> Iterator[TestOutcome]:
     """Runs tests on code that nobody trusts, one after the other in one sandbox.
 
     Args:
         code: the solution.
-        tests: each has a `kind` and its fields (`reward_service.sandbox.inside.runner`).
+        tests: each has a `kind` and its fields (`reward_service.sandbox.inside.runner`); what is under `judge` goes to
+            the process that judges, and to none with the solution in it.
         settings: the limits.
         backend: the kind of sandbox, as `reward_service.sandbox.probe` found it.
         preload: modules that are imported once for all tests.
+        preamble: what is run before the solution, in its module.
 
     Yields:
         What came of each test, in order; fewer than there are tests if the others would fail in the same way. Whatever
@@ -76,38 +80,69 @@ def run_tests(
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(_scratch()) if backend == "limits" else "/tmp"
         try:
-            interpreter = describe(settings.interpreter)
+            interpreter = describe(settings.interpreter, settings.packages)
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise SandboxUnavailableError(str(error)) from None
         process = stack.enter_context(_started(interpreter, settings, backend, scratch))
-        job = _job(code, tests, settings, backend, interpreter, scratch, preload)
+        job = _job(code, tests, settings, backend, interpreter, scratch)
+        job |= {"preload": list(preload), "preamble": preamble, "packages": [str(path) for path in settings.packages]}
         try:
             process.stdin.write(message(job, interpreter.magic))  # type: ignore[union-attr]
             process.stdin.flush()  # type: ignore[union-attr]
         except BrokenPipeError:
             raise SandboxUnavailableError(_fault(process)) from None
-        yield from _outcomes(process, settings)
+        yield from _outcomes(process, settings, [test.get("judge") for test in tests])
 
 
-def _outcomes(process: subprocess.Popen[bytes], settings: SandboxSettings) -> Iterator[TestOutcome]:
+def _outcomes(
+    process: subprocess.Popen[bytes], settings: SandboxSettings, judges: Sequence[Mapping[str, Any] | None] = ()
+) -> Iterator[TestOutcome]:
     # One reader for all: what was said in the same breath as "ready" would be lost with the buffer of another.
     time_limit = _TimeLimit(START_S)
     messages = _messages(process, max_bytes=16 * settings.output_kb * 1024 + 65536, time_limit=time_limit)
     kind, *rest = next(messages, ["nothing"])
     if kind != "ready":
         raise SandboxUnavailableError(str(rest[0]) if kind == "fault" else _fault(process))
-    time_limit.set(settings.total_s + GRACE_S)
+    time_limit.set(settings.total_s + PATIENCE_S + GRACE_S)
     for kind, *rest in messages:
         if kind == "test":
             yield TestOutcome(**rest[1])
+        elif kind == "want":
+            if not _send(process, framed((rest[0], dict(judges[rest[0]] or {}))), time_limit):
+                break
         elif kind == "fault":
             raise SandboxFaultError(str(rest[0]))
+        elif kind == "starved":
+            raise SandboxFaultError("the machine was too busy to run it in time")
         elif kind == "late":
-            yield TestOutcome(broken="timeout")
+            yield TestOutcome(broken="total_timeout")
             return
         else:
             return
+    if time_limit.left() <= 0:
+        raise SandboxFaultError("the sandbox has not answered in time")
     yield TestOutcome(broken="sandbox_ended")
+
+
+def _send(process: subprocess.Popen[bytes], data: bytes, time_limit: _TimeLimit) -> bool:
+    """Writes to a judge; False if that ended before it had read all of it, so that nothing more can be written."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    os.set_blocking(process.stdin.fileno(), False)
+    rest = memoryview(data)
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdin, selectors.EVENT_WRITE)
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while rest and time_limit.left() > 0:
+            ready = [key.fileobj for key, _ in selector.select(time_limit.left())]
+            if process.stdin in ready:
+                try:
+                    rest = rest[os.write(process.stdin.fileno(), rest) :]
+                except BrokenPipeError:
+                    return False
+            elif ready:
+                return False
+    return not rest
 
 
 class _TimeLimit:
@@ -185,7 +220,6 @@ def _job(
     backend: Backend,
     interpreter: Interpreter,
     scratch: str,
-    preload: Sequence[str],
 ) -> dict[str, Any]:
     limits = {
         "AS": settings.memory_mb * _MB,
@@ -193,6 +227,7 @@ def _job(
         "NPROC": settings.processes,
         "FSIZE": settings.file_mb * _MB,
         "NOFILE": settings.open_files,
+        "STACK": settings.stack_mb * _MB,
         "CORE": 0,
         "MEMLOCK": 0,
         "MSGQUEUE": 0,
@@ -200,12 +235,14 @@ def _job(
     return {
         "backend": backend,
         "code": code,
-        "tests": [{"wall_s": settings.wall_s, **test} for test in tests],
+        "tests": [{"wall_s": settings.wall_s, **test, "judge": None} for test in tests],
         "limits": limits,
         "total_s": settings.total_s,
+        "patience_s": PATIENCE_S,
         "output_bytes": settings.output_kb * 1024,
+        "value_parts": settings.value_parts,
+        "recursion_limit": settings.recursion_limit,
         "layout": {"read_only": interpreter.read_only, "scratch_bytes": settings.scratch_mb * _MB},
-        "preload": list(preload),
         "scratch": scratch,
     }
 

@@ -1,15 +1,21 @@
 """Tests of a reference, read into what the sandbox runs and what its answers are compared with outside.
 
-Test code is split with `ast`: of `assert EXPR == LITERAL` only EXPR goes into the sandbox.
+Test code is split with `ast`: of `assert EXPR == LITERAL` only EXPR goes into the sandbox. An EXPR that calls nothing
+but the function under test is evaluated in the solution's process; every other one in a process that has not seen the
+solution and asks that one for what the solution's functions give.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from reward_service.sandbox.names import Names, bound_names, free_names, meddles
+from reward_service.sandbox.preamble import imports
 
 MAX_TESTS = 1000
 
@@ -24,10 +30,16 @@ class Case:
 
     job: Mapping[str, Any]
     judge: str
-    """stdout, value (equals `expected`), truth (`bool()` is `expected`), or verdict (judged inside)."""
+    """stdout, value (equals `expected`), truth (`bool()` is `expected`), or verdict (judged inside the sandbox)."""
     expected: Any = None
     json_lists: bool = False
     """The expected value is JSON: its lists stand for lists or tuples."""
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Names that the solution must define, as far as they are known."""
+        function = self.job.get("function")
+        return (function.partition(".")[0],) if function else tuple(self.job.get("needs", ()))
 
 
 def programs(entries: Sequence[Any]) -> list[Case]:
@@ -49,7 +61,7 @@ def calls(entries: Sequence[Any], entry_point: str | None) -> list[Case]:
     for at, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or "expected" not in entry:
             raise BrokenTestsError(f'calls[{at}] has no "expected"')
-        function = entry.get("function", entry_point)
+        function = entry.get("function", entry_point and entry_point.replace("()", ""))
         args, kwargs = entry.get("args", []), entry.get("kwargs", {})
         if not isinstance(function, str) or not all(part.isidentifier() for part in function.split(".")):
             raise BrokenTestsError(f"calls[{at}] names no function, and there is no entry_point: {function!r:.80}")
@@ -60,17 +72,21 @@ def calls(entries: Sequence[Any], entry_point: str | None) -> list[Case]:
     return cases
 
 
-def assertions(lines: Sequence[Any], setup: str = "") -> list[Case]:
-    """`assert EXPR == LITERAL` (either way round), `assert EXPR is None`, `assert EXPR`, `assert not EXPR`."""
+def assertions(lines: Sequence[Any], setup: str = "", entry_point: str | None = None) -> list[Case]:
+    """Any assertions, each a test: `assert f(1) == 2`, `assert math.isclose(f(1), 2)`, `assert f(1) < 3`, …
+
+    `setup` is run before each, in the process of the solution and in that of the test.
+    """
+    before = parse(setup, "setup", may_be_empty=True)
+    bodies = [parse(line, f"asserts[{at}]") for at, line in enumerate(lines)]
+    names = Names.of([*before, *(statement for body in bodies for statement in body)], entry_point)
     cases = []
-    parse(setup, "setup", may_be_empty=True)
-    for at, line in enumerate(lines):
-        body = parse(line, f"asserts[{at}]")
+    for at, (line, body) in enumerate(zip(lines, bodies, strict=True)):
         for statement in body:
-            case = split(statement, setup)
+            case = split(statement, setup, names)
             if case is None:
                 raise BrokenTestsError(
-                    f"asserts[{at}] is not assert EXPR == LITERAL; general code belongs under tests: {line!r:.80}"
+                    f"asserts[{at}] is not an assertion on the solution; general code belongs under tests: {line!r:.80}"
                 )
             cases.append(case)
     return cases
@@ -99,29 +115,45 @@ def parse(code: Any, where: str, *, may_be_empty: bool = False) -> list[ast.stmt
     return body
 
 
-def split(statement: ast.stmt, setup: str) -> Case | None:
-    """An assertion as an expression and the value that it must have; None if it is of another form."""
-    if not isinstance(statement, ast.Assert):
+def split(statement: ast.stmt, setup: str, names: Names) -> Case | None:
+    """An assertion as what is to be evaluated, where, and what must come of it; None if it asserts nothing of these."""
+    if not isinstance(statement, ast.Assert) or free_names([statement]).isdisjoint(names.solution):
         return None
     test = statement.test
-    if isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq | ast.Is):
+    if isinstance(test, ast.Compare) and len(test.ops) == 1:
         left, right = test.left, test.comparators[0]
         for expression, other in ((left, right), (right, left)):
-            value = _Literal.of(other)
-            if value is not None and _Literal.of(expression) is None:
-                return Case(job=_expression(expression, setup), judge="value", expected=value.value)
-        return None
+            value = _Literal.of(other) if _Literal.of(expression) is None else None
+            # `is` with anything but None is for the process of the test: 1 is not True
+            if value is not None and isinstance(test.ops[0], ast.Eq if value.value is not None else ast.Eq | ast.Is):
+                return _evaluated(expression, "value", value.value, setup, names)
     wanted = True
     if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
         test, wanted = test.operand, False
-    # a comparison or arithmetic inside would be made beside the solution, on objects that may lie
-    if isinstance(test, ast.Call) and isinstance(test.func, ast.Name | ast.Attribute):
-        return Case(job=_expression(test, setup), judge="truth", expected=wanted)
-    return None
+    return _evaluated(test, "truth", wanted, setup, names)
 
 
-def _expression(node: ast.expr, setup: str) -> dict[str, Any]:
-    return {"kind": "expression", "setup": setup, "expr": ast.unparse(node)}
+def _evaluated(node: ast.expr, judge: str, expected: Any, setup: str, names: Names) -> Case:
+    if isinstance(node, ast.Call) and _is_of_the_solution(node.func, names):
+        job = {"kind": "expression", "setup": setup, "needs": names.solution, "expr": ast.unparse(node)}
+        return Case(job=job, judge=judge, expected=expected)
+    return Case(job=_served(names, unit=judge, code=ast.unparse(node), setup=setup), judge=judge, expected=expected)
+
+
+def _is_of_the_solution(function: ast.expr, names: Names) -> bool:
+    """Whether it is a function of the solution, or a method of an instance of a class of the solution."""
+    while isinstance(function, ast.Attribute):
+        function = function.value
+    if isinstance(function, ast.Call) and isinstance(function.func, ast.Name) and function.func.id[:1].isupper():
+        function = function.func
+    return isinstance(function, ast.Name) and function.id in names.solution
+
+
+def _served(names: Names, *, unit: str, code: str, setup: str = "", entry: str | None = None, name: Any = None) -> Any:
+    """A job for two processes, of which the one with the solution never has what is under `judge`."""
+    judge = {"unit": unit, "name": name, "code": code, "setup": setup, "entry": entry}
+    judge |= {"imports": imports(names.library), "solution": names.solution}
+    return {"kind": "served", "setup": setup, "needs": names.solution, "judge": judge}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,42 +184,44 @@ _CONSTRUCTORS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-class _Rename(ast.NodeTransformer):
+class _Replace(ast.NodeTransformer):
     def __init__(self, old: str, new: str) -> None:
-        self.old, self.new = old, new
+        self.old, self.new = old, ast.parse(new, mode="eval").body
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        return ast.Name(self.new, node.ctx) if node.id == self.old else node
+        return self.new if node.id == self.old else node
 
 
 def _check_as_assertions(body: Sequence[ast.stmt], entry_point: str | None) -> list[Case]:
-    """A `check(candidate)` made of splittable assertions alone, as those; [] for any other code."""
+    """A `check(candidate)` made of assertions alone, as those; [] for any other code."""
     functions = [node for node in body if isinstance(node, ast.FunctionDef)]
     others = [node for node in body if not isinstance(node, ast.FunctionDef)]
-    imports = [node for node in others if isinstance(node, ast.Import | ast.ImportFrom)]
-    rest = [node for node in others if node not in imports and not _is_docstring(node) and not _is_metadata(node)]
+    imported = [node for node in others if isinstance(node, ast.Import | ast.ImportFrom)]
+    rest = [node for node in others if node not in imported and not _is_docstring(node) and not _is_metadata(node)]
     if entry_point is None or rest or [node.name for node in functions] != ["check"]:
         return []
     check = functions[0]
     if len(check.args.args) != 1:
         return []
-    rename = _Rename(check.args.args[0].arg, entry_point)
-    setup = "\n".join(ast.unparse(node) for node in imports)
-    cases = []
-    for statement in check.body:
-        if _is_docstring(statement) or _is_always_true(statement):
-            continue
-        case = split(rename.visit(copy.deepcopy(statement)), setup)
-        if case is None:
-            return []
-        cases.append(case)
-    return cases
+    replace = _Replace(check.args.args[0].arg, entry_point)
+    statements = [one for one in check.body if not _is_docstring(one) and not _is_always_true(one)]
+    statements = [replace.visit(copy.deepcopy(statement)) for statement in statements]
+    names = Names.of([*imported, *statements], entry_point)
+    if any(meddles(statement, set()) for statement in statements):
+        return []
+    cases = [split(statement, "\n".join(ast.unparse(node) for node in imported), names) for statement in statements]
+    return [case for case in cases if case is not None] if None not in cases else []
 
 
 def _units(body: Sequence[ast.stmt], code: str, entry_point: str | None, at: int) -> list[Case]:
+    names = Names.of(body, entry_point)
+    beside = any(meddles(node, bound_names(body)) for node in body)
+
     def unit(kind: str, name: Any = None) -> Case:
-        job = {"kind": "general", "code": code, "entry": entry_point, "unit": kind, "name": name}
-        return Case(job=job, judge="verdict")
+        if not beside:
+            return Case(job=_served(names, unit=kind, code=code, entry=entry_point, name=name), judge="verdict")
+        job = {"kind": "beside", "code": code, "entry": entry_point, "unit": kind, "name": name}
+        return Case(job=job | {"modules": _imported(body)}, judge="verdict")
 
     cases: list[Case] = []
     for node in body:
@@ -196,13 +230,24 @@ def _units(body: Sequence[ast.stmt], code: str, entry_point: str | None, at: int
         elif isinstance(node, ast.FunctionDef) and node.name.startswith("test") and not node.args.args:
             cases.append(unit("function", node.name))
         elif isinstance(node, ast.ClassDef) and any("TestCase" in ast.unparse(base) for base in node.bases):
-            methods = [one.name for one in node.body if isinstance(one, ast.FunctionDef)]
+            methods = [one.name for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
             cases += [unit("case", (node.name, name)) for name in methods if name.startswith("test")]
     if cases:
         return cases
     if not any(isinstance(node, ast.Assert | ast.Raise | ast.Call) for top in body for node in ast.walk(top)):
         raise BrokenTestsError(f"tests[{at}] asserts nothing")
     return [unit("script")]
+
+
+def _imported(body: Sequence[ast.stmt]) -> list[str]:
+    """Modules that code imports, apart from the solution."""
+    found: set[str] = set()
+    for node in (node for statement in body for node in ast.walk(statement)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return sorted(found - {"solution"})
 
 
 def _is_docstring(node: ast.stmt) -> bool:
@@ -222,11 +267,23 @@ KEYS = ("stdio", "calls", "asserts", "tests")
 """Keys of a reference that hold tests."""
 
 
+_METHOD = re.compile(r"([^\W\d]\w*)(?:\(\))?\.([^\W\d]\w*)")
+
+
+def _entry(name: Any) -> str:
+    """An entry point as an expression: a name, or `Solution().method`, also written without the brackets."""
+    if isinstance(name, str) and (method := _METHOD.fullmatch(name)):
+        return f"{method[1]}().{method[2]}"
+    if not isinstance(name, str) or not name.isidentifier():
+        raise BrokenTestsError(f"entry_point is no identifier, nor a Class.method: {name!r:.80}")
+    return name
+
+
 def read(reference: Mapping[str, Any]) -> list[Case]:
     """All tests of a reference: under `stdio`, `calls`, `asserts`, `tests`; BrokenTestsError if there is none."""
     entry_point = reference.get("entry_point")
-    if entry_point is not None and not (isinstance(entry_point, str) and entry_point.isidentifier()):
-        raise BrokenTestsError(f"entry_point is no identifier: {entry_point!r:.80}")
+    if entry_point is not None:
+        entry_point = _entry(entry_point)
     found: dict[str, Sequence[Any]] = {}
     for key in KEYS:
         entries = reference.get(key, [])
@@ -237,7 +294,7 @@ def read(reference: Mapping[str, Any]) -> list[Case]:
     cases = [
         *programs(found["stdio"]),
         *calls(found["calls"], entry_point),
-        *assertions(found["asserts"], reference.get("setup", "")),
+        *assertions(found["asserts"], reference.get("setup", ""), entry_point),
         *general(found["tests"], entry_point),
     ]
     if not cases:

@@ -1,27 +1,35 @@
 """Process 1 of the sandbox: runs one test after the other, each in a process of its own, and tells what came of them.
 
-It never holds the solution's code as anything but text. Lines of JSON go to the worker outside: `["ready", facts]`
-when the sandbox stands, `["test", index, outcome]` for each test, `["done"]`; `["fault", message]` is the sandbox's
-own failure. It ends when the worker does: its standard input is a pipe that the worker holds open.
+It never holds the solution's code as anything but text, nor the code of tests that are judged in here: the process of
+the judge, which never has the solution in it, asks the worker outside for that (`["want", index]`). Lines of JSON go
+to the worker: `["ready", facts]` when the sandbox stands, `["test", index, outcome]` for each test, `["done"]`;
+`["fault", message]` is the sandbox's own failure, `["starved", index]` that of a machine that gave no processor to a
+test. It ends when the worker does: its standard input is a pipe that the worker holds open.
+
+Limits of time are for the time that a test used or slept; while it waited for a processor they stand still.
 """
 
 from __future__ import annotations
 
+import builtins
 import fcntl
 import os
 import select
 import signal
 import sys
 import time
+from _sitebuiltins import Quitter  # what `site` does, which is left out
 from contextlib import suppress
 from typing import Any, NoReturn
 
 from reward_service.sandbox.inside import namespaces, runner
+from reward_service.sandbox.inside.clock import WATCH_S, Clock
 from reward_service.sandbox.inside.values import encode
 
 _READ_BYTES = 65536
-_WATCH_S = 0.05
 _SUBREAPER = 36
+_OF_THE_SOLUTION = ("compiled", "ran", "no_compile", "no_run", "failed")
+"""Stages that a process with the solution may tell of where another one judges."""
 
 
 class Supervisor:
@@ -42,59 +50,86 @@ class Supervisor:
             rest = rest[os.write(self._out, rest) :]
 
     def run(self) -> None:
-        end = time.monotonic() + self._job["total_s"]
+        left = self._job["total_s"]
+        self._hard_end = time.monotonic() + left + self._job["patience_s"]
         for index, test in enumerate(self._job["tests"]):
-            left = end - time.monotonic()
             if left <= 0:
                 self.tell('"late"', str(index))
                 break
-            outcome = self._run_test(test, min(test["wall_s"], left))
+            outcome = self._run_test(index, test, min(test["wall_s"], left))
+            if outcome.broken == "starved":
+                self.tell('"starved"', str(index))
+                break
+            left -= outcome.took_s
             self.tell('"test"', str(index), outcome.text())
             if outcome.is_final(test["kind"]):
                 break
         self.tell('"done"')
 
-    def _run_test(self, test: dict[str, Any], wall_s: float) -> Outcome:
-        nonce = os.urandom(16).hex()
-        is_program = test["kind"] == "program"
-        verdict_r, verdict_w = os.pipe()
+    def _run_test(self, index: int, test: dict[str, Any], wall_s: float) -> Outcome:
+        is_program, served = test["kind"] == "program", test["kind"] == "served"
+        outcome = Outcome(self._job["output_bytes"], served=served)
         out_r, out_w = os.pipe()
         in_r, in_w = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            self._become_child(in_r if is_program else None, out_w if is_program else None, verdict_w)
-            runner.run(self._job, test, 3, nonce)
-        for fd in (verdict_w, out_w, in_r):
+        line = [*os.pipe(), *os.pipe()] if served else []  # the solution reads, the judge writes, and the other way
+        streams = [in_r, out_w] if is_program else [None, None]
+        verdict_r, pid = self._start(test, [*streams, None], line[::3], outcome.nonce)
+        sinks = {verdict_r: outcome.verdict, out_r: outcome.output}
+        pids = [pid]
+        if served:
+            test = {"kind": "judge", "index": index}
+            ends = [line[2], line[1], self._in, self._out]
+            judging_r, judge = self._start(test, [None, None, None], ends, outcome.judge_nonce)
+            sinks[judging_r] = outcome.judged
+            pids.append(judge)
+        for fd in (out_w, in_r, *line):
             os.close(fd)
-        outcome = Outcome(nonce, self._job["output_bytes"])
         stdin = memoryview(test["stdin"].encode("utf-8", "surrogateescape") if is_program else b"")
         try:
-            self._watch(pid, outcome, {verdict_r: outcome.verdict, out_r: outcome.output}, in_w, stdin, wall_s)
+            self._watch(pids, outcome, sinks, in_w, stdin, wall_s)
         finally:
             outcome.status = self._end_all(pid)
-            for fd in (verdict_r, out_r, in_w):
+            for fd in (*sinks, in_w):
                 os.close(fd)
         return outcome
 
-    def _become_child(self, stdin: int | None, stdout: int | None, verdict: int) -> None:
+    def _start(self, test: dict[str, Any], streams: list[int | None], others: list[int], nonce: str) -> tuple[int, int]:
+        """A process for a test, with these descriptors as 0 to 2 and from 4 on; where it is heard, and its number."""
+        verdict_r, verdict_w = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            self._become_child([*streams, verdict_w, *others])
+            runner.run(self._job, test, 3, nonce)
+        os.close(verdict_w)
+        return verdict_r, pid
+
+    def _become_child(self, descriptors: list[int | None]) -> None:
+        """The child gets these descriptors from 0 on, /dev/null for None, and no others."""
         namespaces.die_with_parent()
         os.setsid()
         null = os.open("/dev/null", os.O_RDWR)
-        verdict = _above(verdict)
-        for number, fd in ((0, stdin), (1, stdout), (2, None)):
-            os.dup2(null if fd is None else _above(fd), number)
-        os.dup2(verdict, 3, inheritable=False)
-        os.closerange(4, 4096)
+        high = [_above(null if fd is None else fd) for fd in descriptors]
+        for number, fd in enumerate(high):
+            os.dup2(fd, number, inheritable=number < 3)
+        os.closerange(len(high), 4096)
 
     def _watch(
-        self, pid: int, outcome: Outcome, sinks: dict[int, bytearray], in_w: int, stdin: memoryview, wall_s: float
+        self,
+        pids: list[int],
+        outcome: Outcome,
+        sinks: dict[int, bytearray],
+        in_w: int,
+        stdin: memoryview,
+        wall_s: float,
     ) -> None:
         """Reads what the test says until it ends, or breaks a limit."""
-        end = time.monotonic() + wall_s
-        next_look = time.monotonic() + _WATCH_S
-        process = os.pidfd_open(pid)
+        started = time.monotonic()
+        clock = Clock(pids, wall_s)
+        end = started + wall_s
+        next_look = started + WATCH_S
+        processes = [os.pidfd_open(pid) for pid in pids]
         poll = select.poll()
-        for fd in (*sinks, process):
+        for fd in (*sinks, processes[-1]):
             poll.register(fd, select.POLLIN)
         poll.register(self._in, 0)  # reports nothing but the worker's end
         os.set_blocking(in_w, False)
@@ -105,14 +140,15 @@ class Supervisor:
         try:
             while outcome.broken is None:
                 now = time.monotonic()
-                left = end - now
-                if left <= 0:
-                    outcome.broken = "timeout"
+                if now >= end:
+                    end = now + clock.left_s(now - started)
+                if now >= end or now >= self._hard_end:
+                    outcome.broken = "timeout" if now >= end else "starved"
                     return
                 if now >= next_look:
                     self._check_use(outcome)
-                    next_look = now + _WATCH_S
-                events = dict(poll.poll(min(left, _WATCH_S) * 1000 + 1))
+                    next_look = now + WATCH_S
+                events = dict(poll.poll(min(end - now, WATCH_S) * 1000 + 1))
                 if self._in in events:
                     os._exit(1)
                 for fd in sinks.keys() & events.keys():
@@ -123,12 +159,14 @@ class Supervisor:
                     if not stdin:
                         poll.unregister(in_w)
                         os.dup2(self._in, in_w)
-                if process in events:
+                if processes[-1] in events:
                     for fd, sink in sinks.items():
                         _drain(fd, sink, outcome)
                     return
         finally:
-            os.close(process)
+            outcome.took_s = wall_s - clock.left_s(time.monotonic() - started)
+            for fd in processes:
+                os.close(fd)
 
     def _check_use(self, outcome: Outcome) -> None:
         """All processes together, where they can be seen: the kernel's limits hold for each alone."""
@@ -153,6 +191,9 @@ class Supervisor:
     def _end_all(self, pid: int) -> int:
         """Kills everything that the test has started, however it hid, and waits for it; its exit status."""
         status = None
+        with suppress(ChildProcessError):
+            ended, how = os.waitpid(pid, os.WNOHANG)
+            status = how if ended else None
         while True:
             self._kill_all(pid if status is None else None)
             try:
@@ -177,22 +218,23 @@ class Supervisor:
 class Outcome:
     """What came of a test."""
 
-    def __init__(self, nonce: str, output_bytes: int) -> None:
+    def __init__(self, output_bytes: int, *, served: bool) -> None:
+        self.served = served
         self.verdict = bytearray()
+        self.judged = bytearray()
         self.output = bytearray()
         self.limit = output_bytes
         self.broken: str | None = None
         self.status = 0
-        self._nonce = nonce.encode()
+        self.took_s = 0.0
+        self.nonce, self.judge_nonce = os.urandom(16).hex(), os.urandom(16).hex()
 
     def stages(self) -> dict[str, str]:
-        """The lines behind the nonce: stage to payload, the first of a stage counts."""
-        stages: dict[str, str] = {}
-        for line in bytes(self.verdict).split(b"\n")[:-1]:
-            parts = line.split(b" ", 2)
-            if len(parts) == 3 and parts[0] == self._nonce:
-                stages.setdefault(parts[1].decode("ascii", "replace"), parts[2].decode("ascii", "replace"))
-        return stages
+        """The lines behind the nonces: stage to payload; the first of a stage counts, and the judge's before all."""
+        stages = _lines(self.verdict, self.nonce)
+        if self.served:
+            stages = {stage: said for stage, said in stages.items() if stage in _OF_THE_SOLUTION}
+        return stages | _lines(self.judged, self.judge_nonce)
 
     def is_final(self, kind: str) -> bool:
         """Whether the other tests would fail in the same way: the solution itself could not be loaded."""
@@ -205,6 +247,15 @@ class Outcome:
         output = encode(bytes(self.output[: self.limit]).decode("utf-8", "replace"))
         broken = encode(self.broken)
         return f'{{"stages":{{{stages}}},"output":{output},"broken":{broken},"status":{self.status}}}'
+
+
+def _lines(said: bytearray, nonce: str) -> dict[str, str]:
+    stages: dict[str, str] = {}
+    for line in bytes(said).split(b"\n")[:-1]:
+        parts = line.split(b" ", 2)
+        if len(parts) == 3 and parts[0] == nonce.encode():
+            stages.setdefault(parts[1].decode("ascii", "replace"), parts[2].decode("ascii", "replace"))
+    return stages
 
 
 def _kill(pid: int) -> None:
@@ -250,6 +301,10 @@ def main(job: dict[str, Any]) -> NoReturn:
     control_in, control_out = _above(0), _above(1)
     supervisor: Supervisor | None = None
     try:
+        builtins.exit, builtins.quit = Quitter("exit", "Ctrl-D (EOF)"), Quitter("quit", "Ctrl-D (EOF)")
+        sys.path += job["packages"]
+        if job["packages"]:  # NumPy's libraries would start a thread for each core, and run into the limits
+            os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         for name in job["preload"]:
             __import__(name)
         layout = job["layout"]

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pickle
+import re
 import textwrap
 from importlib.util import MAGIC_NUMBER
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from reward_service.rewards.base import InvalidReferenceError, Task
+from reward_service.rewards.base import InvalidReferenceError, NotScorableError, Task, UnavailableError
 from reward_service.rewards.code import (
     REWARD,
     CodeReward,
     Params,
-    UnavailableError,
     extract,
-    fenced_blocks,
     make_code_reward,
     same_output,
     score,
@@ -29,6 +30,7 @@ from reward_service.sandbox.program import message
 from reward_service.sandbox.run import SandboxFaultError, SandboxUnavailableError
 from reward_service.sandbox.settings import SandboxSettings
 from reward_service.sandbox.testcases import BrokenTestsError, read
+from reward_service.text.fences import Block, fenced_blocks
 from reward_service.types import RewardScore
 
 SANDBOX = SandboxSettings(mode="strict", wall_s=3, total_s=8, cpu_s=2, memory_mb=256)
@@ -83,7 +85,7 @@ def test_details_say_what_failed() -> None:
     assert result.details["passed"] == 0
     assert result.details["tests"] == 1
     assert result.details["compiled"] is True
-    assert run("while True: pass", ASSERTS, test_timeout_s=0.3).details["why"] == "timeout"
+    assert run("while True: pass", ASSERTS, test_timeout_s=0.3).details["why"] == "timeout (limit: test_timeout_s=0.3)"
     assert "MemoryError" in run("x = bytearray(10**11)", ASSERTS).details["why"]
 
 
@@ -241,6 +243,126 @@ def test_tricks_do_not_pay(code: str, reference: dict[str, Any]) -> None:
     assert result.score <= 0.2, result
 
 
+# What can still be gained: each of these is said in the docstrings of `code` or `sandbox`, and must go from there, and
+# from here, on the day that it is closed.
+
+LOOKS = """
+import gc
+def f(n):
+    for found in gc.get_objects():
+        if type(found).__name__ == "function" and found.__name__ == "check":
+            for value in found.__code__.co_consts:
+                if isinstance(value, int) and value > 4000:
+                    return n + value
+    return 0
+"""
+CHECK = "def check(candidate):\n    for n in (1, 2):\n        assert candidate(n) == n + 4242"
+SAME_POINT = (
+    "class Point:\n    def __init__(self, x): pass\n    def __eq__(self, other): return isinstance(other, Point)"
+)
+HOLES = [
+    pytest.param(
+        LOOKS, {"tests": f"from unittest.mock import patch\n{CHECK}", "entry_point": "f"},
+        id="tests that patch run beside the solution, which may look for them",
+    ),
+    pytest.param(
+        f"{SAME_POINT}\ndef move(point, dx): return point",
+        {"tests": "def test():\n    assert move(Point(1), 2) == Point(3)"},
+        id="what is equal is for a class to say that the tests name",
+    ),
+    pytest.param(
+        "def encode(text): return text\ndef decode(text): return text",
+        {"tests": "def check(candidate):\n    for text in ('a', 'bc'):\n        assert candidate(encode(text)) == text",
+         "entry_point": "decode"},
+        id="helpers that the tests do not make are the solution's",
+    ),
+    pytest.param(
+        "def f(): return WANTED", {"setup": "WANTED = 4242", "asserts": ["assert f() == 4242", "assert f() == WANTED"]},
+        id="the setup is run in the solution's module too",
+    ),
+    pytest.param(
+        "def f():\n    with open('/tmp/count', 'a+') as file:\n        file.write('x')\n        return file.tell()",
+        {"asserts": ["assert f() == 1", "assert f() == 2"]},
+        id="tests of one item share the scratch folder",
+    ),
+]  # fmt: skip
+
+
+@RUNS
+@pytest.mark.parametrize(("code", "reference"), HOLES)
+def test_a_hole_is_still_open(code: str, reference: dict[str, Any]) -> None:
+    assert run(code, reference).score == 1.0
+
+
+@RUNS
+def test_tests_that_need_not_be_beside_the_solution_are_not() -> None:
+    assert run(LOOKS, {"tests": CHECK, "entry_point": "f"}).details["passed"] == 0
+    assert run("def f(n): return n + 4242", {"tests": CHECK, "entry_point": "f"}).score == 1.0
+
+
+# Limits
+
+
+LIMITS = [
+    pytest.param("def f(): return f()", {}, "recursion_limit", id="recursion_limit"),
+    pytest.param(
+        "import functools, sys\nsys.setrecursionlimit(10**6)\n@functools.cache\ndef g(n): return n and g(n - 1)\n"
+        "def f(): return g(30_000)", {"stack_mb": 1}, "stack_mb", id="stack_mb",
+    ),
+    pytest.param("def f(): return 'x' * 1_500_000", {"output_kb": 1024}, "output_kb", id="output_kb"),
+    pytest.param("def f(): return [0] * 300", {"value_parts": 300}, "value_parts", id="value_parts"),
+    pytest.param("def f(): return bytearray(10**10)", {}, "memory_mb", id="memory_mb"),
+    pytest.param("import time\ndef f(): time.sleep(60)", {"wall_s": 0.3}, "wall_s", id="wall_s"),
+    pytest.param("import time\ndef f(): time.sleep(60)", {"total_s": 0.3}, "wall_s|total_s", id="total_s"),
+    pytest.param("def f():\n    while True: pass", {"cpu_s": 1, "wall_s": 30, "total_s": 60}, "cpu_s", id="cpu_s"),
+    pytest.param("def f(): return [open('/dev/null') for _ in range(99)]", {}, "open_files", id="open_files"),
+    pytest.param("def f(): open('/tmp/x', 'wb').write(b'x' * 2**21)", {"file_mb": 1}, "file_mb", id="file_mb"),
+    pytest.param("def f(): open('/tmp/x', 'wb').write(b'x' * 2**22)", {"scratch_mb": 1}, "scratch_mb", id="scratch_mb"),
+    pytest.param(
+        "import threading, time\ndef f():\n    for _ in range(40):\n"
+        "        threading.Thread(target=time.sleep, args=(60,)).start()", {}, "processes", id="processes",
+    ),
+]  # fmt: skip
+
+
+@RUNS
+@pytest.mark.parametrize(("code", "changes", "setting"), LIMITS)
+def test_the_limit_that_ends_a_test_is_named(code: str, changes: dict[str, Any], setting: str) -> None:
+    result = score(code, {"asserts": ["assert f() == 1"]}, Params(), SANDBOX.model_copy(update=changes))
+    assert re.search(rf"\(limit: .*sandbox\.({setting})=", result.details["why"]), result.details
+
+
+@RUNS
+def test_limits_can_be_raised() -> None:
+    deep = "def f(): return g(5_000)\ndef g(n): return n and g(n - 1)"
+    sandbox = SANDBOX.model_copy(update={"recursion_limit": 1_000})
+    assert "RecursionError" in score(deep, {"asserts": ["assert f() == 0"]}, Params(), sandbox).details["why"]
+    assert score(deep, {"asserts": ["assert f() == 0"]}, Params(), SANDBOX).score == 1.0
+    many = {"calls": [{"expected": list(range(250_000))}], "entry_point": "f"}
+    assert run("def f(): return list(range(250_000))", many, test_timeout_s=3).score == 1.0
+    assert run("print('x' * 1_500_000)", {"stdio": [{"stdout": "x" * 1_500_000}]}).score == 1.0
+
+
+@RUNS
+def test_packages_are_imported_by_code_and_by_tests() -> None:
+    numpy = importlib.util.find_spec("numpy")
+    if numpy is None or numpy.origin is None:
+        pytest.skip("no numpy here")
+    code = """
+    import numpy as np
+    def f(kind): return {"i": np.int64(4), "f": np.float32(0.1), "b": np.bool_(True), "l": [np.int8(1)]}[kind]
+    def g(n): return np.arange(n)
+    """
+    lines = ["f('i') == 4", "f('f') == 0.1", "f('b') == True", "f('l') == [1]", "np.array_equal(g(3), [0, 1, 2])"]
+    reference = {"asserts": [f"assert {line}" for line in lines]}
+    sandbox = SANDBOX.model_copy(update={"packages": (Path(numpy.origin).parents[1],)})
+    assert score(textwrap.dedent(code), reference, Params(), sandbox).score == 1.0
+    with pytest.raises(InvalidReferenceError, match="No module named 'numpy'"):
+        score("def f(kind): pass\ndef g(n): pass", reference, Params(), SANDBOX)
+    with pytest.raises(UnavailableError, match="is no folder"):
+        score(SQUARE, ASSERTS, Params(), SANDBOX.model_copy(update={"packages": (Path("/nowhere"),)}))
+
+
 @pytest.mark.parametrize(
     "reference",
     [
@@ -267,8 +389,7 @@ def test_expected_values_are_not_sent_into_the_sandbox(reference: dict[str, Any]
         ({"asserts": []}, "no tests"),
         ({"asserts": ["assert f( == 3"]}, "does not compile"),
         ({"asserts": [""]}, "is empty"),
-        ({"asserts": ["assert f(1) < 3"]}, "general code belongs under tests"),
-        ({"asserts": ["assert f(1) == g(1)"]}, "general code belongs under tests"),
+        ({"asserts": ["x = f(1)"]}, "general code belongs under tests"),
         ({"asserts": ["assert 1 == 1"]}, "general code belongs under tests"),
         ({"asserts": [3]}, "no text"),
         ({"tests": "   \n"}, "is empty"),
@@ -305,7 +426,7 @@ def test_no_sandbox_is_unavailable_and_a_broken_one_is_its_own_fault(monkeypatch
     assert caught.value.reason == "unavailable"
     monkeypatch.setattr(module, "backend_of", lambda settings: "namespaces")
     monkeypatch.setattr(module, "run_tests", broken)
-    with pytest.raises(module.NotScorableError, match="the sandbox failed: fork") as failed:
+    with pytest.raises(NotScorableError, match="the sandbox failed: fork") as failed:
         score(SQUARE, ASSERTS, Params(), SANDBOX)
     assert failed.value.reason == "verifier_error"
 
@@ -346,7 +467,7 @@ def test_extraction(completion: str, rule: str, code: str | None) -> None:
 
 def test_a_megabyte_of_fences_is_read_in_one_pass() -> None:
     assert len(fenced_blocks("```\n```\n" * 125_000)) == 125_000
-    assert fenced_blocks("`" * 1_000_000) == [("", "")]
+    assert fenced_blocks("`" * 1_000_000) == [Block("", "", closed=False)]
 
 
 def test_check_of_assertions_never_brings_its_values_into_the_sandbox() -> None:
@@ -384,7 +505,7 @@ def test_values_are_compared_outside_by_what_they_are(got: object, expected: obj
         assert repr(plain(got)) == repr(got)
 
 
-@pytest.mark.parametrize("text", ["", "[", "[1", '["q", 1]', "[]", '["d", [[1]]]', "7", "[" * 10**6])
+@pytest.mark.parametrize("text", ["", "[", "[1", '["x", 1]', "[]", '["d", [[1]]]', "7", "[" * 10**6])
 def test_malformed_values_are_no_values(text: str) -> None:
     with pytest.raises(MalformedValueError):
         matches(parse(text), {1: 2}, Tolerance())

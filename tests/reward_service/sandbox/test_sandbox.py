@@ -21,6 +21,7 @@ import pytest
 from reward_service.sandbox import probe
 from reward_service.sandbox.bubblewrap import arguments
 from reward_service.sandbox.inside import seccomp
+from reward_service.sandbox.inside.clock import charged_s
 from reward_service.sandbox.layout import outermost
 from reward_service.sandbox.probe import resolve
 from reward_service.sandbox.run import SandboxUnavailableError, TestOutcome, _outcomes, run_tests
@@ -403,6 +404,44 @@ def test_an_endless_loop_runs_out_of_processor_time(backend: Any) -> None:
     settings = SETTINGS.model_copy(update={"cpu_s": 1})
     outcome = attack(backend, "def f():\n    while True: pass", settings=settings)
     assert outcome.status == -signal.SIGXCPU
+
+
+def test_time_without_a_processor_is_not_the_tests_fault(backend: Any) -> None:
+    """One processor, and eight others who want it: two seconds of work in a test that has one."""
+    before = os.sched_getaffinity(0)
+    settings = SETTINGS.model_copy(update={"wall_s": 2.0})
+    code = """
+        import time
+        def f():
+            while time.process_time() < 0.8:
+                pass
+            return "done"
+        def g():
+            time.sleep(100)
+        """
+    os.sched_setaffinity(0, {min(before)})
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
+    try:
+        assert value(attack(backend, code, settings=settings)) == "done"
+        assert attack(backend, code, settings=settings, then="g()").broken == "timeout"
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "waited_s", "ran_s", "charged"),
+    [
+        (5.0, 0.0, 0.0, 5.0),  # slept
+        (5.0, 0.0, 5.0, 5.0),  # ran
+        (5.0, 4.0, 1.0, 1.0),  # waited for others
+        (5.0, 4.0, 9.0, 5.0),  # waited for threads of its own, which had two processors
+    ],
+)
+def test_only_time_that_was_used_or_slept_counts(wall_s: float, waited_s: float, ran_s: float, charged: float) -> None:
+    assert charged_s(wall_s, waited_s, ran_s) == charged
 
 
 def test_memory_of_many_processes_counts_together(backend: Any) -> None:
