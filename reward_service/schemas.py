@@ -56,6 +56,11 @@ SLIME_REQUEST_EXAMPLE: dict[str, Any] = {
     "response": f"48 + 24 = 72\n{ANSWER_PREFIX} 72",
     "label": "72",
 }
+PROGRAM_REQUEST_EXAMPLE: dict[str, Any] = {
+    "program": "def add(a, b):\n    return a + b",
+    "tests": ["assert add(1, 2) == 3", "assert add(0, 0) == 1"],
+    "max_execution_time": 1.0,
+}
 
 Weight = Annotated[float, Meta(ge=-1e6, le=1e6, description="Its weight in the total.")]
 _VERSION = "The adapter version that wrote the completions."
@@ -130,16 +135,23 @@ class OpenRlhfRequest(Struct, frozen=True):
     """Body of POST /get_reward, as OpenRLHF sends it; more fields are passed over, as its versions differ in them."""
 
     query: Annotated[list[str], Meta(description="Prompt and completion together, an item each.")]
-    prompts: Annotated[list[str], Meta(description="The prompts alone; one that does not lead its query is a fault.")]
-    labels: Annotated[list[Any], Meta(description="What the completions are compared with, an item each.")]
+    prompts: Annotated[
+        list[str] | None, Meta(description="The prompts alone; one that does not lead its query is a fault.")
+    ] = None
+    labels: Annotated[
+        list[Any] | None, Meta(description="What the completions are compared with, an item each; null: nothing.")
+    ] = None
 
 
-class OpenRlhfResponse(Struct, frozen=True):
+class OpenRlhfResponse(Struct, frozen=True, omit_defaults=True):
     """Answer of POST /get_reward."""
 
     rewards: Annotated[list[float], Meta(description="The weighted totals.")]
     scores: Annotated[list[float], Meta(description="The totals as a share of the highest possible, in [0, 1].")]
     extra_logs: Annotated[dict[str, list[float]], Meta(description="Each reward's score, an item each.")]
+    unscored: Annotated[
+        dict[str, str], Meta(description="Why items have no score, by their index; left out if all have one.")
+    ] = field(default_factory=dict)
 
 
 class SlimeRequest(Struct, frozen=True):
@@ -148,6 +160,21 @@ class SlimeRequest(Struct, frozen=True):
     prompt: Annotated[str | list[dict[str, Any]], Meta(description="Text, or chat messages.")]
     response: Annotated[str, Meta(description="What the model wrote.")]
     label: Annotated[Any, Meta(description="What it is compared with.")] = None
+
+
+class ProgramRequest(Struct, frozen=True):
+    """Body of POST /test_program and /test_program_stdio, as open-instruct's `code_api_url` gets it."""
+
+    program: Annotated[str, Meta(description="Python code.")]
+    tests: Annotated[Any, Meta(description="Assertions, or objects of `input` and `output`; or either as JSON text.")]
+    max_execution_time: Annotated[float, Meta(gt=0, le=3600, description="Seconds for a test.")] = 1.0
+
+
+class ProgramResponse(Struct, frozen=True):
+    """Answer of POST /test_program and /test_program_stdio."""
+
+    results: Annotated[list[int], Meta(description="1 for a test that passed, else 0.")]
+    runtimes: Annotated[list[float], Meta(description="Seconds, the mean over all tests; -1 where a test failed.")]
 
 
 class RewardInfo(Struct, frozen=True):

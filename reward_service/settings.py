@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -48,10 +48,11 @@ class Profile(_Settings):
 
     rewards: tuple[ProfileReward, ...] = Field(min_length=1, max_length=64, description="Rewards to apply.")
     label_key: str = Field("final_answer", min_length=1, description="Key of the reference that holds the label.")
-    unscorable: float | None = Field(
-        None,
-        allow_inf_nan=False,
-        description="Number given where there is no score, which these protocols cannot say; null: an error.",
+    unscorable: Literal["drop", "error"] | Annotated[float, Field(allow_inf_nan=False)] = Field(
+        "drop",
+        description="What stands for no score, which these protocols cannot say. drop: the reward 0, and for OpenRLHF"
+        " a `score` by which its dynamic filtering leaves the prompt out; a number: that reward; error: status 409 or"
+        " 503, which OpenRLHF and slime try again and then crash of.",
     )
     end_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         END_TOKENS, description="Texts of the tokens that end a completion, taken off its end: trainers send them too."
@@ -103,6 +104,9 @@ class ServiceSettings(_Settings):
         default_factory=lambda: {"gsm8k": GSM8K_PROFILE}, description="Profiles of /get_reward and /rm, by name."
     )
 
+    end_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="Texts of end tokens that are taken off the completions of /v1/score too."
+    )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body, bytes; beyond it 413.")
     max_bodies_bytes: int = Field(
         512 * 2**20, ge=1024, description="Most bytes of all bodies that are being read or scored; beyond it 429."

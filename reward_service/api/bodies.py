@@ -17,12 +17,13 @@ from reward_service.errors import (
     LimitExceededError,
     QueueFullError,
 )
-from reward_service.schemas import OpenRlhfRequest, ScoreItem, ScoreRequest, SlimeRequest
+from reward_service.schemas import OpenRlhfRequest, ProgramRequest, ScoreItem, ScoreRequest, SlimeRequest
 from reward_service.settings import ServiceSettings
 
-Body = TypeVar("Body", ScoreRequest, OpenRlhfRequest, SlimeRequest)
+Body = TypeVar("Body", ScoreRequest, OpenRlhfRequest, SlimeRequest, ProgramRequest)
 
-_DECODERS = {kind: msgspec.json.Decoder(kind).decode for kind in (ScoreRequest, OpenRlhfRequest, SlimeRequest)}
+_KINDS = (ScoreRequest, OpenRlhfRequest, SlimeRequest, ProgramRequest)
+_DECODERS = {kind: msgspec.json.Decoder(kind).decode for kind in _KINDS}
 
 
 class Bodies:

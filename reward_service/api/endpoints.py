@@ -16,7 +16,7 @@ from reward_service.api import protocols
 from reward_service.api.bodies import parse
 from reward_service.api.metrics import CONTENT_TYPE
 from reward_service.api.openapi import returns, takes
-from reward_service.api.service import RewardService
+from reward_service.api.service import RewardService, Scored
 from reward_service.errors import ClientGoneError, NotReadyError, ServiceError
 from reward_service.keys import Caller
 from reward_service.schemas import (
@@ -24,6 +24,8 @@ from reward_service.schemas import (
     Health,
     OpenRlhfRequest,
     OpenRlhfResponse,
+    ProgramRequest,
+    ProgramResponse,
     RewardInfo,
     RewardList,
     ScoreRequest,
@@ -53,7 +55,9 @@ async def score(request: Request) -> Response:
         body = parse(raw, ScoreRequest)
         specs = tuple(RewardSpec(name=r.name, weight=r.weight, params=r.params) for r in body.rewards)
         version = None if body.policy_version is None else int(body.policy_version)
-        scored = await service.score(caller, specs, body.items, run_id=body.run_id, policy_version=version)
+        tokens = service.settings.end_tokens
+        items = protocols.with_stripped_ends(body.items, tokens) if tokens else body.items
+        scored = await service.score(caller, specs, items, run_id=body.run_id, policy_version=version)
         return _json(service.encode(scored))
 
 
@@ -78,7 +82,8 @@ async def openrlhf_profile(request: Request, profile: str) -> Response:
     settings, specs = service.profile(profile)
     async with _answering(request, "/get_reward") as (caller, raw):
         scored = await service.score(caller, specs, protocols.from_openrlhf(parse(raw, OpenRlhfRequest), settings))
-        return _json(msgspec.json.encode(protocols.to_openrlhf(scored.plan, scored.results, settings)))
+        losses = _losses(service, profile, scored)
+        return _json(msgspec.json.encode(protocols.to_openrlhf(scored.plan, scored.results, losses, settings)))
 
 
 @router.post("/rm", responses=returns(float, *REFUSALS), openapi_extra=takes(SlimeRequest))
@@ -98,7 +103,36 @@ async def slime_profile(request: Request, profile: str) -> Response:
     settings, specs = service.profile(profile)
     async with _answering(request, "/rm") as (caller, raw):
         scored = await service.score(caller, specs, protocols.from_slime(parse(raw, SlimeRequest), settings))
-        return _json(msgspec.json.encode(protocols.to_slime(scored.plan, scored.results, settings)))
+        losses = _losses(service, profile, scored)
+        response = _json(msgspec.json.encode(protocols.to_slime(scored.results, losses, settings)))
+        for loss in losses.values():  # a bare number has no room for it
+            response.headers["x-reward-unscored"] = ascii(str(loss))[1:-1]
+        return response
+
+
+@router.post("/test_program", responses=returns(ProgramResponse, *REFUSALS), openapi_extra=takes(ProgramRequest))
+async def test_program(request: Request) -> Response:
+    """open-instruct's `code_api_url`: a program against assertions, by the reward `code`."""
+    return await _test_program(request, stdio=False)
+
+
+@router.post("/test_program_stdio", responses=returns(ProgramResponse, *REFUSALS), openapi_extra=takes(ProgramRequest))
+async def test_program_stdio(request: Request) -> Response:
+    """open-instruct's `code_api_url` for programs that read standard input and print."""
+    return await _test_program(request, stdio=True)
+
+
+async def _test_program(request: Request, *, stdio: bool) -> Response:
+    service = _service(request)
+    async with _answering(request, "/test_program") as (caller, raw):
+        specs, items = protocols.from_open_instruct(parse(raw, ProgramRequest), stdio=stdio)
+        began = time.perf_counter()
+        scored = await service.score(caller, specs, items)
+        seconds = (time.perf_counter() - began) / len(items)
+        for loss in _losses(service, "/test_program", scored).values():
+            raise protocols.error_of(loss)
+        passed = [int(result.total or 0) for result in scored.results]
+        return _json(msgspec.json.encode(ProgramResponse(passed, [seconds if one else -1.0 for one in passed])))
 
 
 @router.get("/v1/rewards", responses=returns(RewardList, 401, 500))
@@ -154,6 +188,15 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Requests, items, seconds a reward takes, queue, workers."""
     return Response(_service(request).metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _losses(service: RewardService, profile: str, scored: Scored) -> dict[int, protocols.Loss]:
+    """What could not be scored; said in the log and in the metrics, as the trainer's own log shows none of it."""
+    losses = protocols.losses_in(scored.plan, scored.results)
+    for loss in losses.values():
+        service.metrics.unscorable.labels(profile, loss.reward, loss.reason).inc()
+        service.unscorable_log.tell(profile, loss.reason, str(loss))
+    return losses
 
 
 def _service(request: Request) -> RewardService:

@@ -42,6 +42,12 @@ class Metrics:
             "reward_requests", "Requests answered.", ["endpoint", "status"], registry=self._registry
         )
         self.items = Counter("reward_items", "Items of requests that were answered.", registry=self._registry)
+        self.unscorable = Counter(
+            "reward_unscorable_items",
+            "Items of /get_reward, /rm and /test_program without a score, which these cannot say.",
+            ["profile", "reward", "reason"],
+            registry=self._registry,
+        )
         self.seconds = Histogram(
             "reward_request_seconds",
             "Seconds from a request's head to its answer.",

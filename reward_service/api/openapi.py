@@ -19,6 +19,8 @@ _BODIES = (
     schemas.OpenRlhfRequest,
     schemas.OpenRlhfResponse,
     schemas.SlimeRequest,
+    schemas.ProgramRequest,
+    schemas.ProgramResponse,
     schemas.RewardList,
     schemas.AuditRecords,
     schemas.Health,
@@ -30,6 +32,7 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     "OpenRlhfRequest": schemas.OPENRLHF_REQUEST_EXAMPLE,
     "OpenRlhfResponse": schemas.OPENRLHF_RESPONSE_EXAMPLE,
     "SlimeRequest": schemas.SLIME_REQUEST_EXAMPLE,
+    "ProgramRequest": schemas.PROGRAM_REQUEST_EXAMPLE,
 }
 _ERRORS = {
     401: "No valid API key.",
@@ -66,7 +69,12 @@ def document(app: FastAPI, settings: ServiceSettings, rewards: Mapping[str, Rewa
     bodies["RewardRequest"]["oneOf"] = [_asked_for(bodies["RewardRequest"], reward) for reward in rewards.values()]
     bodies["ScoreRequest"]["properties"]["items"]["maxItems"] = settings.max_items
     bodies["OpenRlhfRequest"]["properties"]["query"]["maxItems"] = settings.max_items
-    for name, text in (("ScoreItem", "completion"), ("ScoreItem", "prompt"), ("SlimeRequest", "response")):
+    for name, text in (
+        ("ScoreItem", "completion"),
+        ("ScoreItem", "prompt"),
+        ("SlimeRequest", "response"),
+        ("ProgramRequest", "program"),
+    ):
         bodies[name]["properties"][text]["maxLength"] = settings.max_text_chars
     for path, operations in found["paths"].items():
         if path.endswith("{profile}"):

@@ -13,6 +13,7 @@ import msgspec
 from reward_service.api.bodies import Bodies, check_limits
 from reward_service.api.judges import JudgedScoring
 from reward_service.api.metrics import Metrics
+from reward_service.api.rare_log import RareLog
 from reward_service.audit.handle import AuditHandle
 from reward_service.audit.records import AppliedReward, AuditBatch, AuditItem, describe, read_key
 from reward_service.audit.settings import AuditSettings
@@ -59,6 +60,7 @@ class RewardService:
         self._judges = JudgedScoring(settings, rewards, self.pool)
         self.bodies = Bodies(settings)
         self.metrics = Metrics(self.pool, self._audit_bytes if settings.audit is not None else None)
+        self.unscorable_log = RareLog()
         self._audit: AuditHandle | None = None
         try:
             self._keys = None if settings.keys_file is None else KeyRing(settings.keys_file)

@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from reward_service.text.answers import AnswerPlace
+from reward_service.text.labels import answer_of
 from reward_service.text.numerals import in_range, parse_number
 from reward_service.types import ANSWER_PREFIX, Reason, ReferenceKeys, RewardScore
 
@@ -206,10 +207,11 @@ def _positional(number: Decimal) -> str:
 
 
 def final_answer(reference: Reference) -> Decimal:
-    """The number under `final_answer`, given as a number or as text; InvalidReferenceError if there is none."""
+    """The number under `final_answer`, given as a number, as text or as GSM8K's answer column ("… #### 72");
+    InvalidReferenceError if there is none."""
     if reference is None or "final_answer" not in reference:
         raise InvalidReferenceError('the reference has no "final_answer"')
-    answer = reference["final_answer"]
+    answer = answer_of(reference["final_answer"])
     value: Decimal | None = None
     if isinstance(answer, str):
         value = parse_number(answer)

@@ -36,5 +36,5 @@ def test_schemathesis_finds_nothing(tmp_path: Path, keys: bool) -> None:
             env=os.environ | {"NO_PROXY": "127.0.0.1"},
         )
         assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
-        assert "10 selected / 10 total" in run.stdout
+        assert "12 selected / 12 total" in run.stdout
     assert "Traceback" not in service.log_path.read_text()

@@ -10,6 +10,8 @@ import aiohttp
 import pytest
 import requests
 
+from reward_service.api.protocols import DROPPED_SCORE
+from reward_service.api.rare_log import INTERVAL_S, RareLog
 from reward_service.child import start_in_subprocess
 from reward_service.keys import add_key
 from reward_service.settings import GSM8K_PROFILE, Profile, ProfileReward, ServiceSettings
@@ -24,6 +26,8 @@ PROFILES = {
         rewards=(*LENIENT, ProfileReward(name="length", weight=0.5, params={"max_length": 10, "cache": 10}))
     ),
     "lost-is-minus-one": Profile(rewards=GSM8K_PROFILE.rewards, unscorable=-1.0),
+    "lost-is-an-error": Profile(rewards=GSM8K_PROFILE.rewards, unscorable="error"),
+    "format": Profile(rewards=(ProfileReward(name="gsm8k_format"),)),
     "as-it-comes": Profile(rewards=GSM8K_PROFILE.rewards, end_tokens=()),
 }
 
@@ -33,6 +37,7 @@ class Service(NamedTuple):
     """With credentials, as these trainers have no other way to send them."""
     bare_url: str
     key: str
+    log: Path
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +48,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         port=0,
         num_workers=1,
         keys_file=folder / "keys.json",
-        rewards=("gsm8k_format", "gsm8k_correctness", "last_number", "length"),
+        rewards=("gsm8k_format", "gsm8k_correctness", "last_number", "length", "code"),
         profiles=PROFILES,
+        end_tokens=("<|im_end|>",),
     )
     with start_in_subprocess(settings, log_path=folder / "log") as running:
-        yield Service(running.url.replace("//", f"//trainer:{key}@"), running.url, key)
+        yield Service(running.url.replace("//", f"//trainer:{key}@"), running.url, key, folder / "log")
     assert key not in (folder / "log").read_text()
 
 
@@ -109,7 +115,10 @@ async def test_slime_with_chat_messages_and_end_token(service: Service) -> None:
         (f"{GOOD}<|im_end|><|endoftext|>", "gsm8k", 1.5),
         (f"{GOOD}<|im_end|>", "as-it-comes", 0.0),
         (f"{GOOD}<|im_end|>\n#### The final answer is 71", "gsm8k", 0.0),  # nothing is hidden in the middle
-        (f"{GOOD}{'</s>' * 9}", "gsm8k", 0.0),
+        (f"{GOOD}{'</s>' * 900}", "gsm8k", 1.5),  # padding
+        (f"{GOOD}<|im_end|>\n", "gsm8k", 1.5),  # as Qwen's template has it
+        (f"{GOOD} <|eot_id|> \r\n\n<|endoftext|>\n", "gsm8k", 1.5),
+        (f"{GOOD}<|im_end|>\n<|im_start|>user\nThank you!<|im_end|>\n", "gsm8k", 1.5),  # turns put together
     ],
 )
 def test_end_tokens(service: Service, completion: str, profile: str, expected: float) -> None:
@@ -134,15 +143,147 @@ async def test_unknown_profile(service: Service) -> None:
 
 
 async def test_unscorable(service: Service) -> None:
+    """By default what the trainers survive; OpenRLHF's dynamic filtering can tell by the score what to leave out."""
     response = get_reward(f"{service.url}/get_reward", [GOOD, GOOD], ["72", "nobody knows"])
-    assert (response.status_code, response.json()["error"]) == (409, "invalid_label")
-    assert response.json()["detail"].startswith("item 1 has no score for gsm8k_correctness")
+    answer = response.json()
+    assert (response.status_code, answer["rewards"], answer["scores"]) == (200, [1.5, 0.0], [1.0, DROPPED_SCORE])
+    assert answer["extra_logs"] == {"gsm8k_format": [0.5, 0.5], "gsm8k_correctness": [1.0, 0.0]}
+    assert answer["unscored"] == {
+        "1": "gsm8k_correctness: invalid_reference (final_answer 'nobody knows' is not a finite number)"
+    }
+    assert await rm(f"{service.url}/rm", prompt="q", response=GOOD, label="nobody knows") == (200, 0.0)
+
+
+async def test_unscorable_by_a_number(service: Service) -> None:
     response = get_reward(f"{service.url}/get_reward/lost-is-minus-one", [GOOD, GOOD], ["72", None])
     assert response.json()["rewards"] == [1.5, -1.0]
     assert response.json()["scores"] == [1.0, 0.0]
-    status, answer = await rm(f"{service.url}/rm", prompt="q", response=GOOD, label=None)
-    assert (status, answer["error"]) == (409, "invalid_label")
     assert await rm(f"{service.url}/rm/lost-is-minus-one", prompt="q", response=GOOD, label=None) == (200, -1.0)
+
+
+async def test_unscorable_is_an_error_where_that_is_wanted(service: Service) -> None:
+    response = get_reward(f"{service.url}/get_reward/lost-is-an-error", [GOOD, GOOD], ["72", "nobody knows"])
+    assert (response.status_code, response.json()["error"]) == (409, "invalid_label")
+    assert response.json()["detail"].startswith(
+        "item 1 has no score for gsm8k_correctness: invalid_reference (final_answer 'nobody knows' is not"
+    )
+    status, answer = await rm(f"{service.url}/rm/lost-is-an-error", prompt="q", response=GOOD, label=None)
+    assert (status, answer["error"]) == (409, "invalid_label")
+    assert 'the reference has no "final_answer"' in answer["detail"]
+
+
+def test_slime_finds_the_reason_beside_its_number(service: Service) -> None:
+    bare = requests.post(f"{service.url}/rm", json={"prompt": "q", "response": GOOD, "label": "何"}, timeout=30)
+    assert (bare.json(), "invalid_reference" in bare.headers["x-reward-unscored"]) == (0.0, True)
+
+
+def test_what_is_unscorable_is_in_the_log_and_the_metrics(service: Service) -> None:
+    """A line at once, and not one for each."""
+    for _ in range(5):
+        get_reward(f"{service.url}/get_reward/lost-is-minus-one", [GOOD] * 3, ["twelve"] * 3)
+    lines = [line for line in service.log.read_text().splitlines() if "lost-is-minus-one: no score" in line]
+    assert len(lines) == 1
+    assert "gsm8k_correctness: invalid_reference (" in lines[0]
+    counted = requests.get(f"{service.url}/metrics", timeout=30).text
+    labels = 'profile="lost-is-minus-one",reason="invalid_reference",reward="gsm8k_correctness"'
+    (count,) = [line.split()[-1] for line in counted.splitlines() if labels in line and "_total" in line]
+    assert float(count) >= 15
+
+
+def test_the_log_says_how_many_it_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    now = 0.0
+    log = RareLog(clock=lambda: now)
+    for _ in range(4):
+        log.tell("gsm8k", "timeout", "why")
+    now = INTERVAL_S
+    log.tell("gsm8k", "timeout", "why")
+    log.tell("gsm8k", "invalid_reference", "another")
+    assert [record.getMessage() for record in caplog.records] == [
+        "gsm8k: no score: why",
+        "gsm8k: no score: why, and 3 more since the last line of this kind",
+        "gsm8k: no score: another",
+    ]
+
+
+LABELS = ["48 + 24 = <<48+24=72>>72\n#### 72", "so #### 72", 72, 72.0, " 72 ", "$72.00", {"final_answer": 72}]
+
+
+@pytest.mark.parametrize("label", LABELS)
+async def test_labels_whose_meaning_is_plain(service: Service, label: Any) -> None:
+    assert get_reward(f"{service.url}/get_reward", [GOOD], [label]).json()["rewards"] == [1.5]
+    assert await rm(f"{service.url}/rm", prompt="q", response=GOOD, label=label) == (200, 1.5)
+    assert await rm(f"{service.url}/rm/lenient", prompt="q", response="so 71", label=label) == (200, 0.0)
+    items = [{"completion": GOOD, "reference": label if isinstance(label, dict) else {"final_answer": label}}]
+    body = {"rewards": [{"name": "gsm8k_correctness"}], "items": items}
+    _, scored = await rm(f"{service.url}/v1/score", **body)
+    assert scored["results"][0]["total"] == 1.0
+
+
+@pytest.mark.parametrize("label", ["", " ", None])
+async def test_an_empty_label_is_none(service: Service, label: Any) -> None:
+    assert get_reward(f"{service.url}/get_reward/format", [GOOD], [label]).json()["rewards"] == [0.5]
+    assert await rm(f"{service.url}/rm/format", prompt="q", response=GOOD, label=label) == (200, 0.5)
+    unscored = get_reward(f"{service.url}/get_reward", [GOOD], [label]).json()["unscored"]
+    assert unscored == {"0": 'gsm8k_correctness: invalid_reference (the reference has no "final_answer")'}
+
+
+def test_the_query_alone(service: Service) -> None:
+    """As old versions of OpenRLHF send it."""
+    for more in ({}, {"prompts": None, "labels": None}, {"prompts": [], "labels": []}):
+        body = {"query": [PROMPT + GOOD, PROMPT], **more}
+        answer = requests.post(f"{service.url}/get_reward/format", json=body, timeout=30).json()
+        assert answer["rewards"] == [0.5, 0.0]
+
+
+async def test_end_tokens_of_the_plain_endpoint_by_a_setting(service: Service) -> None:
+    items = [{"completion": f"{GOOD}{end}", "reference": {"final_answer": "72"}} for end in ("<|im_end|>\n", "</s>")]
+    body = {"rewards": [{"name": "gsm8k_correctness"}], "items": items}
+    _, scored = await rm(f"{service.url}/v1/score", **body)
+    assert [result["total"] for result in scored["results"]] == [1.0, 0.0]  # the other is none of the setting's
+
+
+PROGRAM = "def add(a, b):\n    return a + b\n"
+ECHO = "print(int(input()) + 1)"
+
+
+@pytest.mark.parametrize(
+    ("path", "program", "tests", "results"),
+    [
+        (
+            "test_program",
+            PROGRAM,
+            ["assert add(1, 2) == 3", "assert add(1, 2) == 4", "assert add(0, 0) == 0"],
+            [1, 0, 1],
+        ),
+        ("test_program", PROGRAM, '["assert add(1, 2) == 3"]', [1]),
+        ("test_program", PROGRAM, ["x = add(1, 2)\nassert x + 1 == 4", "assert add(1, 1) < 2"], [1, 0]),
+        ("test_program", "def add(:", ["assert add(1, 2) == 3"], [0]),
+        ("test_program_stdio", ECHO, [{"input": "1\n", "output": "2\n"}, {"input": "1\n", "output": "3\n"}], [1, 0]),
+        ("test_program_stdio", ECHO, '[{"input": "100", "output": "101"}]', [1]),
+    ],
+)
+def test_open_instruct(service: Service, path: str, program: str, tests: Any, results: list[int]) -> None:
+    """A program and its tests: 1 or 0 for each, and how long it took."""
+    body = {"program": program, "tests": tests, "max_execution_time": 5.0}
+    answer = requests.post(f"{service.url}/{path}", json=body, timeout=60)
+    assert (answer.status_code, answer.json()["results"]) == (200, results)
+    assert [seconds >= 0 for seconds in answer.json()["runtimes"]] == [bool(passed) for passed in results]
+
+
+@pytest.mark.parametrize(
+    ("path", "tests", "why"),
+    [
+        ("test_program", "eJwBAAD//wAAAAE=", "pickled tests are not read"),
+        ("test_program", [], "tests is not a list of tests"),
+        ("test_program", ["assert add(1, 2) =="], "does not compile"),
+        ("test_program", [3], "is no text"),
+        ("test_program_stdio", ["assert True"], 'no object with a text under "output"'),
+    ],
+)
+def test_tests_that_are_none(service: Service, path: str, tests: Any, why: str) -> None:
+    answer = requests.post(f"{service.url}/{path}", json={"program": PROGRAM, "tests": tests}, timeout=30)
+    assert (answer.status_code, answer.json()["error"]) == (409, "contradiction")
+    assert why in answer.json()["detail"]
 
 
 def test_a_label_may_be_the_whole_reference(service: Service) -> None:
