@@ -1,0 +1,74 @@
+"""Other people's trainers, installed as they are on PyPI, without their dependencies, beside ours and not among them.
+
+They run in processes of their own: their versions of libraries are not ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.storage.cache import cache_root, cached_folder, settings_hash
+
+ROOT = Path(__file__).parents[4]
+_INSTALL_TIMEOUT_S = 300
+
+
+class _NotToBeHadError(Exception):
+    """pip could not install it; the message is its last line."""
+
+
+def installed(name: str, *requirements: str) -> Path:
+    """The folder of a caller, kept in the cache for later runs; skips the test where it cannot be had.
+
+    Args:
+        name: for the folder: what it is, with its version.
+        requirements: what to install there, all of it pinned: the caller, and libraries of its that are not ours.
+    """
+
+    def build(folder: Path) -> None:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        try:
+            done = subprocess.run(
+                [*command, "--target", str(folder), *requirements],
+                capture_output=True,
+                text=True,
+                timeout=_INSTALL_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise _NotToBeHadError(f"pip took longer than {_INSTALL_TIMEOUT_S} s") from None
+        if done.returncode != 0:
+            raise _NotToBeHadError([*done.stderr.strip().splitlines(), "pip said nothing"][0])
+
+    try:
+        return cached_folder(cache_root() / "tests" / "callers" / f"{name}-{settings_hash(requirements)}", build)
+    except _NotToBeHadError as error:
+        pytest.skip(f"{name} cannot be had here: {error}")
+
+
+def run_script(
+    folder: Path, script: str, *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = 300.0
+) -> Any:
+    """What a script of this folder says on its last line, as JSON; it sees the caller's packages before ours.
+
+    Fails with what it wrote if it fails.
+    """
+    path = Path(__file__).with_name(script)
+    done = subprocess.run(
+        [sys.executable, str(path), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "NO_PROXY": "127.0.0.1", **(env or {})},
+    )
+    assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
+    return json.loads(done.stdout.splitlines()[-1])
