@@ -100,6 +100,11 @@ def _add_eval(commands: Any) -> None:
     )
     evaluate.add_argument("--limit", type=_positive, help="use only the first N problems")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.add_argument(
+        "--lm-eval-compatible",
+        action="store_true",
+        help="also by lm-eval's filters for gsm8k, strict-match and flexible-extract; answers end at its stop strings",
+    )
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
     evaluate.set_defaults(run=_eval)
 
@@ -232,11 +237,12 @@ def _eval(arguments: argparse.Namespace) -> int:
         data=arguments.data,
         limit=arguments.limit,
         overrides=arguments.overrides,
+        as_lm_eval=arguments.lm_eval_compatible,
     )
     if arguments.json:
         print(json.dumps(result))
     else:
-        names = [name for name in ("strict", "lenient") if f"{name}_accuracy" in result]
+        names = [name.removesuffix("_accuracy") for name in result if name.endswith("_accuracy")]
         figures = ", ".join(f"{name} {result[f'{name}_accuracy']:.1%}" for name in names)
         print(f"accuracy: {figures}, on {result['num_problems']} problems")
     return 0

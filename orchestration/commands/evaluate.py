@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from orchestration.models.prompting import make_prompt_builder, training_samplin
 from orchestration.models.resolve import resolve_model
 from orchestration.noise import noise_to_file
 from orchestration.report.progress import progress_printer
+from orchestration.run import lm_eval
 from orchestration.run.evaluation import evaluate
 from orchestration.run.folder import CONFIG_FILE
 from orchestration.run.intervals import bootstrap_mean
@@ -31,13 +33,21 @@ from orchestration.run.rewards import check_rewards
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.settings.tree import recipe_names
 from orchestration.storage.cache import Progress
+from orchestration.types import Problem
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
 from rollout_server.errors import RolloutError
+from rollout_server.types import Completion
 
 
 def run_evaluation(
-    *, model: str, adapter: str | None, data: str, limit: int | None, overrides: Sequence[str] = ()
+    *,
+    model: str,
+    adapter: str | None,
+    data: str,
+    limit: int | None,
+    overrides: Sequence[str] = (),
+    as_lm_eval: bool = False,
 ) -> dict[str, Any]:
     """Answer held-out problems greedily through vLLM.
 
@@ -50,9 +60,11 @@ def run_evaluation(
         data: a recipe's name or YAML file, whose held-out problems are used, or a file of GSM8K's format.
         limit: use only the first so many problems.
         overrides: settings, as for `rlvr train`.
+        as_lm_eval: answers end at lm-eval's stop strings, and are judged by the two filters of its task `gsm8k` too.
 
     Returns:
-        Strict and lenient accuracy with 95 % bootstrap intervals, and counts.
+        Strict and lenient accuracy with 95 % bootstrap intervals, and counts; with `as_lm_eval` also `strict_match` and
+        `flexible_extract`.
 
     Raises:
         RlvrError: one sentence for the user.
@@ -60,7 +72,7 @@ def run_evaluation(
     config = evaluation_config(model=model, adapter=adapter, data=data, limit=limit, overrides=overrides)
     try:
         with noise_to_file("rlvr-eval-") as stderr, progress_printer(stderr) as progress:
-            return asyncio.run(_evaluate(config, adapter, progress))
+            return asyncio.run(_evaluate(config, adapter, progress, as_lm_eval=as_lm_eval))
     except (LearnerError, RolloutError, RewardServiceError, ServiceStartError) as error:
         raise RlvrError(str(error)) from error
 
@@ -112,7 +124,7 @@ def base_settings(adapter: Path) -> list[str]:
     return [f"learner.{key}={json.dumps(learner[key])}" for key in keys if key in learner]
 
 
-async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress) -> dict[str, Any]:
+async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress, *, as_lm_eval: bool) -> dict[str, Any]:
     from orchestration.cluster.local import local_generator, read_adapter  # loads numpy
 
     doctor.require_machine(config)
@@ -120,6 +132,10 @@ async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress) 
     import_ahead(config)
     progress("reading the problems", 0.0)
     problems = config.data.load()
+    if as_lm_eval and not all(isinstance(one.reference.get("final_answer"), str) for one in problems.eval):
+        raise ConfigError(
+            f"--lm-eval-compatible compares final answers, and data.kind={config.data.kind!r} has none; leave it out"
+        )
     await asyncio.to_thread(check_rewards, config, problems)
     progress(f"preparing the model {config.model.name}", 0.0)
     name, revision = config.model.name, config.model.revision
@@ -137,11 +153,15 @@ async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress) 
         )
         if trained is not None:
             await generator.publish(trained)
+        sampling = training_sampling(config, builder)
+        if as_lm_eval:
+            sampling = replace(sampling, stop=(*sampling.stop, *lm_eval.STOPS))
         result = await evaluate(
             generator=generator,
             judges=make_judges(config, client, run_id="eval"),
             problems=held_out.prompts,
-            sampling=training_sampling(config, builder),
+            sampling=sampling,
+            cut=lm_eval.cut if as_lm_eval else str,
             on_progress=lambda done, total: progress(f"answering, {done} of {total} problems", done / total),
         )
     figures: dict[str, Any] = {
@@ -153,7 +173,10 @@ async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress) 
         "num_tokens": result.num_tokens,
         "mean_completion_length": result.mean_completion_length,
     }
-    for name, scores in result.scores.items():
+    scores_by_name = dict(result.scores)
+    if as_lm_eval:
+        scores_by_name |= _as_lm_eval([built.problem for built in held_out.prompts], result.completions_N)
+    for name, scores in scores_by_name.items():
         scored = [score for score in scores if score is not None]
         interval = bootstrap_mean(scored, seed=config.seed)
         figures |= {
@@ -162,3 +185,12 @@ async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress) 
             f"{name}_unscored": len(scores) - len(scored),
         }
     return figures
+
+
+def _as_lm_eval(problems: Sequence[Problem], completions: Sequence[Completion]) -> dict[str, tuple[float | None, ...]]:
+    pairs = [
+        (completion.text, str(problem.reference["final_answer"]))
+        for problem, completion in zip(problems, completions, strict=True)
+    ]
+    filters = {"strict_match": lm_eval.strict_match, "flexible_extract": lm_eval.flexible_extract}
+    return {name: tuple(judge(*pair) for pair in pairs) for name, judge in filters.items()}

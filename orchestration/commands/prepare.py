@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from orchestration.data.answer_lines import AnswerLineTask
@@ -48,7 +49,9 @@ def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None, progr
     train, validation = _put(_contents(config, problems), out=out, upload_to=upload_to, progress=progress)
     files = f"data.train_file={train} data.eval_file={validation}"
     if isinstance(config.data, AnswerLineTask):
-        return f"data.kind=gsm8k {files}"
+        prefix = config.data.line_prefix()
+        line = "" if prefix == ANSWER_PREFIX else " " + shlex.quote(f"data.answer_prefix={json.dumps(prefix)}")
+        return f"data.kind=gsm8k {files}{line}"
     return f"data.kind=table {files} {shlex.join(_table_settings(config, problems))}"
 
 
@@ -67,7 +70,9 @@ def _table_settings(config: RunConfig, problems: Problems) -> list[str]:
 
 
 def _contents(config: RunConfig, problems: Problems) -> dict[str, bytes]:
-    line = _gsm8k_line if isinstance(config.data, AnswerLineTask) else _table_line
+    line: Callable[[Problem], dict[str, object]] = _table_line
+    if isinstance(config.data, AnswerLineTask):
+        line = partial(_gsm8k_line, prefix=config.data.line_prefix())
     return {
         TRAIN_FILE: to_jsonl(map(line, (*problems.shots, *problems.train))),
         VALIDATION_FILE: to_jsonl(map(line, problems.eval)),
@@ -97,9 +102,9 @@ def to_jsonl(lines: Iterable[dict[str, object]]) -> bytes:
     return "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines).encode()
 
 
-def _gsm8k_line(problem: Problem) -> dict[str, object]:
+def _gsm8k_line(problem: Problem, prefix: str) -> dict[str, object]:
     """`{"question": …, "answer": "working\\n#### 18"}`."""
-    working = "\n".join(line for line in problem.solution.splitlines() if not line.startswith(ANSWER_PREFIX)).strip()
+    working = "\n".join(line for line in problem.solution.splitlines() if not line.startswith(prefix)).strip()
     if "####" in working:
         raise DataError(f"the solution of {problem.problem_id} holds '####', which ends one in this format")
     final_answer = problem.reference["final_answer"]

@@ -10,8 +10,13 @@ from orchestration.errors import DataError
 from orchestration.types import Problem
 from reward_service.types import ANSWER_PREFIX
 
-INSTRUCTION = f"Solve the problem. End with {ANSWER_PREFIX} N."
-"""Asks for an answer line."""
+
+def instruction(prefix: str = ANSWER_PREFIX) -> str:
+    """Asks for an answer line."""
+    return f"Solve the problem. End with {prefix} N."
+
+
+INSTRUCTION = instruction()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +42,9 @@ class Problems:
         _check_disjoint({"training": self.train, "held-out": self.eval, "example": self.shots})
 
 
-def answer_line(final_answer: str) -> str:
+def answer_line(final_answer: str, prefix: str = ANSWER_PREFIX) -> str:
     """The line a worked solution ends with: `#### The final answer is 18`."""
-    return f"{ANSWER_PREFIX} {final_answer}"
+    return f"{prefix} {final_answer}"
 
 
 def question_key(question: str) -> str:

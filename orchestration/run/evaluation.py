@@ -44,6 +44,7 @@ async def evaluate(
     judges: Mapping[str, Scorer],
     problems: Sequence[BuiltPrompt],
     sampling: SamplingParams,
+    cut: Callable[[str], str] = lambda text: text,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Answer every problem greedily with what is served now, and score the answers.
@@ -51,6 +52,7 @@ async def evaluate(
     Args:
         judges: who scores, by name; of each the first reward counts.
         sampling: only its lengths and stops are used.
+        cut: what of a completion's text is judged.
         on_progress: told how many of all problems are done.
 
     Raises what generating or scoring raises.
@@ -60,7 +62,8 @@ async def evaluate(
 
     async def one(built: BuiltPrompt) -> tuple[Completion, list[float | None]]:
         nonlocal done
-        (completion,) = await generator.generate(built.prompt, greedy)
+        (sampled,) = await generator.generate(built.prompt, greedy)
+        completion = replace(sampled, text=cut(sampled.text))
         answers = await gather_or_cancel(
             judge.score(built.problem, built.text, [completion]) for judge in judges.values()
         )

@@ -9,20 +9,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from orchestration.storage.cache import cache_root, cached_folder, settings_hash
+from orchestration.storage.cache import cache_root, settings_hash
 
 ROOT = Path(__file__).parents[4]
 _INSTALL_TIMEOUT_S = 300
-
-
-class _NotToBeHadError(Exception):
-    """pip could not install it; the message is its last line."""
 
 
 def installed(name: str, *requirements: str) -> Path:
@@ -32,26 +30,27 @@ def installed(name: str, *requirements: str) -> Path:
         name: for the folder: what it is, with its version.
         requirements: what to install there, all of it pinned: the caller, and libraries of its that are not ours.
     """
+    folder = cache_root() / "tests" / "callers" / f"{name}-{settings_hash(requirements)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock", timeout=2 * _INSTALL_TIMEOUT_S):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
+                if (why := _install(Path(beside) / "made", requirements)) is not None:
+                    pytest.skip(f"{name} cannot be had here: {why}")
+                (Path(beside) / "made").rename(folder)
+    return folder
 
-    def build(folder: Path) -> None:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        try:
-            done = subprocess.run(
-                [*command, "--target", str(folder), *requirements],
-                capture_output=True,
-                text=True,
-                timeout=_INSTALL_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise _NotToBeHadError(f"pip took longer than {_INSTALL_TIMEOUT_S} s") from None
-        if done.returncode != 0:
-            raise _NotToBeHadError([*done.stderr.strip().splitlines(), "pip said nothing"][0])
 
+def _install(folder: Path, requirements: Sequence[str]) -> str | None:
+    """None, or why it could not be."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command += ["--target", str(folder), *requirements]
     try:
-        return cached_folder(cache_root() / "tests" / "callers" / f"{name}-{settings_hash(requirements)}", build)
-    except _NotToBeHadError as error:
-        pytest.skip(f"{name} cannot be had here: {error}")
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"pip took longer than {_INSTALL_TIMEOUT_S} s"
+    said = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+    return None if done.returncode == 0 else [*said, "pip said nothing"][0]
 
 
 def run_script(
