@@ -13,8 +13,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from reward_service.api import openapi
+from reward_service.api import openapi, pages
 from reward_service.api.endpoints import router
+from reward_service.api.pages import make_fastapi
 from reward_service.api.service import RewardService
 from reward_service.errors import InvalidRequestError, ServiceError
 from reward_service.registry import load_rewards
@@ -37,7 +38,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         finally:
             await service.close()
 
-    app = FastAPI(
+    app: FastAPI = make_fastapi(
         title="Reward service",
         summary="Scores completions by verifiable rewards.",
         version=service.version,
@@ -45,6 +46,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     )
     app.state.service = service
     app.include_router(router)
+    app.include_router(pages.router)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

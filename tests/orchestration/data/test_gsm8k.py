@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
+from orchestration.commands.prepare import prepare
 from orchestration.data.tasks.gsm8k import Gsm8k, read_gsm8k_file
 from orchestration.errors import DataError
+from orchestration.settings.config import load_config
+from reward_service.commands import score_one
+from reward_service.types import RewardItem
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "gsm8k"
 ITEM = {
@@ -134,3 +139,25 @@ def test_the_real_files_read_whole() -> None:
         float(problem.reference["final_answer"])
         assert "<<" not in problem.solution
         assert problem.solution.endswith(f"\n#### The final answer is {problem.reference['final_answer']}")
+
+
+def test_gsm8ks_own_answer_line(tmp_path: Path) -> None:
+    """Asked for, shown in the examples, rewarded and judged; `rlvr prepare` writes files that ask for it again."""
+    files = [f"data.{part}_file={write(tmp_path, part, *numbered(9, at))}" for part, at in (("train", 0), ("eval", 50))]
+    config = load_config("gsm8k", [*files, "data.num_shots=2", "data.num_eval=3", "data.answer_prefix='####'"])
+    problems = config.data.load()
+    assert config.data.layout().instruction == "Solve the problem. End with #### N."
+    assert [shot.solution.splitlines()[-1] for shot in problems.shots] == [
+        f"#### {shot.reference['final_answer']}" for shot in problems.shots
+    ]
+    strict = config.data.judges().strict
+    assert strict is not None
+    for spec in (*config.data.rewards(), strict):
+        result = score_one(
+            [spec], RewardItem(completion=problems.train[0].solution, reference=problems.train[0].reference)
+        )
+        assert (result.total or 0) > 0, spec
+    settings = shlex.split(prepare(config, out=tmp_path / "out", upload_to=None))
+    again = load_config("gsm8k", [*settings, "data.num_shots=2", "data.num_eval=3"])
+    assert again.data.layout() == config.data.layout()
+    assert {p.solution for p in again.data.load().eval} == {p.solution for p in problems.eval}
