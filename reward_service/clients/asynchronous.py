@@ -95,8 +95,8 @@ class RewardClient:
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=max_concurrency + 1, max_keepalive_connections=max_concurrency + 1),
             transport=transport,
-            verify=True if ca_file is None else _trusting(ca_file),
-            trust_env=not _is_near(parsed.host),
+            verify=True if ca_file is None else trusting(ca_file),
+            trust_env=not is_near(parsed.host),
         )
         self._batcher = (
             Batcher(self._send, window_s=batch_window_s, max_items=batch_items) if batch_window_s > 0 else None
@@ -213,7 +213,7 @@ class RewardClient:
         raise RequestRefusedError(f"reward service {self._shown_url} refused the request: {message}", status)
 
 
-def _is_near(host: str) -> bool:
+def is_near(host: str) -> bool:
     """Whether a host is this machine, or a private network's address: a proxy for the outside is none for these."""
     try:
         address = ipaddress.ip_address(host)
@@ -239,7 +239,8 @@ def shown_url(url: httpx.URL) -> str:
     return str(url.copy_with(username=None, password=None)).rstrip("/")
 
 
-def _trusting(ca_file: str | Path) -> ssl.SSLContext:
+def trusting(ca_file: str | Path) -> ssl.SSLContext:
+    """Trusts these certificates alone. ValueError if there are none."""
     try:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # SSLError is one

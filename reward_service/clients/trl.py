@@ -2,22 +2,28 @@
 
     from reward_service.clients.trl import RemoteReward, gsm8k_answer
 
-    reward = RemoteReward(url, "gsm8k_correctness", reference={"final_answer": gsm8k_answer})
-    trainer = GRPOTrainer(model, reward_funcs=[reward], train_dataset=openai_gsm8k, ...)
+    reward = RemoteReward(url, "gsm8k_correctness", reference={"final_answer": "answer"}, columns=data.column_names)
+    trainer = GRPOTrainer(model, reward_funcs=[reward], train_dataset=data, ...)
+
+`AsyncRemoteReward` is the same for trainers that await their rewards together. A list of rewards is asked for in one
+request, and their weighted sum is the score.
 
 TRL need not be installed to import this, nor is it imported.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from reward_service.clients.blocking import BlockingRewardClient, ClientSettings
+from reward_service.clients.checks import Rewards, ask_for_rewards, check_keys, check_names
 from reward_service.text.chat import Messages, transcript, written
-from reward_service.types import ItemResult, RewardItem, RewardSpec
+from reward_service.text.labels import FINAL_ANSWER, answer_of
+from reward_service.types import ItemResult, RewardItem, RewardScore, RewardSpec
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +45,9 @@ def gsm8k_answer(row: Row) -> str:
 class RemoteReward:
     """A reward function of TRL that asks the service.
 
+    When it is made the service is asked for its rewards, so that a name that is none, or a column that is not there, is
+    an error before the first step; a service that does not answer then is asked again at the first call.
+
     Every column of the data set but TRL's own goes into the reference that a completion is compared with; `reference`
     chooses instead, from the reference's key to a column or a function of the row. A completion that cannot be scored
     has None, which TRL leaves out; why, is logged once a reason, and how many there are is TRL's metric
@@ -51,11 +60,12 @@ class RemoteReward:
     def __init__(
         self,
         url: str,
-        reward: str,
+        reward: str | Sequence[str | RewardSpec],
         *,
         params: Mapping[str, Any] | None = None,
         weight: float = 1.0,
         reference: Mapping[str, Column] | None = None,
+        columns: Sequence[str] | None = None,
         name: str | None = None,
         run_id: str | None = None,
         api_key: str | None = None,
@@ -69,10 +79,14 @@ class RemoteReward:
 
         Args:
             url: where the service is, `http://HOST:PORT`.
-            reward: name of one of its rewards.
-            params: the reward's parameters.
+            reward: name of one of its rewards, or several, each with its weight and params if it is a `RewardSpec`: one
+                request for all, whose weighted sum is the score, None if one is missing; TRL's metrics have the mean of
+                each as `{name}/{reward}`.
+            params: the parameters of the one reward.
             weight: multiplies the score, what is logged included; GRPOConfig's `reward_weights` does not change that.
-            reference: key of the reference → a column's name, or a function of the row. None: all columns.
+            reference: key of the reference → a column's name, or a function of the row; under `final_answer` GSM8K's
+                answer column gives its answer alone. None: all columns.
+            columns: the data set's, to be checked at once rather than at the first call.
             name: what TRL logs; None: the reward's.
             run_id: the training run, for the audit log.
             api_key: sent as a bearer token.
@@ -83,10 +97,11 @@ class RemoteReward:
             max_items: most items of one request.
 
         Raises:
-            ValueError: arguments that cannot work.
+            ValueError: arguments that cannot work, a reward that is not served, a column that is not there.
+            RequestRefusedError: the service does not know the key.
         """
-        self.__name__ = name or reward
-        self._spec = RewardSpec(name=reward, weight=weight, params=dict(params or {}))
+        self._specs = _specs(reward, weight, dict(params or {}))
+        self.__name__ = name or "+".join(spec.name for spec in self._specs)
         self._reference, self._run_id = reference, run_id
         self._client = BlockingRewardClient(
             ClientSettings(
@@ -100,9 +115,24 @@ class RemoteReward:
             )
         )
         self._told: set[str] = set()
+        self._served: Rewards | None = None
+        self._check(columns)
+
+    def _check(self, columns: Collection[str] | None) -> None:
+        """ValueError for what the service or the data set has not got; what is not known yet is let through."""
+        if self._served is None and (served := ask_for_rewards(self._client.settings)) is not None:
+            check_names(served, self._specs)
+            self._served = served
+        if columns is not None and self._reference is not None:
+            for key, column in self._reference.items():
+                if isinstance(column, str) and column not in columns:
+                    raise ValueError(_no_column(column, key, columns))
+        keys = columns if self._reference is None else self._reference
+        if self._served is not None and keys is not None:
+            check_keys(self._served, self._specs, keys, columns if columns is not None else ())
 
     def __repr__(self) -> str:
-        return f"RemoteReward({self._client.settings!r}, {self._spec.name!r})"
+        return f"RemoteReward({self._client.settings!r}, {self.__name__!r})"
 
     def __call__(
         self,
@@ -115,9 +145,21 @@ class RemoteReward:
     ) -> list[float | None]:
         """The weighted scores, one a completion. Raises ValueError for columns that do not fit, and what
         `RewardClient` raises."""
-        step = getattr(trainer_state, "global_step", None)
+        step = _step(trainer_state)
+        items = self._items(prompts, completions, step, columns)
+        return self._said(self._client.score(items, self._specs, self._run_id, step), log_metric)
+
+    def _items(
+        self,
+        prompts: Sequence[str | Messages] | None,
+        completions: Sequence[str | Messages],
+        step: int | None,
+        columns: Mapping[str, Any],
+    ) -> list[RewardItem]:
         rows = _rows(columns, len(completions))
-        items = [
+        if rows:
+            self._check(rows[0].keys())
+        return [
             RewardItem(
                 id=str(index) if step is None else f"{step}/{index}",
                 prompt="" if prompts is None else transcript(prompts[index]),
@@ -126,16 +168,29 @@ class RemoteReward:
             )
             for index, (completion, row) in enumerate(zip(completions, rows, strict=True))
         ]
-        results = self._client.score(items, [self._spec], self._run_id, step)
-        unscored = self._tell(results)
-        if log_metric is not None and items:
-            log_metric(f"{self.__name__}/unscored", unscored / len(items))
-        return [result.total for result in results]
 
-    def _tell(self, results: Sequence[ItemResult]) -> int:
-        """Logs the reasons that are new; gives how many have no score."""
-        unscored = [score for result in results if (score := result.rewards[self._spec.name]).score is None]
-        for score in unscored:
+    def _said(
+        self, results: Sequence[ItemResult], log_metric: Callable[[str, float], None] | None
+    ) -> list[float | None]:
+        """The totals, with every reward in each: a part of one would be another scale."""
+        unscored = self._tell(results)
+        if log_metric is not None and results:
+            log_metric(f"{self.__name__}/unscored", len(unscored) / len(results))
+            for spec in self._specs if len(self._specs) > 1 else ():
+                scores = [score for one in results if (score := one.rewards[spec.name].score) is not None]
+                if scores:
+                    log_metric(f"{self.__name__}/{spec.name}", sum(scores) / len(scores))
+        return [None if index in unscored else result.total for index, result in enumerate(results)]
+
+    def _tell(self, results: Sequence[ItemResult]) -> dict[int, RewardScore]:
+        """Those without a full score; logs the reasons that are new."""
+        unscored = {
+            index: score
+            for index, result in enumerate(results)
+            for score in result.rewards.values()
+            if score.score is None
+        }
+        for score in unscored.values():
             if score.reason is not None and score.reason not in self._told:
                 self._told.add(score.reason)
                 why = score.details.get("message", "no more is known")
@@ -147,7 +202,47 @@ class RemoteReward:
                     score.reason,
                     why,
                 )
-        return len(unscored)
+        return unscored
+
+
+class AsyncRemoteReward(RemoteReward):
+    """The same, awaited: TRL runs such rewards together, and on one event loop. Any event loop will do."""
+
+    async def __call__(  # type: ignore[override]  # that is what makes it another kind of function to TRL
+        self,
+        prompts: Sequence[str | Messages] | None = None,
+        completions: Sequence[str | Messages] = (),
+        *,
+        trainer_state: Any = None,
+        log_metric: Callable[[str, float], None] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """As `RemoteReward`."""
+        step = _step(trainer_state)
+        items = self._items(prompts, completions, step, columns)
+        future = self._client.submit(items, self._specs, self._run_id, step)
+        results = await asyncio.wrap_future(future)
+        return self._said(results, log_metric)
+
+
+def _specs(reward: str | Sequence[str | RewardSpec], weight: float, params: dict[str, Any]) -> tuple[RewardSpec, ...]:
+    if isinstance(reward, str):
+        return (RewardSpec(name=reward, weight=weight, params=params),)
+    if not reward or params or weight != 1.0:
+        raise ValueError(
+            f"reward={list(reward)!r:.200}: several rewards have their weights and params in RewardSpecs of their own,"
+            " and there must be one at least"
+        )
+    return tuple(RewardSpec(name=one) if isinstance(one, str) else one for one in reward)
+
+
+def _step(trainer_state: Any) -> int | None:
+    step = getattr(trainer_state, "global_step", None)
+    return None if step is None else int(step)
+
+
+def _no_column(column: str, key: str, columns: Collection[str]) -> str:
+    return f"reference: there is no column {column!r} for {key!r}; there are {', '.join(columns) or 'none'}"
 
 
 def _rows(columns: Mapping[str, Any], num_rows: int) -> list[dict[str, Any]]:
@@ -166,12 +261,10 @@ def _rows(columns: Mapping[str, Any], num_rows: int) -> list[dict[str, Any]]:
 def _referenced(row: Row, reference: Mapping[str, Column]) -> dict[str, Any]:
     values = {}
     for key, column in reference.items():
-        if callable(column):
-            values[key] = column(row)
-        elif column in row:
-            values[key] = row[column]
-        else:
-            raise ValueError(
-                f"reference: there is no column {column!r} for {key!r}; there are {', '.join(row) or 'none'}"
-            )
+        try:
+            values[key] = column(row) if callable(column) else row[column]
+        except KeyError as error:
+            raise ValueError(_no_column(str(error.args[0]), key, row.keys())) from None
+    if FINAL_ANSWER in values:
+        values[FINAL_ANSWER] = answer_of(values[FINAL_ANSWER])
     return values

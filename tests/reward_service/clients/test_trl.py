@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
 import math
 import multiprocessing
@@ -20,9 +22,11 @@ import pytest
 from reward_service.audit.settings import AuditSettings
 from reward_service.child import RunningService, start_in_subprocess
 from reward_service.clients.errors import RequestRefusedError, RewardServiceUnavailable
-from reward_service.clients.trl import RemoteReward, gsm8k_answer
+from reward_service.clients.trl import AsyncRemoteReward, RemoteReward, gsm8k_answer
 from reward_service.custom import CustomRewardSpec
+from reward_service.keys import add_key
 from reward_service.settings import ServiceSettings
+from reward_service.types import RewardSpec
 from tests.reward_service.clients.client_rewards import distance
 
 GOOD = "48 + 24 = 72\n#### The final answer is 72"
@@ -122,10 +126,76 @@ def test_why_nothing_is_scored_is_said_once(service: RunningService, caplog: pyt
     reward = RemoteReward(service.url, "gsm8k_correctness")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert reward(["q"] * 2, [GOOD, GOOD], answer=["72", "72"]) == [None, None]
+            assert reward(["q"] * 2, [GOOD, GOOD], final_answer=["?", "?"]) == [None, None]
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith("gsm8k_correctness: 2 of 2 completions have no score")
-    assert 'invalid_reference (the reference has no "final_answer")' in told
+    assert "invalid_reference (final_answer '?' is not a finite number)" in told
+
+
+def test_no_reference_at_all_is_an_error(service: RunningService) -> None:
+    reward = RemoteReward(service.url, "gsm8k_correctness")
+    with pytest.raises(ValueError, match=r'reads "final_answer" of a reference, and the references have nothing;'):
+        reward(["q"], [GOOD])
+    with pytest.raises(ValueError, match=r"references have answer; .* by reference=\{\.\.\.\}: there are answer"):
+        reward(["q"], [GOOD], answer=["72"])
+    assert RemoteReward(service.url, "gsm8k_format")(["q"], [GOOD]) == [0.5]  # which reads none
+
+
+def test_what_cannot_work_is_said_when_it_is_made(service: RunningService, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match=r"no reward 'gsm8k_corectness'; the service has distance, gsm8k_correctness"):
+        RemoteReward(service.url, "gsm8k_corectness")
+    with pytest.raises(
+        ValueError, match=r'reads "final_answer" of a reference, and the references have question, answer'
+    ):
+        RemoteReward(service.url, "gsm8k_correctness", columns=["question", "answer"])
+    with pytest.raises(ValueError, match=r'reads "final_answer" of a reference, and the references have answer'):
+        RemoteReward(service.url, "gsm8k_correctness", reference={"answer": "answer"})
+    with pytest.raises(ValueError, match=r"no column 'solution' for 'final_answer'; there are question, answer"):
+        RemoteReward(
+            service.url,
+            "gsm8k_correctness",
+            reference={"final_answer": "solution"},
+            columns=["question", "answer"],
+        )
+    assert not caplog.records
+    RemoteReward("http://127.0.0.1:9", "anything")
+    assert "http://127.0.0.1:9: its rewards and their keys are not checked yet" in caplog.text
+
+
+def test_a_key_that_is_none_is_said_when_it_is_made(tmp_path: Path) -> None:
+    _, key = add_key(tmp_path / "keys.json", "trainer")
+    settings = ServiceSettings(port=0, num_workers=1, rewards=("gsm8k_format",), keys_file=tmp_path / "keys.json")
+    with start_in_subprocess(settings, log_path=tmp_path / "log") as running:
+        assert RemoteReward(running.url, "gsm8k_format", api_key=key)(["q"], [GOOD]) == [0.5]
+        for url, api_key in ((running.url, "wrong-key"), (running.url.replace("//", "//any:wrong-key@"), None)):
+            with pytest.raises(RequestRefusedError, match="unauthorized") as caught:
+                RemoteReward(url, "gsm8k_format", api_key=api_key)
+            assert "wrong-key" not in str(caught.value)
+
+
+BOTH = [RewardSpec(name="gsm8k_format"), RewardSpec(name="gsm8k_correctness", weight=2.0)]
+
+
+def test_several_rewards_in_one_request(service: RunningService) -> None:
+    reward = RemoteReward(service.url, BOTH, reference={"final_answer": "answer"}, run_id="several")
+    metrics: dict[str, float] = {}
+    answers = ["so #### 72", "#### 71", "#### nobody knows"]
+    assert reward(["q"] * 3, [GOOD] * 3, answer=answers, log_metric=metrics.__setitem__) == [2.5, 0.5, None]
+    assert reward.__name__ == "gsm8k_format+gsm8k_correctness"
+    name = reward.__name__
+    assert metrics == {f"{name}/unscored": 1 / 3, f"{name}/gsm8k_format": 0.5, f"{name}/gsm8k_correctness": 0.5}
+    assert recorded(service, "several", "0")["rewards"].keys() == {"gsm8k_format", "gsm8k_correctness"}
+    with pytest.raises(ValueError, match="in RewardSpecs of their own"):
+        RemoteReward(service.url, ["gsm8k_format", "gsm8k_correctness"], weight=2.0)
+
+
+async def test_awaited(service: RunningService) -> None:
+    reward = AsyncRemoteReward(service.url, BOTH, reference={"final_answer": "answer"})
+    calls = [reward(["q"], [GOOD], answer=[answer]) for answer in ("72", "#### 71", "48 + 24\n#### 72")]
+    assert await asyncio.gather(*calls) == [[2.5], [0.5], [2.5]]
+    assert inspect.iscoroutinefunction(reward.__call__)  # by which TRL tells
+    again = pickle.loads(pickle.dumps(reward))
+    assert await again(["q"], [GOOD], answer=["72"]) == [2.5]
 
 
 def test_columns_that_do_not_fit(service: RunningService) -> None:
@@ -228,9 +298,24 @@ class Recorder(RemoteReward):
         return scores
 
 
+class AsyncRecorder(AsyncRemoteReward):
+    """The same of one that is awaited."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.calls: list[tuple[dict[str, Any], list[float | None]]] = []
+
+    async def __call__(self, *arguments: Any, **columns: Any) -> list[float | None]:
+        scores = await super().__call__(*arguments, **columns)
+        self.calls.append((columns, scores))
+        return scores
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["text", "chat"])
-def test_the_real_trainer(service: RunningService, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "recorder"), [("text", Recorder), ("chat", AsyncRecorder)])
+def test_the_real_trainer(
+    service: RunningService, kind: str, recorder: type[Recorder | AsyncRecorder], tmp_path: Path
+) -> None:
     """Four steps of `GRPOTrainer` on a tiny random model, whose words are numbers."""
     import transformers
     from datasets import Dataset
@@ -253,8 +338,8 @@ def test_the_real_trainer(service: RunningService, kind: str, tmp_path: Path) ->
     ]
     run_id = f"trainer-{kind}"
     rewards = [
-        Recorder(service.url, "distance", run_id=run_id),
-        Recorder(service.url, "last_number", reference=GSM8K),
+        recorder(service.url, "distance", run_id=run_id),
+        recorder(service.url, "last_number", reference=GSM8K),
     ]
     trainer = trl.GRPOTrainer(
         str(random_model("llama")),

@@ -1,4 +1,4 @@
-"""verl's adapter against the real service, called as verl's managers call it; verl itself is not installed here."""
+"""verl's adapter against the real service, called as verl's managers call it; verl itself is in test_callers_verl."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import math
 import multiprocessing
-import sys
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -155,19 +155,27 @@ def test_a_service_that_is_down_is_no_zero() -> None:
         make_compute_score("http://127.0.0.1:9", deadline_s=0.3)(GSM8K, GOOD, "72")
 
 
-def test_loaded_by_its_path(url: str) -> None:
-    """As `custom_reward_function.path` does."""
-    path = Path(verl.__file__)
-    spec = importlib.util.spec_from_file_location("custom_module", path)
+def test_what_a_path_loads_can_be_pickled(url: str) -> None:
+    """As verl ≥ 0.7 loads `custom_reward_function.path`: under a name that nobody can import."""
+    spec = importlib.util.spec_from_file_location("custom_module_123", Path(verl.__file__))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["custom_module"] = module
-    try:
-        spec.loader.exec_module(module)
-        assert module.compute_score(GSM8K, GOOD, "72") == PERFECT
-    finally:
-        del sys.modules["custom_module"]
+    spec.loader.exec_module(module)
+    for function in (module.compute_score, pickle.loads(pickle.dumps(module.compute_score))):
+        assert function(GSM8K, GOOD, "72") == PERFECT
+
+
+@pytest.mark.parametrize("truth", ["72", 72, np.int64(72), "48 + 24 = <<48+24=72>>72\n#### 72", {"final_answer": "72"}])
+def test_ground_truths_whose_meaning_is_plain(url: str, truth: Any) -> None:
+    assert compute_score(GSM8K, GOOD, truth) == PERFECT
+
+
+@pytest.mark.parametrize("truth", ["", None])
+def test_an_empty_ground_truth_is_none(url: str, truth: Any) -> None:
+    assert make_compute_score(url, rewards={"*": ["gsm8k_format"]})(GSM8K, GOOD, truth)["score"] == 0.5
+    with pytest.raises(UnscorableError, match='the reference has no "final_answer"'):
+        compute_score(GSM8K, GOOD, truth)
 
 
 def test_settings() -> None:
