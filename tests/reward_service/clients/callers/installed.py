@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,9 @@ def _install(folder: Path, requirements: Sequence[str]) -> str | None:
     return None if done.returncode == 0 else [*said, "pip said nothing"][0]
 
 
-def run_script(
-    folder: Path, script: str, *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = 300.0
-) -> Any:
-    """What a script of this folder says on its last line, as JSON; it sees the caller's packages before ours.
+def run_script(folder: Path, script: str, *arguments: str, beside: Path | None = None, timeout_s: float = 300.0) -> Any:
+    """What a script of this folder says on its last line, as JSON; it sees the caller's packages before ours, and the
+    modules in the folder `beside`.
 
     Fails with what it wrote if it fails.
     """
@@ -67,7 +66,7 @@ def run_script(
         text=True,
         timeout=timeout_s,
         check=False,
-        env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "NO_PROXY": "127.0.0.1", **(env or {})},
+        env={**os.environ, "PYTHONPATH": f"{folder}:{ROOT}:{beside or ROOT}", "NO_PROXY": "127.0.0.1"},
     )
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return json.loads(done.stdout.splitlines()[-1])
