@@ -56,7 +56,7 @@ def losses_in(plan: Plan, results: Sequence[ScoredItem]) -> dict[int, Loss]:
         if missing or result.total is None:
             rewards = msgspec.json.decode(result.result, type=EncodedItem).rewards
             reasons = [str(rewards[name].reason) for name in missing]
-            message = str(rewards[missing[0]].details.get("message", "no more is known"))
+            message = " ".join(str(rewards[missing[0]].details.get("message", "no more is known")).split())
             of_label = all(reason == Reason.INVALID_REFERENCE for reason in reasons)
             found[index] = Loss(index, missing[0], reasons[0], message, of_label)
     return found

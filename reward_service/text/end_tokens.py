@@ -8,21 +8,19 @@ from functools import cache
 from typing import Final
 
 _BLANKS: Final = " \t\r\n"
-_SPECIAL: Final = ("<|", "<｜")
+_TAG: Final = "</"
 
 
 def without_end_tokens(text: str, tokens: Sequence[str]) -> str:
     """`text` without the end tokens at its end, however many (padding is of them), blanks between and behind them
-    included; of the tokens that no other text contains (`<|…|>`), those that end a line inside it go as well: turns
-    that were put together have them. Time is linear in the text.
+    included. Those that end a line inside it, as in turns that were put together, go as well, but for what may be
+    HTML's there (`</s>`). Time is linear in the text.
     """
     end = len(text)
     while (last := _without_blanks(text, end)) and (ended := _ending(text, last, tokens)):
         end = last - len(ended)
     text = text[:end]
-    if any(mark in text for mark in _SPECIAL):
-        return _at_line_ends(tuple(tokens)).sub("", text)
-    return text
+    return _at_line_ends(tuple(tokens)).sub("", text) if any(token in text for token in tokens) else text
 
 
 def _without_blanks(text: str, end: int) -> int:
@@ -37,5 +35,5 @@ def _ending(text: str, end: int, tokens: Sequence[str]) -> str | None:
 
 @cache
 def _at_line_ends(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    special = [re.escape(token) for token in tokens if token.startswith(_SPECIAL)]
-    return re.compile(rf"(?:{'|'.join(special) or '(?!)'})(?=[ \t\r]*\n)")
+    plain = [re.escape(token) for token in tokens if not token.startswith(_TAG)]
+    return re.compile(rf"(?:{'|'.join(plain) or '(?!)'})(?=[ \t\r]*\n)")
