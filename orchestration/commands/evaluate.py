@@ -132,10 +132,8 @@ async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress, 
     import_ahead(config)
     progress("reading the problems", 0.0)
     problems = config.data.load()
-    if as_lm_eval and not all(isinstance(one.reference.get("final_answer"), str) for one in problems.eval):
-        raise ConfigError(
-            f"--lm-eval-compatible compares final answers, and data.kind={config.data.kind!r} has none; leave it out"
-        )
+    if as_lm_eval:
+        check_final_answers(problems.eval)
     await asyncio.to_thread(check_rewards, config, problems)
     progress(f"preparing the model {config.model.name}", 0.0)
     name, revision = config.model.name, config.model.revision
@@ -175,7 +173,7 @@ async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress, 
     }
     scores_by_name = dict(result.scores)
     if as_lm_eval:
-        scores_by_name |= _as_lm_eval([built.problem for built in held_out.prompts], result.completions_N)
+        scores_by_name |= as_lm_eval_judges([built.problem for built in held_out.prompts], result.completions_N)
     for name, scores in scores_by_name.items():
         scored = [score for score in scores if score is not None]
         interval = bootstrap_mean(scored, seed=config.seed)
@@ -187,10 +185,23 @@ async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress, 
     return figures
 
 
-def _as_lm_eval(problems: Sequence[Problem], completions: Sequence[Completion]) -> dict[str, tuple[float | None, ...]]:
-    pairs = [
-        (completion.text, str(problem.reference["final_answer"]))
-        for problem, completion in zip(problems, completions, strict=True)
-    ]
+def check_final_answers(problems: Sequence[Problem]) -> None:
+    """ConfigError unless all problems have what lm-eval compares with."""
+    for problem in problems:
+        if not isinstance(problem.reference.get("final_answer"), str):
+            raise ConfigError(
+                f"--lm-eval-compatible compares final answers, and {problem.problem_id} has none; leave it out"
+            )
+
+
+def as_lm_eval_judges(
+    problems: Sequence[Problem], completions: Sequence[Completion]
+) -> dict[str, tuple[float | None, ...]]:
+    """Scores by lm-eval's filter, one a problem; a problem without a final answer is a ConfigError."""
+    check_final_answers(problems)
+    answers = [str(problem.reference["final_answer"]) for problem in problems]
     filters = {"strict_match": lm_eval.strict_match, "flexible_extract": lm_eval.flexible_extract}
-    return {name: tuple(judge(*pair) for pair in pairs) for name, judge in filters.items()}
+    return {
+        name: tuple(judge(one.text, answer) for one, answer in zip(completions, answers, strict=True))
+        for name, judge in filters.items()
+    }

@@ -122,11 +122,12 @@ def test_the_adapter_loads_with_plain_peft(trained: Path) -> None:
 
 
 def test_eval_reads_the_adapter_and_prints_one_json_object(trained: Path) -> None:
-    done = rlvr(
-        "eval", "--model", "tiny", "--adapter", f"{trained}/adapter", "--data", f"{trained}/config.yaml", "--json"
-    )
+    where = ("--model", "tiny", "--adapter", f"{trained}/adapter", "--data", f"{trained}/config.yaml")
+    done = rlvr("eval", *where, "--json", "--lm-eval-compatible")
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
+    assert figures["strict_match_accuracy"] == 0  # of the article's line, which lm-eval does not read
+    assert figures["flexible_extract_accuracy"] == pytest.approx(figures["lenient_accuracy"], abs=0.02)
     after = json.loads((trained / "summary.json").read_text())["accuracy"]["strict"]["after"]
     assert figures["strict_accuracy"] == pytest.approx(after, abs=0.02)
 
