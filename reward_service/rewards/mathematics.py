@@ -45,6 +45,7 @@ from reward_service.rewards.base import (
 )
 from reward_service.text.expressions import ExpressionError
 from reward_service.text.extraction import has_balanced_braces, read_answers, shown, undecorated
+from reward_service.text.labels import answer_of
 from reward_service.text.latex.compare import same
 from reward_service.text.latex.structure import read_answer
 from reward_service.text.latex.surface import same_text
@@ -80,7 +81,7 @@ class Params(AnswerParams):
 
 def score(completion: str, reference: Reference, params: Params) -> RewardScore:
     """1.0 or 0.0; `details["extracted"]` is the first answer, None if there is none."""
-    golds = [_parse_reference(text) for text in acceptable_answers(reference)]
+    golds = [_parse_reference(answer_of(text)) for text in acceptable_answers(reference)]
     place = "auto" if params.answer_in == "anywhere" else params.answer_in
     answers = read_answers(completion, params, place)
     if params.answer_in == "anywhere" and answers.why == "no answer":

@@ -31,6 +31,7 @@ from reward_service.rewards.base import (
 )
 from reward_service.text.expressions import ExpressionError, equivalent, parse_expression
 from reward_service.text.extraction import read_answers, shown, undecorated
+from reward_service.text.labels import answer_of
 from reward_service.types import RewardScore
 
 
@@ -42,7 +43,7 @@ class Params(AnswerParams):
 
 def score(completion: str, reference: Reference, params: Params) -> RewardScore:
     """1.0 or 0.0; `details["extracted"]` is the first answer, None if there is none."""
-    expected = [_parse_reference(text, params.assume) for text in acceptable_answers(reference)]
+    expected = [_parse_reference(answer_of(text), params.assume) for text in acceptable_answers(reference)]
     answers = read_answers(completion, params, params.answer_in)
     if answers.why is not None:
         return RewardScore(score=0.0, details={"extracted": None, "why": answers.why})

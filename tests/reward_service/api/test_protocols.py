@@ -48,7 +48,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         port=0,
         num_workers=1,
         keys_file=folder / "keys.json",
-        rewards=("gsm8k_format", "gsm8k_correctness", "last_number", "length", "code"),
+        rewards=("gsm8k_format", "gsm8k_correctness", "last_number", "length", "code", "math", "symbolic"),
         profiles=PROFILES,
         end_tokens=("<|im_end|>",),
     )
@@ -214,9 +214,10 @@ async def test_labels_whose_meaning_is_plain(service: Service, label: Any) -> No
     assert await rm(f"{service.url}/rm", prompt="q", response=GOOD, label=label) == (200, 1.5)
     assert await rm(f"{service.url}/rm/lenient", prompt="q", response="so 71", label=label) == (200, 0.0)
     items = [{"completion": GOOD, "reference": label if isinstance(label, dict) else {"final_answer": label}}]
-    body = {"rewards": [{"name": "gsm8k_correctness"}], "items": items}
-    _, scored = await rm(f"{service.url}/v1/score", **body)
-    assert scored["results"][0]["total"] == 1.0
+    names = ("gsm8k_correctness", "last_number", "math", "symbolic")
+    _, scored = await rm(f"{service.url}/v1/score", rewards=[{"name": name} for name in names], items=items)
+    scores = {name: reward["score"] for name, reward in scored["results"][0]["rewards"].items()}
+    assert scores == dict.fromkeys(names, 1.0) | ({"symbolic": None} if label == "$72.00" else {})  # no expression
 
 
 @pytest.mark.parametrize("label", ["", " ", None])
