@@ -147,7 +147,10 @@ class OpenRlhfResponse(Struct, frozen=True, omit_defaults=True):
     """Answer of POST /get_reward."""
 
     rewards: Annotated[list[float], Meta(description="The weighted totals.")]
-    scores: Annotated[list[float], Meta(description="The totals as a share of the highest possible, in [0, 1].")]
+    scores: Annotated[
+        list[float],
+        Meta(description="The totals as a share of the highest possible, in [0, 1]; -1e6: to be left out."),
+    ]
     extra_logs: Annotated[dict[str, list[float]], Meta(description="Each reward's score, an item each.")]
     unscored: Annotated[
         dict[str, str], Meta(description="Why items have no score, by their index; left out if all have one.")

@@ -57,5 +57,6 @@ def test_every_manager_that_calls_it_itself(verl: Path, service: RunningService,
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_the_manager_that_sends_it_to_ray_actors(verl: Path, service: RunningService, paths: list[str]) -> None:
     assert run_script(verl, "verl_calls.py", service.url, "ray", *paths) == dict.fromkeys(paths, SCORES)
