@@ -221,6 +221,8 @@ async def _answering(request: Request, endpoint: str) -> AsyncIterator[tuple[Cal
         status = 200
     except ServiceError as error:
         status = error.status
+        if endpoint != "/v1/score":  # whose clients show their users what they are told
+            service.unscorable_log.tell(endpoint, error.error, f"status {status}, {error}")
         raise
     finally:
         service.metrics.requests.labels(endpoint, str(status)).inc()

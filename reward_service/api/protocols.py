@@ -28,6 +28,7 @@ from reward_service.settings import Profile
 from reward_service.text.chat import transcript
 from reward_service.text.end_tokens import without_end_tokens
 from reward_service.text.labels import reference_of
+from reward_service.text.queries import completion_of
 from reward_service.types import Reason, RewardSpec
 
 DROPPED_SCORE: Final = -1e6
@@ -81,11 +82,12 @@ def from_openrlhf(body: OpenRlhfRequest, profile: Profile) -> list[ScoreItem]:
         )
     items = []
     for index, (query, prompt, label) in enumerate(zip(body.query, prompts, labels, strict=True)):
-        if not query.startswith(prompt):
+        completion = completion_of(query, prompt)
+        if completion is None:
             raise ContradictionError(
                 f"query.{index} does not begin with prompts.{index}, so its completion cannot be told apart"
             )
-        items.append(_item(prompt, query[len(prompt) :], label, profile, str(index)))
+        items.append(_item(prompt, completion, label, profile, str(index)))
     return items
 
 

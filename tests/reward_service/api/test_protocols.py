@@ -296,6 +296,7 @@ def test_a_query_without_its_leading_prompt(service: Service) -> None:
     response = get_reward(f"{service.url}/get_reward", [GOOD, GOOD], ["72", "72"], prompts=[PROMPT, "another"])
     assert (response.status_code, response.json()["error"]) == (409, "contradiction")
     assert "query.1 does not begin with prompts.1" in response.json()["detail"]
+    assert "/get_reward: no score: status 409, query.1 does not begin with" in service.log.read_text()
     response = get_reward(f"{service.url}/get_reward", [GOOD], ["72"], prompts=[""])
     assert response.json()["rewards"] == [1.5]  # no prompt leads everything
 

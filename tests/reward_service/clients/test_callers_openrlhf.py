@@ -32,9 +32,10 @@ def test_openrlhf(version: str, flag: str, tmp_path: Path) -> None:
         metrics = httpx.get(f"{service.url}/metrics", trust_env=False).text
     assert found["flag"] == url
     outputs = found["outputs"]
-    assert [output["reward"] for output in outputs] == [[1.5], [1.5], [1.5], [0.5], [0.0], [0.0], [0.0]]
+    assert [output["reward"] for output in outputs] == [[1.5], [1.5], [1.5], [0.5], [0.0], [0.0], [0.0], [1.5]]
+    dropped = [DROPPED_SCORE]
     third = pytest.approx([1 / 3])
-    assert [output["scores"] for output in outputs] == [[1], [1], [1], third, [0], [DROPPED_SCORE], [DROPPED_SCORE]]
+    assert [output["scores"] for output in outputs] == [[1], [1], [1], third, [0], dropped, dropped, [1]]
     assert outputs[0]["extra_logs"] == {"gsm8k_format": [0.5], "gsm8k_correctness": [1.0]}
-    assert 'reward_requests_total{endpoint="/get_reward",status="200"} 7.0' in metrics
+    assert 'reward_requests_total{endpoint="/get_reward",status="200"} 8.0' in metrics
     assert (tmp_path / "log").read_text().count("gsm8k: no score: gsm8k_correctness: invalid_reference") == 1
