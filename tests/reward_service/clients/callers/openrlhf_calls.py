@@ -90,7 +90,7 @@ class Engine:
 
 
 async def executed(url: str) -> list[dict[str, Any]]:
-    """What the executor hands on to the trainer."""
+    """What the executor hands on to the trainer, of which that makes tensors."""
     from openrlhf.utils.agent import SingleTurnAgentExecutor
 
     executor = SingleTurnAgentExecutor(url)
@@ -99,15 +99,39 @@ async def executed(url: str) -> list[dict[str, Any]]:
         *(executor.execute(PROMPT, label, sampling, 1000, Letters(), Engine(text)) for text, label in ROWS),
         executor.execute(PROMPT, "72", sampling, 540, Letters(), Engine(GOOD)),  # whose prompt is cut to 40 tokens
     )
-    # as the trainer makes tensors of them
     torch.cat([torch.tensor([output["reward"]]) for output in outputs])
-    torch.cat([torch.tensor([output["scores"]]) for output in outputs])
-    return [{key: output[key] for key in ("reward", "scores", "extra_logs")} for output in outputs]
+    return list(outputs)
+
+
+def kept_by_dynamic_filtering(groups: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Which groups the trainer's own filter keeps; Ray is asked for nothing, the groups are there already."""
+    from openrlhf.trainer.ppo_utils import samples_generator as module
+
+    generator = object.__new__(module.SamplesGenerator)
+    generator.args = SimpleNamespace(algo=SimpleNamespace(dynamic_filtering_range=(0, 1)))
+    generator._dispatch_prompts_to_vllm = lambda *_, **__: list(groups)
+    drawn = iter([(list(groups), [None], [None], False)])
+
+    def draw(*_: Any) -> Any:
+        return next(drawn, ([], [], [], True))
+
+    with (
+        mock.patch.object(module, "_collect_prompt_batch", draw),
+        mock.patch.object(module.ray, "wait", lambda refs, **_: (refs[:1], refs[1:])),
+        mock.patch.object(module.ray, "get", lambda ref: [{**output, "prompt": ref} for output in groups[ref]]),
+    ):
+        experiences, _, _ = generator._generate_vllm(iter(()), len(groups), True, max_len=1000)
+    return list(dict.fromkeys(experience.prompts[0] for experience in experiences))
 
 
 def main(url: str, flag: str) -> None:
     outputs = asyncio.run(executed(url))
-    print(json.dumps({"flag": parsed(flag, url), "outputs": outputs}))
+    found: dict[str, Any] = {"flag": parsed(flag, url)}
+    if flag == "--reward.remote_url":
+        right, wrong, unscorable = outputs[0], outputs[3], outputs[5]
+        found["kept"] = kept_by_dynamic_filtering({"scored": [right, wrong], "one is not": [right, right, unscorable]})
+    found["outputs"] = [{key: output[key] for key in ("reward", "scores", "extra_logs")} for output in outputs]
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
