@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from reward_service.api import openapi, pages
 from reward_service.api.endpoints import router
-from reward_service.api.pages import make_fastapi
 from reward_service.api.service import RewardService
 from reward_service.errors import InvalidRequestError, ServiceError
 from reward_service.registry import load_rewards
@@ -38,7 +38,7 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         finally:
             await service.close()
 
-    app: FastAPI = make_fastapi(
+    app = FastAPIOffline(
         title="Reward service",
         summary="Scores completions by verifiable rewards.",
         version=service.version,

@@ -1,6 +1,5 @@
-"""What a person finds in a browser: `/`, and FastAPI's pages of the API.
-
-Their scripts come from a package, as there may be no internet to have them from.
+"""What a person finds at `/`. The pages of the API are made by `fastapi_offline`, which brings their scripts along:
+there may be no internet to have them from.
 """
 
 from __future__ import annotations
@@ -9,14 +8,7 @@ from html import escape
 from typing import Any, Final
 
 import msgspec
-from fastapi import APIRouter, FastAPI, Request, Response
-
-try:
-    from fastapi_offline import FastAPIOffline as make_fastapi  # noqa: N813  # it is a function
-except ModuleNotFoundError:  # then a browser gets the scripts from the internet, as FastAPI's own pages tell it to
-    make_fastapi = FastAPI
-
-__all__ = ["make_fastapi", "router"]
+from fastapi import APIRouter, Request, Response
 
 router = APIRouter()
 

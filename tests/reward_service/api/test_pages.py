@@ -44,7 +44,6 @@ def test_the_root_says_what_this_is_and_where_to_go(service: RunningService) -> 
 
 @pytest.mark.parametrize("page", ["docs", "redoc"])
 def test_a_page_needs_nothing_from_elsewhere(service: RunningService, page: str) -> None:
-    pytest.importorskip("fastapi_offline", reason="it comes with rlvr[service]; this environment is older")
     found = [link or url for link, url in REFERENCES.findall(get(f"{service.url}/{page}").text)]
     assert len(found) >= 3
     for link in found:
@@ -56,7 +55,6 @@ def test_a_page_needs_nothing_from_elsewhere(service: RunningService, page: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs", "redoc"])
 def test_a_browser_shows_it_without_the_internet(service: RunningService, page: str, tmp_path: Path) -> None:
-    pytest.importorskip("fastapi_offline", reason="it comes with rlvr[service]; this environment is older")
     browser = shutil.which("chromium") or shutil.which("google-chrome") or pytest.skip("there is no Chromium here")
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--dump-dom"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={tmp_path}"]
