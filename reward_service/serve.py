@@ -14,6 +14,7 @@ from collections.abc import Callable
 import uvicorn
 
 from reward_service.api.app import create_app
+from reward_service.connections import bounded
 from reward_service.errors import ServiceStartError
 from reward_service.keys import binding_refusal, binding_warning
 from reward_service.settings import ServiceSettings
@@ -48,7 +49,8 @@ def serve(settings: ServiceSettings, *, parent_pid: int | None = None) -> None:
         log_level="info",
         timeout_graceful_shutdown=max(1, round(settings.shutdown_timeout_s)),
         loop="uvloop",
-        http="httptools",
+        http=bounded(settings),
+        timeout_keep_alive=settings.idle_timeout_s,  # type: ignore[arg-type]  # goes to call_later as it is
         ws="none",
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,

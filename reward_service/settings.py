@@ -107,6 +107,25 @@ class ServiceSettings(_Settings):
     end_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="Texts of end tokens that are taken off the completions of /v1/score too."
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that take requests, at one port. Workers, queue, bodies and connections are shared out"
+        " among them.",
+    )
+    max_connections: int = Field(4096, ge=1, description="Most connections; beyond it 503.")
+    max_connections_per_address: int = Field(
+        1024, ge=1, description="Most connections of one address (IPv6: of one /64), a proxy's too; beyond it 429."
+    )
+    max_header_bytes: int = Field(64 * 2**10, ge=1024, description="Largest head of a request, bytes; beyond it 431.")
+    max_headers: int = Field(100, ge=8, description="Most header fields of a request; beyond it 431.")
+    header_timeout_s: float = Field(
+        10.0, gt=0, description="Time from a connection's, or a request's, first byte to its whole head, seconds."
+    )
+    idle_timeout_s: float = Field(
+        30.0, gt=0, description="Time a connection may be idle, or leave an answer unread, seconds."
+    )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body, bytes; beyond it 413.")
     max_bodies_bytes: int = Field(
         512 * 2**20, ge=1024, description="Most bytes of all bodies that are being read or scored; beyond it 429."

@@ -80,6 +80,7 @@ FLOORS = {
         ("registry",),
         ("pool",),
         ("api",),
+        ("connections",),
         ("serve",),
         ("commands",),
         ("__main__",),
@@ -128,7 +129,11 @@ HOLDERS = {
     "sympy": ("reward_service/text/expressions.py", "reward_service/text/latex/*.py"),
     "math_verify": ("reward_service/rewards/mathematics.py",),
     "fastapi": ("reward_service/api/*.py", "orchestration/bench/reward_servers.py"),
-    "uvicorn": ("reward_service/serve.py", "orchestration/bench/reward_servers.py"),
+    "uvicorn": (
+        "reward_service/connections.py",
+        "reward_service/serve.py",
+        "orchestration/bench/reward_servers.py",
+    ),
 }
 
 # room → libraries it must work without

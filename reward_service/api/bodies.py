@@ -9,10 +9,12 @@ from typing import TypeVar
 
 import msgspec
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from reward_service.errors import (
     BodyTimeoutError,
     BodyTooLargeError,
+    ClientGoneError,
     InvalidRequestError,
     LimitExceededError,
     QueueFullError,
@@ -51,6 +53,8 @@ class Bodies:
                 raise BodyTimeoutError(
                     f"the body did not arrive within body_timeout_s = {self._settings.body_timeout_s:g} s"
                 ) from None
+            except ClientDisconnect:  # who hangs up in the middle is no error of ours
+                raise ClientGoneError("the client hung up before its body was whole") from None
             yield bytes(body)
         finally:
             self.held_bytes -= len(body)

@@ -1,0 +1,132 @@
+"""What a client without a key can do to the door: long heads, slow ones, many connections."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from reward_service.child import RunningService, start_in_subprocess
+from reward_service.connections import network_of
+from reward_service.settings import ServiceSettings
+from tests.reward_service import door_attacks as attacks
+from tests.waiting import until
+
+SETTINGS = ServiceSettings(
+    port=0,
+    rewards=("gsm8k_format",),
+    num_workers=1,
+    header_timeout_s=1.0,
+    idle_timeout_s=1.5,
+    max_header_bytes=20_000,
+    max_headers=50,
+    max_connections=620,
+    max_connections_per_address=600,
+)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    with start_in_subprocess(SETTINGS, log_path=tmp_path_factory.mktemp("door") / "log") as service:
+        yield service
+
+
+@pytest.fixture
+def port(service: RunningService) -> int:
+    return int(service.url.rpartition(":")[2])
+
+
+def test_one_endless_header_holds_nobody_up(port: int) -> None:
+    with attacks.asking(port) as others:
+        answer = attacks.one_long_header(port, 60_000_000)
+    assert answer in (b"HTTP/1.1 431 Request Header Fields Too Large", b"(closed)")
+    assert others.num_answers
+    assert not others.failures
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda port: attacks.many_headers(port, 51),
+        lambda port: attacks.many_headers(port, 100_000),
+        lambda port: attacks.send_all(port, b"GET /" + b"x" * 400_000 + b" HTTP/1.1\r\n\r\n"),
+        lambda port: attacks.send_all(port, attacks.START, b"a: " + b"x" * 25_000 + b"\r\n\r\n"),
+        lambda port: attacks.one_long_trailer(port, 1_000_000),
+        lambda port: attacks.send_all(
+            port, b"POST /v1/score HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1;", b"x" * 400_000
+        ),
+    ],
+    ids=["fields", "many fields", "address", "field", "trailer", "extension"],
+)
+def test_a_head_is_bounded_wherever_it_grows(port: int, attack: object) -> None:
+    answer = attack(port)  # type: ignore[operator]
+    assert answer.startswith(b"HTTP/1.1 431") or answer in (b"(closed)", b"")
+
+
+def test_heads_within_the_limits_pass(port: int) -> None:
+    assert attacks.many_headers(port, 45).startswith(b"HTTP/1.1 200")
+    assert attacks.send_all(port, attacks.START, b"a: " + b"x" * 15_000, b"\r\n\r\n").startswith(b"HTTP/1.1 200")
+    body = b"x" * 200_000
+    chunked = b"".join(b"%x\r\n%b\r\n" % (len(body[:100]), body[:100]) for _ in range(2000)) + b"0\r\n\r\n"
+    head = b"POST /v1/score HTTP/1.1\r\nhost: a\r\n"
+    assert attacks.send_all(port, head + b"transfer-encoding: chunked\r\n\r\n", chunked).startswith(b"HTTP/1.1 422")
+    assert attacks.send_all(port, head + b"content-length: 200000\r\n\r\n", body).startswith(b"HTTP/1.1 422")
+
+
+@pytest.mark.parametrize(
+    ("begin", "drip"),
+    [(attacks.START, b"x"), (b"", b""), (attacks.WHOLE, b""), (attacks.WHOLE, b"\r\n"), (attacks.WHOLE, b"G")],
+    ids=["slow heads", "silent", "idle", "line ends", "slow second heads"],
+)
+def test_500_slow_connections_are_closed_while_others_are_served(port: int, begin: bytes, drip: bytes) -> None:
+    with attacks.asking(port) as others:
+        closed = attacks.stay(port, 500, begin=begin, drip=drip, every_s=0.1, patience_s=60)
+    assert len(closed) == 500
+    assert not others.failures
+
+
+def test_a_body_that_goes_on_after_the_answer_is_cut(port: int) -> None:
+    begin = b"GET /healthz HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n"
+    assert len(attacks.stay(port, 5, begin=begin, drip=b"x", every_s=0.1, patience_s=60)) == 5
+
+
+def test_who_does_not_read_is_cut(port: int, service: RunningService) -> None:
+    requests = b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n" * 100
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setblocking(False)
+        own_port = connection.getsockname()[1]
+
+        def is_cut() -> bool:
+            with contextlib.suppress(OSError):
+                connection.send(requests)
+            there = psutil.Process(service.process.pid).net_connections()
+            return not any(one.raddr and one.raddr.port == own_port for one in there)
+
+        until(is_cut, 60)
+    assert "Traceback" not in service.log_path.read_text()
+
+
+def test_connections_of_an_address_are_counted(port: int) -> None:
+    def answer(connection: socket.socket) -> bytes:
+        connection.settimeout(20)
+        return connection.recv(4096)
+
+    opened = [socket.create_connection(("127.0.0.1", port)) for _ in range(600)]
+    with socket.create_connection(("127.0.0.1", port)) as one_more:
+        assert b"429" in answer(one_more)
+    others = [socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) for _ in range(20)]
+    with socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.3", 0)) as one_more:
+        assert b"503" in answer(one_more)
+    for connection in (*opened, *others):
+        connection.close()
+
+
+def test_a_host_has_one_ipv4_address_and_a_whole_64_of_ipv6() -> None:
+    assert network_of("10.0.0.1") == "10.0.0.1" != network_of("10.0.0.2")
+    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:2") != network_of("2001:db8:0:1::1")
+    assert network_of("::ffff:10.0.0.1") == "10.0.0.1"
+    assert network_of("fe80::1%eth0") == network_of("fe80::2")
+    assert network_of("") == ""
