@@ -142,6 +142,13 @@ class ServiceSettings(_Settings):
     max_queued_items: int = Field(65_536, ge=1, description="Most items that wait for a worker; beyond it 429.")
     deadline_s: float = Field(5.0, gt=0, le=3600, description="Time of one reward for one item, seconds.")
     deadlines_s: Mapping[str, float] = Field(default_factory=dict, description="The same for single rewards.")
+    max_deadline_factor: float = Field(
+        10.0,
+        ge=1,
+        le=1000,
+        description="Deadlines and request_timeout_s do not count the time in which an item waited for a processor that"
+        " others had; so many times as long at most.",
+    )
     request_timeout_s: float = Field(
         60.0, gt=0, le=3600, description="Time of a request, seconds; items not reached by then have no score."
     )

@@ -3,11 +3,15 @@
 What it waits for: batches from workers, which come as sockets become readable; the watch, every `_WATCH_S` while a
 worker has a job; a request's own deadline. Nothing else can hold it up.
 
-A worker that is at one item for longer than that reward's deadline is killed. The item gets `timeout` for that reward;
-the item's other rewards and the rest of the chunk are scored again by another worker, in smaller chunks, so that one
-bad item costs its deadline and nothing else. When a worker dies by itself, the item that it was at is tried once more,
-alone; if that worker dies too, the item gets `verifier_error`. While a worker is held up another takes its place, up to
-`max_workers`, and the one held up is left the processor's spare time only.
+A worker that is at one item for longer than that reward's deadline is killed. Time in which it, or a process that it
+started, waited for a processor is not the item's fault and does not count, up to `max_deadline_factor` deadlines. The
+item gets `timeout` for that reward; the item's other rewards and the rest of the chunk are scored again by another
+worker, in smaller chunks, so that one bad item costs its deadline and nothing else. When a worker dies by itself, the
+item that it was at is tried once more, alone; if that worker dies too, the item gets `verifier_error`.
+
+While a worker is held up another takes its place, up to `max_workers`: it sleeps, or has had more of the processor than
+such items take. One that has had much more is left the processor's spare time only, unless others keep the machine
+busy: there that would be none. Of too many workers the one that has done least goes.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ from typing import Any, Final
 from reward_service.errors import QueueFullError, ShuttingDownError
 from reward_service.pool.counters import PoolStatistics
 from reward_service.pool.messages import Batch, ScoredItem
-from reward_service.pool.process import WorkerFactory, WorkerProcess
+from reward_service.pool.process import Position, WorkerFactory, WorkerProcess
+from reward_service.pool.processor import kept_busy_by_others, waited_by_descendants
 from reward_service.pool.request import Chunk, PoolRequest, Verdict
 from reward_service.schemas import ScoreItem
 from reward_service.settings import ServiceSettings
@@ -35,7 +40,12 @@ logger = logging.getLogger(__name__)
 _WATCH_S: Final = 0.02
 _CHUNK_S: Final = 0.005
 _STUCK_S: Final = 0.1
-"""Longer at one item than this, and a worker no longer counts as one of those that keep the queue short."""
+"""A worker that slept for longer than this at one item, or had the processor for longer, no longer counts as one of
+those that keep the queue short."""
+_SLOW: Final = 4.0
+"""Unless items of that reward take long: so many times as long as they do on average."""
+_SCAN_S: Final = 0.5
+"""Between two looks at the processes that workers started; workers that slept for less start none that matter."""
 _TAKE_UP_S: Final = 30.0
 """A worker that has not begun a job after this long is as good as dead."""
 _REAP_S: Final = 10.0
@@ -62,6 +72,8 @@ class WorkerPool:
         self._jobs: dict[WorkerProcess, tuple[Chunk, float]] = {}
         """What each worker is at, and since when."""
         self._workers: set[WorkerProcess] = set()
+        self._leaving: set[WorkerProcess] = set()
+        """Workers that were let go, and have not ended yet."""
         self._requests: set[PoolRequest] = set()
         self._ends: dict[WorkerProcess, End] = {}
         """Workers that are to end, and why."""
@@ -70,6 +82,9 @@ class WorkerPool:
         self._queued_items = 0
         self._closing = False
         self._watching: asyncio.TimerHandle | None = None
+        self._starved_s = 0.0
+        """Seconds that workers with a job waited for a processor, on average over these workers, since the start."""
+        self._next_scan = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self.statistics = PoolStatistics()
 
@@ -122,7 +137,7 @@ class WorkerPool:
         loop = asyncio.get_running_loop()
         request = PoolRequest(specs, deadlines_s, items, loop.create_future())
         self._requests.add(request)
-        expiry = loop.call_later(self._settings.request_timeout_s, request.expire, self._settings.request_timeout_s)
+        self._bound_request(request, time.monotonic(), self._starved_s)
         length = self._chunk_length(specs, len(items))
         for start in range(0, len(items), length):
             self._enqueue(Chunk(request, list(range(start, min(start + length, len(items))))))
@@ -130,9 +145,21 @@ class WorkerPool:
         try:
             return await request.future
         finally:
-            expiry.cancel()
+            if request.expiry is not None:
+                request.expiry.cancel()
             request.abandoned = True
             self._requests.discard(request)
+
+    def _bound_request(self, request: PoolRequest, began: float, starved_before_s: float) -> None:
+        """Ends a request when its time is over; that in which workers got no processor does not count."""
+        timeout_s = self._settings.request_timeout_s
+        excused_s = min(self._starved_s - starved_before_s, timeout_s * (self._settings.max_deadline_factor - 1))
+        left_s = began + timeout_s + excused_s - time.monotonic()
+        if left_s <= 0:
+            request.expire(timeout_s)
+        else:
+            call_later = asyncio.get_running_loop().call_later
+            request.expiry = call_later(left_s, self._bound_request, request, began, starved_before_s)
 
     def hurry(self) -> None:
         """Answers all requests with what there is, as the service ends."""
@@ -202,18 +229,25 @@ class WorkerPool:
             self._grow()
 
     def _num_active(self) -> int:
-        """Workers that are not held up."""
-        return len(self._workers) - sum(map(self._is_stuck, self._jobs))
+        """Workers that stay and are not held up."""
+        return len(self._workers) - len(self._leaving) - sum(map(self._is_stuck, self._jobs))
 
     def _is_stuck(self, worker: WorkerProcess) -> bool:
         at = worker.position() if worker in self._jobs else None
-        return at is not None and at[2] > _STUCK_S
+        if at is None or at.elapsed_s <= _STUCK_S:
+            return False
+        return worker.idle_s > _STUCK_S or worker.ran_s > max(_STUCK_S, _SLOW * self._usual_s(worker, at))
+
+    def _usual_s(self, worker: WorkerProcess, at: Position) -> float:
+        """Seconds that items of the reward that it is at take on average."""
+        return self.statistics.item_s(self._jobs[worker][0].request.specs[at.reward].name)
 
     def _on_ready(self, worker: WorkerProcess) -> None:
         self._failed_starts = 0
         worker.was_ready = True
         self._idle.append(worker)
         self._pump()
+        self._trim()
 
     def _on_batch(self, worker: WorkerProcess, batch: Batch) -> None:
         if worker not in self._jobs or worker in self._ends:
@@ -237,18 +271,33 @@ class WorkerPool:
             self._jobs[worker] = (chunk, since)
 
     def _put_back(self, worker: WorkerProcess) -> None:
-        """Keeps a worker that has done its job, unless it has done enough, was demoted, or is one too many."""
-        if worker.num_items >= self._settings.max_items_per_worker:
-            self.statistics.ended("recycled")
-        elif worker.demoted or self._num_active() > self._settings.num_workers:
-            pass
-        else:
-            self._idle.append(worker)
+        """Keeps a worker that has done its job, unless it has done enough or was demoted."""
+        if worker.demoted or worker.num_items >= self._settings.max_items_per_worker:
+            if not worker.demoted:
+                self.statistics.ended("recycled")
+            self._let_go(worker)
             return
+        self._idle.append(worker)
+        self._trim()
+
+    def _trim(self) -> None:
+        """Lets workers go that are too many: those that have done least, as the others are warm."""
+        while self._idle and self._num_active() > self._settings.num_workers:
+            worker = min(self._idle, key=lambda one: one.num_items)
+            self._idle.remove(worker)
+            self._let_go(worker)
+
+    def _let_go(self, worker: WorkerProcess) -> None:
+        self._leaving.add(worker)
         worker.let_go()
 
     def _watch(self) -> None:
         self._watching = None
+        others = any(worker.demoted or worker.ran_s > _STUCK_S for worker in self._jobs) and kept_busy_by_others(
+            len(self._jobs) + 1
+        )
+        waited_s = sum(worker.look(excuse=others or not worker.demoted) for worker in self._jobs)
+        self._starved_s += waited_s / max(1, len(self._jobs))
         for worker, (chunk, since) in list(self._jobs.items()):
             if worker in self._ends:
                 continue
@@ -256,18 +305,33 @@ class WorkerPool:
             if chunk.request.abandoned:
                 self._end(worker, End("abandoned"))
             elif at is not None:
-                self._bound(worker, chunk, *at)
-            elif time.monotonic() - since > _TAKE_UP_S:
+                self._bound(worker, chunk, at, may_demote=not others)
+            elif time.monotonic() - since - worker.excused_s > _TAKE_UP_S:
                 self._end(worker, End("died"))
+        if time.monotonic() >= self._next_scan and any(worker.idle_s > _SCAN_S for worker in self._jobs):
+            self._next_scan = math.inf  # one at a time
+            self._run(self._scan())
         self._pump()
 
-    def _bound(self, worker: WorkerProcess, chunk: Chunk, index: int, reward: int, elapsed_s: float) -> None:
-        deadline_s = chunk.request.deadlines_s[reward]
-        if elapsed_s > deadline_s:
-            message = f"not done within its deadline of {deadline_s:g} s"
-            self._end(worker, End("timeout", Verdict(index, reward, Reason.TIMEOUT, message)))
-        elif elapsed_s > max(_STUCK_S, deadline_s / 4) and not worker.demoted:
-            worker.demote()
+    async def _scan(self) -> None:
+        """Looks for the processes that sleeping workers wait for: they may be waiting for a processor."""
+        sleeping = [worker for worker in self._jobs if worker.idle_s > _SCAN_S]
+        waited_s = await asyncio.to_thread(waited_by_descendants, [worker.pid for worker in sleeping])
+        more_s = [worker.excuse_children(waited_s[worker.pid]) for worker in sleeping if worker in self._jobs]
+        self._starved_s += sum(more_s) / max(1, len(self._jobs))
+        self._next_scan = time.monotonic() + _SCAN_S
+
+    def _bound(self, worker: WorkerProcess, chunk: Chunk, at: Position, *, may_demote: bool) -> None:
+        deadline_s = chunk.request.deadlines_s[at.reward]
+        excused_s = min(worker.excused_s, deadline_s * (self._settings.max_deadline_factor - 1))
+        if at.elapsed_s - excused_s > deadline_s:
+            waited = f", and {excused_s:.1f} s in which others had the processors" if excused_s >= 0.1 else ""
+            message = f"not done within its deadline of {deadline_s:g} s{waited}"
+            self._end(worker, End("timeout", Verdict(at.item, at.reward, Reason.TIMEOUT, message)))
+        elif may_demote and not worker.demoted:
+            usual_s = self._usual_s(worker, at)
+            if worker.ran_s > max(_STUCK_S, deadline_s / 4, 2 * _SLOW * usual_s):
+                worker.demote()
 
     def _end(self, worker: WorkerProcess, end: End) -> None:
         self._ends[worker] = end
@@ -276,6 +340,7 @@ class WorkerPool:
     def _on_end(self, worker: WorkerProcess) -> None:
         """Brings back what a worker left undone. Its progress is still: what it was at when it ended is known."""
         self._workers.discard(worker)
+        self._leaving.discard(worker)
         if not worker.was_ready and not self._closing:
             self._failed_starts += 1
             logger.error("a worker ended before it was ready; its output says more")

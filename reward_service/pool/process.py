@@ -12,15 +12,24 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext, ForkServerProcess
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from reward_service.pool.messages import Batch, Job, decode_batch, encode_job
+from reward_service.pool.processor import ProcessorClock, Usage
 from reward_service.pool.worker import main
 from reward_service.settings import ServiceSettings
 
 _HEADER: Final = struct.Struct("!i")  # how multiprocessing frames messages of less than 2 GiB
 _LONG_HEADER: Final = struct.Struct("!iQ")
-_MORE_NICE: Final = 10
+_MORE_NICE: Final = 19
+
+
+class Position(NamedTuple):
+    """What a worker is at."""
+
+    item: int
+    reward: int
+    elapsed_s: float
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -42,6 +51,14 @@ class WorkerProcess(asyncio.Protocol):
         """Items it was given so far."""
         self.demoted = False
         self.was_ready = False
+        self.excused_s = 0.0
+        """Seconds of its item, as far as it was looked at, in which it waited for a processor that others had."""
+        self._clock = ProcessorClock(self.pid)
+        self._at: tuple[float, float] | None = None
+        """The item that was looked at last."""
+        self._first = self._last = (time.monotonic(), Usage(0.0, 0.0))
+        """When that item was looked at for the first and for the last time, and the worker's usage then."""
+        self._by_children_s = 0.0
 
     @property
     def pid(self) -> int:
@@ -54,16 +71,58 @@ class WorkerProcess(asyncio.Protocol):
         header = _HEADER.pack(len(data)) if len(data) < 2**31 else _LONG_HEADER.pack(-1, len(data))
         self._transport.writelines((header, data))
 
-    def position(self) -> tuple[int, int, float] | None:
-        """(item, reward, seconds since it began) of what it is at; None between jobs."""
-        while True:
-            code, since = self._progress[1], self._progress[0]
-            if code == self._progress[1]:
-                break
+    def position(self) -> Position | None:
+        """What it is at; None between jobs."""
+        code, since = self._read_progress()
         if code < 0:
             return None
         item, reward = divmod(int(code), 64)
-        return item, reward, time.monotonic() - since
+        return Position(item, reward, time.monotonic() - since)
+
+    def look(self, *, excuse: bool) -> float:
+        """Reads what it got of the processors; to be called every now and then while it has a job.
+
+        Args:
+            excuse: whether its waiting since the last look is not the item's fault. All of it counts for the item it is
+                at now, rather too much than too little.
+
+        Returns:
+            Seconds that it waited since the last look, if they are excused.
+        """
+        now, at = time.monotonic(), self._read_progress()
+        usage = self._clock.read(now)
+        waited_s = usage.waited_s - self._last[1].waited_s if excuse else 0.0
+        self._last = (now, usage)
+        if at != self._at:
+            self._at, self._first, self.excused_s, self._by_children_s = at, self._last, 0.0, 0.0
+        self.excused_s += waited_s
+        return waited_s
+
+    def excuse_children(self, waited_s: float) -> float:
+        """Takes in how long all its living descendants waited for a processor; gives by how much that is more."""
+        more_s = max(0.0, waited_s - self._by_children_s)
+        self._by_children_s = waited_s
+        self.excused_s += more_s
+        return more_s
+
+    @property
+    def ran_s(self) -> float:
+        """Seconds that it had a processor for its item, as far as it was looked at."""
+        return self._last[1].ran_s - self._first[1].ran_s if self._at == self._read_progress() else 0.0
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds that it wanted no processor for its item, as far as it was looked at."""
+        if self._at != self._read_progress():
+            return 0.0
+        (first_at, first), (last_at, last) = self._first, self._last
+        return last_at - first_at - (last.ran_s - first.ran_s) - (last.waited_s - first.waited_s)
+
+    def _read_progress(self) -> tuple[float, float]:
+        while True:
+            code, since = self._progress[1], self._progress[0]
+            if code == self._progress[1]:
+                return code, since
 
     def demote(self) -> None:
         """Leaves the processor to the others; for good, as only root could take that back."""

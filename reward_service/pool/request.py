@@ -39,6 +39,7 @@ class PoolRequest:
         self.specs, self.deadlines_s, self.items, self.future = specs, deadlines_s, items, future
         self.encoded_specs = encode_specs(specs)
         self.abandoned = False
+        self.expiry: asyncio.TimerHandle | None = None
         self.num_kills = 0
         """Workers that ended with items of this request."""
         self._results: list[ScoredItem | None] = [None] * len(items)

@@ -121,6 +121,9 @@ class _Worker:
                 self._plans.clear()
             plan = self._plans[specs] = make_plan(decode_specs(specs), self._rewards)
             _import({module for planned in plan for module in planned.reward.on_demand})
+            for planned in plan:
+                with suppress(Exception):  # the item will say what is wrong
+                    planned.reward.prepare()
         return self._plans[specs]
 
 

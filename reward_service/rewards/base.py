@@ -98,7 +98,8 @@ class Reward:
     keys: ReferenceKeys | Callable[[Any], ReferenceKeys] | None = None
     """Which keys of a reference it reads, or a function of its parameters that says so; None: not known."""
     preload: tuple[str, ...] = ()
-    """Modules that are slow to import; `score` imports them, and a worker has them before its first item."""
+    """Modules that are slow to import, or make at their import what is slow to make; a worker has them before its first
+    item."""
 
     on_demand: tuple[str, ...] = ()
     """The same for modules that take seconds, or need not be installed: a worker has them before its first item of this
@@ -107,6 +108,9 @@ class Reward:
     def apply(self, task: Task, params: RewardParams) -> RewardScore:
         """The score of a task; rewards that look at more than the completion and the reference override it."""
         return self.score(task.completion, task.reference, params)
+
+    def prepare(self) -> None:
+        """What a worker does once before its first item of this reward, whose time this is not."""
 
     def reference_keys(self, params: RewardParams | None = None) -> ReferenceKeys | None:
         """Which keys it reads with these parameters (None: with their defaults); None where that is not known."""

@@ -112,6 +112,10 @@ class CodeReward(Reward):
         """Sha-256 of the definition, with what runs inside the sandbox, which is sent there and not imported."""
         return definition_hash(__name__, *INSIDE, libraries=self.preload)
 
+    def prepare(self) -> None:
+        """Finds the sandbox by a trial."""
+        backend_of(self.sandbox)
+
     def apply(self, task: Task, params: RewardParams) -> RewardScore:
         """The score of the completion in this sandbox."""
         assert isinstance(params, Params)

@@ -227,5 +227,5 @@ REWARD: Final = Reward(
     score=score,
     keys=FINAL_ANSWER,
     deadline_s=5.0,
-    preload=("math_verify", "latex2sympy2_extended", "sympy"),
+    preload=("math_verify", "latex2sympy2_extended", "sympy", "reward_service.rewards.warm.mathematics"),
 )

@@ -84,5 +84,5 @@ REWARD = Reward(
     score=score,
     keys=FINAL_ANSWER,
     deadline_s=5.0,
-    preload=("sympy",),
+    preload=("sympy", "reward_service.rewards.warm.symbolic"),
 )

@@ -137,15 +137,27 @@ async def test_details_that_are_not_json_are_told_of() -> None:
         assert told["details"]
 
 
-async def test_a_held_up_worker_is_left_the_spare_time_and_then_replaced() -> None:
+async def test_a_worker_that_sleeps_is_replaced_and_stays_when_it_is_done() -> None:
     async with running(num_workers=1) as pool:
+        await score(pool, ["x"], "hangs")
         work = asyncio.create_task(score(pool, ["slow", "slow"], "hangs"))
         await until_async(lambda: pool.num_workers == 2)  # another took its place
         [held_up] = pool._jobs
-        await until_async(lambda: os.getpriority(os.PRIO_PROCESS, held_up.pid) > os.getpriority(os.PRIO_PROCESS, 0))
         assert [item.scores for item in await work] == [[1.0]] * 2
         await until_async(lambda: pool.num_workers == 1)
-        assert held_up not in pool._workers
+        assert pool._workers == {held_up}  # it has done more than the other
+        assert os.getpriority(os.PRIO_PROCESS, held_up.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+async def test_a_worker_that_spins_is_left_the_spare_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_service.pool.pool.kept_busy_by_others", lambda num_ours: False)
+    async with running(num_workers=1) as pool:
+        work = asyncio.create_task(score(pool, ["spins"], "hangs", deadline_s=4.0))
+        await until_async(lambda: pool._jobs)
+        [held_up] = pool._jobs
+        await until_async(lambda: held_up.demoted)
+        assert os.getpriority(os.PRIO_PROCESS, held_up.pid) == 19
+        assert [item.scores for item in await work] == [[None]]
 
 
 async def test_workers_that_cannot_start_are_tried_again_with_patience(
