@@ -8,6 +8,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -126,24 +127,48 @@ class AuditHandle:
             await self._until(lambda: self._committed >= target, timeout_s)
 
     async def close(self, timeout_s: float = 10.0) -> None:
-        """Lets the writer commit what it has and end; AuditError if something is not committed in time."""
+        """Lets the writer commit what it has and end; AuditError if something is not committed in time.
+
+        A writer that is dead, or does not end in half of the time that is left, is started again for what it did not
+        commit.
+        """
+        deadline = time.monotonic() + timeout_s
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
             self._supervisor = None
         why = self._failed
-        if self._link is not None and self._process is not None:
-            self._link.write_eof()
-            try:
-                await asyncio.wait_for(asyncio.shield(self._link.lost), timeout_s)
-            except TimeoutError:
-                why = self._failed or f"the audit writer did not end within {timeout_s:g} s"
-                self._process.kill()
-            await self._end_process()
+        while True:
+            why = await self._finish(deadline - time.monotonic()) or why
+            if not self._unacked or time.monotonic() + _FIRST_DELAY_S >= deadline:
+                break
+            await asyncio.sleep(_FIRST_DELAY_S)
         self._failed = "the audit log is closed"
         self._wake()
         if self._unacked:
             raise AuditError(f"the decisions of {len(self._unacked)} requests are not in the audit log: {why}")
+
+    async def _finish(self, left_s: float) -> str | None:
+        """Ends the writer, another one if it is dead and did not commit all; why that failed."""
+        try:
+            async with asyncio.timeout(left_s):
+                if self._link is not None and self._link.lost.done():
+                    await self._end_process()
+                if self._link is None and self._unacked:
+                    await self._connect()
+        except (AuditError, TimeoutError) as error:
+            return str(error) or "the audit writer did not start in time"
+        if self._link is None or self._process is None:
+            return None
+        self._link.write_eof()
+        why = None
+        try:
+            await asyncio.wait_for(asyncio.shield(self._link.lost), left_s / 2)
+        except TimeoutError:
+            why = self._failed or f"the audit writer did not end within {left_s / 2:.2g} s"
+            self._process.kill()
+        await self._end_process()
+        return why
 
     def _require_working(self) -> None:
         if self._failed is not None:

@@ -75,6 +75,7 @@ HEAD: Final = sa.Table(
     sa.Column("seq", _BIG, nullable=False),
     sa.Column("hash", sa.Text, nullable=False),
     sa.Column("algorithm", sa.Text, nullable=False),
+    sa.Column("messages", _BIG),  # of all sessions; NULL in a log of before it was counted
 )
 SESSIONS: Final = sa.Table(
     "audit_sessions",
@@ -115,12 +116,13 @@ class AuditStore:
             if not self._is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
             _metadata.create_all(connection)
+            _add_missing_columns(connection)
             # Locked, as another writer may be appending between this statement and the next.
             stored = connection.execute(sa.select(HEAD).with_for_update()).one_or_none()
             if stored is None:
                 if connection.execute(sa.select(RECORDS.c.seq).limit(1)).first() is not None:
                     raise AuditError(f"{self.name} holds records but no head; run `rlvr reward audit verify`")
-                head = {"id": 1, "seq": 0, "hash": GENESIS, "algorithm": self.algorithm}
+                head = {"id": 1, "seq": 0, "hash": GENESIS, "algorithm": self.algorithm, "messages": 0}
                 connection.execute(sa.insert(HEAD), head)
                 return Head(0, GENESIS)
             self._check_algorithm(stored.algorithm)
@@ -133,6 +135,11 @@ class AuditStore:
                     f"{self.name} ends in another record than its head says; run `rlvr reward audit verify`, "
                     "and begin a new log"
                 )
+            if stored.messages is not None and _all_messages(connection) != stored.messages:
+                raise AuditError(
+                    f"{self.name} has other sessions than its head says; run `rlvr reward audit verify`, "
+                    "and begin a new log"
+                )
             return head_there
 
     def append(self, drafts: Sequence[Draft], *, session: str, messages: int) -> Head:
@@ -141,17 +148,20 @@ class AuditStore:
         If as many are committed already (the answer to a commit got lost), nothing is written again.
         """
         with self._writing() as connection:
-            stored = connection.execute(sa.select(HEAD.c.seq, HEAD.c.hash).with_for_update()).one_or_none()
+            stored = connection.execute(sa.select(HEAD).with_for_update()).one_or_none()
             if stored is None:
                 raise AuditError(f"{self.name} has lost its head; run `rlvr reward audit verify`")
-            head = Head(*stored)
+            head = Head(stored.seq, stored.hash)
             before = _committed(connection, session)
             if before is not None and before >= messages:
                 return head
             rows, head = chain(drafts, head, self.key)
             if rows:
                 self._insert(connection, rows)
-                connection.execute(sa.update(HEAD).values(seq=head.seq, hash=head.hash))
+            counted = _all_messages(connection) if stored.messages is None else stored.messages
+            connection.execute(
+                sa.update(HEAD).values(seq=head.seq, hash=head.hash, messages=counted + messages - (before or 0))
+            )
             if before is None:
                 connection.execute(sa.insert(SESSIONS), {"session": session, "messages": messages})
             else:
@@ -179,17 +189,19 @@ class AuditStore:
             rows = connection.execute(statement.order_by(RECORDS.c.seq.desc()).limit(limit))
             return [dict(row) for row in rows.mappings()]
 
-    def _insert(self, connection: sa.Connection, rows: list[Row]) -> None:
+    def _insert(self, connection: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Rows of `chain`. SQLAlchemy's own inserts take three times as long as SQLite does."""
+        names = (*FIELDS, "hash")
         if self._is_sqlite:
-            connection.execute(sa.insert(RECORDS), rows)
+            marks = ", ".join("?" * len(names))
+            connection.exec_driver_sql(f"INSERT INTO {RECORDS.name} ({', '.join(names)}) VALUES ({marks})", list(rows))
             return
         # COPY takes less than half the time of INSERTs. SQLAlchemy has no words for it, and does not see its errors.
-        names = [column.name for column in RECORDS.c]
         driver: Any = connection.connection.driver_connection
         try:
             with driver.cursor() as cursor, cursor.copy(f"COPY {RECORDS.name} ({', '.join(names)}) FROM STDIN") as copy:
                 for row in rows:
-                    copy.write_row([row[name] for name in names])
+                    copy.write_row(row)
         except driver.Error as error:
             raise AuditError(f"audit log {self.name}: {' '.join(str(error).split())}") from error
 
@@ -275,6 +287,19 @@ class Snapshot:
         rows = self._connection.execute(sa.select(HEAD.c.seq, HEAD.c.hash, HEAD.c.algorithm).order_by(HEAD.c.id))
         return [(Head(seq, hash_), algorithm) for seq, hash_, algorithm in rows]
 
+    def sessions_finding(self) -> str | None:
+        """What is wrong with the sessions; None if nothing is."""
+        if not sa.inspect(self._connection).has_table(SESSIONS.name):
+            return "the sessions: their table is missing"
+        columns = {column["name"] for column in sa.inspect(self._connection).get_columns(HEAD.name)}
+        if HEAD.c.messages.name not in columns:
+            return None
+        counted = self._connection.execute(sa.select(HEAD.c.messages)).scalars().first()
+        there = _all_messages(self._connection)
+        if counted is None or counted == there:
+            return None
+        return f"the sessions: {there} messages of them are there, and the head counts {counted}"
+
     def records(self, run_id: str | None = None) -> Iterator[Row]:
         """All records, or those of one run, by sequence number; a few thousand are in memory at a time."""
         statement = sa.select(RECORDS).order_by(RECORDS.c.seq)
@@ -291,6 +316,17 @@ def _committed(connection: sa.Connection, session: str) -> int | None:
     statement = sa.select(SESSIONS.c.messages).where(SESSIONS.c.session == session)
     messages: int | None = connection.execute(statement).scalar_one_or_none()
     return messages
+
+
+def _all_messages(connection: sa.Connection) -> int:
+    return int(connection.execute(sa.select(sa.func.coalesce(sa.func.sum(SESSIONS.c.messages), 0))).scalar_one())
+
+
+def _add_missing_columns(connection: sa.Connection) -> None:
+    """To a log that an earlier version made."""
+    there = {column["name"] for column in sa.inspect(connection).get_columns(HEAD.name)}
+    if HEAD.c.messages.name not in there:
+        connection.execute(sa.text(f"ALTER TABLE {HEAD.name} ADD COLUMN {HEAD.c.messages.name} BIGINT"))
 
 
 def _parse(database: str) -> sa.URL:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from reward_service.audit.records import GENESIS, Head, Row, record_hash
-from reward_service.audit.store import AuditStore
+from reward_service.audit.store import AuditStore, Snapshot
 
 MAX_FINDINGS = 20
 
@@ -36,7 +36,7 @@ def verify(store: AuditStore, *, expected: Head | None = None) -> Verification:
     walk = _Walk(key=store.key, expected=expected)
     with store.snapshot() as snapshot:
         heads = snapshot.heads()
-        for finding in _all_findings(walk, snapshot.records(), heads, store.algorithm):
+        for finding in _all_findings(walk, snapshot, heads, store.algorithm):
             num_findings += 1
             if len(findings) < MAX_FINDINGS:
                 findings.append(finding)
@@ -49,15 +49,17 @@ def verify(store: AuditStore, *, expected: Head | None = None) -> Verification:
     )
 
 
-def _all_findings(walk: _Walk, rows: Iterable[Row], heads: list[tuple[Head, str]], algorithm: str) -> Iterator[str]:
+def _all_findings(walk: _Walk, snapshot: Snapshot, heads: list[tuple[Head, str]], algorithm: str) -> Iterator[str]:
     if len(heads) == 1 and heads[0][1] != algorithm:
         yield (
             f"the log is chained by {heads[0][1]} and is verified by {algorithm}: "
             f"{'give its HMAC key' if heads[0][1].startswith('hmac') else 'it was not written with this HMAC key'}"
         )
-    for row in rows:
+    for row in snapshot.records():
         yield from walk.step(row)
     yield from walk.end([head for head, _ in heads])
+    if (finding := snapshot.sessions_finding()) is not None:
+        yield finding
 
 
 class _Walk:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reward_service.audit.records import AppliedReward, AuditBatch, AuditItem, Draft, drafts
+from reward_service.audit.records import FIELDS, AppliedReward, AuditBatch, AuditItem, Draft, Row, drafts
 
 KEY = b"sixteen bytes or more"
 RESULT = (
@@ -19,3 +19,8 @@ def batch(number: int, *, num_items: int = 2, run_id: str | None = "run", comple
 
 def drafted(*batches: AuditBatch, keep_text: bool = True) -> list[Draft]:
     return [draft for one in batches for draft in drafts(one, service_version="1.0", keep_text=keep_text)]
+
+
+def row_of(draft: Draft) -> Row:
+    """Its columns by name, without `seq`, `prev_hash` and `hash`."""
+    return dict(zip(FIELDS[2:], draft.values, strict=True))

@@ -133,6 +133,16 @@ def test_another_writers_transaction_is_waited_for_as_long_as_the_settings_say(
         store.close()
 
 
+def test_a_log_of_before_sessions_were_counted_goes_on(store: AuditStore, database: str) -> None:
+    manipulate(database, "ALTER TABLE audit_head DROP COLUMN messages")
+    assert verify(store).findings == ()
+    store.create()
+    store.append(drafted(batch(3)), session="s", messages=4)
+    assert verify(store).findings == ()
+    manipulate(database, "DELETE FROM audit_sessions")
+    assert verify(store).findings == ("the sessions: 0 messages of them are there, and the head counts 4",)
+
+
 def test_two_writers_do_not_fork_the_chain(database: str) -> None:
     errors: list[Exception] = []
 
@@ -219,6 +229,9 @@ SWAP = ("UPDATE audit_records SET seq = 100 WHERE seq = 2", "UPDATE audit_record
         pytest.param(["DELETE FROM audit_head"], "the head: there are 0 rows", id="head dropped"),
         pytest.param(["UPDATE audit_head SET seq = 5"], "record 6: put in behind the head", id="head set back"),
         pytest.param(["UPDATE audit_head SET hash = 'x'"], "record 6: replaced", id="head changed"),
+        pytest.param(["DROP TABLE audit_sessions"], "the sessions: their table is missing", id="sessions dropped"),
+        pytest.param(["DELETE FROM audit_sessions"], "the sessions: 0 messages", id="sessions emptied"),
+        pytest.param(["UPDATE audit_sessions SET messages = 9"], "the sessions: 9 messages", id="sessions changed"),
         pytest.param(["UPDATE audit_head SET algorithm = 'hmac-sha256'"], "give its HMAC key", id="algorithm"),
     ],
 )  # fmt: skip
@@ -311,6 +324,13 @@ def test_bytes_that_are_no_text_are_found(tmp_path: Path) -> None:
 
 
 def test_a_manipulated_end_stops_the_start(store: AuditStore, database: str) -> None:
+    manipulate(database, "UPDATE audit_sessions SET messages = 2")
+    with pytest.raises(AuditError, match="other sessions than its head says"):
+        store.create()
+    manipulate(database, "DROP TABLE audit_sessions")
+    with pytest.raises(AuditError, match="other sessions than its head says"):
+        store.create()  # which makes the table, and must not mend the log by that
+    assert "the sessions: their table is missing" in verify(store).findings
     manipulate(database, "DELETE FROM audit_records WHERE seq = 6")
     with pytest.raises(AuditError, match="ends in another record than its head says"):
         store.create()

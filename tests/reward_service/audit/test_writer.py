@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 
 from reward_service.audit.handle import AuditHandle
@@ -23,7 +25,9 @@ from reward_service.audit.store import AuditStore
 from reward_service.audit.verify import Verification, verify
 from reward_service.audit.wire import FLUSH, FrameReader, Start, Status, frame
 from reward_service.audit.writer import Writer
+from reward_service.child import start_in_subprocess
 from reward_service.errors import AuditError, AuditUnavailableError
+from reward_service.settings import ServiceSettings
 from tests.reward_service.audit.audit_cases import batch
 from tests.waiting import until, until_async
 
@@ -133,6 +137,44 @@ async def test_a_killed_writer_is_started_again_and_nothing_is_lost_or_doubled(d
     store.close()
     assert ids == [f"{number}/{n}" for number in range(offered) for n in range(2)]
     verified(database)
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.3, 2.0])
+async def test_nothing_is_lost_when_the_end_comes_while_the_writer_is_dead(database: str, pause_s: float) -> None:
+    handle = await AuditHandle.start(AuditSettings(database=database, flush_s=60), service_version="1")
+    for number in range(4):
+        handle.offer(batch(number, num_items=20))
+    assert handle.writer_pid is not None
+    os.kill(handle.writer_pid, signal.SIGKILL)
+    await asyncio.sleep(pause_s)
+    await handle.close(timeout_s=60)
+    assert verified(database).num_records == 80
+
+
+async def test_a_writer_that_hangs_at_the_end_is_replaced(database: str) -> None:
+    handle = await AuditHandle.start(AuditSettings(database=database, flush_s=60), service_version="1")
+    handle.offer(batch(0, num_items=20))
+    assert handle.writer_pid is not None
+    os.kill(handle.writer_pid, signal.SIGSTOP)
+    await handle.close(timeout_s=20)
+    assert verified(database).num_records == 20
+
+
+def test_a_service_that_ends_after_its_writer_was_killed_has_recorded_what_it_answered(tmp_path: Path) -> None:
+    database = str(tmp_path / "audit.sqlite3")
+    settings = ServiceSettings(
+        port=0, rewards=("last_number",), num_workers=1, audit=AuditSettings(database=database, flush_s=60)
+    )
+    items = [{"completion": str(n), "reference": {"final_answer": str(n)}} for n in range(20)]
+    with start_in_subprocess(settings, log_path=tmp_path / "log") as service:
+        for _ in range(4):
+            body = {"rewards": [{"name": "last_number"}], "items": items}
+            httpx.post(f"{service.url}/v1/score", json=body, timeout=60, trust_env=False).raise_for_status()
+        children = psutil.Process(service.process.pid).children()
+        (writer,) = [child for child in children if "reward_service.audit.writer" in child.cmdline()]
+        writer.kill()
+        service.stop(timeout_s=60)
+    assert verified(database).num_records == 80
 
 
 SERVER = """
