@@ -27,6 +27,7 @@ def add_audit_commands(commands: Any) -> None:
     _add_database(verify)
     verify.add_argument("--hmac-key-file", type=Path, help="the key of a keyed log (audit.hmac_key_file)")
     verify.add_argument("--expect-head", type=_head, metavar="SEQ:HASH", help="a head printed earlier")
+    verify.add_argument("--archive", type=Path, metavar="FOLDER", help="where audit.archive_folder is, if it is set")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
     verify.set_defaults(run=_verify)
 
@@ -58,7 +59,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from reward_service.audit.store import AuditStore
     from reward_service.audit.verify import verify
 
-    with closing(AuditStore(arguments.database, key=read_key(arguments.hmac_key_file))) as store:
+    key = read_key(arguments.hmac_key_file)
+    with closing(AuditStore(arguments.database, key=key, archive=arguments.archive)) as store:
         found = verify(store, expected=arguments.expect_head)
     if arguments.json:
         print(json.dumps({**dataclasses.asdict(found), "head": str(found.head), "intact": not found.findings}))
@@ -68,6 +70,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     if found.num_findings > len(found.findings):
         print(f"and {found.num_findings - len(found.findings)} more")
     state = f"{found.num_findings} findings" if found.findings else "intact"
+    if found.num_absent:
+        print(f"the first {found.num_absent} records are not here: removed by keep_days, or kept elsewhere")
     print(f"{state}: {found.num_records} records, chained by {found.algorithm}; head {found.head}")
     return int(bool(found.findings))
 

@@ -66,6 +66,34 @@ class Head(NamedTuple):
         return f"{self.seq}:{self.hash}"
 
 
+class Segment(NamedTuple):
+    """A part of the chain that is no longer in the log itself."""
+
+    first_seq: int
+    last_seq: int
+    last_hash: str
+    last_time_us: int
+    file: str
+    """Name of the file that it was moved to; empty: it is not to be looked for."""
+    removed_us: int | None
+    """When it was removed; None: it was not."""
+    seal: str
+    """Hash of the above, as of a record: nobody without the key of a keyed log can say that something was removed."""
+
+    @classmethod
+    def of(cls, first_seq: int, last: Row, file: str, key: bytes | None) -> Segment:
+        """The segment that ends with this record."""
+        return cls(first_seq, last["seq"], last["hash"], last["time_us"], file, None, "").sealed(key)
+
+    def sealed(self, key: bytes | None) -> Segment:
+        """With the seal that it has to have."""
+        return self._replace(seal=chain_hash(b"7:segment,", encode_fields(self[:-1]), key))
+
+    def removed(self, now_us: int, key: bytes | None) -> Segment:
+        """The same, once it is removed."""
+        return self._replace(file="", removed_us=now_us).sealed(key)
+
+
 class AppliedReward(msgspec.Struct, frozen=True, array_like=True):
     """A reward that a request asked for."""
 

@@ -2,7 +2,8 @@
 
 Tables: `audit_records` (the columns of `records.FIELDS`, and `hash`), `audit_head` (one row: the last record and how
 the chain is hashed), `audit_sessions` (how many messages of which server are committed, so that a writer that is
-started again neither leaves one out nor writes one twice). A commit changes all three or none.
+started again neither leaves one out nor writes one twice), `audit_segments` (what was rotated and removed, see
+`rotation`). A commit changes all of them or none.
 
 Two writers of one log take turns: every commit first locks the head and reads it, so the chain does not fork.
 - SQLite: `BEGIN IMMEDIATE`. WAL, so that readers do not wait; `synchronous=FULL`, as one fsync a commit, two commits
@@ -13,18 +14,20 @@ Two writers of one log take turns: every commit first locks the head and reads i
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from reward_service.audit.records import FIELDS, GENESIS, Draft, Head, Row, chain, storable
+from reward_service.audit.records import FIELDS, GENESIS, Draft, Head, Row, Segment, chain, storable
+from reward_service.audit.settings import AuditSettings
 from reward_service.errors import AuditError
 
 _INDEX_CHARS: Final = 200
@@ -33,6 +36,7 @@ _STATEMENT_TIMEOUT_MS: Final = 120_000
 _CONNECT_TIMEOUT_S: Final = 10
 _READ_ROWS: Final = 2000
 _RETRY_S: Final = 0.05
+_SAMPLE_ROWS: Final = 500
 
 _metadata = sa.MetaData()
 _BIG = sa.BigInteger()
@@ -83,6 +87,17 @@ SESSIONS: Final = sa.Table(
     sa.Column("session", sa.Text, primary_key=True),
     sa.Column("messages", _BIG, nullable=False),
 )
+SEGMENTS: Final = sa.Table(
+    "audit_segments",
+    _metadata,
+    sa.Column("first_seq", _BIG, nullable=False),
+    sa.Column("last_seq", _BIG, primary_key=True, autoincrement=False),
+    sa.Column("last_hash", sa.Text, nullable=False),
+    sa.Column("last_time_us", _BIG, nullable=False),
+    sa.Column("file", sa.Text, nullable=False),
+    sa.Column("removed_us", _BIG),
+    sa.Column("seal", sa.Text, nullable=False),
+)
 
 
 class AuditStore:
@@ -91,12 +106,23 @@ class AuditStore:
     Writing needs `create`; reading an existing log does not, and then a log that is not there is an error.
     """
 
-    def __init__(self, database: str, *, key: bytes | None = None, busy_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, database: str, *, key: bytes | None = None, busy_timeout_s: float = 10.0, archive: Path | None = None
+    ) -> None:
+        """`archive`: where rotated files are; None: beside the SQLite file."""
         self.key = key
         self._url = _parse(database)
         self._busy_timeout_s = busy_timeout_s
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
         self._engine = _engine(self._url, busy_timeout_s)
+        path = Path(str(self._url.database))
+        self.archive = archive if archive is not None else path.parent if self._is_sqlite else Path()
+        self.stem = path.stem
+
+    @classmethod
+    def of(cls, settings: AuditSettings, key: bytes | None = None) -> Self:
+        """The log of a service's settings."""
+        return cls(settings.database, key=key, busy_timeout_s=settings.busy_timeout_s, archive=settings.archive_folder)
 
     @property
     def name(self) -> str:
@@ -130,7 +156,9 @@ class AuditStore:
             last = connection.execute(
                 sa.select(RECORDS.c.seq, RECORDS.c.hash).order_by(RECORDS.c.seq.desc()).limit(1)
             ).first()
-            if (Head(0, GENESIS) if last is None else Head(*last)) != head_there:
+            base = _segments(connection)[-1:]
+            end = Head(0, GENESIS) if not base else Head(base[0].last_seq, base[0].last_hash)
+            if (end if last is None else Head(*last)) != head_there:
                 raise AuditError(
                     f"{self.name} ends in another record than its head says; run `rlvr reward audit verify`, "
                     "and begin a new log"
@@ -188,6 +216,54 @@ class AuditStore:
         with self._reading() as connection:
             rows = connection.execute(statement.order_by(RECORDS.c.seq.desc()).limit(limit))
             return [dict(row) for row in rows.mappings()]
+
+    def size_bytes(self) -> int:
+        """About how large the log is, without what it could give back."""
+        with self._reading() as connection:
+            if self._is_sqlite:
+                pages, free, size = (
+                    int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one())
+                    for name in ("page_count", "freelist_count", "page_size")
+                )
+                return (pages - free) * size
+            newest = sa.select(RECORDS).order_by(RECORDS.c.seq.desc()).limit(_SAMPLE_ROWS).subquery()
+            mean = sa.select(sa.func.avg(sa.func.pg_column_size(sa.text(newest.name)))).select_from(newest)
+            span = sa.select(sa.func.max(RECORDS.c.seq) - sa.func.min(RECORDS.c.seq))
+            return round(float(connection.execute(mean).scalar() or 0) * (connection.execute(span).scalar() or 0))
+
+    def fill(self, rows: Iterable[Row], *, before: Segment | None) -> None:
+        """Puts records into a new log as they are, behind `before`."""
+        with self._writing() as connection:
+            if before is not None:
+                start = before._replace(first_seq=1, file="", removed_us=None).sealed(self.key)
+                connection.execute(sa.insert(SEGMENTS), start._asdict())
+            names, row = (*FIELDS, "hash"), None
+            pending = iter(rows)
+            while some := list(itertools.islice(pending, _READ_ROWS)):
+                row = some[-1]
+                self._insert(connection, [tuple(one[name] for name in names) for one in some])
+            if row is not None:
+                connection.execute(sa.update(HEAD).values(seq=row["seq"], hash=row["hash"]))
+
+    def cut(self, segment: Segment, *, publish: Callable[[], None]) -> None:
+        """Takes a segment out of the log: `publish` is called before it is gone.
+
+        AuditError if somebody else took something out since it was read.
+        """
+        with self._writing() as connection:
+            connection.execute(sa.select(HEAD).with_for_update())
+            there = _segments(connection)
+            if segment.first_seq != (there[-1].last_seq + 1 if there else 1):
+                raise AuditError(f"{self.name} was rotated by another writer")
+            publish()
+            connection.execute(sa.insert(SEGMENTS), segment._asdict())
+            connection.execute(sa.delete(RECORDS).where(RECORDS.c.seq <= segment.last_seq))
+
+    def replace_segment(self, segment: Segment) -> None:
+        """Writes what has become of a segment."""
+        with self._writing() as connection:
+            changed = sa.update(SEGMENTS).where(SEGMENTS.c.last_seq == segment.last_seq)
+            connection.execute(changed.values(**segment._asdict()))
 
     def _insert(self, connection: sa.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
         """Rows of `chain`. SQLAlchemy's own inserts take three times as long as SQLite does."""
@@ -300,9 +376,30 @@ class Snapshot:
             return None
         return f"the sessions: {there} messages of them are there, and the head counts {counted}"
 
-    def records(self, run_id: str | None = None) -> Iterator[Row]:
+    def segments(self) -> list[Segment]:
+        """What is no longer in the log itself, in order."""
+        there = sa.inspect(self._connection).has_table(SEGMENTS.name)
+        return _segments(self._connection) if there else []
+
+    def record(self, seq: int) -> Row | None:
+        """One record."""
+        row = self._connection.execute(sa.select(RECORDS).where(RECORDS.c.seq == seq)).mappings().first()
+        return None if row is None else dict(row)
+
+    def last_before(self, time_us: int) -> Row | None:
+        """The last of the records at the log's beginning that are older than that."""
+        newer = sa.select(RECORDS.c.seq).where(RECORDS.c.time_us >= time_us).order_by(RECORDS.c.seq).limit(1)
+        old = sa.select(RECORDS).order_by(RECORDS.c.seq.desc()).limit(1)
+        if (first := self._connection.execute(newer).scalar()) is not None:
+            old = old.where(RECORDS.c.seq < first)
+        row = self._connection.execute(old).mappings().first()
+        return None if row is None else dict(row)
+
+    def records(self, run_id: str | None = None, *, until: int | None = None) -> Iterator[Row]:
         """All records, or those of one run, by sequence number; a few thousand are in memory at a time."""
         statement = sa.select(RECORDS).order_by(RECORDS.c.seq)
+        if until is not None:
+            statement = statement.where(RECORDS.c.seq <= until)
         if run_id is not None:
             statement = statement.where(*self._equal(RECORDS.c.run_id, run_id))
         result = self._connection.execution_options(yield_per=_READ_ROWS).execute(statement)
@@ -316,6 +413,10 @@ def _committed(connection: sa.Connection, session: str) -> int | None:
     statement = sa.select(SESSIONS.c.messages).where(SESSIONS.c.session == session)
     messages: int | None = connection.execute(statement).scalar_one_or_none()
     return messages
+
+
+def _segments(connection: sa.Connection) -> list[Segment]:
+    return [Segment(*row) for row in connection.execute(sa.select(SEGMENTS).order_by(SEGMENTS.c.last_seq))]
 
 
 def _all_messages(connection: sa.Connection) -> int:

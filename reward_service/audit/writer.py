@@ -19,6 +19,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from typing import Final
@@ -26,6 +27,7 @@ from typing import Final
 import msgspec
 
 from reward_service.audit.records import AuditBatch, Draft, Head, drafts, read_key
+from reward_service.audit.rotation import maintain
 from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
 from reward_service.audit.wire import FrameReader, Start, Status, frame
@@ -37,6 +39,7 @@ _RECEIVE_BYTES: Final = 2**20
 _COMMIT_BYTES: Final = 16 * 2**20  # of messages; commits earlier than flush_records where texts are long
 _RETRY_S: Final = 1.0
 _IDLE_S: Final = 1.0
+_MAINTAIN_S: Final = 5.0
 
 _batches = msgspec.msgpack.Decoder(AuditBatch)
 
@@ -57,11 +60,13 @@ class Writer:
         self._committed = 0
         self._commit_at: float | None = None
         self._store: AuditStore | None = None
+        self._maintain_at = 0.0
+        self._maintenance: threading.Thread | None = None
 
     def open(self) -> None:
         """Opens the log, making it if need be, and says how far it is; AuditError if it cannot be."""
         key = read_key(self._settings.hmac_key_file)
-        self._store = AuditStore(self._settings.database, key=key, busy_timeout_s=self._settings.busy_timeout_s)
+        self._store = AuditStore.of(self._settings, key)
         head = self._store.create()
         self._messages = self._committed = self._store.committed_messages(self._session)
         self._tell(head)
@@ -77,6 +82,7 @@ class Writer:
                 self._commit()
             if ended:
                 return
+            self._maintain()
             flush = False
             wait_s = _IDLE_S if self._commit_at is None else max(0.0, self._commit_at - time.monotonic())
             if select.select([self._link], [], [], wait_s)[0]:
@@ -85,6 +91,17 @@ class Writer:
                 flush = self._take(self._frames.feed(data))
             elif self._orphaned():
                 ended = True
+
+    def _maintain(self) -> None:
+        """Rotates and removes beside the writing, in a thread with a connection of its own."""
+        settings, now = self._settings, time.monotonic()
+        if (settings.rotate_mb is None and settings.keep_days is None) or now < self._maintain_at:
+            return
+        if self._maintenance is None or not self._maintenance.is_alive():
+            self._maintain_at = now + _MAINTAIN_S
+            key = None if self._store is None else self._store.key
+            self._maintenance = threading.Thread(target=maintain, args=(settings, key), daemon=True)
+            self._maintenance.start()
 
     def _take(self, frames: Iterable[bytes]) -> bool:
         """Takes messages in; whether one of them asked for a commit."""
