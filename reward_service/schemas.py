@@ -90,6 +90,12 @@ class ScoreItem(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     metadata: Annotated[dict[str, Any], Meta(description="For rewards of your own.")] = field(default_factory=dict)
 
 
+class UnreadableItem(ScoreItem, frozen=True):
+    """An item that holds what cannot be read, such as half of a surrogate pair: it has no score, the others have."""
+
+    problem: str = ""
+
+
 class ScoreRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """Body of POST /v1/score."""
 

@@ -16,6 +16,8 @@ ANSWER_PREFIX: Final = "#### The final answer is"
 class Reason(StrEnum):
     """Why an item has no score. A score of null is "not known", never "wrong"."""
 
+    UNREADABLE_ITEM = "unreadable_item"
+    """The item holds a text or a number that cannot be read: half of a surrogate pair, a number out of range."""
     INVALID_REFERENCE = "invalid_reference"
     """The reference is missing or is not what this reward compares with."""
     VERIFIER_ERROR = "verifier_error"

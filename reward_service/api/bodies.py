@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import jiter
 import msgspec
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from reward_service.api import reading
 from reward_service.errors import (
     BodyTimeoutError,
     BodyTooLargeError,
@@ -19,7 +21,14 @@ from reward_service.errors import (
     LimitExceededError,
     QueueFullError,
 )
-from reward_service.schemas import OpenRlhfRequest, ProgramRequest, ScoreItem, ScoreRequest, SlimeRequest
+from reward_service.schemas import (
+    OpenRlhfRequest,
+    ProgramRequest,
+    ScoreItem,
+    ScoreRequest,
+    SlimeRequest,
+    UnreadableItem,
+)
 from reward_service.settings import ServiceSettings
 
 Body = TypeVar("Body", ScoreRequest, OpenRlhfRequest, SlimeRequest, ProgramRequest)
@@ -71,11 +80,95 @@ class Bodies:
 
 
 def parse(body: bytes, kind: type[Body]) -> Body:
-    """Parses and validates in one pass; InvalidRequestError says what is wrong and where."""
+    """Parses and validates.
+
+    Items of a ScoreRequest that hold what cannot be read become `UnreadableItem`.
+
+    Raises:
+        InvalidRequestError: it is not JSON, not what the schema asks for, or an object names a key twice, which parsers
+            read in different ways.
+    """
     try:
-        return _DECODERS[kind](body)  # type: ignore[return-value]  # the table is by the very type
+        parsed = _DECODERS[kind](body)
+        if not _has_single_keys(body):
+            reading.read(body)  # says which key
+        return parsed  # type: ignore[return-value]  # the table is by the very type
     except (ValueError, RecursionError) as error:
+        if kind is ScoreRequest and (rescued := _rescue(body)) is not None:
+            return rescued  # type: ignore[return-value]
         raise InvalidRequestError(" ".join(str(error).split())[:500]) from None
+
+
+def _has_single_keys(body: bytes) -> bool:
+    """False: some object may name a key twice."""
+    try:
+        jiter.from_json(body, catch_duplicate_keys=True, cache_mode="none")
+    except ValueError:
+        return False
+    return True
+
+
+def parse_openrlhf(body: bytes) -> tuple[OpenRlhfRequest, dict[int, str]]:
+    """The request, and what cannot be read in which of its items, which have no text then; raises as `parse` does."""
+    try:
+        return parse(body, OpenRlhfRequest), {}
+    except InvalidRequestError:
+        request, nothing = _read(body), {"query": "", "prompts": "", "labels": None}
+        given = {name: request[name] for name in nothing if request.get(name)} if isinstance(request, dict) else {}
+        lists: list[Any] = list(given.values())
+        if not lists or not all(isinstance(one, list) and len(one) == len(lists[0]) for one in lists):
+            raise
+        told = [reading.problem_of(list(parts)) for parts in zip(*lists, strict=True)]
+        problems = {index: problem for index, problem in enumerate(told) if problem}
+        if not problems:
+            raise
+        for name, values in given.items():
+            for index in problems:
+                values[index] = nothing[name]
+        return parse(msgspec.json.encode({**request, **given}), OpenRlhfRequest), problems
+
+
+def unreadable(items: Sequence[ScoreItem], problems: Mapping[int, str]) -> list[ScoreItem]:
+    """The items, with those that could not be read marked as such."""
+    return [
+        UnreadableItem("", id=item.id, problem=problems[index]) if index in problems else item
+        for index, item in enumerate(items)
+    ]
+
+
+def _read(body: bytes) -> Any:
+    """Any JSON, None if it is none; InvalidRequestError for a key that is there twice."""
+    try:
+        return reading.read(body)
+    except reading.DuplicateKeyError as error:
+        raise InvalidRequestError(str(error)) from None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _rescue(body: bytes) -> ScoreRequest | None:
+    """The request, if only values of single items cannot be read. None: there is another fault, already named.
+
+    InvalidRequestError for a key that is there twice.
+    """
+    request = _read(body)
+    items = request.get("items") if isinstance(request, dict) else None
+    if not isinstance(items, list):
+        return None
+    problems = [reading.problem_of(item) for item in items]
+    if not any(problems):
+        return None
+    sound = [{"completion": ""} if problem else item for item, problem in zip(items, problems, strict=True)]
+    try:
+        parsed = _DECODERS[ScoreRequest](msgspec.json.encode({**request, "items": sound}))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    assert isinstance(parsed, ScoreRequest)
+    read = [
+        UnreadableItem("", id=reading.id_of(raw), problem=problem) if problem else item
+        for item, raw, problem in zip(parsed.items, items, problems, strict=True)
+    ]
+    return msgspec.structs.replace(parsed, items=read)
 
 
 def check_limits(items: list[ScoreItem], settings: ServiceSettings) -> None:

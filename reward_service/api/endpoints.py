@@ -13,7 +13,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from reward_service.api import protocols
-from reward_service.api.bodies import parse
+from reward_service.api.bodies import parse, parse_openrlhf, unreadable
 from reward_service.api.metrics import CONTENT_TYPE
 from reward_service.api.openapi import returns, takes
 from reward_service.api.service import RewardService, Scored
@@ -81,7 +81,9 @@ async def openrlhf_profile(request: Request, profile: str) -> Response:
     service = _service(request)
     settings, specs = service.profile(profile)
     async with _answering(request, "/get_reward") as (caller, raw):
-        scored = await service.score(caller, specs, protocols.from_openrlhf(parse(raw, OpenRlhfRequest), settings))
+        body, problems = parse_openrlhf(raw)
+        items = protocols.from_openrlhf(body, settings)
+        scored = await service.score(caller, specs, unreadable(items, problems) if problems else items)
         losses = _losses(service, profile, scored)
         return _json(msgspec.json.encode(protocols.to_openrlhf(scored.plan, scored.results, losses, settings)))
 
@@ -187,7 +189,7 @@ async def readyz(request: Request) -> Response:
 )
 async def metrics(request: Request) -> Response:
     """Requests, items, seconds a reward takes, queue, workers."""
-    return Response(_service(request).metrics.text(), media_type=CONTENT_TYPE)
+    return Response(await _service(request).metrics_text(), media_type=CONTENT_TYPE)
 
 
 def _losses(service: RewardService, profile: str, scored: Scored) -> dict[int, protocols.Loss]:

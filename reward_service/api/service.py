@@ -30,12 +30,13 @@ from reward_service.errors import (
 from reward_service.keys import ANONYMOUS, Caller, KeyRing
 from reward_service.pool.messages import ScoredItem
 from reward_service.pool.pool import WorkerPool
+from reward_service.pool.request import unscored_item
 from reward_service.rewards.base import Reward
 from reward_service.sandbox.probe import resolve
-from reward_service.schemas import ScoreItem, ServiceInfo
-from reward_service.scoring import Plan, make_plan
+from reward_service.schemas import ScoreItem, ServiceInfo, UnreadableItem
+from reward_service.scoring import Plan, make_plan, unscored
 from reward_service.settings import Profile, ServiceSettings
-from reward_service.types import RewardSpec
+from reward_service.types import Reason, RewardSpec
 
 _RESULT_BYTES = 400
 """About what an item's identifiers and scores take in the audit log's messages."""
@@ -150,10 +151,13 @@ class RewardService:
         caller.spend(len(items))
         deadlines_s = [self.settings.deadline_of(p.reward.name, p.reward.deadline_s) for p in plan]
         async with self._recording(items) as audit:
+            sound = [item for item in items if not isinstance(item, UnreadableItem)]
             if judged is None:
-                results = await self.pool.score(specs, deadlines_s, items)
+                results = await self.pool.score(specs, deadlines_s, sound)
             else:
-                results = await self._judges.score(judged, items)
+                results = await self._judges.score(judged, sound)
+            if len(sound) < len(items):
+                results = _with_unreadable(specs, items, results)
             scored = Scored(plan, items, results)
             if audit is not None:
                 audit.offer(_audit_batch(scored, caller, run_id, policy_version))
@@ -195,6 +199,19 @@ def _preloaded(settings: ServiceSettings, rewards: Mapping[str, Reward]) -> list
     """Modules that all workers have from their start."""
     named = settings.rewards is not None
     return sorted({m for reward in rewards.values() for m in (*reward.preload, *(reward.on_demand if named else ()))})
+
+
+def _with_unreadable(
+    specs: Sequence[RewardSpec], items: Sequence[ScoreItem], results: Sequence[ScoredItem]
+) -> list[ScoredItem]:
+    """The results with those of items that could not be read in their places."""
+    sound = iter(results)
+    return [
+        unscored_item(item.id, {spec.name: unscored(Reason.UNREADABLE_ITEM, item.problem) for spec in specs})
+        if isinstance(item, UnreadableItem)
+        else next(sound)
+        for item in items
+    ]
 
 
 def _audit_batch(scored: Scored, caller: Caller, run_id: str | None, policy_version: int | None) -> AuditBatch:

@@ -81,6 +81,8 @@ class Writer:
             if self._messages > self._committed and (flush or ended or due or full):
                 self._commit()
             if ended:
+                if self._maintenance is not None:
+                    self._maintenance.join(self._settings.drain_timeout_s)
                 return
             self._maintain()
             flush = False

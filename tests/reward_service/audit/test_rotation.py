@@ -19,16 +19,13 @@ from reward_service.audit.store import AuditStore
 from reward_service.audit.verify import verify
 from reward_service.errors import AuditError
 from tests.reward_service.audit.audit_cases import KEY, batch, drafted
-from tests.reward_service.audit.test_audit import database, manipulate, postgres, raw  # noqa: F401
-from tests.waiting import until_async
+from tests.reward_service.audit.test_audit import database, manipulate, postgres  # noqa: F401
 
 START_US = 1_700_000_000_000_000
 
 
 def filled(where: str, folder: Path, key: bytes | None = None) -> AuditStore:
     """A log of ten requests of two items, a microsecond apart."""
-    with raw(where).begin() as connection:
-        connection.exec_driver_sql("DROP TABLE IF EXISTS audit_segments")
     store = AuditStore(where, key=key, archive=folder)
     store.create()
     for number in range(10):
@@ -85,9 +82,8 @@ def test_what_is_taken_out_otherwise_is_found(tmp_path: Path) -> None:
         path = rotate(store)
         assert path is not None
         manipulate(str(path), "UPDATE audit_records SET caller = 'bob' WHERE seq = 3")
-        assert verify(store).findings == (
-            "record 3: changed; its content does not have the hash that is stored with it",
-        )
+        (finding,) = verify(store).findings
+        assert finding.startswith("record 3: changed")
         manipulate(str(path), "DELETE FROM audit_records WHERE seq = 10")
         assert "record 10: missing at the end of the file" in verify(store).findings[-1]
         path.unlink()
@@ -134,8 +130,8 @@ async def test_the_writer_removes_what_is_old(tmp_path: Path) -> None:
     await handle.close()
     maintain(settings, None)
     with closing(AuditStore(settings.database)) as store:
-        assert (verify(store).findings, verify(store).num_records) == ((), 2)
-        await until_async(lambda: verify(store).num_absent == 2)
+        found = verify(store)
+        assert (found.findings, found.num_records, found.num_absent) == ((), 2, 2)
 
 
 def test_files_need_a_place() -> None:
