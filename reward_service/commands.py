@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from reward_service.audit.commands import add_audit_commands, positive
 from reward_service.errors import OperatorError, ServiceStartError
-from reward_service.keys import DEFAULT_KEYS_FILE, add_key, read_keys, revoke_key
+from reward_service.keys import DEFAULT_KEYS_FILE, add_key, read_expiry, read_keys, revoke_key
 
 if TYPE_CHECKING:
     from reward_service.settings import ServiceSettings
@@ -66,6 +66,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     """What `serve` takes, wherever it is started from."""
     parser.add_argument("--host", help="address to listen on; loopback unless there are keys (default 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on; 0: a free one (default 8300)")
+    parser.add_argument("--processes", type=int, help="processes that take requests at that port (default 1)")
     parser.add_argument("--settings", metavar="FILE", help="YAML or JSON file of settings; - reads standard input")
     parser.add_argument("--parent-pid", type=int, help=argparse.SUPPRESS)  # ends when that is no longer the parent
     parser.add_argument(
@@ -97,7 +98,8 @@ def read_settings(options: argparse.Namespace) -> ServiceSettings:
             raise ServiceStartError(f"settings: {options.settings} is not a table of settings")
         for word in options.settings_words:
             _set(given, word)
-        given |= {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
+        flags = ("host", "port", "processes")
+        given |= {name: value for name in flags if (value := getattr(options, name)) is not None}
         return ServiceSettings.model_validate(given)
     except ValidationError as error:
         raise ServiceStartError(f"settings: {describe_validation(error)}") from None
@@ -134,6 +136,7 @@ def _add_keys(commands: Any) -> None:
     add.add_argument("name", help="whose key it is; stands in the audit log")
     add.add_argument("--items-per-s", type=float, help="items a second it may have scored (default: no limit)")
     add.add_argument("--burst", type=positive, help="items at once after a pause (default: those of 10 seconds)")
+    add.add_argument("--expires", metavar="TIME", help="when it ends: 30d, 12h or 2027-01-31 (default: never)")
     add.set_defaults(run=_keys_add)
     listing = commands.add_parser("list", help="list the keys, without secrets")
     listing.add_argument("--json", action="store_true", help="print one JSON object")
@@ -148,7 +151,10 @@ def _add_keys(commands: Any) -> None:
 
 
 def _keys_add(arguments: argparse.Namespace) -> int:
-    key, text = add_key(arguments.file, arguments.name, items_per_s=arguments.items_per_s, burst=arguments.burst)
+    expires = None if arguments.expires is None else read_expiry(arguments.expires)
+    key, text = add_key(
+        arguments.file, arguments.name, items_per_s=arguments.items_per_s, burst=arguments.burst, expires=expires
+    )
     print(f"key {key.id} of {key.name}; it is shown this once and kept nowhere:", file=sys.stderr, flush=True)
     print(text)
     return 0
@@ -161,6 +167,7 @@ def _keys_list(arguments: argparse.Namespace) -> int:
             "name": key.name,
             "created": key.created,
             "revoked": key.revoked,
+            "expires": key.expires,
             "items_per_s": key.items_per_s,
             "burst": key.burst,
         }
@@ -171,7 +178,9 @@ def _keys_list(arguments: argparse.Namespace) -> int:
         return 0
     for row in rows:
         limit = "no limit" if row["items_per_s"] is None else f"{row['items_per_s']:g} items/s"
-        state = "valid" if row["revoked"] is None else f"revoked {row['revoked']}"
+        state = "valid" if row["expires"] is None else f"expires {row['expires']}"
+        if row["revoked"] is not None:
+            state = f"revoked {row['revoked']}"
         print(f"{row['id']}  {row['name']:<20}  {limit:<16}  created {row['created']}  {state}")
     return 0
 

@@ -21,12 +21,12 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableSequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple, Protocol
 
 import msgspec
 
@@ -43,6 +43,7 @@ _KEY: Final = re.compile(r"rlvr_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _LOCK_TIMEOUT_S: Final = 10.0
 _LOCK_POLL_S: Final = 0.05
+_BUCKET_LOCK_S: Final = 0.1
 _NO_SECRET: Final = hashlib.sha256(b"").hexdigest()
 
 
@@ -56,11 +57,21 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     created: str
     """ISO 8601, UTC."""
     revoked: str | None = None
-    """When it was; None: it is valid."""
+    """When it was; None: it was not."""
+    expires: str | None = None
+    """ISO 8601, UTC: from then on it is not valid; None: it does not expire."""
     items_per_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """Items a second it may have scored in the long run; None: no limit."""
     burst: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Items it may have scored at once after a pause; None: those of ten seconds."""
+
+    def __post_init__(self) -> None:
+        if self.expires is not None and datetime.fromisoformat(self.expires).tzinfo is None:
+            raise ValueError(f"expires {self.expires!r} has no time zone")
+
+    def is_valid(self, now: datetime) -> bool:
+        """Neither revoked nor expired."""
+        return self.revoked is None and (self.expires is None or now < datetime.fromisoformat(self.expires))
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,7 +79,14 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: tuple[ApiKey, ...] = ()
 
 
-def add_key(path: Path, name: str, *, items_per_s: float | None = None, burst: int | None = None) -> tuple[ApiKey, str]:
+def add_key(
+    path: Path,
+    name: str,
+    *,
+    items_per_s: float | None = None,
+    burst: int | None = None,
+    expires: datetime | None = None,
+) -> tuple[ApiKey, str]:
     """Makes a key.
 
     Args:
@@ -76,6 +94,7 @@ def add_key(path: Path, name: str, *, items_per_s: float | None = None, burst: i
         name: whose key it is; stands in the audit log.
         items_per_s: items a second it may have scored; None: no limit.
         burst: items at once after a pause; None: those of some seconds.
+        expires: from then on it is not valid; None: it does not expire.
 
     Returns:
         The key, and its text, which is kept nowhere: whoever loses it needs another key.
@@ -93,6 +112,8 @@ def add_key(path: Path, name: str, *, items_per_s: float | None = None, burst: i
         )
     if burst is not None and (burst < 1 or items_per_s is None):
         raise KeysError(f"a burst of {burst} items has to be at least 1, and needs a rate limit")
+    if expires is not None and expires <= datetime.now(UTC):
+        raise KeysError(f"the key would have expired at {expires.isoformat()} already; give a time to come")
     secret = secrets.token_urlsafe(_SECRET_BYTES)
     key = ApiKey(
         id=secrets.token_hex(6),
@@ -101,13 +122,29 @@ def add_key(path: Path, name: str, *, items_per_s: float | None = None, burst: i
         created=_now(),
         items_per_s=items_per_s,
         burst=burst,
+        expires=None if expires is None else expires.astimezone(UTC).isoformat(timespec="seconds"),
     )
     with _locked(path):
         keys = read_keys(path) if path.exists() else ()
-        if any(other.name == name and other.revoked is None for other in keys):
+        if any(other.name == name and other.is_valid(datetime.now(UTC)) for other in keys):
             raise KeysError(f"there is a valid key named {name!r}; revoke it first, or choose another name")
         _write(path, (*keys, key))
     return key, f"rlvr_{key.id}_{secret}"
+
+
+def read_expiry(text: str) -> datetime:
+    """When a key expires: `30d`, `12h`, or a date or time in ISO 8601, in UTC unless it names a zone.
+
+    Raises:
+        KeysError: it is none of these.
+    """
+    if span := re.fullmatch(r"([0-9]{1,5})([dh])", text):
+        return datetime.now(UTC) + timedelta(**{"days" if span[2] == "d" else "hours": int(span[1])})
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise KeysError(f"{text!r:.80} is not a time; write 30d, 12h, 2027-01-31 or 2027-01-31T12:00+01:00") from None
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 def revoke_key(path: Path, which: str) -> ApiKey:
@@ -146,6 +183,26 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     return file.keys
 
 
+class Lock(Protocol):
+    """What is needed of a lock; those of processes have it."""
+
+    def acquire(self, block: bool = ..., timeout: float | None = ...) -> bool: ...
+
+    def release(self) -> None: ...
+
+
+class SharedRates(NamedTuple):
+    """The state of buckets that processes share: two numbers a key."""
+
+    cells: memoryview[float]
+    lock: Lock
+
+    def of(self, index: int) -> memoryview[float]:
+        """Those of the key at this place in the file."""
+        at = 2 * index % len(self.cells)
+        return self.cells[at : at + 2]
+
+
 @dataclass
 class TokenBucket:
     """`rate` tokens flow in a second until there are `burst`; `take` takes them out.
@@ -157,23 +214,28 @@ class TokenBucket:
     rate: float
     burst: float
     clock: Callable[[], float] = time.monotonic
-    _tokens: float = field(init=False)
-    _at: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._tokens = self.burst
-        self._at = self.clock()
+    state: MutableSequence[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Tokens, and when there were so many; in shared memory where processes share a bucket. Zeros: it is full."""
+    lock: Lock | None = None
 
     def take(self, count: int) -> float:
         """Takes `count` tokens and gives 0, or takes none and gives the seconds until they can be had."""
+        # Whoever is killed with the lock must not stop the others for ever.
+        locked = self.lock is not None and self.lock.acquire(timeout=_BUCKET_LOCK_S)
+        try:
+            return self._take(count)
+        finally:
+            if locked and self.lock is not None:
+                self.lock.release()
+
+    def _take(self, count: int) -> float:
         now = self.clock()
-        self._tokens = min(self.burst, self._tokens + (now - self._at) * self.rate)
-        self._at = now
+        before, at = self.state
+        tokens = self.burst if at == 0.0 else min(self.burst, before + (now - at) * self.rate)
         needed = min(count, self.burst)
-        if self._tokens < needed:
-            return (needed - self._tokens) / self.rate
-        self._tokens -= count
-        return 0.0
+        wait_s = (needed - tokens) / self.rate if tokens < needed else 0.0
+        self.state[0], self.state[1] = tokens - (0 if wait_s else count), now
+        return wait_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,8 +265,19 @@ class KeyRing:
     a revocation might be in it.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic, reload_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        reload_s: float = 1.0,
+        today: Callable[[], datetime] = lambda: datetime.now(UTC),
+        rates: SharedRates | None = None,
+    ) -> None:
+        """`rates`: where several processes keep what the keys have left; None: this one is alone."""
+        self._rates = rates
         self._path = path
+        self._today = today
         self._clock = clock
         self._reload_s = reload_s
         self._keys: Mapping[str, ApiKey] = {}
@@ -222,7 +295,7 @@ class KeyRing:
     def check(self, authorization: str | None, x_api_key: str | None = None) -> Caller:
         """Who sent these headers: `Authorization: Bearer KEY`, `X-API-Key: KEY`, or Basic with the key as password.
 
-        Raises UnauthorizedError, with the same words for an unknown, a wrong and a revoked key, and
+        Raises UnauthorizedError, with the same words for an unknown, a wrong, a revoked and an expired key, and
         KeysUnavailableError if the file cannot be read.
         """
         if self._clock() >= self._look_again_at:
@@ -238,7 +311,7 @@ class KeyRing:
         # An unknown id takes the same way, so that time does not tell which ids there are.
         given = hashlib.sha256(secret.encode()).hexdigest()
         right = hmac.compare_digest(given, _NO_SECRET if key is None else key.sha256)
-        if key is None or not right or key.revoked is not None:
+        if key is None or not right or not key.is_valid(self._today()):
             raise UnauthorizedError("the API key is not valid here; ask for another one")
         return self._callers[key.id]
 
@@ -258,8 +331,9 @@ class KeyRing:
             self._problem = str(error)
             return
         callers = {}
-        for key in keys.values():  # a bucket stays as empty as it is, unless its key changed
-            callers[key.id] = self._callers[key.id] if key == self._keys.get(key.id) else _caller(key, self._clock)
+        for index, key in enumerate(keys.values()):  # a bucket stays as empty as it is, unless its key changed
+            known = key == self._keys.get(key.id)
+            callers[key.id] = self._callers[key.id] if known else _caller(key, self._clock, self._rates, index)
         self._keys, self._callers, self._problem = keys, callers, None
 
 
@@ -307,11 +381,14 @@ def binding_warning(host: str, *, has_keys: bool, has_tls: bool) -> str | None:
     return None
 
 
-def _caller(key: ApiKey, clock: Callable[[], float]) -> Caller:
+def _caller(key: ApiKey, clock: Callable[[], float], rates: SharedRates | None, index: int) -> Caller:
     if key.items_per_s is None:
         return Caller(name=key.name)
     burst = float(key.burst) if key.burst is not None else max(1.0, 10 * key.items_per_s)
-    return Caller(name=key.name, bucket=TokenBucket(key.items_per_s, burst, clock))
+    bucket = TokenBucket(key.items_per_s, burst, clock)
+    if rates is not None:
+        bucket.state, bucket.lock = rates.of(index), rates.lock  # type: ignore[assignment]  # has what is needed of it
+    return Caller(name=key.name, bucket=bucket)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -5,24 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import ssl
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from multiprocessing.connection import Connection
 
 import uvicorn
 
 from reward_service.api.app import create_app
+from reward_service.api.siblings import Siblings
 from reward_service.connections import bounded
-from reward_service.errors import ServiceStartError
-from reward_service.keys import binding_refusal, binding_warning
+from reward_service.errors import OperatorError, ServiceError, ServiceStartError
+from reward_service.keys import SharedRates, binding_refusal, binding_warning
+from reward_service.processes import Share, run_processes
 from reward_service.settings import ServiceSettings
 
 logger = logging.getLogger("uvicorn.error")  # where the server says the rest
 
 ANNOUNCEMENT = "reward service at "
 _PARENT_POLL_S = 0.5
+_OTHER_FILES = 256
+"""Descriptors for what is not a connection."""
 
 
 def serve(settings: ServiceSettings, *, parent_pid: int | None = None) -> None:
@@ -40,9 +48,50 @@ def serve(settings: ServiceSettings, *, parent_pid: int | None = None) -> None:
     keys, tls = settings.keys_file is not None, settings.ssl_certfile is not None
     if (refusal := binding_refusal(settings.host, has_keys=keys)) is not None:
         raise ServiceStartError(refusal)
-    app = create_app(settings)
+    if (warning := binding_warning(settings.host, has_keys=keys, has_tls=tls)) is not None:
+        logger.warning("%s", warning)
     listener = _bind(settings.host, settings.port)
-    url = _url(settings.host, listener.getsockname()[1], tls=tls)
+    port = listener.getsockname()[1]
+    url = _url(settings.host, port, tls=tls)
+
+    def announce() -> None:
+        print(f"{ANNOUNCEMENT}{url}", flush=True)
+
+    if settings.processes == 1:
+        with listener:
+            _run(settings, listener, announce, parent_pid=parent_pid)
+        return
+    listener.close()  # it showed that nobody else has the port, which sockets that may share it would not
+    with ExitStack() as stack:
+        number = range(settings.processes)
+        listeners = [stack.enter_context(_bind(settings.host, port, shared=True)) for _ in number]
+        run_processes(settings, listeners, _serve_share, announce, parent_pid=parent_pid)
+
+
+def _serve_share(share: Share, said: Connection) -> None:
+    """One of several processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all, and the supervisor ends this one in order
+    siblings = Siblings(share.folder, share.index, share.number)
+    rates = SharedRates(memoryview(share.rates.get_obj()).cast("B").cast("d"), share.rates.get_lock())
+    try:
+        started = partial(said.send, "")
+        _run(share.settings, share.listener, started, parent_pid=share.supervisor_pid, siblings=siblings, rates=rates)
+    except (OperatorError, ServiceError) as error:
+        said.send(str(error))
+
+
+def _run(
+    settings: ServiceSettings,
+    listener: socket.socket,
+    started: Callable[[], None],
+    *,
+    parent_pid: int | None,
+    siblings: Siblings | None = None,
+    rates: SharedRates | None = None,
+) -> None:
+    app = create_app(settings, siblings=siblings, rates=rates)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, settings.max_connections + _OTHER_FILES)), hard))
     config = uvicorn.Config(
         app,
         access_log=False,
@@ -58,23 +107,22 @@ def serve(settings: ServiceSettings, *, parent_pid: int | None = None) -> None:
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:
-        listener.close()
         raise ServiceStartError(f"cannot use the certificate {settings.ssl_certfile}: {error}") from None
-    if (warning := binding_warning(settings.host, has_keys=keys, has_tls=tls)) is not None:
-        logger.warning("%s", warning)
-    server = _Server(config, url, hurry=app.state.service.pool.hurry, hurry_after_s=0.8 * settings.shutdown_timeout_s)
+    hurry_after_s = 0.8 * settings.shutdown_timeout_s
+    server = _Server(config, started, hurry=app.state.service.pool.hurry, hurry_after_s=hurry_after_s)
     if parent_pid is not None:
         threading.Thread(
             target=_end_with_parent, args=(server, parent_pid, settings.shutdown_timeout_s), daemon=True
         ).start()
-    with listener:
-        server.run(sockets=[listener])
+    server.run(sockets=[listener])
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
     except OSError as error:
@@ -89,16 +137,18 @@ def _url(host: str, port: int, *, tls: bool) -> str:
 
 
 class _Server(uvicorn.Server):
-    """Says where it is once it accepts connections, and answers what it has accepted before it ends."""
+    """Says so once it accepts connections, and answers what it has accepted before it ends."""
 
-    def __init__(self, config: uvicorn.Config, url: str, *, hurry: Callable[[], None], hurry_after_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, started: Callable[[], None], *, hurry: Callable[[], None], hurry_after_s: float
+    ) -> None:
         super().__init__(config)
-        self._url, self._hurry, self._hurry_after_s = url, hurry, hurry_after_s
+        self._tell_started, self._hurry, self._hurry_after_s = started, hurry, hurry_after_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            print(f"{ANNOUNCEMENT}{self._url}", flush=True)
+            self._tell_started()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """What is not done when most of the time is over is answered as it is: after all of it connections are cut."""

@@ -160,6 +160,8 @@ class ServiceSettings(_Settings):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.processes > self.num_workers:
+            raise ValueError(f"processes={self.processes} is more than num_workers={self.num_workers}; each has one")
         if self.max_workers < self.num_workers:
             raise ValueError(f"max_workers={self.max_workers} is less than num_workers={self.num_workers}")
         if self.ssl_keyfile is not None and self.ssl_certfile is None:

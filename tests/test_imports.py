@@ -80,7 +80,7 @@ FLOORS = {
         ("registry",),
         ("pool",),
         ("api",),
-        ("connections",),
+        ("connections", "processes"),
         ("serve",),
         ("commands",),
         ("__main__",),

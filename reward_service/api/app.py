@@ -17,18 +17,24 @@ from starlette.exceptions import HTTPException
 from reward_service.api import openapi, pages
 from reward_service.api.endpoints import router
 from reward_service.api.service import RewardService
+from reward_service.api.siblings import Siblings
 from reward_service.errors import InvalidRequestError, ServiceError
+from reward_service.keys import SharedRates
 from reward_service.registry import load_rewards
 from reward_service.schemas import ErrorBody
 from reward_service.settings import ServiceSettings
 
 
-def create_app(settings: ServiceSettings) -> FastAPI:
+def create_app(
+    settings: ServiceSettings, *, siblings: Siblings | None = None, rates: SharedRates | None = None
+) -> FastAPI:
     """The service as an ASGI application. Its workers start with it.
+
+    With `siblings`, and their keys' `rates`, it is one of several processes.
 
     Raises ServiceStartError or ServiceError for settings that cannot work.
     """
-    service = RewardService(settings, load_rewards(settings), service_version())
+    service = RewardService(settings, load_rewards(settings), service_version(), siblings=siblings, rates=rates)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -14,6 +14,7 @@ from reward_service.api.bodies import Bodies, check_limits
 from reward_service.api.judges import JudgedScoring
 from reward_service.api.metrics import Metrics
 from reward_service.api.rare_log import RareLog
+from reward_service.api.siblings import Siblings, add_up
 from reward_service.audit.handle import AuditHandle
 from reward_service.audit.records import AppliedReward, AuditBatch, AuditItem, describe, read_key
 from reward_service.audit.settings import AuditSettings
@@ -27,7 +28,7 @@ from reward_service.errors import (
     ServiceStartError,
     UnknownProfileError,
 )
-from reward_service.keys import ANONYMOUS, Caller, KeyRing
+from reward_service.keys import ANONYMOUS, Caller, KeyRing, SharedRates
 from reward_service.pool.messages import ScoredItem
 from reward_service.pool.pool import WorkerPool
 from reward_service.pool.request import unscored_item
@@ -54,7 +55,15 @@ class Scored(NamedTuple):
 class RewardService:
     """Scores on the pool what requests ask for. All methods are called on one event loop."""
 
-    def __init__(self, settings: ServiceSettings, rewards: Mapping[str, Reward], version: str) -> None:
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        rewards: Mapping[str, Reward],
+        version: str,
+        *,
+        siblings: Siblings | None = None,
+        rates: SharedRates | None = None,
+    ) -> None:
         """Raises ServiceStartError for settings that cannot work here: profiles, keys, audit log, sandbox."""
         self.settings, self.rewards, self.version = settings, rewards, version
         self.pool = WorkerPool(settings, _preloaded(settings, rewards))
@@ -62,9 +71,10 @@ class RewardService:
         self.bodies = Bodies(settings)
         self.metrics = Metrics(self.pool, self._audit_bytes if settings.audit is not None else None)
         self.unscorable_log = RareLog()
+        self._siblings = siblings
         self._audit: AuditHandle | None = None
         try:
-            self._keys = None if settings.keys_file is None else KeyRing(settings.keys_file)
+            self._keys = None if settings.keys_file is None else KeyRing(settings.keys_file, rates=rates)
         except KeysError as error:
             raise ServiceStartError(str(error)) from None
         self._profiles = {
@@ -98,9 +108,13 @@ class RewardService:
         if self.settings.audit is not None:
             self._audit = await AuditHandle.start(self.settings.audit, service_version=self.version)
         await self.pool.start()
+        if self._siblings is not None:
+            await self._siblings.start(self.metrics.text)
 
     async def close(self) -> None:
         """Ends the workers and commits what is not yet in the audit log; AuditError if that cannot be."""
+        if self._siblings is not None:
+            await self._siblings.close()
         await self._judges.close()
         await self.pool.close()
         if self._audit is not None:
@@ -184,6 +198,11 @@ class RewardService:
         return await asyncio.to_thread(
             _explain, self.settings.audit, run_id, item_id, None if self._keys is None else caller.name, limit
         )
+
+    async def metrics_text(self) -> bytes:
+        """The metrics of all processes."""
+        own = self.metrics.text()
+        return own if self._siblings is None else add_up([own, *await self._siblings.texts()])
 
     def encode(self, scored: Scored) -> bytes:
         """The answer of POST /v1/score."""

@@ -8,8 +8,10 @@ import os
 import pickle
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from reward_service.errors import KeysError, KeysUnavailableError, RateLimitedError, UnauthorizedError
@@ -19,6 +21,7 @@ from reward_service.keys import (
     add_key,
     binding_refusal,
     binding_warning,
+    read_expiry,
     read_keys,
     revoke_key,
 )
@@ -228,3 +231,48 @@ def test_what_an_operator_should_know() -> None:
     assert "without TLS" in str(binding_warning("0.0.0.0", has_keys=True, has_tls=False))
     assert binding_warning("127.0.0.1", has_keys=True, has_tls=False) is None
     assert binding_warning("0.0.0.0", has_keys=True, has_tls=True) is None
+
+
+def test_a_key_that_expired_is_refused_and_its_name_is_free(path: Path) -> None:
+    now = [datetime.now(UTC)]
+    key, text = add_key(path, "alice", expires=now[0] + timedelta(hours=1))
+    ring = KeyRing(path, today=lambda: now[0])
+    assert ring.check(f"Bearer {text}").name == "alice"
+    now[0] += timedelta(minutes=59)
+    ring.check(f"Bearer {text}")
+    now[0] += timedelta(minutes=1)
+    with pytest.raises(UnauthorizedError, match="not valid here"):
+        ring.check(f"Bearer {text}")
+    with pytest.raises(KeysError, match="valid key named"):
+        add_key(path, "alice")
+    expired = msgspec.structs.replace(key, expires="2020-01-01T00:00:00+00:00")
+    path.write_bytes(msgspec.json.encode({"version": 1, "keys": [expired]}))
+    add_key(path, "alice")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2027-01-31", datetime(2027, 1, 31, tzinfo=UTC)),
+        ("2027-01-31T12:00", datetime(2027, 1, 31, 12, tzinfo=UTC)),
+        ("2027-01-31T12:00+01:00", datetime(2027, 1, 31, 11, tzinfo=UTC)),
+    ],
+)
+def test_expiry_is_read(text: str, expected: datetime) -> None:
+    assert read_expiry(text) == expected
+
+
+def test_expiry_as_a_span_and_what_is_none(path: Path) -> None:
+    assert timedelta(hours=47) < read_expiry("2d") - datetime.now(UTC) <= timedelta(days=2)
+    assert timedelta(hours=1) < read_expiry("2h") - datetime.now(UTC) <= timedelta(hours=2)
+    for text in ("soon", "", "-1d", "2d2h", "1e9d"):
+        with pytest.raises(KeysError, match="is not a time"):
+            read_expiry(text)
+    key, _ = add_key(path, "bob")
+    path.write_bytes(
+        msgspec.json.encode({"version": 1, "keys": [{**msgspec.to_builtins(key), "expires": "2027-01-01"}]})
+    )
+    with pytest.raises(KeysError, match="has no time zone"):
+        read_keys(path)
+    with pytest.raises(KeysError, match="a time to come"):
+        add_key(path.with_name("other"), "alice", expires=read_expiry("2020-01-01"))
