@@ -175,6 +175,9 @@ def _add_bench(commands: Any) -> None:
         "--sweep", action=argparse.BooleanOptionalAction, default=True, help="every batch size with 1, 8 and 64 clients"
     )
     reward.add_argument("--data-file", help="GSM8K's training file, for real items (default: generated ones)")
+    reward.add_argument(
+        "--processes", type=_positive, metavar="N", help="instead: N processes beside one, one item a request"
+    )
     reward.add_argument("--soak", type=_positive, metavar="SECONDS", help="instead: load with items that misbehave")
     reward.set_defaults(run=_bench_reward)
 
@@ -304,12 +307,16 @@ def _bench_learner(arguments: argparse.Namespace) -> int:
 
 
 def _bench_reward(arguments: argparse.Namespace) -> int:
-    from orchestration.bench import reward, reward_soak, run_bench
+    from orchestration.bench import reward, reward_processes, reward_soak, run_bench
 
     if arguments.soak is not None:
         return run_bench("soak", lambda progress: reward_soak.run(arguments.soak, progress), as_json=arguments.json)
     given = vars(arguments)
     options = reward.RewardBench(**{name: given[name] for name in reward.RewardBench.__slots__})
+    if (number := arguments.processes) is not None:
+        return run_bench(
+            "processes", lambda progress: reward_processes.run(options, number, progress), as_json=arguments.json
+        )
     return run_bench("reward", lambda progress: reward.run(options, progress), as_json=arguments.json)
 
 

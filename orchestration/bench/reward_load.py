@@ -49,6 +49,8 @@ class Outcome:
     latencies_s: list[float] = field(default_factory=list)
     """Of requests without a hanging item."""
     hanging_latencies_s: list[float] = field(default_factory=list)
+    processor_s: float = 0.0
+    """What the clients took of a processor."""
     looked_at: list[bytes] = field(default_factory=list)
     """Some of the answers, and all to requests with a hanging item."""
 
@@ -95,9 +97,10 @@ async def _run(load: Load) -> Outcome:
     hanging = [_request(load, body) for body in load.hanging]
     turns = _Turns(load, requests, hanging)
     connections = [await asyncio.open_connection(load.host, load.port, limit=2**24) for _ in range(load.num_clients)]
-    began = time.perf_counter()
+    began, processor_before = time.perf_counter(), time.process_time()
     outcome = Outcome(seconds=0.0, num_items=0)
     await asyncio.gather(*(_client(load, turns, outcome, *connection, began) for connection in connections))
+    outcome.processor_s = time.process_time() - processor_before
     for _, writer in connections:
         writer.close()
     return outcome
