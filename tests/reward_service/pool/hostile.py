@@ -75,6 +75,18 @@ def dies(completion: str, reference: Reference, params: object) -> float:
     return 1.0
 
 
+_warm: list[bool] = []
+
+
+def cold(completion: str, reference: Reference, params: object) -> RewardScore:
+    """Where it runs; the first item of a process takes 0.3 s of the processor."""
+    began = time.process_time()
+    while not _warm and time.process_time() - began < 0.3:
+        pass
+    _warm.append(True)
+    return RewardScore(score=1.0, details={"pid": os.getpid()})
+
+
 def tells(completion: str, reference: Reference, params: object) -> Any:
     """Where it runs."""
     from reward_service.types import RewardScore

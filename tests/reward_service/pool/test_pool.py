@@ -18,12 +18,13 @@ from reward_service.errors import QueueFullError, ShuttingDownError
 from reward_service.pool.messages import ScoredItem
 from reward_service.pool.pool import WorkerPool
 from reward_service.pool.request import Chunk, PoolRequest, Verdict
+from reward_service.registry import BUILTIN_REWARDS
 from reward_service.schemas import ScoreItem
 from reward_service.settings import CustomRewardSpec, ServiceSettings
 from reward_service.types import RewardSpec
 from tests.waiting import until_async
 
-NAMES = ("fails", "hangs", "dies", "tells")
+NAMES = ("fails", "hangs", "dies", "tells", "cold")
 DEADLINE_S = 0.5
 
 
@@ -147,6 +148,33 @@ async def test_a_worker_that_sleeps_is_replaced_and_stays_when_it_is_done() -> N
         await until_async(lambda: pool.num_workers == 1)
         assert pool._workers == {held_up}  # it has done more than the other
         assert os.getpriority(os.PRIO_PROCESS, held_up.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
+async def test_a_worker_that_became_warm_stays() -> None:
+    """Its substitute, which is cold, would be slow at the next item, and so on: a new process for every item."""
+    async with running(num_workers=1) as pool:
+        answers = [(await score(pool, [f"{n}"], "cold", deadline_s=30.0))[0] for n in range(20)]
+        pids = [msgspec.json.decode(one.result)["rewards"]["cold"]["details"]["pid"] for one in answers]
+        assert len(set(pids)) == 1
+        assert pool.statistics.restarts == {}
+
+
+async def test_workers_are_forked_warm() -> None:
+    """The first item of `math` took 0.37 s of the processor; now that is done before there is a worker."""
+    math = BUILTIN_REWARDS["math"]
+    settings = ServiceSettings(rewards=("math",), num_workers=1)
+    pool = WorkerPool(settings, [*math.preload])
+    await pool.start()
+    try:
+        await until_async(lambda: pool.ready)
+        item = ScoreItem(r"\boxed{\frac{3}{4}}", reference={"final_answer": "3/4"})
+        for _ in range(3):
+            (answer,) = await pool.score((RewardSpec(name="math"),), [60.0], [item])
+            assert answer.scores == [1.0]
+        assert "reward_service.rewards.warm.mathematics" in math.preload
+        assert len(pool._workers) == 1
+    finally:
+        await pool.close()
 
 
 async def test_a_worker_that_spins_is_left_the_spare_time(monkeypatch: pytest.MonkeyPatch) -> None:
