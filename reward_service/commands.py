@@ -168,6 +168,7 @@ def _keys_list(arguments: argparse.Namespace) -> int:
             "created": key.created,
             "revoked": key.revoked,
             "expires": key.expires,
+            "state": key.state,
             "items_per_s": key.items_per_s,
             "burst": key.burst,
         }
@@ -178,10 +179,7 @@ def _keys_list(arguments: argparse.Namespace) -> int:
         return 0
     for row in rows:
         limit = "no limit" if row["items_per_s"] is None else f"{row['items_per_s']:g} items/s"
-        state = "valid" if row["expires"] is None else f"expires {row['expires']}"
-        if row["revoked"] is not None:
-            state = f"revoked {row['revoked']}"
-        print(f"{row['id']}  {row['name']:<20}  {limit:<16}  created {row['created']}  {state}")
+        print(f"{row['id']}  {row['name']:<20}  {limit:<16}  created {row['created']}  {row['state']}")
     return 0
 
 

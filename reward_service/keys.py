@@ -69,6 +69,15 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.expires is not None and datetime.fromisoformat(self.expires).tzinfo is None:
             raise ValueError(f"expires {self.expires!r} has no time zone")
 
+    @property
+    def state(self) -> str:
+        """For people: valid, until when, or since when not."""
+        if self.revoked is not None:
+            return f"revoked {self.revoked}"
+        if self.expires is None:
+            return "valid"
+        return f"{'expires' if self.is_valid(datetime.now(UTC)) else 'expired'} {self.expires}"
+
     def is_valid(self, now: datetime) -> bool:
         """Neither revoked nor expired."""
         return self.revoked is None and (self.expires is None or now < datetime.fromisoformat(self.expires))

@@ -100,11 +100,17 @@ def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "alice" in listed
     assert "100 items/s" in listed
     assert text[-43:] not in listed
+    assert main(["keys", "add", "bob", "--expires", "30d", *file]) == 0
+    assert main(["keys", "add", "carol", "--expires", "soon", *file]) == 1
+    assert "'soon' is not a time" in capsys.readouterr().err
+    assert main(["keys", "list", *file]) == 0
+    assert "expires 20" in capsys.readouterr().out
+    assert main(["keys", "revoke", "bob", *file]) == 0
     assert main(["keys", "revoke", "alice", *file]) == 0
     assert main(["keys", "revoke", "alice", *file]) == 1
     capsys.readouterr()
     assert main(["keys", "list", "--json", *file]) == 0
-    (key,) = json.loads(capsys.readouterr().out)
+    key, _ = json.loads(capsys.readouterr().out)
     assert key["revoked"] is not None
     assert "sha256" not in key
 
