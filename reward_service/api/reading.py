@@ -33,7 +33,7 @@ def read(body: bytes) -> Any:
         object_pairs_hook=_single,
         parse_int=_integer,
         parse_float=_number,
-        parse_constant=_refuse,
+        parse_constant=_constant,
     )
 
 
@@ -83,5 +83,6 @@ def _number(text: str) -> float | _Unreadable:
     return value if abs(value) < float("inf") else _Unreadable(f"the number {text:.40} is out of range")
 
 
-def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _constant(name: str) -> _Unreadable:
+    """Python's encoder writes these for numbers that JSON does not have: a table's missing label is one."""
+    return _Unreadable(f"{name} is no number in JSON")

@@ -70,8 +70,10 @@ async def test_other_protocols_refuse_it_too(client: httpx.AsyncClient, path: st
         (b'{"completion": "x", "reference": {"final_answer": 1%b}, "id": "bad"}' % (b"0" * 5000), "5001 digits"),
         (b'{"completion": "x", "reference": {"final_answer": -1e999}, "id": "bad"}', "-1e999 is out of range"),
         (b'{"completion": "x", "metadata": {"a": [{"b": [1e999]}]}, "id": "bad"}', "1e999 is out of range"),
+        (b'{"completion": "x", "reference": {"final_answer": NaN}, "id": "bad"}', "NaN is no number"),
+        (b'{"completion": "x", "metadata": {"a": -Infinity}, "id": "bad"}', "-Infinity is no number"),
     ],
-    ids=["half", "other half", "key", "bytes", "digits", "range", "deep"],
+    ids=["half", "other half", "key", "bytes", "digits", "range", "deep", "NaN", "infinity"],
 )
 async def test_one_item_that_cannot_be_read_has_no_score_and_the_others_have(
     client: httpx.AsyncClient, bad: bytes, told: str
