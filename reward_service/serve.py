@@ -101,6 +101,7 @@ def _run(
         http=bounded(settings),
         timeout_keep_alive=settings.idle_timeout_s,  # type: ignore[arg-type]  # goes to call_later as it is
         ws="none",
+        proxy_headers=False,  # nothing here goes by the client's address
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
     )

@@ -169,7 +169,7 @@ async def audit(
 
 
 @router.get("/healthz", responses=returns(Health), openapi_extra=OPEN)
-async def healthz() -> Response:
+async def healthz(request: Request) -> Response:
     """Is the process alive? Answers as long as the event loop does."""
     return _json(msgspec.json.encode(Health("ok")))
 
@@ -190,6 +190,10 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Requests, items, seconds a reward takes, queue, workers."""
     return Response(await _service(request).metrics_text(), media_type=CONTENT_TYPE)
+
+
+BARE: Final = (score, openrlhf, slime, healthz)
+"""Endpoints that read nothing by FastAPI: they take the request alone."""
 
 
 def _losses(service: RewardService, profile: str, scored: Scored) -> dict[int, protocols.Loss]:
