@@ -46,6 +46,9 @@ _SLOW: Final = 4.0
 """Unless items of that reward take long: so many times as long as they do on average."""
 _SCAN_S: Final = 0.5
 """Between two looks at the processes that workers started; workers that slept for less start none that matter."""
+_SMOOTHING: Final = 0.1
+_OTHER_PROCESSES: Final = 2
+"""Of ours beside workers: the server, and the audit writer."""
 _TAKE_UP_S: Final = 30.0
 """A worker that has not begun a job after this long is as good as dead."""
 _REAP_S: Final = 10.0
@@ -84,6 +87,8 @@ class WorkerPool:
         self._watching: asyncio.TimerHandle | None = None
         self._starved_s = 0.0
         """Seconds that workers with a job waited for a processor, on average over these workers, since the start."""
+        self._others_share = 0.0
+        """In how many of the last looks others kept the machine busy; of one alone chance decides."""
         self._next_scan = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self.statistics = PoolStatistics()
@@ -293,9 +298,10 @@ class WorkerPool:
 
     def _watch(self) -> None:
         self._watching = None
-        others = any(worker.demoted or worker.ran_s > _STUCK_S for worker in self._jobs) and kept_busy_by_others(
-            len(self._jobs) + 1
-        )
+        asleep = sum(worker.idle_s > _STUCK_S for worker in self._jobs)
+        busy = kept_busy_by_others(len(self._workers) - asleep + _OTHER_PROCESSES)
+        self._others_share += _SMOOTHING * (busy - self._others_share)
+        others = self._others_share > 0.5
         waited_s = sum(worker.look(excuse=others or not worker.demoted) for worker in self._jobs)
         self._starved_s += waited_s / max(1, len(self._jobs))
         for worker, (chunk, since) in list(self._jobs.items()):
