@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from reward_service.schemas import ErrorBody
 from reward_service.settings import ServiceSettings
 
+_LAST_LOOK_S: Final = 0.05
 _V6_PREFIX: Final = 64
 """A host has a whole /64 of addresses."""
 
@@ -121,6 +122,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self._arm()
 
     def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(_LAST_LOOK_S, self._end_idle)
+
+    def _end_idle(self) -> None:
         super().timeout_keep_alive_handler()
         self._abort_unless_read()
 
@@ -151,6 +155,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _late(self) -> None:
+        """Looks once more: on a busy machine what came in time may not have been read yet when the time is over."""
+        self._timer = self.loop.call_later(_LAST_LOOK_S, self._too_late)
+
+    def _too_late(self) -> None:
         if self._is_answering:  # of a request before; its time is bounded elsewhere
             self._arm()
         elif not self.transport.is_closing():

@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from reward_service.errors import QueueFullError, ShuttingDownError
@@ -46,6 +47,7 @@ _SLOW: Final = 4.0
 """Unless items of that reward take long: so many times as long as they do on average."""
 _SCAN_S: Final = 0.5
 """Between two looks at the processes that workers started; workers that slept for less start none that matter."""
+_LAST_LOOK_S: Final = 0.02
 _SMOOTHING: Final = 0.1
 _OTHER_PROCESSES: Final = 2
 """Of ours beside workers: the server, and the audit writer."""
@@ -155,16 +157,19 @@ class WorkerPool:
             request.abandoned = True
             self._requests.discard(request)
 
-    def _bound_request(self, request: PoolRequest, began: float, starved_before_s: float) -> None:
+    def _bound_request(
+        self, request: PoolRequest, began: float, starved_before_s: float, *, was_over: bool = False
+    ) -> None:
         """Ends a request when its time is over; that in which workers got no processor does not count."""
         timeout_s = self._settings.request_timeout_s
         excused_s = min(self._starved_s - starved_before_s, timeout_s * (self._settings.max_deadline_factor - 1))
         left_s = began + timeout_s + excused_s - time.monotonic()
-        if left_s <= 0:
+        if left_s <= 0 and was_over:
             request.expire(timeout_s)
-        else:
-            call_later = asyncio.get_running_loop().call_later
-            request.expiry = call_later(left_s, self._bound_request, request, began, starved_before_s)
+            return
+        # Once it is over there is a last look: where this process got no processor, answers may not have been read yet.
+        again = partial(self._bound_request, request, began, starved_before_s, was_over=left_s <= 0)
+        request.expiry = asyncio.get_running_loop().call_later(max(left_s, _LAST_LOOK_S), again)
 
     def hurry(self) -> None:
         """Answers all requests with what there is, as the service ends."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
+import time
 from collections.abc import Iterator
 
 import psutil
@@ -86,6 +89,25 @@ def test_500_slow_connections_are_closed_while_others_are_served(port: int, begi
         closed = attacks.stay(port, 500, begin=begin, drip=drip, every_s=0.1, patience_s=60)
     assert len(closed) == 500
     assert not others.failures
+
+
+def test_a_request_that_came_in_time_is_answered_by_a_service_that_got_no_processor(service: RunningService) -> None:
+    """It is stopped for longer than a head may take; the head is there when it goes on."""
+    port = int(service.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(attacks.WHOLE)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")  # now it is idle, and its time runs
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as other:
+            other.sendall(attacks.START)
+            os.kill(service.process.pid, signal.SIGSTOP)
+            try:
+                other.sendall(b"\r\n")
+                connection.sendall(attacks.WHOLE)
+                time.sleep(SETTINGS.idle_timeout_s + 0.5)  # what runs out is the stopped process's time
+            finally:
+                os.kill(service.process.pid, signal.SIGCONT)
+            assert other.recv(4096).startswith(b"HTTP/1.1 200")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
 def test_a_body_that_goes_on_after_the_answer_is_cut(port: int) -> None:
