@@ -15,6 +15,9 @@ LOGITS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 26}
 """Logits held at once, by device: on CPUs 16 MiB in float32, under what `cpu_memory` keeps for reuse; on GPUs 256 MiB,
 so that the products are large enough to fill one."""
 
+_WHOLE_PRODUCTS = "cuda"
+"""The device whose `torch.mm` knows `out_dtype`: it adds up in float32 and need not round the sum."""
+
 
 def token_logprobs(
     hidden_RE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, target_R: Tensor, *, temperature: float
@@ -22,10 +25,13 @@ def token_logprobs(
     """log softmax(logits / temperature)[target] and the distribution's entropy, both float32 of shape (R,).
 
     Of a frozen projection the gradient of one log-probability towards its hidden state,
-    (W[target] − Σ_v p_v·W[v]) / temperature, is known as soon as the logits are: the forward pass computes it where a
-    gradient is wanted, and nothing is recomputed. A projection that is trained itself needs the upstream gradient
+    Σ_v (1[v = target] − p_v)·W[v] / temperature, is known as soon as the logits are: the forward pass computes it where
+    a gradient is wanted, and nothing is recomputed. A projection that is trained itself needs the upstream gradient
     first, so its logits are computed again, chunk by chunk, in the backward pass. Either way peak memory grows with
     R·E, not with R·V. The entropy carries no gradient.
+
+    Whatever the projection's precision, 1 − p[target] is formed in float32, as the sum of the other p_v: in bfloat16
+    W[target] − Σ_v p_v·W[v] has nothing left of it where p is 0.999.
 
     Args:
         hidden_RE: What predicts each target.
@@ -46,16 +52,18 @@ class _FrozenHead(torch.autograd.Function):
         wants_gradient = ctx.needs_input_grad[0]
         logprobs, entropies, directions = [], [], []
         for rows in _chunks(target_R, len(weight_VE)):
-            target_c = target_R[rows]
-            logprobs_cV = _log_softmax(hidden_RE[rows], weight_VE, bias_V, temperature)
-            logprobs.append(logprobs_cV.gather(1, target_c.unsqueeze(1)).squeeze(1))
+            target_c1 = target_R[rows].unsqueeze(1)
+            logprobs_cV = _log_softmax(hidden_RE[rows], weight_VE, bias_V, target_c1, temperature)
+            logprobs.append(logprobs_cV.gather(1, target_c1).squeeze(1))
             probs_cV = torch.exp(logprobs_cV)
             entropies.append(-torch.linalg.vecdot(probs_cV, logprobs_cV))
             if wants_gradient:
-                direction_cE = weight_VE[target_c] - probs_cV.to(weight_VE.dtype) @ weight_VE
-                directions.append(direction_cE / temperature)
+                others_c1 = _without_target(probs_cV, target_c1)
+                others_cE = _product(probs_cV.to(weight_VE.dtype), weight_VE)
+                directions.append(others_c1 * weight_VE[target_R[rows]] - others_cE)
         if wants_gradient:
             ctx.save_for_backward(torch.cat(directions))
+            ctx.temperature, ctx.dtype = temperature, hidden_RE.dtype
         entropy_R = torch.cat(entropies)
         ctx.mark_non_differentiable(entropy_R)
         return torch.cat(logprobs), entropy_R
@@ -63,7 +71,8 @@ class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         (direction_RE,) = ctx.saved_tensors
-        return (grads[0].unsqueeze(1) * direction_RE).to(direction_RE.dtype), None, None, None, None
+        upstream_R = grads[0] / ctx.temperature
+        return (upstream_R.unsqueeze(1) * direction_RE).to(ctx.dtype), None, None, None, None
 
 
 class _TrainedHead(torch.autograd.Function):
@@ -85,10 +94,12 @@ class _TrainedHead(torch.autograd.Function):
         grad_hidden_RE, grad_weight_VE = torch.empty_like(hidden_RE), torch.zeros_like(weight_VE)
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V)
         for rows in _chunks(target_R, len(weight_VE)):
+            target_c1 = target_R[rows].unsqueeze(1)
             # Of one log-probability towards the logits: onehot(target) − p.
-            towards_cV = _log_softmax(hidden_RE[rows], weight_VE, bias_V, ctx.temperature).exp_().neg_()
-            towards_cV.scatter_add_(1, target_R[rows].unsqueeze(1), torch.ones_like(towards_cV[:, :1]))
-            towards_cV *= upstream_R[rows].unsqueeze(1)
+            towards_cV = _log_softmax(hidden_RE[rows], weight_VE, bias_V, target_c1, ctx.temperature).exp_()
+            others_c1 = _without_target(towards_cV, target_c1)
+            towards_cV.scatter_(1, target_c1, -others_c1)
+            towards_cV *= -upstream_R[rows].unsqueeze(1)
             towards_cV = towards_cV.to(weight_VE.dtype)
             grad_hidden_RE[rows] = towards_cV @ weight_VE
             grad_weight_VE.addmm_(towards_cV.T, hidden_RE[rows].to(weight_VE.dtype))
@@ -102,11 +113,33 @@ def _chunks(target_R: Tensor, vocabulary: int) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, len(target_R), rows))
 
 
-def _log_softmax(hidden_cE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, temperature: float) -> Tensor:
-    """float32, worked out in place: one tensor of a chunk's logits is all there is. A trained head is float32 over
-    hidden states of the base's precision."""
-    logits_cV = torch.nn.functional.linear(hidden_cE.to(weight_VE.dtype), weight_VE, bias_V).float()
+def _log_softmax(
+    hidden_cE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, target_c1: Tensor, temperature: float
+) -> Tensor:
+    """float32. A trained head is float32 over hidden states of the base's precision."""
+    hidden_cE = hidden_cE.to(weight_VE.dtype)
+    product_cV = _product(hidden_cE, weight_VE.T)
+    logits_cV = product_cV.float()
+    if product_cV.dtype.itemsize < 4:
+        # A likely token's logit is the largest, and rounding takes the most from it: at p = 0.999 and logits of 10 in
+        # bfloat16 up to 3 % of the gradient. This one is cheap to have whole.
+        whole_c = torch.linalg.vecdot(hidden_cE.float(), weight_VE[target_c1.squeeze(1)].float())
+        logits_cV.scatter_(1, target_c1, whole_c.unsqueeze(1))
+    if bias_V is not None:
+        logits_cV += bias_V
     if temperature != 1.0:
         logits_cV /= temperature
-    logits_cV -= logits_cV.logsumexp(dim=1, keepdim=True)
-    return logits_cV
+    return torch.log_softmax(logits_cV, dim=1)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b; of 16-bit numbers in float32 where the device gives its sums whole, else rounded to their precision."""
+    if a.device.type == _WHOLE_PRODUCTS and a.dtype.itemsize < 4:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a @ b
+
+
+def _without_target(probs_cV: Tensor, target_c1: Tensor) -> Tensor:
+    """Sets p[target] to 0, in place, and answers with the sum of the others, shape (c, 1): 1 − p[target], of which a
+    difference would leave nothing where p is nearly 1."""
+    return probs_cV.scatter_(1, target_c1, 0.0).sum(dim=1, keepdim=True)
