@@ -20,8 +20,14 @@ class RolloutConfig(BaseModel):
     num_generations: int = Field(8, ge=1, description="Completions per prompt: the size of a group.")
     max_completion_length: int = Field(256, ge=1, description="Tokens a completion may have.")
     temperature: float = Field(1.0, ge=0.0, description="Sampling temperature during training.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all tokens.")
-    top_k: int = Field(0, ge=0, description="Most likely tokens kept; 0 keeps all.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; only 1, all tokens, can be learned from.")
+    top_k: int = Field(0, ge=0, description="Most likely tokens kept; only 0, all, can be learned from.")
+    min_p: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Tokens kept have this share of the likeliest one's probability; only 0, all, can be learned from.",
+    )
     stop: tuple[str, ...] = Field((), description="Strings that end a completion.")
     max_model_len: int = Field(2048, ge=16, description="Context: prompt and completion tokens together.")
     max_num_seqs: int = Field(64, ge=1, description="Sequences an engine decodes at once.")
@@ -42,3 +48,21 @@ class RolloutConfig(BaseModel):
     generate_timeout_s: float = Field(600.0, gt=0, description="Limit on one group's generation, seconds.")
     publish_timeout_s: float = Field(120.0, gt=0, description="Limit on one adapter publish, seconds.")
     adapter_dir: str = Field("/dev/shm", description="Folder, on tmpfs, where published adapters lie.")
+
+    def refuse_cut_distribution(self) -> None:
+        """For training.
+
+        Raises:
+            ValueError: Tokens are drawn from a part of the vocabulary. Their log-probs are then of that part, the
+                learner's of the whole: each token's importance weight is the part's mass, and a sequence's, the product
+                over its tokens, takes the gradient away (to 3e-6 over 256 tokens at `top_p` 0.9). To learn from them
+                the learner would need every token's part, which vLLM tells on some of its runners only.
+        """
+        for name in ("top_p", "top_k", "min_p"):
+            default = RolloutConfig.model_fields[name].default
+            if (value := getattr(self, name)) != default:
+                raise ValueError(
+                    f"rollout.{name}={value} cannot be learned from: the sampler's log-probs are then of the tokens it "
+                    f"keeps, the learner's of all, and their ratio over a completion takes the gradient away. Leave "
+                    f"rollout.{name}={default}; rollout.temperature sharpens the distribution, for both alike"
+                )

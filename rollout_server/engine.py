@@ -315,6 +315,7 @@ def vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_model
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
+        min_p=sampling.min_p,
         stop=list(sampling.stop),
         include_stop_str_in_output=True,
         stop_token_ids=list(sampling.stop_token_ids),

@@ -29,6 +29,7 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     """0 keeps all tokens."""
+    min_p: float = 0.0
     stop_token_ids: tuple[int, ...] = ()
     """End tokens beyond the model's own; the one that ended a completion is its last token."""
     stop: tuple[str, ...] = ()

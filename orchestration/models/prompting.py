@@ -20,6 +20,7 @@ def training_sampling(config: RunConfig, builder: PromptBuilder) -> SamplingPara
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
+        min_p=rollout.min_p,
         stop=(*rollout.stop, *builder.stop),
         stop_token_ids=builder.stop_token_ids,
     )

@@ -57,7 +57,7 @@ async def evaluate(
 
     Raises what generating or scoring raises.
     """
-    greedy = replace(sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0)
+    greedy = replace(sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
     done = 0
 
     async def one(built: BuiltPrompt) -> tuple[Completion, list[float | None]]:

@@ -126,6 +126,8 @@ class RunConfig(Section):
             raise ValueError("rollout.num_generations must be at least 2: an advantage needs a group to compare with")
         if self.rollout.temperature == 0 and self.max_steps:
             raise ValueError("rollout.temperature must be above 0 for training: greedy groups are all alike")
+        if self.max_steps:
+            self.rollout.refuse_cut_distribution()
         if self.reward.control == "random" and self.learner.multi_objective_aggregation == "normalize_then_sum":
             raise ValueError(
                 "reward.control=random replaces the total, which multi_objective_aggregation=normalize_then_sum does "

@@ -35,8 +35,9 @@ async def test_logprobs_are_those_of_the_sampling_distribution(served, reference
         assert_sampled_from(reference, completion, PROMPT, temperature)
 
 
-async def test_top_k_renormalises_the_logprobs(served):
-    sampling = SamplingParams(num_generations=2, max_completion_length=16, top_k=1)
+@pytest.mark.parametrize("one_token", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
+async def test_a_part_of_the_vocabulary_renormalises_the_logprobs(served, one_token):
+    sampling = SamplingParams(num_generations=2, max_completion_length=16, **one_token)
     for completion in await served.worker.generate(PROMPT, sampling):
         assert completion.sampling_logprobs == pytest.approx([0.0] * len(completion.token_ids), abs=1e-6)
 

@@ -58,6 +58,9 @@ def test_the_api_key_is_not_written_down() -> None:
         (["max_steps=many"], "max_steps='many'"),
         (["rollout.num_generations=1"], "at least 2"),
         (["rollout.temperature=0"], "above 0"),
+        (["rollout.top_p=0.95"], "rollout.top_p=0.95 cannot be learned from"),
+        (["rollout.top_k=50"], "Leave rollout.top_k=0;"),
+        (["rollout.min_p=0.05"], "their ratio over a completion takes the gradient away"),
         (["max_steps"], "not an override"),
         (["learner.lora.r=64"], "max_lora_rank"),
         (["max_staleness=5"], "max_adapter_versions"),
@@ -78,6 +81,11 @@ def test_a_wrong_override_is_told_what_to_do(overrides: list[str], says: str) ->
         load_config("arithmetic", overrides)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_part_of_the_vocabulary_may_be_sampled_where_nothing_is_learned() -> None:
+    rollout = load_config("arithmetic", ["max_steps=0", "rollout.top_p=0.9", "rollout.min_p=0.1"]).rollout
+    assert (rollout.top_p, rollout.min_p) == (0.9, 0.1)
 
 
 def test_unknown_recipes_and_broken_files(tmp_path: Path) -> None:
