@@ -49,6 +49,8 @@ UPDATE_METRICS: Mapping[str, str] = {
     "grad_norm": "Norm of the gradient before clipping.",
     "learning_rate": "The rate that was used.",
     "num_microbatches": "Forward and backward passes, over all ranks.",
+    "num_loss_tokens": "Completion tokens whose loss was computed: none of sequences without an advantage, where beta "
+    "is 0.",
     "entropy": "Of the policy at the completions' tokens, nats.",
     "ratio_{of}": "exp(learner's log-prob - old log-prob) of a token, or of a sequence.",
     "clip_fraction": "Share of tokens whose ratio was clipped.",
@@ -61,6 +63,8 @@ UPDATE_METRICS: Mapping[str, str] = {
     "sampling_logprob_difference_{of}": "|sampler's - learner's log-prob| of a token, nats.",
     "importance_sampling_weight_{of}": "What the sampler correction multiplies the loss by.",
     "importance_sampling_clip_fraction": "Share of tokens whose weight lay beyond its bounds.",
+    "effective_sample_share": "Of the sampler correction's weights w, (sum of w)^2 / (n * sum of w^2) over the tokens: "
+    "the share of the sample that is left; 1 where all weigh the same.",
     "off_policy_masked_fraction": "Share of tokens in sequences that off_policy_mask_threshold leaves out.",
     "kl_to_ref": "KL to the base model by kl_estimator, nats.",
 }

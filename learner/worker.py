@@ -253,6 +253,7 @@ class LearnerRank:
                 loss=float(result.loss.detach()),
                 num_distinct_tokens=microbatch.num_distinct_tokens,
                 num_microbatches=1,
+                num_loss_tokens=result.num_tokens,
             )
             # The engine averages over the ranks; each rank's losses are parts of one sum.
             self._engine.backward(result.loss * self._world_size, last=microbatch is microbatches[-1])

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+WEIGHT_SQUARES = "importance_sampling_weight_squares"
+"""Mean of the sampler weights' squares: with their mean, the effective sample share of whatever it is averaged over."""
+
 
 class LossMetrics:
     """Collects statistics over the mask's tokens and turns them into floats in one transfer.

@@ -14,7 +14,7 @@ from learner.config import LossConfig
 from learner.loss.entropy_selection import step_entropy_threshold
 from learner.loss.inputs import LossInputs, loss_inputs
 from learner.loss.kl import kl_estimates
-from learner.loss.metrics import LossMetrics
+from learner.loss.metrics import WEIGHT_SQUARES, LossMetrics
 from learner.loss.reductions import reduce_losses
 from learner.loss.sampler_correction import on_policy_B1, sampler_weights
 from learner.loss.token_losses import TOKEN_LOSSES, importance_ratio
@@ -115,6 +115,7 @@ def _sampler_correction(inputs: LossInputs, config: LossConfig, metrics: LossMet
         return None
     correction = sampler_weights(inputs.old_BT, inputs.sampling_BT, inputs.mask_BT, config)
     metrics.spread("importance_sampling_weight", correction.weights)
+    metrics.mean(WEIGHT_SQUARES, correction.weights.square())
     metrics.mean("importance_sampling_clip_fraction", correction.beyond)
     return correction.weights
 

@@ -37,7 +37,7 @@ def sampler_weights(old_BT: Tensor, sampling_BT: Tensor, mask_BT: Tensor, config
         mask_BT: 1 on completion tokens.
         config: The mode and its bounds.
     """
-    level, _, beyond_does = config.vllm_importance_sampling_mode.partition("_")
+    level, _, beyond_does = config.sampler_correction.partition("_")
     log_weights = torch.where(sampling_BT.isnan(), 0.0, old_BT - sampling_BT) * mask_BT
     if level == "sequence":
         log_weights = log_weights.sum(dim=1, keepdim=True)

@@ -99,7 +99,7 @@ def vespo_phi(inputs: LossInputs, sampler_weights: Tensor | None, config: LossCo
     log_w_B1 = (log_ratio_BT * inputs.mask_BT).sum(dim=1, keepdim=True)
     if sampler_weights is not None:
         log_weights = sampler_weights.log().clamp(_VESPO_LOG_FLOOR, _VESPO_LOG_BOUND)
-        per_token = config.vllm_importance_sampling_mode.startswith("token")
+        per_token = config.sampler_correction.startswith("token")
         log_w_B1 = log_w_B1 + (log_weights * inputs.mask_BT if per_token else log_weights).sum(dim=1, keepdim=True)
     log_w_B1 = log_w_B1.clamp(_VESPO_LOG_FLOOR, _VESPO_LOG_BOUND)
     positive_B1 = inputs.advantages_B1 >= 0

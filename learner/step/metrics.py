@@ -6,6 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from learner.loss.metrics import WEIGHT_SQUARES
+
 AllReduce = Callable[..., list[float]]
 """all_reduce(values, op="sum" | "max" | "min"): element-wise over the ranks."""
 
@@ -46,7 +48,17 @@ class MetricTotals:
         for extremes, op in ((self._largest, "max"), (self._smallest, "min")):
             for name, value in zip(extremes, all_reduce(list(extremes.values()), op=op), strict=True):
                 values[name] = value if num_tokens else 0.0
-        return values
+        return _with_effective_share(values)
+
+
+def _with_effective_share(values: dict[str, float]) -> dict[str, float]:
+    """The share of the sample that equal weights would need to tell as much, (Σ w)² / (n·Σ w²) (Kish, Survey Sampling,
+    1965), in place of the weights' mean square; a sequence's weight counts once for each of its tokens."""
+    squares = values.pop(WEIGHT_SQUARES, None)
+    if squares is not None:
+        share = values["importance_sampling_weight_mean"] ** 2 / squares if squares else 0.0
+        values["effective_sample_share"] = min(1.0, share)  # rounding
+    return values
 
 
 def over_iterations(iterations: Sequence[Mapping[str, float]]) -> dict[str, float]:

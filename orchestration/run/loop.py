@@ -28,6 +28,9 @@ from orchestration.settings.config import RunConfig
 from orchestration.types import BuiltPrompt
 from rollout_server.types import PublishReport, SamplingParams
 
+WEIGHT_ALARM = 0.5, 2.0
+"""Bounds of the mean importance weight of a step; beyond them it is said aloud. It is 1 where both sides agree."""
+
 
 class ResumableSource(Source, Protocol):
     """A source that can say where it is and go back there."""
@@ -193,6 +196,7 @@ class TrainingLoop:
             self._rooms.start.finish(time.perf_counter() - spent.at)
             self._reporter.note("info", self._rooms.start.line())
         self._say_if_flat(batch)
+        self._say_if_off_policy(update)
         if self._config.example_every and (step - 1) % self._config.example_every == 0:
             self._show_example(batch)
         await self._finish_bookkeeping()
@@ -240,6 +244,22 @@ class TrainingLoop:
                 f"for {self._tally.flat_steps} steps all completions of each group earned the same: nothing is "
                 f"learned. Try easier or more varied problems, a higher rollout.temperature, more "
                 f"rollout.num_generations, or drop_flat_groups=true",
+            )
+
+    def _say_if_off_policy(self, update: UpdateMetrics) -> None:
+        """At the first such step, and then ever more seldom: after 2, 4, 8 … in a row."""
+        low, high = WEIGHT_ALARM
+        weight = update.values.get("importance_sampling_weight_mean")
+        off = weight is not None and update.values["num_loss_tokens"] > 0 and not low <= weight <= high
+        steps = self._tally.off_policy_steps = self._tally.off_policy_steps + 1 if off else 0
+        if steps and steps & (steps - 1) == 0:
+            self._reporter.note(
+                "warning",
+                f"step {update.step}: the sampler correction multiplies the loss by {weight:.3g} on average, and for "
+                f"{steps} step(s) now by less than {low:g} or more than {high:g}: the sampler's log-probs are not the "
+                f"learner's (sampling_logprob_difference_mean in metrics.jsonl). Try one precision for rollout.dtype "
+                f"and learner.dtype, a smaller max_staleness or learner.learning_rate, or "
+                f"learner.loss.vllm_importance_sampling_mode=token_truncate",
             )
 
     def _show_example(self, batch: Batch) -> None:

@@ -30,6 +30,8 @@ class Tally:
     dropped_flat_groups: int = 0
     flat_steps: int = 0
     """Steps in a row, up to now, in which all groups were flat."""
+    off_policy_steps: int = 0
+    """Steps in a row, up to now, whose mean importance weight was out of bounds."""
     publish_ms: list[float] = field(default_factory=list)
 
     @classmethod

@@ -134,6 +134,7 @@ class FakeLearner:
         self.fail_at = fail_at
         self.full_disk = False
         self.seen: list[list[str]] = []
+        self.values: dict[str, float] = {"loss": 0.5}
 
     async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
         if self.version + 1 == self.fail_at:
@@ -142,7 +143,7 @@ class FakeLearner:
         self.version += 1
         advantages = tuple(tuple(0.0 for _ in group.members) for group in groups_P)
         return UpdateMetrics(
-            step=self.version, values={"loss": 0.5}, advantages=advantages, num_tokens=10, num_distinct_tokens=5
+            step=self.version, values=self.values, advantages=advantages, num_tokens=10, num_distinct_tokens=5
         )
 
     async def export_adapter(self) -> FakeAdapter:

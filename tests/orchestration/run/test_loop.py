@@ -181,6 +181,23 @@ async def test_flat_groups_for_many_steps_are_said_aloud(tmp_path: Path) -> None
     assert "drop_flat_groups=true" in alarms[0]
 
 
+@pytest.mark.parametrize(
+    ("weight", "num_tokens", "alarms"),
+    [(1.0, 9, 0), (0.5, 9, 0), (2.0, 9, 0), (0.49, 9, 3), (2.1, 9, 3), (0.0, 9, 3), (0.0, 0, 0), (None, 9, 0)],
+)
+async def test_importance_weights_out_of_bounds_are_said_ever_more_seldom(
+    tmp_path: Path, weight: float | None, num_tokens: int, alarms: int
+) -> None:
+    """After 1, 2 and 4 of five steps; not where no loss was computed, whose figures are all 0."""
+    bench = Bench(tmp_path / "run", max_steps=5)
+    bench.learner.values |= {"num_loss_tokens": float(num_tokens)}
+    bench.learner.values |= {} if weight is None else {"importance_sampling_weight_mean": weight}
+    await bench.run()
+    said = [note for note in bench.reporter.notes if "sampler correction" in note]
+    assert len(said) == alarms
+    assert all(f"by {weight:.3g} on average" in note and "rollout.dtype" in note for note in said)
+
+
 async def test_a_batch_without_a_single_score_stops_the_run(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run")
     bench.scorer = FakeScorer(lambda name, index: None)
