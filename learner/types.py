@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rollout_server.types import Completion, FinishReason
+
+_ROUNDING = 8 * sys.float_info.epsilon
+"""How far sums that are equal on paper may be apart, beside the largest of their terms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +21,22 @@ class ScoredCompletion:
     rewards: tuple[float | None, ...]
     """One entry per reward in the run's order; None: could not be scored."""
     total: float | None
-    """Weighted sum of what was scored; None leaves the completion out of its group."""
+    """Weighted sum of what was scored; None leaves the completion out of its group. NaN, here and in `rewards`, is
+    taken as None."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rewards", tuple(map(self._known, self.rewards)))
+        object.__setattr__(self, "total", self._known(self.total))
+
+    def _known(self, reward: float | None) -> float | None:
+        if reward is None or math.isnan(reward):
+            return None
+        if math.isinf(reward):
+            raise ValueError(
+                f"a completion of {self.completion.prompt_id!r} earned {reward}: a reward is a finite number, or None "
+                "where it could not be scored"
+            )
+        return reward
 
     @property
     def truncated(self) -> bool:
@@ -39,9 +59,13 @@ class ScoredGroup:
 
     @property
     def flat(self) -> bool:
-        """True when the scored totals are all equal: no advantage, nothing to learn."""
-        totals = {member.total for member in self.members if member.total is not None}
-        return len(totals) <= 1
+        """True when the scored totals are all equal, but for the rounding of sums of rewards of this size: no
+        advantage, nothing to learn."""
+        totals = [member.total for member in self.members if member.total is not None]
+        rewards = [
+            reward for member in self.members for reward in (*member.rewards, member.total) if reward is not None
+        ]
+        return not totals or max(totals) - min(totals) <= _ROUNDING * max(map(abs, rewards))
 
 
 UPDATE_METRICS: Mapping[str, str] = {

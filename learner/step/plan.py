@@ -64,7 +64,7 @@ def plan_step(
     counted = [
         _Counted(group.prompt_token_ids, scored, advantage)
         for group, row in zip(groups, rows, strict=True)
-        if any(row) or not config.drop_zero_variance_groups
+        if not config.drop_zero_variance_groups or any(value and not math.isnan(value) for value in row)
         for scored, advantage in zip(group.members, row, strict=True)
         if not math.isnan(advantage)
     ]
@@ -109,7 +109,7 @@ def _advantages(
         weights = list(reward_weights or (1.0,) * len(rewards[0][0]))
         _check_rewards(groups, len(weights))
     else:
-        rewards = [[[_number(member.total)] for member in group.members] for group in groups]
+        rewards = [[[_number(total)] for total in _totals(group)] for group in groups]
         weights = [1.0]
     width = max(len(group.members) for group in groups)
     padding = [math.nan] * len(weights)
@@ -148,6 +148,13 @@ def _with_overlong_penalty(
     if rewards_PGK.shape[2] == 1:
         return rewards_PGK + penalty_PG.unsqueeze(2)
     return torch.cat([rewards_PGK, penalty_PG.unsqueeze(2)], dim=2)
+
+
+def _totals(group: ScoredGroup) -> list[float | None]:
+    """One number for all that was scored in a flat group, whose totals differ by rounding at most."""
+    totals = [member.total for member in group.members]
+    known = [total for total in totals if total is not None]
+    return [None if total is None else known[0] for total in totals] if group.flat else totals
 
 
 def _number(reward: float | None) -> float:

@@ -41,6 +41,56 @@ def test_flat_groups_are_dropped_when_asked() -> None:
     assert (found.num_items, found.num_sequences) == (3, 2)
 
 
+def test_a_flat_group_with_an_unscored_member_is_dropped_too() -> None:
+    unscored = make_group((1, 6), [(7, 8), (9,), (9, 9), (5,)], [1.0, 1.0, 1.0, None])
+    found = plan(LEARNS, unscored, drop_zero_variance_groups=True)
+    assert (found.num_items, found.num_sequences) == (3, 2)
+    assert found.group_advantages[1] == (0.0, 0.0, 0.0, None)
+
+
+ROUNDED = make_group((1, 6), [(7,), (8,), (9,)], [0.1 + 0.2, 0.3, None])
+"""Sums that are equal on paper."""
+CANCELLED = with_rewards(make_group((1, 6), [(7,), (8,)], [0.1 + 0.2 - 0.3, 0.0]), (0.1 + 0.2, -0.3), (0.3, -0.3))
+"""The same, where the totals are nothing but rounding: of rewards of 0.3."""
+
+
+@pytest.mark.parametrize("group", [ROUNDED, CANCELLED])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_rewards_that_differ_by_rounding_are_equal(group: ScoredGroup, scale: str) -> None:
+    assert group.flat
+    assert {*plan(group, scale_rewards=scale).group_advantages[0]} <= {0.0, None}
+    found = plan(LEARNS, group, scale_rewards=scale, drop_zero_variance_groups=True)
+    assert (found.num_items, found.num_sequences) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "flat"),
+    [([1.0, 1.0 + 1e-9], False), ([1e-12, 0.0], False), ([5.0, None], True), ([None, None], True), ([0.0, 0.0], True)],
+)
+def test_small_differences_are_no_rounding(rewards: list[float | None], flat: bool) -> None:
+    assert make_group((1,), [(2,), (3,)], rewards).flat == flat
+
+
+def test_nan_is_not_scored_and_infinity_is_refused() -> None:
+    group = make_group((1, 2), [(3,), (4,), (5,)], [1.0, math.nan, 0.0])
+    assert group.members[1].total is None
+    assert group.members[1].rewards == (None,)
+    assert plan(group, scale_rewards="none").group_advantages == ((0.5, None, -0.5),)
+    assert make_group((1, 2), [(3,), (4,)], [math.nan, 1.0]).flat
+    with pytest.raises(NothingToLearnError, match="none of the 2"):
+        plan(make_group((1, 2), [(3,), (4,)], [math.nan, math.nan]))
+    for reward in (math.inf, -math.inf):
+        with pytest.raises(ValueError, match=r"of 'p' earned -?inf: a reward is a finite number, or None"):
+            make_group((1, 2), [(3,)], [reward])
+
+
+def test_equal_totals_of_unequal_lengths_are_told_apart_by_the_overlong_penalty() -> None:
+    group = make_group((1, 2), [(3,), (4, 4, 4, 4)], [0.1 + 0.2, 0.3])
+    found = plan(group, scale_rewards="none", overlong_cache=2, drop_zero_variance_groups=True)
+    assert group.flat
+    assert found.group_advantages[0] == (0.5, -0.5)
+
+
 @pytest.mark.parametrize("loss", [{"beta": 0.1}, {"top_entropy_quantile": 0.5}])
 def test_flat_groups_are_computed_where_they_have_a_say(loss: dict[str, float]) -> None:
     assert len(plan(LEARNS, FLAT, loss=loss).sequences) == 4
