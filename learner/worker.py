@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from learner.checkpoint import write_checkpoint
 from learner.config import LearnerConfig
 from learner.engine.cpu_memory import keep_freed_memory
 from learner.engine.engine import TrainingEngine
-from learner.engine.state import LearnerState, read_state, settings_that_bind, state_files
+from learner.engine.state import LearnerState, TrainingState, read_state, settings_that_bind, state_files
 from learner.errors import LearnerError, NonFiniteLossError
 from learner.loss.entropy_selection import step_entropy_threshold
 from learner.policy.adapter_files import AdapterFiles, adapter_files
@@ -174,33 +175,13 @@ class LearnerRank:
             files: The caller's, name → content.
 
         Raises:
-            LearnerError: It cannot be written; on every rank.
+            LearnerError: It cannot be written, or (a rank names its own error) another rank failed; on every rank.
         """
-        training = self._engine.training_state()
         random = self._engine.gather_objects(_random_state(self._device))
-        failure = None
-        if training is not None:
-            state = LearnerState(
-                step=self._step,
-                training=training,
-                random=tuple(random),
-                probe_token_ids=self._probe_token_ids,
-                probe_logprobs=self._probe_logprobs,
-            )
-            made_with = settings_that_bind(self._model_path, self._config)
-            content = (*self._files(dict(training.parameters)).files, *files.items())
-            try:
-                write_checkpoint(
-                    Path(folder),
-                    self._step,
-                    chain(content, state_files(state, made_with)),
-                    keep=self._config.keep_checkpoints,
-                )
-            except LearnerError as error:
-                failure = str(error)
-        failure = self._engine.gather_objects(failure)[0]
-        if failure is not None:
-            raise LearnerError(failure)
+        with self._all_or_none():
+            training = self._engine.training_state()
+            if training is not None:
+                self._write(Path(folder), training, random, files)
 
     def load_checkpoint(self, folder: str) -> int:
         """Goes on from one checkpoint's folder, also onto another number of ranks or ZeRO stage; the random state is
@@ -210,9 +191,11 @@ class LearnerRank:
             The step it was written at: the policy's version.
 
         Raises:
-            LearnerError: It is damaged, or was made with another model or adapter; nothing has moved then.
+            LearnerError: It is damaged, or was made with another model or adapter, or a rank cannot read it; on every
+                rank, and nothing has moved then.
         """
-        state = read_state(Path(folder), settings_that_bind(self._model_path, self._config))
+        with self._all_or_none():
+            state = read_state(Path(folder), settings_that_bind(self._model_path, self._config))
         self._engine.load_training_state(state.training)
         self._step = state.step
         self._probe_token_ids, self._probe_logprobs = state.probe_token_ids, state.probe_logprobs
@@ -225,6 +208,35 @@ class LearnerRank:
         engine = self.__dict__.pop("_engine", None)
         if engine is not None:
             engine.shutdown()
+
+    def _write(self, folder: Path, training: TrainingState, random: Sequence[Any], files: Mapping[str, bytes]) -> None:
+        state = LearnerState(
+            step=self._step,
+            training=training,
+            random=tuple(random),
+            probe_token_ids=self._probe_token_ids,
+            probe_logprobs=self._probe_logprobs,
+        )
+        content = (*self._files(dict(training.parameters)).files, *files.items())
+        made_with = settings_that_bind(self._model_path, self._config)
+        write_checkpoint(
+            folder, self._step, chain(content, state_files(state, made_with)), keep=self._config.keep_checkpoints
+        )
+
+    @contextmanager
+    def _all_or_none(self) -> Iterator[None]:
+        """What fails on one rank fails on all: a rank that left alone would leave the others in their next collective.
+        Entered by every rank; raises the rank's own error, or a LearnerError with the first of the others'."""
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        said = [said for said in self._engine.gather_objects(_in_words(failure)) if said is not None]
+        if failure is not None:
+            raise failure
+        if said:
+            raise LearnerError(said[0])
 
     def _own_indices(self, plan: StepPlan) -> list[list[int]]:
         """The sequences of this rank's micro-batches; an empty list among them stands for a pass that adds nothing,
@@ -348,6 +360,12 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise LearnerError(f"device {name!r} is not supported: cpu or cuda")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _in_words(failure: Exception | None) -> str | None:
+    if failure is None or isinstance(failure, LearnerError):
+        return None if failure is None else str(failure)
+    return f"{type(failure).__name__}: {failure}"
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

@@ -153,16 +153,23 @@ class TrainingEngine:
             yield {name: parameter.detach() for name, parameter in self._named}
 
     def training_state(self) -> TrainingState | None:
-        """Where training stands; all ranks take part, and only rank 0 keeps and returns it."""
+        """Where training stands; all ranks take part, and only rank 0 keeps and returns it. What rank 0 has no memory
+        for it raises at the end, when no rank waits for it any more."""
         inner = self._inner_optimizer()
         steps = [int(state["step"]) for state in inner.state.values() if "step" in state]
         keys = ("parameters", "exp_avg", "exp_avg_sq") if steps else ("parameters",)
         whole: dict[str, dict[str, Tensor]] = {"parameters": {}, "exp_avg": {}, "exp_avg_sq": {}}
+        failure: Exception | None = None
         for name, parameter in self._named:
             for key in keys:
                 value = self._full(parameter, None if key == "parameters" else key)
-                if self._rank == 0:
-                    whole[key][name] = value.to("cpu", torch.float32, copy=True)
+                if self._rank == 0 and failure is None:
+                    try:
+                        whole[key][name] = value.to("cpu", torch.float32, copy=True)
+                    except (MemoryError, RuntimeError) as error:
+                        failure = error
+        if failure is not None:
+            raise failure
         if self._rank != 0:
             return None
         return TrainingState(

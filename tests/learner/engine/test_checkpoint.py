@@ -468,3 +468,52 @@ def test_two_ranks_go_on_bit_for_bit_and_other_numbers_within_1e_6(odd_model: st
     # A failure on the rank that writes is every rank's, and none waits for ever.
     assert first["refused"] == second["refused"]
     assert "cannot write checkpoint" in first["refused"][0]
+
+
+def failing_on_one_rank(rank: LearnerRank, folder: str) -> list[str]:
+    """What each rank is told of failures that one of them meets, and what they can still do together."""
+    told = []
+
+    def attempt(action: Any, *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except Exception as error:
+            told.append(f"{type(error).__name__}: {error}")
+
+    first, copy_to = rank._rank == 0, torch.Tensor.to
+
+    def no_memory(tensor: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        if options.get("copy"):
+            raise MemoryError("no memory for a copy")
+        return copy_to(tensor, *arguments, **options)
+
+    update(rank, 0)
+    attempt(rank.save_checkpoint, folder, {"a/b": b""})
+    with pytest.MonkeyPatch.context() as patched:
+        if first:
+            patched.setattr(torch.Tensor, "to", no_memory)
+        attempt(rank.save_checkpoint, folder, {})
+    with pytest.MonkeyPatch.context() as patched:
+        if first:
+            patched.setattr(rank, "_files", {}.__getitem__)
+        attempt(rank.save_checkpoint, folder, {})
+    saved = save(rank, Path(folder))
+    attempt(rank.load_checkpoint, saved if first else f"{folder}/elsewhere")
+    assert rank.load_checkpoint(saved) == 1
+    return [*told, str(update(rank, 1).step)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_what_fails_on_one_rank_fails_on_both_and_none_waits(odd_model: str, tmp_path: Path, zero_stage: int) -> None:
+    config = LearnerConfig(**(BASE | {"num_ranks": 2, "zero_stage": zero_stage, "start_timeout_s": 60}))
+    first, second = run_ranks(2, odd_model, config, failing_on_one_rank, str(tmp_path))
+    assert len(first) == len(second) == 5
+    for own, theirs in zip(first[:3], second[:3], strict=True):
+        assert theirs == f"LearnerError: {own}"
+    assert "'a/b' is taken, or not a plain file name" in first[0]
+    assert first[1] == "MemoryError: no memory for a copy"
+    assert "TypeError" in first[2]
+    assert first[3] == second[3]
+    assert "elsewhere" in first[3]
+    assert first[4] == second[4] == "2"
