@@ -250,7 +250,7 @@ class TrainingLoop:
         """At the first such step, and then ever more seldom: after 2, 4, 8 … in a row."""
         low, high = WEIGHT_ALARM
         weight = update.values.get("importance_sampling_weight_mean")
-        off = weight is not None and update.values["num_loss_tokens"] > 0 and not low <= weight <= high
+        off = weight is not None and update.values.get("num_loss_tokens", 1) > 0 and not low <= weight <= high
         steps = self._tally.off_policy_steps = self._tally.off_policy_steps + 1 if off else 0
         if steps and steps & (steps - 1) == 0:
             self._reporter.note(

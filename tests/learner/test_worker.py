@@ -86,6 +86,8 @@ def test_an_update_moves_the_adapter_and_says_so(tiny_model: str) -> None:
     assert undocumented(metrics) == []
     assert all(math.isfinite(value) for value in metrics.values.values())
     assert metrics.values["learning_rate"] == 1e-2
+    assert metrics.values["num_loss_tokens"] > 0
+    assert 0 < metrics.values["effective_sample_share"] < 1
     assert 0 < metrics.values["entropy"] < math.log(96)
 
 
@@ -352,7 +354,10 @@ def test_two_ranks_are_one(llama: str, zero_stage: int) -> None:
     for a, b, c in zip(metrics, others, expected_metrics, strict=True):
         assert a.values == b.values
         assert a.advantages == c.advantages
-        for name in ("loss", "grad_norm", "kl_to_sampler", "entropy", "ratio_max", "kl_to_ref"):
+        for name in (
+            *("loss", "grad_norm", "kl_to_sampler", "entropy", "ratio_max", "kl_to_ref"),
+            *("effective_sample_share", "num_loss_tokens"),
+        ):
             assert a.values[name] == pytest.approx(c.values[name], rel=1e-3, abs=1e-6)
 
 

@@ -29,7 +29,7 @@ def step_values(differences_BT: Tensor, config: LossConfig, *, parts: int = 1) -
     return totals.reduced(alone)
 
 
-def noisy(num_tokens: int, *, nats: float = 0.02, num_sequences: int = 512) -> Tensor:
+def noisy(num_tokens: int, *, nats: float = 0.02, num_sequences: int = 256) -> Tensor:
     """Differences of a policy and a sampler that are the same but for rounding: exp of them has the mean 1."""
     generator = torch.Generator().manual_seed(0)
     return nats * torch.randn(num_sequences, num_tokens, generator=generator) - nats**2 / 2
