@@ -86,8 +86,8 @@ class LossSettings(BaseModel):
     vllm_importance_sampling_mode: Literal["auto", SamplerCorrection] = Field(
         "auto",
         description="Per token or sequence; beyond the clip range the weight is truncated or 0. auto: sequence_mask "
-        f"(TRL's) up to {LONGEST_SEQUENCE_WEIGHT} completion tokens, token_mask for longer ones, over which a product "
-        "of all tokens' weights leaves few sequences.",
+        f"(TRL's) up to {LONGEST_SEQUENCE_WEIGHT} completion tokens, token_truncate for longer ones, over which a "
+        "product of all tokens' weights leaves few sequences.",
     )
     vllm_importance_sampling_clip_max: float | None = Field(3.0, gt=0.0, description="Upper bound of the weight.")
     vllm_importance_sampling_clip_min: float | None = Field(None, ge=0.0, description="Lower bound of the weight.")
@@ -135,7 +135,7 @@ class LossConfig(LossSettings):
         """`vllm_importance_sampling_mode`, decided."""
         if self.vllm_importance_sampling_mode != "auto":
             return self.vllm_importance_sampling_mode
-        return "sequence_mask" if self.max_completion_length <= LONGEST_SEQUENCE_WEIGHT else "token_mask"
+        return "sequence_mask" if self.max_completion_length <= LONGEST_SEQUENCE_WEIGHT else "token_truncate"
 
 
 class LoraSettings(BaseModel):

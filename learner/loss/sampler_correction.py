@@ -48,7 +48,8 @@ def sampler_weights(old_BT: Tensor, sampling_BT: Tensor, mask_BT: Tensor, config
         beyond |= weights > high
     if low is not None:
         beyond |= weights < low
-    bounded = torch.where(beyond, 0.0, weights) if beyond_does == "mask" else weights.clamp(min=low, max=high)
+    truncates = beyond_does == "truncate" and not (low is None and high is None)
+    bounded = weights.clamp(min=low, max=high) if truncates else torch.where(beyond, 0.0, weights)
     return SamplerWeights(weights=bounded, beyond=beyond)
 
 

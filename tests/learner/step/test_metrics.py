@@ -74,9 +74,18 @@ def test_long_completions_are_weighed_by_token(num_tokens: int, sequence: float,
 def test_the_correction_follows_the_length_unless_it_is_named() -> None:
     longest = LONGEST_SEQUENCE_WEIGHT
     assert LossConfig(max_completion_length=longest).sampler_correction == "sequence_mask"
-    assert LossConfig(max_completion_length=longest + 1).sampler_correction == "token_mask"
+    assert LossConfig(max_completion_length=longest + 1).sampler_correction == "token_truncate"
     named = LossConfig(max_completion_length=longest + 1, vllm_importance_sampling_mode="sequence_truncate")
     assert named.sampler_correction == "sequence_truncate"
+
+
+@pytest.mark.parametrize(("clip_max", "largest"), [(3.0, 3.0), (None, 5.0)])
+def test_a_token_of_a_long_completion_is_weighed_alone(clip_max: float | None, largest: float) -> None:
+    """Truncated, not left out: vespo, which multiplies the weights, would lose the sequence with one token."""
+    config = LossConfig(max_completion_length=4096, vllm_importance_sampling_clip_max=clip_max)
+    values = step_values(torch.tensor([[5.0, 0.5, 1.0]]).log(), config)
+    assert values["importance_sampling_weight_max"] == pytest.approx(largest)
+    assert values["importance_sampling_weight_min"] == pytest.approx(0.5)
 
 
 def test_a_part_of_the_vocabulary_would_take_the_gradient_away() -> None:
