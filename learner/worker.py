@@ -363,9 +363,9 @@ def _device(name: str) -> torch.device:
 
 
 def _in_words(failure: Exception | None) -> str | None:
-    if failure is None or isinstance(failure, LearnerError):
-        return None if failure is None else str(failure)
-    return f"{type(failure).__name__}: {failure}"
+    if isinstance(failure, LearnerError):
+        return str(failure)
+    return None if failure is None else f"{type(failure).__name__}: {failure}"
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
