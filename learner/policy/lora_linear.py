@@ -32,10 +32,11 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         flat_MI = x_MI.reshape(-1, x_MI.shape[-1])
         down_Mr = flat_MI @ a_rI.T
-        out_MO = nn.functional.linear(flat_MI, weight_OI, bias_O).addmm_(down_Mr, b_Or.T, alpha=scaling)
+        out = nn.functional.linear(x_MI, weight_OI, bias_O)  # no view: a model may clamp it in place
+        out.view(-1, out.shape[-1]).addmm_(down_Mr, b_Or.T, alpha=scaling)
         ctx.save_for_backward(x_MI, weight_OI, a_rI, b_Or, down_Mr)
         ctx.scaling = scaling
-        return out_MO.view(*x_MI.shape[:-1], -1)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:

@@ -114,13 +114,20 @@ class BlockAttention:
     def __call__(
         self, query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, *, scale: float, window: int | None
     ) -> Tensor:
-        """Shape (H, N, D). With `window`, a token sees itself and the `window` − 1 ancestors before it."""
+        """Shape (H, N, D), D the values' head size. With `window`, a token sees itself and the `window` − 1 ancestors
+        before it."""
+        size = value_KND.shape[-1]
+        if size != query_HND.shape[-1]:  # latent attention (MLA); the kernel knows one size, and zeros change nothing
+            wide = max(size, query_HND.shape[-1])
+            query_HND, key_KND, value_KND = (
+                torch.nn.functional.pad(given, (0, wide - given.shape[-1])) for given in (query_HND, key_KND, value_KND)
+            )
         kind = window, query_HND.dtype
         if kind not in self._blocks:
             blocks = (self._block(plan, window, query_HND.dtype) for plan in self._plans)
             self._blocks[kind] = tuple(block for block in blocks if block is not None)
         out_HND: Tensor = _BlockAttention.apply(query_HND, key_KND, value_KND, scale, self._blocks[kind])
-        return out_HND
+        return out_HND if size == out_HND.shape[-1] else out_HND[..., :size]
 
     def _block(self, plan: BlockPlan, window: int | None, dtype: torch.dtype) -> Block | None:
         """None where a window leaves nothing of the block."""
