@@ -13,6 +13,7 @@ KlEstimator = Literal["k1", "k2", "k3"]
 MultiObjectiveAggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 AttentionKind = Literal["auto", "blocks", "flex"]
 SamplerCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+AttentionKind = Literal["auto", "blocks", "flex", "own"]
 Quantization = Literal["none", "nf4"]
 LrSchedulerType = Literal[
     "constant",
@@ -148,7 +149,7 @@ class LoraSettings(BaseModel):
     lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout; must be 0 for sampler and learner to agree.")
     target_modules: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-        description="Linear layers that get an adapter.",
+        description="Linear layers that get an adapter; all-linear alone: every one but the output projection.",
     )
     modules_to_save: tuple[Literal["embed_tokens", "lm_head"], ...] = Field(
         (),
@@ -215,7 +216,9 @@ class LearnerConfig(BaseModel):
     max_grad_norm: float = Field(1.0, ge=0.0, description="Gradient clipping; 0: none.")
     mask_truncated_completions: bool = Field(False, description="Leave truncated completions out of the loss.")
     attention: AttentionKind = Field(
-        "auto", description="Kernel of the tree's attention; auto: flex on GPUs, blocks on CPUs."
+        "auto",
+        description="Kernel of the tree's attention; auto: flex on GPUs, blocks on CPUs. own: the model's, one "
+        "sequence a row and nothing shared, which models whose layers ignore a tree get by themselves.",
     )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of a rank; unset: on CPUs the cores divided by the ranks."

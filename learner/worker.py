@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from learner.types import ScoredGroup, UpdateMetrics
 from rollout_server.types import AdapterPayload, AdapterProbe
 
 PROBE_LENGTH = 16
+
+logger = logging.getLogger(__name__)
 
 
 class LearnerRank:
@@ -96,6 +99,10 @@ class LearnerRank:
         else:
             torch.cuda.set_device(self._device)
         self._policy: Policy = load_policy(self._model_path, self._config, device=self._device, seed=self._seed)
+        if self._policy.own_attention:
+            self._config = self._config.model_copy(update={"attention": "own", "share_prefixes": False})
+        for note in self.notes if self._rank == 0 else ():
+            logger.warning("%s", note)
         self._engine = TrainingEngine(
             self._policy,
             self._config,
@@ -108,6 +115,12 @@ class LearnerRank:
         )
         # Dropout and whatever else is random differs between ranks, and repeats with the seed.
         torch.manual_seed(self._seed * 1000 + self._rank)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the started policy: which layers have adapters, what of the base was switched off,
+        and why prefixes are not shared where they are not."""
+        return self._policy.notes
 
     def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int) -> UpdateMetrics:
         """`num_iterations` optimizer steps on all groups; this rank computes its share of them.
@@ -241,11 +254,13 @@ class LearnerRank:
     def _own_indices(self, plan: StepPlan) -> list[list[int]]:
         """The sequences of this rank's micro-batches; an empty list among them stands for a pass that adds nothing,
         which keeps the ranks in step where every pass needs them all."""
+        alone = self._policy.must_be_alone(max((len(sequence.token_ids) for sequence in plan.sequences), default=0))
         ranks = plan_ranks(
             plan.sequences,
             self._world_size,
-            max_tokens=self._config.max_tokens_per_microbatch,
+            max_tokens=1 if alone else self._config.max_tokens_per_microbatch,
             share=self._config.share_prefixes,
+            rows=self._policy.own_attention,
         )
         own = ranks[self._rank]
         count = max(1, max(map(len, ranks)) if self._engine.needs_equal_microbatches else len(own))

@@ -39,5 +39,5 @@ def load_base(
         return transformers.AutoModelForCausalLM.from_pretrained(
             model_path, dtype=dtype, local_files_only=True, **arguments
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise LearnerError(f"cannot load a model from {model_path!r}: {error}") from error

@@ -15,7 +15,7 @@ PASS_OVERHEAD_TOKENS = 16
 
 
 def plan_ranks(
-    sequences: Sequence[TokenSequence], num_ranks: int, *, max_tokens: int, share: bool
+    sequences: Sequence[TokenSequence], num_ranks: int, *, max_tokens: int, share: bool, rows: bool = False
 ) -> list[list[list[int]]]:
     """plan[rank] is that rank's micro-batches, each the indices of the sequences of one tree.
 
@@ -29,7 +29,10 @@ def plan_ranks(
         num_ranks: Among how many they are divided.
         max_tokens: Distinct tokens of a micro-batch.
         share: Whether common beginnings are computed once.
+        rows: Whether each sequence is a row, filled up to the longest of its micro-batch; nothing is shared then.
     """
+    if rows:
+        return _plan_rows(line_up(sequences, share=False), num_ranks, max_tokens=max_tokens)
     line = line_up(sequences, share=share)
     return [
         [
@@ -90,3 +93,15 @@ def cut_into_microbatches(line: LineUp, first: int, last: int, *, max_tokens: in
         ranges.append((came_from[end], end))
         end = came_from[end]
     return ranges[::-1]
+
+
+def _plan_rows(line: LineUp, num_ranks: int, *, max_tokens: int) -> list[list[list[int]]]:
+    """The longest first: what is filled up is little, and ranks that take turns have about the same."""
+    order = sorted(line.order, key=lambda index: (-line.lengths[index], index))
+    most = -(-len(order) // num_ranks)  # no rank is left without a row
+    microbatches = []
+    while order:
+        count = min(most, max(1, max_tokens // max(1, line.lengths[order[0]])))
+        microbatches.append(order[:count])
+        order = order[count:]
+    return [microbatches[rank::num_ranks] for rank in range(num_ranks)]

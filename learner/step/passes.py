@@ -49,7 +49,7 @@ class PassResult:
 def make_microbatch(plan: StepPlan, indices: Sequence[int], config: LearnerConfig, device: torch.device) -> Microbatch:
     """The sequences `indices` of the plan as one tree on `device`; of none, a pass that adds nothing."""
     sequences = [plan.sequences[index] for index in indices] or [_NOTHING]
-    tree = build_tree(sequences, share=config.share_prefixes)
+    tree = build_tree(sequences, share=config.share_prefixes and config.attention != "own")
     inputs = tree_inputs(tree, device, config.attention)
     width = inputs.mask_BT.shape[1]
     sampling = [plan.sampling_logprobs[index] for index in indices] or [()]

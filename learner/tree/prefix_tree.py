@@ -117,6 +117,27 @@ def build_tree(sequences: Sequence[TokenSequence], *, share: bool = True) -> Pre
     return packer.finish(sequences)
 
 
+def unpacked(tree: PrefixTree) -> tuple[IntArray, IntArray, IntArray]:
+    """A tree in which nothing is shared, as S rows of L tokens, each filled up with zeros at its end.
+
+    Returns:
+        Token ids (S, L), positions (S, L), and where each of the R predictions is made, among the S·L tokens.
+
+    Raises:
+        ValueError: Sequences share tokens.
+    """
+    starts = np.flatnonzero(tree.parent_N < 0)
+    lengths = np.diff(starts, append=tree.num_tokens)
+    row_N = np.repeat(np.arange(len(starts)), lengths)
+    if not np.array_equal(tree.position_ids_N, np.arange(tree.num_tokens) - starts[row_N]):
+        raise ValueError("a row a sequence needs a tree in which nothing is shared")
+    token_ids_SL = np.zeros((len(starts), lengths.max()), dtype=np.int64)
+    token_ids_SL[row_N, tree.position_ids_N] = tree.token_ids_N
+    position_ids_SL = np.broadcast_to(np.arange(lengths.max()), token_ids_SL.shape).copy()
+    index_N = row_N * lengths.max() + tree.position_ids_N
+    return token_ids_SL, position_ids_SL, index_N[tree.predictor_R]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LineUp:
     """B sequences in the order in which they are packed. Any run of them is packed without looking at the others:

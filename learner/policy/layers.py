@@ -1,0 +1,85 @@
+"""What a base's layers do beside full attention, read from its configuration and modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+ATTENTION_LAYERS = ("full_attention", "sliding_attention")
+"""Kinds of layers, as `transformers` names them, in which a token sees its ancestors alone."""
+
+_RANDOM = re.compile(r"drop|jitter")
+
+
+def switch_off_randomness(base: nn.Module) -> list[str]:
+    """Dropout of the base to 0, for the sampler has none; also in modules that go into training, see below.
+
+    Returns:
+        What training would have had, as `name=value`.
+    """
+    found = set()
+    for module in base.modules():
+        is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+        for name, value in list(vars(module).items()):
+            named = name == "p" if is_dropout else _RANDOM.search(name)
+            if named and isinstance(value, float) and value > 0:
+                found.add(f"{'dropout' if is_dropout else name}={value:g}")
+                if is_dropout or hasattr(module, "gradient_checkpointing"):
+                    setattr(module, name, 0.0)
+    return sorted(found)
+
+
+def kept_in_evaluation(base: nn.Module) -> list[nn.Module]:
+    """The model's own modules, but for those that recompute activations, which they do in training alone. The others
+    are to stay as the sampler has them: in training they jitter (Mixtral's routers) or draw experts (PhiMoE's)."""
+    modules = [module for module in base.modules() if type(module).__module__.startswith("transformers.models.")]
+    return [module for module in modules if not getattr(module, "gradient_checkpointing", False)]
+
+
+def other_layers(base: Any) -> str | None:
+    """The kinds of layers that mix tokens by something else than full or sliding attention, as far as the configuration
+    names them; None: it names no such."""
+    kinds = getattr(base.config.get_text_config(), "layer_types", None) or ()
+    other = [kind for kind in dict.fromkeys(kinds) if kind not in ATTENTION_LAYERS]
+    return f"{', '.join(other)} ({layer_classes(base)})" if other else None
+
+
+def layer_classes(base: nn.Module) -> str:
+    """The classes that may mix tokens, for messages: what holds a convolution along them, or else calls itself so."""
+    modules = list(base.modules())
+    convolve = [module for module in modules if any(isinstance(child, nn.Conv1d) for child in module.children())]
+    found = convolve or next(filter(None, (_named(modules, end) for end in ("Attention", "Mixer", "Block"))), [base])
+    return ", ".join(dict.fromkeys(type(module).__name__ for module in found))
+
+
+def _named(modules: list[nn.Module], end: str) -> list[nn.Module]:
+    return [module for module in modules if type(module).__name__.endswith(end)]
+
+
+def expected_windows(text: Any) -> list[int | None]:
+    """The sliding window of each layer; None: it has none. Models that do not name their layers have one for all."""
+    window = getattr(text, "sliding_window", None) or None
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def logit_scale(text: Any) -> float:
+    """What the model multiplies its logits by: Cohere, Falcon-H1; Granite divides."""
+    scale = float(getattr(text, "logit_scale", None) or 1.0) * float(getattr(text, "lm_head_multiplier", None) or 1.0)
+    return scale / float(getattr(text, "logits_scaling", None) or 1.0)
+
+
+def rotary_scalings(text: Any) -> list[Mapping[str, Any]]:
+    """Parameters of the rotary positions: one set, or one for each kind of layer."""
+    rope = getattr(text, "rope_parameters", None) or {}
+    return [one for one in (rope, *rope.values()) if isinstance(one, dict) and "rope_type" in one]
+
+
+def frequencies_change_beyond(text: Any) -> int | None:
+    """The length above which the rotary frequencies of a sequence are others, and of all beside it: `longrope` has two
+    sets, and the longest sequence chooses; None: there is one set."""
+    scalings = [one for one in rotary_scalings(text) if one["rope_type"] == "longrope"]
+    return min((int(one["original_max_position_embeddings"]) for one in scalings), default=None)
