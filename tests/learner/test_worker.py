@@ -25,6 +25,7 @@ from learner.types import UPDATE_METRICS, ScoredGroup, UpdateMetrics
 from learner.worker import LearnerRank
 from rollout_server.types import AdapterPayload, FinishReason
 from tests.learner.helpers import make_group, make_rank, random_groups, run_ranks
+from tests.learner.policy.families import build
 
 BASE = {"learning_rate": 1e-2, "num_threads": 1}
 UNBOUNDED = LossConfig(vllm_importance_sampling_mode="token_mask", vllm_importance_sampling_clip_max=None)
@@ -386,3 +387,25 @@ def test_ranks_refuse_a_non_finite_loss_together_and_idle_together(llama: str) -
     assert "step 1" in other
     assert difference(weights(found), untouched) == 0.0
     assert norm == other_norm == 0.0
+
+
+def test_a_hybrid_shares_nothing_and_learns_the_same_within_any_budget(tmp_path: Path) -> None:
+    build("qwen3_next", tmp_path)
+    outcomes = []
+    for budget in (1, 100, 100_000):
+        with started(str(tmp_path), max_tokens_per_microbatch=budget) as rank:
+            assert any(note.startswith("share_prefixes=false: layers of the kind linear") for note in rank.notes)
+            metrics = update(rank, random_groups(0))
+            outcomes.append((adapter(rank), metrics.values["grad_norm"], metrics.values["num_microbatches"]))
+    assert [count for *_, count in outcomes] == [8, 4, 1]  # eight of the twelve have an advantage
+    for moved, grad_norm, _ in outcomes[1:]:
+        assert grad_norm == pytest.approx(outcomes[0][1], rel=1e-4)
+        assert difference(moved, outcomes[0][0]) < 1e-3
+
+
+def test_a_sequence_whose_frequencies_are_its_own_goes_alone(tmp_path: Path) -> None:
+    build("llama, longrope", tmp_path)  # they change beyond 32 tokens, which some of these have
+    with started(str(tmp_path)) as rank:
+        assert update(rank, random_groups(0)).values["num_microbatches"] == 8
+        short = (make_group([5] * 8, [[1, 2], [3]], [0.0, 1.0]),)
+        assert update(rank, short).values["num_microbatches"] == 1

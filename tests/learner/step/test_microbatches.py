@@ -81,3 +81,23 @@ def test_cuts_fall_between_groups_where_they_can() -> None:
 def test_a_group_is_halved_for_two_ranks() -> None:
     assert plan_ranks(group(4, 4), 2, max_tokens=100, share=True) == [[[0, 1]], [[2, 3]]]
     assert plan_ranks(group(4, 1), 2, max_tokens=100, share=True) == [[[0]], []]
+
+
+@given(sequences, st.integers(1, 4), st.integers(1, 60))
+def test_rows_hold_every_sequence_once(given_sequences: list[TokenSequence], num_ranks: int, max_tokens: int) -> None:
+    plan = plan_ranks(given_sequences, num_ranks, max_tokens=max_tokens, share=True, rows=True)
+    assert len(plan) == num_ranks
+    assert sorted(index for rank in plan for batch in rank for index in batch) == list(range(len(given_sequences)))
+    lengths = line_up(given_sequences, share=False).lengths
+    for batch in (batch for rank in plan for batch in rank):
+        assert len(batch) * max(lengths[index] for index in batch) <= max_tokens or len(batch) == 1
+    counts = [len(rank) for rank in plan]
+    assert max(counts) - min(counts) <= 1
+    assert min(counts) > 0 or len(given_sequences) < num_ranks or max(counts) == 1
+
+
+def test_rows_of_like_length_go_together() -> None:
+    # Five input tokens each but the third, which has nine: alone in its micro-batch of up to ten tokens.
+    batch = [TokenSequence(prompt_token_ids=(1,) * length, completion_token_ids=(2,)) for length in (5, 5, 9, 5, 5)]
+    assert plan_ranks(batch, 1, max_tokens=10, share=False, rows=True) == [[[2], [0, 1], [3, 4]]]
+    assert plan_ranks(batch, 2, max_tokens=10, share=False, rows=True) == [[[2], [3, 4]], [[0, 1]]]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.tree.blocks import plan_blocks
-from learner.tree.prefix_tree import PrefixTree, TokenSequence, build_tree, line_up
+from learner.tree.prefix_tree import PrefixTree, TokenSequence, build_tree, line_up, unpacked
 
 # Three token ids: beginnings are shared often, and at any depth.
 tokens = st.lists(st.integers(1, 3), max_size=6).map(tuple)
@@ -45,6 +45,29 @@ def test_equal_predictions_stand_once() -> None:
     assert [tree.predictor_R[row].tolist() for row in tree.rows] == [[1, 2, 3], [1, 2, 4], [5, 6]]
     assert [tree.target_R[row].tolist() for row in tree.rows] == [[3, 4, 8], [3, 5, 8], [3, 8]]
     assert len(tree.predictor_R) == 7
+
+
+@given(sequences)
+def test_rows_read_back_every_sequence(given_sequences: list[TokenSequence]) -> None:
+    tree = build_tree(given_sequences, share=False)
+    token_ids_SL, position_ids_SL, predictor_R = unpacked(tree)
+    assert token_ids_SL.shape == position_ids_SL.shape == (len(given_sequences), max(map(num_inputs, given_sequences)))
+    for b, sequence in enumerate(given_sequences):
+        length = num_inputs(sequence)
+        assert tuple(token_ids_SL[b, :length]) == sequence.token_ids[:length]
+        assert not token_ids_SL[b, length:].any()
+        for t, predictor in enumerate(predictor_R[tree.rows[b]].tolist()):
+            assert divmod(predictor, token_ids_SL.shape[1]) == (b, len(sequence.prompt_token_ids) - 1 + t)
+
+
+def num_inputs(sequence: TokenSequence) -> int:
+    """The last completion token predicts nothing."""
+    return len(sequence.prompt_token_ids) + max(0, len(sequence.completion_token_ids) - 1)
+
+
+def test_what_is_shared_does_not_stand_in_rows() -> None:
+    with pytest.raises(ValueError, match="nothing is shared"):
+        unpacked(example())
 
 
 @given(sequences, st.booleans())
