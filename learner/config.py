@@ -11,7 +11,6 @@ LossType = Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", 
 ScaleRewards = Literal["group", "batch", "none"]
 KlEstimator = Literal["k1", "k2", "k3"]
 MultiObjectiveAggregation = Literal["sum_then_normalize", "normalize_then_sum"]
-AttentionKind = Literal["auto", "blocks", "flex"]
 SamplerCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 AttentionKind = Literal["auto", "blocks", "flex", "own"]
 Quantization = Literal["none", "nf4"]
