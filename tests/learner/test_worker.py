@@ -409,3 +409,13 @@ def test_a_sequence_whose_frequencies_are_its_own_goes_alone(tmp_path: Path) -> 
         assert update(rank, random_groups(0)).values["num_microbatches"] == 8
         short = (make_group([5] * 8, [[1, 2], [3]], [0.0, 1.0]),)
         assert update(rank, short).values["num_microbatches"] == 1
+
+
+@pytest.mark.slow
+def test_a_hybrid_on_ranks_that_hold_parts_of_it(tmp_path: Path) -> None:
+    build("qwen3_next", tmp_path)
+    with started(str(tmp_path)) as rank:
+        payload, _ = three_steps(rank)
+    config = LearnerConfig(**BASE, zero_stage=3, max_tokens_per_microbatch=90)
+    parts, *_ = run_ranks(2, str(tmp_path), config, three_steps)
+    assert difference(weights(parts[0]), weights(payload)) < 1e-4
