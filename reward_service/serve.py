@@ -18,11 +18,11 @@ from multiprocessing.connection import Connection
 import uvicorn
 
 from reward_service.api.app import create_app
+from reward_service.api.connections import bounded
+from reward_service.api.processes import Share, run_processes
 from reward_service.api.siblings import Siblings
-from reward_service.connections import bounded
 from reward_service.errors import OperatorError, ServiceError, ServiceStartError
 from reward_service.keys import SharedRates, binding_refusal, binding_warning
-from reward_service.processes import Share, run_processes
 from reward_service.settings import ServiceSettings
 
 logger = logging.getLogger("uvicorn.error")  # where the server says the rest

@@ -80,7 +80,6 @@ FLOORS = {
         ("registry",),
         ("pool",),
         ("api",),
-        ("connections", "processes"),
         ("serve",),
         ("commands",),
         ("__main__",),
@@ -130,7 +129,7 @@ HOLDERS = {
     "math_verify": ("reward_service/rewards/mathematics.py",),
     "fastapi": ("reward_service/api/*.py", "orchestration/bench/reward_servers.py"),
     "uvicorn": (
-        "reward_service/connections.py",
+        "reward_service/api/connections.py",
         "reward_service/serve.py",
         "orchestration/bench/reward_servers.py",
     ),

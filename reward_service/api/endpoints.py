@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
@@ -16,7 +16,6 @@ from reward_service.api import protocols
 from reward_service.api.bodies import parse, parse_openrlhf, unreadable
 from reward_service.api.metrics import CONTENT_TYPE
 from reward_service.api.openapi import returns, takes
-from reward_service.api.service import RewardService, Scored
 from reward_service.errors import ClientGoneError, NotReadyError, ServiceError
 from reward_service.keys import Caller
 from reward_service.schemas import (
@@ -33,6 +32,9 @@ from reward_service.schemas import (
     SlimeRequest,
 )
 from reward_service.types import RewardSpec
+
+if TYPE_CHECKING:
+    from reward_service.api.service import RewardService, Scored
 
 router = APIRouter()
 DEFAULT_PROFILE: Final = "gsm8k"
@@ -206,8 +208,7 @@ def _losses(service: RewardService, profile: str, scored: Scored) -> dict[int, p
 
 
 def _service(request: Request) -> RewardService:
-    service = request.app.state.service
-    assert isinstance(service, RewardService)
+    service: RewardService = request.app.state.service
     return service
 
 

@@ -16,6 +16,7 @@ VERL = (
     "antlr4-python3-runtime==4.9.3",
     "codetiming==1.4.0",
     "hydra-core==1.3.8",
+    "orjson==3.13.0",
     "pylatexenc==2.11",
     "pyvers==0.2.3",
     "tensordict==0.10.0",

@@ -12,6 +12,7 @@ import httpx
 import psutil
 import pytest
 
+from reward_service.api.processes import share_of
 from reward_service.api.siblings import add_up
 from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
@@ -21,7 +22,6 @@ from reward_service.commands import main
 from reward_service.errors import ServiceStartError
 from reward_service.judging.settings import JudgeSettings
 from reward_service.keys import add_key, revoke_key
-from reward_service.processes import share_of
 from reward_service.settings import ServiceSettings
 from tests.waiting import until
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
+from reward_service.api.connections import network_of
 from reward_service.child import RunningService, start_in_subprocess
-from reward_service.connections import network_of
 from reward_service.settings import ServiceSettings
 from tests.reward_service import door_attacks as attacks
 from tests.waiting import until
