@@ -99,7 +99,7 @@ def read_settings(options: argparse.Namespace) -> ServiceSettings:
         for word in options.settings_words:
             _set(given, word)
         flags = ("host", "port", "processes")
-        given |= {name: value for name in flags if (value := getattr(options, name)) is not None}
+        given |= {name: value for name in flags if (value := getattr(options, name, None)) is not None}
         return ServiceSettings.model_validate(given)
     except ValidationError as error:
         raise ServiceStartError(f"settings: {describe_validation(error)}") from None

@@ -31,7 +31,7 @@ def service_settings(config: RunConfig) -> dict[str, Any]:
     if file == "-":
         raise ConfigError("reward.settings_file='-' is not a file: a run does not read standard input")
     try:
-        settings = read_settings(argparse.Namespace(settings=file, settings_words=(), host=None, port=None))
+        settings = read_settings(argparse.Namespace(settings=file, settings_words=()))
     except ServiceStartError as error:
         raise ConfigError(f"reward.settings_file={file!r}: {error}") from error
     if config.reward.settings_file is not None:  # rewards of one's own may lie beside it

@@ -16,9 +16,9 @@ def arguments(
     line = [program, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
     line += ["--unshare-cgroup-try", "--die-with-parent", "--as-pid-1", "--new-session", "--clearenv"]
     line += ["--uid", "65534", "--gid", "65534", "--hostname", "sandbox", "--cap-drop", "ALL"]
+    scratch = ["--size", str(scratch_bytes), "--tmpfs"]
+    line += [*scratch, "/tmp"]  # first: packages may lie in it
     for path, link in read_only:
         line += ["--symlink", link, path] if link is not None else ["--ro-bind", path, path]
-    line += ["--dev", "/dev", "--proc", "/proc"]
-    for folder in ("/tmp", "/dev/shm"):
-        line += ["--size", str(scratch_bytes), "--tmpfs", folder]
+    line += ["--dev", "/dev", "--proc", "/proc", *scratch, "/dev/shm"]
     return [*line, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--", *command]

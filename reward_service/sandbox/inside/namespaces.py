@@ -129,6 +129,9 @@ def _new_root(layout: dict[str, Any]) -> None:
     _mount("tmpfs", "/tmp/new", "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     _pivot("/tmp", "/tmp/old")
     os.chdir("/")
+    os.makedirs("/new/tmp")
+    scratch = f"size={layout['scratch_bytes']},nr_inodes=4096,mode=1777"
+    _mount("tmpfs", "/new/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, scratch)  # first: packages may lie in it
     for path, link in layout["read_only"]:
         _bind(path, link)
     os.makedirs("/new/dev")
@@ -141,15 +144,12 @@ def _new_root(layout: dict[str, Any]) -> None:
         layout["proc"] = True
     except NoSandboxError:
         layout["proc"] = False  # in containers that hide parts of theirs; Python does without
-    os.makedirs("/new/tmp")
     _libc.sethostname(b"sandbox", 7)
     os.chdir("/new")
     _pivot(".", ".")
     _check(_libc.umount2(b".", _MNT_DETACH), "umount2")
     os.chdir("/")
     _set_attributes("/", _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, 0)
-    scratch = f"size={layout['scratch_bytes']},nr_inodes=4096,mode=1777"
-    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, scratch)
     os.chdir("/tmp")
 
 

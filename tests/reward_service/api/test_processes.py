@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -69,11 +70,13 @@ def metric(service: RunningService, name: str) -> float:
 
 def servers(service: RunningService) -> list[psutil.Process]:
     """The processes that take requests: those with audit writers."""
-    return [
-        child
-        for child in psutil.Process(service.process.pid).children()
-        if any("reward_service.audit.writer" in one.cmdline() for one in child.children())
-    ]
+
+    def takes_requests(child: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended between two looks
+            return any("reward_service.audit.writer" in one.cmdline() for one in child.children())
+        return False
+
+    return [child for child in psutil.Process(service.process.pid).children() if takes_requests(child)]
 
 
 def test_all_take_requests_and_metrics_and_records_add_up(service: RunningService, keys: dict[str, str]) -> None:

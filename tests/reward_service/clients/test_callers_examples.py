@@ -24,7 +24,7 @@ VERIFIERS = (
 )
 AREAL = (
     *("areal==1.0.4", "aiofiles==25.1.0", "antlr4-python3-runtime==4.9.3", "colorlog==6.12.0", "hydra-core==1.3.8"),
-    *("tenacity==9.2.1", "torchdata==0.11.0"),
+    *("orjson==3.13.0", "tenacity==9.2.1", "torchdata==0.11.0"),
 )
 CALLERS = {
     "verifiers-0.4.0": (VERIFIERS, "verifiers_calls.py"),

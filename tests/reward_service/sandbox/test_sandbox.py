@@ -685,7 +685,8 @@ def test_bubblewraps_command_line() -> None:
         "--clearenv",
         "--cap-drop ALL",
         "--symlink usr/lib /lib --ro-bind /usr/lib /usr/lib",
-        "--size 1024 --tmpfs /tmp --size 1024 --tmpfs /dev/shm",
+        "--size 1024 --tmpfs /tmp --symlink",
+        "--proc /proc --size 1024 --tmpfs /dev/shm",
     ):
         assert part in text
     assert text.endswith("--remount-ro /dev --remount-ro / --chdir /tmp -- python -c 1")
