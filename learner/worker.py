@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +31,6 @@ from learner.types import ScoredGroup, UpdateMetrics
 from rollout_server.types import AdapterPayload, AdapterProbe
 
 PROBE_LENGTH = 16
-
-logger = logging.getLogger(__name__)
 
 
 class LearnerRank:
@@ -101,8 +98,6 @@ class LearnerRank:
         self._policy: Policy = load_policy(self._model_path, self._config, device=self._device, seed=self._seed)
         if self._policy.own_attention:
             self._config = self._config.model_copy(update={"attention": "own", "share_prefixes": False})
-        for note in self.notes if self._rank == 0 else ():
-            logger.warning("%s", note)
         self._engine = TrainingEngine(
             self._policy,
             self._config,
@@ -116,7 +111,6 @@ class LearnerRank:
         # Dropout and whatever else is random differs between ranks, and repeats with the seed.
         torch.manual_seed(self._seed * 1000 + self._rank)
 
-    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the started policy: which layers have adapters, what of the base was switched off,
         and why prefixes are not shared where they are not."""

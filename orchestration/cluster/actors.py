@@ -108,6 +108,11 @@ class LearnerActor:
         self._rank.start()
         return whereabouts()
 
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the started model, as `learner.worker.LearnerRank.notes`."""
+        assert self._rank is not None
+        return self._rank.notes()
+
     def update(self, groups: Sequence[ScoredGroup], max_staleness: int) -> UpdateMetrics:
         """One optimizer step, as `learner.worker.LearnerRank.update`; its speed is published as gauges."""
         assert self._rank is not None

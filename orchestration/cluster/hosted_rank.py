@@ -35,6 +35,7 @@ class Rank(Protocol):
     """What `learner.worker.LearnerRank` does, wherever it runs; its methods are described there."""
 
     def start(self) -> None: ...
+    def notes(self) -> tuple[str, ...]: ...
     def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int) -> UpdateMetrics: ...
     def export_adapter(self) -> AdapterPayload: ...
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None: ...
@@ -59,6 +60,9 @@ class HostedRank:
     def start(self) -> None:
         """Fork the process, and load the model there."""
         self._wait(self._process.start("orchestration.cluster.hosted_rank:host_rank", self._settings))
+
+    def notes(self) -> tuple[str, ...]:
+        return self._call(Rank.notes)
 
     def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int) -> UpdateMetrics:
         return self._call(Rank.update, groups, max_staleness=max_staleness)

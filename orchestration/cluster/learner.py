@@ -22,6 +22,10 @@ class RayLearner:
     def __init__(self, ranks: Sequence[RemoteActor[LearnerActor]], config: RunConfig) -> None:
         self._ranks, self._config = tuple(ranks), config
 
+    async def notes(self) -> tuple[str, ...]:
+        """What a user should know of the started model; the ranks say the same."""
+        return await self._ranks[0].call(LearnerActor.notes, timeout_s=self._config.learner.start_timeout_s)()
+
     async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
         timeout_s = self._config.learner.update_timeout_s
         groups = shared(tuple(groups_P))

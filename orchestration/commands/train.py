@@ -165,6 +165,8 @@ async def _start_rooms(
     generator, learner = await asyncio.gather(
         _timed(start, "engines", cluster.start_rollout()), _timed(start, "learner", cluster.start_learner())
     )
+    for note in await learner.notes():
+        reporter.note("info", note)
     return Rooms(
         generator=generator,
         learner=learner,

@@ -394,7 +394,7 @@ def test_a_hybrid_shares_nothing_and_learns_the_same_within_any_budget(tmp_path:
     outcomes = []
     for budget in (1, 100, 100_000):
         with started(str(tmp_path), max_tokens_per_microbatch=budget) as rank:
-            assert any(note.startswith("share_prefixes=false: layers of the kind linear") for note in rank.notes)
+            assert any(note.startswith("share_prefixes=false: layers of the kind linear") for note in rank.notes())
             metrics = update(rank, random_groups(0))
             outcomes.append((adapter(rank), metrics.values["grad_norm"], metrics.values["num_microbatches"]))
     assert [count for *_, count in outcomes] == [8, 4, 1]  # eight of the twelve have an advantage

@@ -95,6 +95,10 @@ def test_the_reward_service_ended_in_order_and_its_key_is_in_no_file(finished: F
     assert [path for path in files if key.search(path.read_bytes())] == []
 
 
+def test_what_the_learner_made_of_the_model_is_said(finished: Finished) -> None:
+    assert "adapters of rank " in finished.output
+
+
 def test_every_update_was_served_and_on_policy(trained: Path) -> None:
     for row in rows(trained):
         assert row["policy_age_max"] == 0
