@@ -341,7 +341,7 @@ class WorkerPool:
             self._end(worker, End("timeout", Verdict(at.item, at.reward, Reason.TIMEOUT, message)))
         elif may_demote and not worker.demoted:
             usual_s = self._usual_s(worker, at)
-            if worker.ran_s > max(_STUCK_S, deadline_s / 10, 2 * _SLOW * usual_s):
+            if worker.ran_s > max(_STUCK_S, deadline_s / 4, 2 * _SLOW * usual_s):
                 worker.demote()
 
     def _end(self, worker: WorkerProcess, end: End) -> None:

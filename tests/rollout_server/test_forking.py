@@ -76,7 +76,10 @@ async def started(server: ForkServerHandle, word: str = "tree", news: list[objec
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 async def until_gone(*pids: int) -> None:
