@@ -339,7 +339,7 @@ class WorkerPool:
             waited = f", and {excused_s:.1f} s in which others had the processors" if excused_s >= 0.1 else ""
             message = f"not done within its deadline of {deadline_s:g} s{waited}"
             self._end(worker, End("timeout", Verdict(at.item, at.reward, Reason.TIMEOUT, message)))
-        elif may_demote and not worker.demoted:
+        elif may_demote and not worker.demoted and excused_s < 2 * worker.ran_s:  # else others keep it waiting
             usual_s = self._usual_s(worker, at)
             if worker.ran_s > max(_STUCK_S, deadline_s / 4, 2 * _SLOW * usual_s):
                 worker.demote()
