@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from reward_service.pool.process import WorkerProcess
 from reward_service.pool.processor import (
     ProcessorClock,
+    Usage,
     kept_busy_by_others,
     read_schedstat,
     waited_by_descendants,
@@ -68,6 +70,26 @@ async def test_waiting_for_a_processor_does_not_count_up_to_a_bound(monkeypatch:
         (item,) = await score(pool, ["sleeps"], "hangs", deadline_s=0.2)
         assert item.scores == [None]
         assert b"others had the processors" in item.result
+
+
+@pytest.mark.parametrize(("share", "demoted"), [(1.0, True), (0.2, False)])
+async def test_who_is_kept_waiting_by_others_is_not_demoted(
+    share: float, demoted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At nice 19 it would get nothing there, and its item would be lost. The clock says which share it got."""
+    began, found = time.monotonic(), []
+    demote = WorkerProcess.demote
+    monkeypatch.setattr(WorkerProcess, "demote", lambda worker: (found.append(worker), demote(worker)))
+    monkeypatch.setattr("reward_service.pool.pool.kept_busy_by_others", lambda num_ours: False)  # not noticed yet
+
+    def usage(pid: int, *, proc: str) -> Usage:
+        elapsed_s = time.monotonic() - began
+        return Usage(ran_s=share * elapsed_s, waited_s=(1 - share) * elapsed_s)
+
+    monkeypatch.setattr("reward_service.pool.processor.read_schedstat", usage)
+    async with running(num_workers=1, max_workers=1) as pool:
+        await score(pool, ["sleeps"], "hangs", deadline_s=0.4)
+    assert bool(found) is demoted
 
 
 async def test_a_request_is_given_the_time_that_its_workers_did_not_get(monkeypatch: pytest.MonkeyPatch) -> None:
