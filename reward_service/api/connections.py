@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import socket
+import struct
 from collections import Counter
 from typing import Any, ClassVar, Final
 
@@ -22,6 +24,7 @@ from reward_service.schemas import ErrorBody
 from reward_service.settings import ServiceSettings
 
 _LAST_LOOK_S: Final = 0.05
+_AT_ONCE: Final = struct.pack("ii", 1, 0)
 _V6_PREFIX: Final = 64
 """A host has a whole /64 of addresses."""
 
@@ -186,7 +189,10 @@ class BoundedProtocol(HttpToolsProtocol):
             self._flush_timer = self.loop.call_later(self.limits.idle_timeout_s, self._abort)
 
     def _abort(self) -> None:
+        """With a reset: else the kernel keeps megabytes of answers for a client that never reads."""
         self._give_up()
+        if (connection := self.transport.get_extra_info("socket")) is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
         self.transport.abort()
 
     def _give_up(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -116,19 +115,27 @@ def test_a_body_that_goes_on_after_the_answer_is_cut(port: int) -> None:
 
 
 def test_who_does_not_read_is_cut(port: int, service: RunningService) -> None:
-    requests = b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n" * 100
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.setblocking(False)
+    """With a reset, so that the kernel keeps nothing for it either."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(60)
+        connection.connect(("127.0.0.1", port))
         own_port = connection.getsockname()[1]
+        connection.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n" * 300)
 
         def is_cut() -> bool:
-            with contextlib.suppress(OSError):
-                connection.send(requests)
             there = psutil.Process(service.process.pid).net_connections()
             return not any(one.raddr and one.raddr.port == own_port for one in there)
 
         until(is_cut, 60)
+        with pytest.raises(ConnectionResetError):
+            read_all(connection)
     assert "Traceback" not in service.log_path.read_text()
+
+
+def read_all(connection: socket.socket) -> None:
+    while connection.recv(2**20):
+        pass
 
 
 def test_connections_of_an_address_are_counted(port: int) -> None:
