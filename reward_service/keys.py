@@ -21,16 +21,16 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableSequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Final, NamedTuple, Protocol
+from typing import Annotated, Final
 
 import msgspec
 
-from reward_service.errors import KeysError, KeysUnavailableError, RateLimitedError, UnauthorizedError
+from reward_service.errors import KeysError, KeysUnavailableError, UnauthorizedError
+from reward_service.rates import Caller, SharedRates, TokenBucket
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ _KEY: Final = re.compile(r"rlvr_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _LOCK_TIMEOUT_S: Final = 10.0
 _LOCK_POLL_S: Final = 0.05
-_BUCKET_LOCK_S: Final = 0.1
 _NO_SECRET: Final = hashlib.sha256(b"").hexdigest()
 
 
@@ -190,81 +189,6 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     if file.version != 1:
         raise KeysError(f"{path} is of version {file.version}, and this program reads version 1; update it")
     return file.keys
-
-
-class Lock(Protocol):
-    """What is needed of a lock; those of processes have it."""
-
-    def acquire(self, block: bool = ..., timeout: float | None = ...) -> bool: ...
-
-    def release(self) -> None: ...
-
-
-class SharedRates(NamedTuple):
-    """The state of buckets that processes share: two numbers a key."""
-
-    cells: memoryview[float]
-    lock: Lock
-
-    def of(self, index: int) -> memoryview[float]:
-        """Those of the key at this place in the file."""
-        at = 2 * index % len(self.cells)
-        return self.cells[at : at + 2]
-
-
-@dataclass
-class TokenBucket:
-    """`rate` tokens flow in a second until there are `burst`; `take` takes them out.
-
-    A request for more than `burst` passes when the bucket is full and leaves it in debt: so that the rate holds in the
-    long run, and no size of request is refused forever.
-    """
-
-    rate: float
-    burst: float
-    clock: Callable[[], float] = time.monotonic
-    state: MutableSequence[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Tokens, and when there were so many; in shared memory where processes share a bucket. Zeros: it is full."""
-    lock: Lock | None = None
-
-    def take(self, count: int) -> float:
-        """Takes `count` tokens and gives 0, or takes none and gives the seconds until they can be had."""
-        # Whoever is killed with the lock must not stop the others for ever.
-        locked = self.lock is not None and self.lock.acquire(timeout=_BUCKET_LOCK_S)
-        try:
-            return self._take(count)
-        finally:
-            if locked and self.lock is not None:
-                self.lock.release()
-
-    def _take(self, count: int) -> float:
-        now = self.clock()
-        before, at = self.state
-        tokens = self.burst if at == 0.0 else min(self.burst, before + (now - at) * self.rate)
-        needed = min(count, self.burst)
-        wait_s = (needed - tokens) / self.rate if tokens < needed else 0.0
-        self.state[0], self.state[1] = tokens - (0 if wait_s else count), now
-        return wait_s
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Caller:
-    """Who asks."""
-
-    name: str
-    bucket: TokenBucket | None = None
-
-    def spend(self, num_items: int) -> None:
-        """Counts items against the key's rate limit; RateLimitedError if it has run out."""
-        if self.bucket is None:
-            return
-        retry_after_s = self.bucket.take(num_items)
-        if retry_after_s > 0:
-            raise RateLimitedError(
-                f"key {self.name!r} may have {self.bucket.rate:g} items scored per second; "
-                f"try again in {retry_after_s:.1f} s",
-                retry_after_s,
-            )
 
 
 class KeyRing:

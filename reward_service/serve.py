@@ -22,7 +22,8 @@ from reward_service.api.connections import bounded
 from reward_service.api.processes import Share, run_processes
 from reward_service.api.siblings import Siblings
 from reward_service.errors import OperatorError, ServiceError, ServiceStartError
-from reward_service.keys import SharedRates, binding_refusal, binding_warning
+from reward_service.keys import binding_refusal, binding_warning
+from reward_service.rates import SharedRates
 from reward_service.settings import ServiceSettings
 
 logger = logging.getLogger("uvicorn.error")  # where the server says the rest

@@ -71,6 +71,7 @@ FLOORS = {
     ),
     "reward_service": (
         ("errors", "types", "retry", "audit/__init__", "judging/settings", "sandbox/settings"),
+        ("rates",),
         ("text", "audit/settings", "sandbox/inside", "keys", "schemas"),
         ("audit", "sandbox", "clients"),
         ("rewards",),
@@ -124,7 +125,7 @@ HOLDERS = {
     "kubernetes": ("orchestration/submit/hyperpod/api.py",),
     "boto3": ("orchestration/storage/aws.py", "orchestration/submit/sagemaker/request.py"),
     "scipy": ("orchestration/run/intervals.py",),
-    "sqlalchemy": ("reward_service/audit/store.py",),
+    "sqlalchemy": tuple(f"reward_service/audit/{name}.py" for name in ("database", "store", "tables")),
     "sympy": ("reward_service/text/expressions.py", "reward_service/text/latex/*.py"),
     "math_verify": ("reward_service/rewards/mathematics.py",),
     "fastapi": ("reward_service/api/*.py", "orchestration/bench/reward_servers.py"),

@@ -21,7 +21,7 @@ from reward_service.api.endpoints import BARE, router
 from reward_service.api.service import RewardService
 from reward_service.api.siblings import Siblings
 from reward_service.errors import InvalidRequestError, ServiceError
-from reward_service.keys import SharedRates
+from reward_service.rates import SharedRates
 from reward_service.registry import load_rewards
 from reward_service.schemas import ErrorBody
 from reward_service.settings import ServiceSettings

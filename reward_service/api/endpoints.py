@@ -17,7 +17,7 @@ from reward_service.api.bodies import parse, parse_openrlhf, unreadable
 from reward_service.api.metrics import CONTENT_TYPE
 from reward_service.api.openapi import returns, takes
 from reward_service.errors import ClientGoneError, NotReadyError, ServiceError
-from reward_service.keys import Caller
+from reward_service.rates import Caller
 from reward_service.schemas import (
     AuditRecords,
     Health,

@@ -28,10 +28,11 @@ from reward_service.errors import (
     ServiceStartError,
     UnknownProfileError,
 )
-from reward_service.keys import ANONYMOUS, Caller, KeyRing, SharedRates
+from reward_service.keys import ANONYMOUS, KeyRing
 from reward_service.pool.messages import ScoredItem
 from reward_service.pool.pool import WorkerPool
 from reward_service.pool.request import unscored_item
+from reward_service.rates import Caller, SharedRates
 from reward_service.rewards.base import Reward
 from reward_service.sandbox.probe import resolve
 from reward_service.schemas import ScoreItem, ServiceInfo, UnreadableItem

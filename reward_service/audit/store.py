@@ -24,80 +24,17 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+from reward_service.audit.database import make_engine, parse_url, translated
 from reward_service.audit.records import FIELDS, GENESIS, Draft, Head, Row, Segment, chain, storable
 from reward_service.audit.settings import AuditSettings
+from reward_service.audit.tables import HEAD, INDEX_CHARS, METADATA, PREFIXES, RECORDS, SEGMENTS, SESSIONS
 from reward_service.errors import AuditError
 
-_INDEX_CHARS: Final = 200
 _SCHEMA_LOCK: Final = 0x726C7672  # any number that is ours
-_STATEMENT_TIMEOUT_MS: Final = 120_000
-_CONNECT_TIMEOUT_S: Final = 10
 _READ_ROWS: Final = 2000
 _RETRY_S: Final = 0.05
 _SAMPLE_ROWS: Final = 500
-
-_metadata = sa.MetaData()
-_BIG = sa.BigInteger()
-RECORDS: Final = sa.Table(
-    "audit_records",
-    _metadata,
-    # SQLite keeps rows in the order of an INTEGER key, and of no other
-    sa.Column("seq", _BIG.with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=False),
-    sa.Column("prev_hash", sa.Text, nullable=False),
-    sa.Column("time_us", _BIG, nullable=False),
-    sa.Column("caller", sa.Text, nullable=False),
-    sa.Column("run_id", sa.Text),
-    sa.Column("policy_version", _BIG),
-    sa.Column("definitions", sa.Text, nullable=False),
-    sa.Column("service_version", sa.Text, nullable=False),
-    sa.Column("item_id", sa.Text, nullable=False),
-    sa.Column("item_group", sa.Text),
-    sa.Column("prompt_sha256", sa.Text, nullable=False),
-    sa.Column("completion_sha256", sa.Text, nullable=False),
-    sa.Column("rewards", sa.Text, nullable=False),
-    sa.Column("total", sa.Double),
-    sa.Column("prompt", sa.Text),
-    sa.Column("completion", sa.Text),
-    sa.Column("hash", sa.Text, nullable=False),
-)
-# PostgreSQL refuses index rows of 2.7 kB, and ids may be as long as they like: there the index is on prefixes. As text,
-# since an expression with bound numbers would not be the indexed one.
-_PREFIXES: Final = {
-    column.name: sa.literal_column(f"substr({column.name}, 1, {_INDEX_CHARS})", sa.Text)
-    for column in (RECORDS.c.run_id, RECORDS.c.item_id)
-}
-sa.Index("audit_records_by_run", RECORDS.c.run_id).ddl_if(dialect="sqlite")
-sa.Index("audit_records_by_item", RECORDS.c.item_id, RECORDS.c.run_id).ddl_if(dialect="sqlite")
-sa.Index("audit_records_by_run_prefix", _PREFIXES["run_id"], RECORDS.c.seq).ddl_if(dialect="postgresql")
-sa.Index("audit_records_by_item_prefix", *reversed(_PREFIXES.values()), RECORDS.c.seq).ddl_if(dialect="postgresql")
-HEAD: Final = sa.Table(
-    "audit_head",
-    _metadata,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("seq", _BIG, nullable=False),
-    sa.Column("hash", sa.Text, nullable=False),
-    sa.Column("algorithm", sa.Text, nullable=False),
-    sa.Column("messages", _BIG),  # of all sessions; NULL in a log of before it was counted
-)
-SESSIONS: Final = sa.Table(
-    "audit_sessions",
-    _metadata,
-    sa.Column("session", sa.Text, primary_key=True),
-    sa.Column("messages", _BIG, nullable=False),
-)
-SEGMENTS: Final = sa.Table(
-    "audit_segments",
-    _metadata,
-    sa.Column("first_seq", _BIG, nullable=False),
-    sa.Column("last_seq", _BIG, primary_key=True, autoincrement=False),
-    sa.Column("last_hash", sa.Text, nullable=False),
-    sa.Column("last_time_us", _BIG, nullable=False),
-    sa.Column("file", sa.Text, nullable=False),
-    sa.Column("removed_us", _BIG),
-    sa.Column("seal", sa.Text, nullable=False),
-)
 
 
 class AuditStore:
@@ -111,10 +48,10 @@ class AuditStore:
     ) -> None:
         """`archive`: where rotated files are; None: beside the SQLite file."""
         self.key = key
-        self._url = _parse(database)
+        self._url = parse_url(database)
         self._busy_timeout_s = busy_timeout_s
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
-        self._engine = _engine(self._url, busy_timeout_s)
+        self._engine = make_engine(self._url, busy_timeout_s)
         path = Path(str(self._url.database))
         self.archive = archive if archive is not None else path.parent if self._is_sqlite else Path()
         self.stem = path.stem
@@ -141,7 +78,7 @@ class AuditStore:
         with self._writing() as connection:
             if not self._is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
-            _metadata.create_all(connection)
+            METADATA.create_all(connection)
             _add_missing_columns(connection)
             # Locked, as another writer may be appending between this statement and the next.
             stored = connection.execute(sa.select(HEAD).with_for_update()).one_or_none()
@@ -286,7 +223,7 @@ class AuditStore:
         stored = storable(text)
         yield column == stored
         if not self._is_sqlite:
-            yield _PREFIXES[column.name] == (stored and stored[:_INDEX_CHARS])
+            yield PREFIXES[column.name] == (stored and stored[:INDEX_CHARS])
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
@@ -313,7 +250,7 @@ class AuditStore:
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        with _translated(self.name), self._engine.connect() as connection:
+        with translated(self.name), self._engine.connect() as connection:
             if self._is_sqlite:
                 self._begin_immediate(connection)
             with connection.begin():
@@ -338,7 +275,7 @@ class AuditStore:
     def _reading(self) -> Iterator[sa.Connection]:
         if self._is_sqlite and not Path(str(self._url.database)).is_file():
             raise AuditError(f"there is no audit log {self.name}; give the database that the service writes to")
-        with _translated(self.name), self._engine.connect() as connection:
+        with translated(self.name), self._engine.connect() as connection:
             if self._is_sqlite:
                 connection.info["begin"] = "BEGIN"
             else:
@@ -428,71 +365,3 @@ def _add_missing_columns(connection: sa.Connection) -> None:
     there = {column["name"] for column in sa.inspect(connection).get_columns(HEAD.name)}
     if HEAD.c.messages.name not in there:
         connection.execute(sa.text(f"ALTER TABLE {HEAD.name} ADD COLUMN {HEAD.c.messages.name} BIGINT"))
-
-
-def _parse(database: str) -> sa.URL:
-    if "://" not in database:
-        return sa.URL.create("sqlite", database=os.path.abspath(database))
-    try:
-        url = sa.make_url(database)
-    except (ArgumentError, ValueError):
-        raise AuditError("the audit database's URL cannot be read; write postgresql+psycopg://USER@HOST/NAME") from None
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
-    if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise AuditError(f"{url.drivername} is no audit database; use a SQLite file's path or postgresql+psycopg://…")
-    if url.drivername == "sqlite" and (not url.database or url.database == ":memory:" or url.query):
-        raise AuditError("an audit log in SQLite is a file; give its path")
-    return url
-
-
-def _engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
-    try:
-        if url.get_backend_name() == "sqlite":
-            engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": busy_timeout_s})
-            sa.event.listen(engine, "connect", _prepare_sqlite)
-            sa.event.listen(engine, "begin", _begin_sqlite)
-            return engine
-        lock_ms = round(busy_timeout_s * 1000)
-        options = f"-c statement_timeout={_STATEMENT_TIMEOUT_MS} -c lock_timeout={lock_ms}"
-        given = url.query.get("options")
-        if isinstance(given, str):
-            options = f"{given} {options}"
-        arguments = {
-            "connect_timeout": _CONNECT_TIMEOUT_S,
-            "options": options,
-            "tcp_user_timeout": _STATEMENT_TIMEOUT_MS,
-            "application_name": "rlvr-audit",
-        }
-        return sa.create_engine(
-            url.difference_update_query(["options"]), hide_parameters=True, pool_pre_ping=True, connect_args=arguments
-        )
-    except ModuleNotFoundError as error:
-        raise AuditError(f"an audit log in PostgreSQL needs {error.name}: pip install 'rlvr[audit]'") from None
-    except NoSuchModuleError as error:
-        raise AuditError(str(error)) from None
-
-
-def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:
-    connection.isolation_level = None  # we begin transactions ourselves, as sqlite3 would not begin one to read
-    connection.text_factory = _decode
-    connection.execute("PRAGMA synchronous=FULL")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    connection.exec_driver_sql(connection.info["begin"])
-
-
-def _decode(data: bytes) -> str:
-    """A manipulated file may hold what is not UTF-8; it has to be found, not to end the search."""
-    return data.decode("utf-8", "surrogateescape")
-
-
-@contextmanager
-def _translated(name: str) -> Iterator[None]:
-    try:
-        yield
-    except DBAPIError as error:
-        raise AuditError(f"audit log {name}: {' '.join(str(error.orig).split())}") from error
-    except SQLAlchemyError as error:
-        raise AuditError(f"audit log {name}: {error}") from error

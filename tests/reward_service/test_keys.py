@@ -17,7 +17,6 @@ import pytest
 from reward_service.errors import KeysError, KeysUnavailableError, RateLimitedError, UnauthorizedError
 from reward_service.keys import (
     KeyRing,
-    TokenBucket,
     add_key,
     binding_refusal,
     binding_warning,
@@ -25,6 +24,7 @@ from reward_service.keys import (
     read_keys,
     revoke_key,
 )
+from reward_service.rates import TokenBucket
 
 ROOT = Path(__file__).parents[2]
 

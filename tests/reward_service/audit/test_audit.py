@@ -15,7 +15,8 @@ from reward_service.audit.export import export_parquet, row_groups
 from reward_service.audit.handle import AuditHandle
 from reward_service.audit.records import FIELDS, GENESIS, AuditBatch, AuditItem, Row, describe, record_hash
 from reward_service.audit.settings import AuditSettings
-from reward_service.audit.store import HEAD, RECORDS, SEGMENTS, SESSIONS, AuditStore
+from reward_service.audit.store import AuditStore
+from reward_service.audit.tables import HEAD, RECORDS, SEGMENTS, SESSIONS
 from reward_service.audit.verify import MAX_FINDINGS, verify
 from reward_service.errors import AuditError
 from tests.reward_service.audit.audit_cases import KEY, RESULT, REWARDS, batch, drafted
