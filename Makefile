@@ -46,7 +46,6 @@ SOAK_S ?= 600
 soak: setup ## ten minutes of load with items that hang, die and eat memory; by hand, never in CI. SOAK_S=3600 for more
 	@echo "make soak runs for $(SOAK_S) s and longer; it is started by hand only" >&2
 	$(BIN)/rlvr bench reward --soak $(SOAK_S) --json
-	RLVR_SOAK=1 $(BIN)/python -m pytest tests/reward_service/pool/test_processor.py
 
 check: setup ## lint and types alone
 	$(BIN)/ruff check .

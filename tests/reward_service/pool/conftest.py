@@ -17,7 +17,7 @@ def busy_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log, cores = tmp_path_factory.mktemp("busy") / "log", os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(cores)})  # children inherit it
     try:
-        with busy(5), start_in_subprocess(ServiceSettings(port=0), log_path=log, timeout_s=300) as service:
+        with start_in_subprocess(ServiceSettings(port=0), log_path=log, timeout_s=300) as service, busy(5):
             os.sched_setaffinity(0, cores)
             yield service.url
     finally:
