@@ -87,7 +87,7 @@ FLOORS = {
     ),
     "orchestration": (
         ("errors", "section", "concurrency", "noise"),
-        ("types", "extras"),
+        ("types", "extras", "watch"),
         ("storage",),
         ("data",),
         ("data/tasks",),
