@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learner.policy.products import whole_product
+
 LOGITS_PER_CHUNK = {"cpu": (1 << 23) - 1, "cuda": 1 << 26}
 """Logits in one tensor, by device: on CPUs less than 32 MiB in float32, which `cpu_memory` keeps for reuse; on GPUs 256
 MiB. Fewer make products too flat for the processor: with half as many, the head takes a third longer at 150,000 tokens
 of vocabulary."""
-
-_WHOLE_PRODUCTS = "cuda"
-"""The device whose `torch.mm` knows `out_dtype`: it adds up in float32 and need not round the sum."""
 
 
 def token_logprobs(
@@ -60,7 +59,7 @@ class _FrozenHead(torch.autograd.Function):
             entropies.append(-torch.linalg.vecdot(probs_cV, logprobs_cV))
             if wants_gradient:
                 others_c1 = _without_target(probs_cV, target_c1)
-                others_cE = _product(probs_cV.to(weight_VE.dtype), weight_VE)
+                others_cE = whole_product(probs_cV.to(weight_VE.dtype), weight_VE)
                 directions.append(others_c1 * weight_VE[target_R[rows]] - others_cE)
         if wants_gradient:
             ctx.save_for_backward(torch.cat(directions))
@@ -119,7 +118,7 @@ def _log_softmax(
 ) -> Tensor:
     """float32. A trained head is float32 over hidden states of the base's precision."""
     hidden_cE = hidden_cE.to(weight_VE.dtype)
-    product_cV = _product(hidden_cE, weight_VE.T)
+    product_cV = whole_product(hidden_cE, weight_VE.T)
     logits_cV = product_cV.float()
     if product_cV.dtype.itemsize < 4:
         # A likely token's logit is the largest, and rounding takes the most from it: at p = 0.999 and logits of 10 in
@@ -131,13 +130,6 @@ def _log_softmax(
     if temperature != 1.0:
         logits_cV /= temperature
     return torch.log_softmax(logits_cV, dim=1)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b; of 16-bit numbers in float32 where the device gives its sums whole, else rounded to their precision."""
-    if a.device.type == _WHOLE_PRODUCTS and a.dtype.itemsize < 4:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a @ b
 
 
 def _without_target(probs_cV: Tensor, target_c1: Tensor) -> Tensor:

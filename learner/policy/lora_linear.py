@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learner.policy.products import whole_product
+
 
 def lora_linear(
     x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_rI: Tensor, b_Or: Tensor, scaling: float
 ) -> Tensor:
     """x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ, with gradients towards x, A and B; W and the bias are frozen. Leading dimensions
-    of x may be any."""
+    of x may be any. A and B may be float32 over an x and W of 16 bits: products are then in the precision of x, as the
+    sampler's are, and the gradients of A and B float32."""
     out_MO: Tensor = _LoraLinear.apply(x_MI, weight_OI, bias_O, a_rI, b_Or, scaling)
     return out_MO
 
@@ -31,10 +34,10 @@ class _LoraLinear(torch.autograd.Function):
         ctx: Any, x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_rI: Tensor, b_Or: Tensor, scaling: float
     ) -> Tensor:
         flat_MI = x_MI.reshape(-1, x_MI.shape[-1])
-        down_Mr = flat_MI @ a_rI.T
+        down_Mr = flat_MI @ a_rI.to(x_MI.dtype).T
         out = nn.functional.linear(x_MI, weight_OI, bias_O)  # no view: a model may clamp it in place
-        out.view(-1, out.shape[-1]).addmm_(down_Mr, b_Or.T, alpha=scaling)
-        ctx.save_for_backward(x_MI, weight_OI, a_rI, b_Or, down_Mr)
+        out.view(-1, out.shape[-1]).addmm_(down_Mr, b_Or.to(x_MI.dtype).T, alpha=scaling)
+        ctx.save_for_backward(x_MI, weight_OI, a_rI, b_Or, down_Mr)  # A and B themselves: no copies of the parameters
         ctx.scaling = scaling
         return out
 
@@ -42,19 +45,19 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         x_MI, weight_OI, a_rI, b_Or, down_Mr = ctx.saved_tensors
         grad_MO = grads[0].reshape(-1, grads[0].shape[-1])
-        up_Mr = (grad_MO @ b_Or).mul_(ctx.scaling)
+        up_Mr = (grad_MO @ b_Or.to(grad_MO.dtype)).mul_(ctx.scaling)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = (grad_MO @ weight_OI).addmm_(up_Mr, a_rI).view(x_MI.shape)
-        grad_a_rI = up_Mr.T @ x_MI.reshape(-1, x_MI.shape[-1])
-        grad_b_Or = (grad_MO.T @ down_Mr).mul_(ctx.scaling)
+            grad_x = (grad_MO @ weight_OI).addmm_(up_Mr, a_rI.to(up_Mr.dtype)).view(x_MI.shape)
+        grad_a_rI = whole_product(up_Mr.T, x_MI.reshape(-1, x_MI.shape[-1])).to(a_rI.dtype)
+        grad_b_Or = whole_product(grad_MO.T, down_Mr).to(b_Or.dtype).mul_(ctx.scaling)
         return grad_x, None, None, grad_a_rI, grad_b_Or, None
 
 
 @cache
 def fused_lora_layer() -> type[nn.Module]:
     """peft's LoRA layer, whose forward is `lora_linear` wherever that is the same: one plain adapter in the base's
-    precision, no dropout. Anything else is left to peft. Made here, since its base class is peft's."""
+    precision or in float32, no dropout. Anything else is left to peft. Made here, since its base class is peft's."""
     from peft.tuners.lora import Linear
 
     class FusedLoraLinear(Linear):  # type: ignore[misc]
@@ -66,7 +69,7 @@ def fused_lora_layer() -> type[nn.Module]:
                 return peft_out
             base = self.get_base_layer()
             a_rI, b_Or = self.lora_A[name].weight, self.lora_B[name].weight
-            if not x.dtype == base.weight.dtype == a_rI.dtype:
+            if x.dtype != base.weight.dtype or a_rI.dtype not in (x.dtype, torch.float32):
                 mixed: Tensor = super().forward(x)
                 return mixed
             return lora_linear(x, base.weight, base.bias, a_rI, b_Or, self.scaling[name])

@@ -6,13 +6,12 @@ Errors are relative, of a whole batch: |found − expected| / |expected|, each b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from learner.policy import logprob_head
 from learner.policy.logprob_head import token_logprobs
 
 PROBABILITIES = (0.3, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
@@ -115,21 +114,6 @@ def test_float32_keeps_certain_tokens(trained: bool) -> None:
     weight = weight.float().requires_grad_(trained)
     found = gradient(ours, hidden if trained else hidden.float(), weight, target, upstream)
     assert error(found, expected) < (3e-3 if trained else 1e-5)  # the former in bfloat16, as its states are
-
-
-@pytest.fixture
-def whole_products(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What GPUs do: products of 16-bit numbers into float32, by the call that is made there, in a kernel for CPUs."""
-
-    def into(a: Tensor, b: Tensor, out_dtype: torch.dtype) -> Tensor:
-        assert (a.dtype, b.dtype, out_dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
-        return a.float() @ b.float()
-
-    library = torch.library.Library("aten", "IMPL")
-    library.impl("mm.dtype", into, "CPU")
-    monkeypatch.setattr(logprob_head, "_WHOLE_PRODUCTS", "cpu")
-    yield
-    library._destroy()
 
 
 @pytest.mark.usefixtures("whole_products")

@@ -1,0 +1,16 @@
+"""Matrix products whose sums are not rounded to 16 bits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_WHOLE = "cuda"
+"""The device whose `torch.mm` knows `out_dtype`: it adds up in float32 and need not round the sum."""
+
+
+def whole_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b; of 16-bit numbers in float32 where the device gives its sums whole, else rounded to their precision."""
+    if a.device.type == _WHOLE and a.dtype.itemsize < 4:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a @ b
