@@ -66,7 +66,8 @@ def block_mask(tree: PrefixTree, device: torch.device, *, window: int | None = N
 def block_relations(
     tree: PrefixTree, *, window: int | None = None, block_size: int = BLOCK_SIZE
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(some, every), both (Q, C): whether some query of a block may see some key of another, and whether all see all.
+    """(some, every), both (Q, C): whether some query of a block may see some key of another, and whether all see all;
+    a second block of a tree of one has no tokens.
 
     Keys c of a block before the queries [a, b): k ≤ q holds throughout, so some pair is seen exactly when the latest
     exit is after a, and all are when the earliest exit is not before b. With a window, `some` may hold where no pair
@@ -86,7 +87,10 @@ def block_relations(
         every_QC &= last_position[:, None] - first_position[None, :] < window
     # The kernel reads past the end of a last block that is not whole: only the test knows where the tokens end.
     whole = stops - starts == block_size
-    return some_QC, every_QC & whole[:, None] & whole[None, :]
+    every_QC &= whole[:, None] & whole[None, :]
+    # At least two each way: a graph is compiled for one of a thing, and another for any number of it.
+    missing = max(0, 2 - len(starts))
+    return np.pad(some_QC, (0, missing)), np.pad(every_QC, (0, missing))
 
 
 def _listed(blocks_QC: NDArray[np.bool_], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -107,8 +111,14 @@ def _ancestor_test(tree: PrefixTree, device: torch.device, window: int | None) -
     return lambda batch, head, q, k: (k <= q) & (q < exit_N[k]) & (position_N[q] - position_N[k] < window)
 
 
+def compiled(kernel: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
+    """One graph for all lengths, or an error: where it could not be compiled any more, such as beyond dynamo's limit of
+    graphs, PyTorch would else go on by the dense scores of N × N."""
+    return torch.compile(kernel, dynamic=True, fullgraph=True, backend=backend)
+
+
 @cache
 def _kernel(device_type: str) -> Callable[..., Any]:
     """On CPUs uncompiled (forward only, and dense: for tests of equality)."""
     kernel: Callable[..., Any] = flex_attention
-    return kernel if device_type == "cpu" else torch.compile(kernel, dynamic=True)
+    return kernel if device_type == "cpu" else compiled(kernel)

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from learner.tree.attention import attend, make_attention
 from learner.tree.blocks import BlockAttention, plan_blocks
-from learner.tree.flex import block_mask, block_relations
+from learner.tree.flex import block_mask, block_relations, compiled
 from learner.tree.prefix_tree import PrefixTree, TokenSequence, build_tree
 from tests.learner.helpers import random_groups
 from tests.learner.tree.test_prefix_tree import sequences
@@ -77,6 +77,7 @@ def test_flex_blocks_leave_nothing_out_and_skip_what_they_can(
 ) -> None:
     tree = build_tree(given_sequences, share=share)
     some, every = block_relations(tree, window=window, block_size=size)
+    assert len(some) == max(2, -(-tree.num_tokens // size))
     sees = dense(tree, window).numpy()
     for q in range(len(some)):
         for k in range(len(some)):
@@ -98,19 +99,31 @@ def test_the_block_mask_lists_those_blocks() -> None:
 
 def test_a_new_length_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> None:
     # Traced as for a GPU, without a GPU's code behind it.
-    compiled = torch.compile(flex_attention, dynamic=True, backend="aot_eager")
-    monkeypatch.setattr("learner.tree.flex._kernel", lambda device_type: compiled)
+    kernel = compiled(flex_attention, backend="aot_eager")
+    monkeypatch.setattr("learner.tree.flex._kernel", lambda device_type: kernel)
 
-    def run(seeds: range) -> int:
-        for seed in seeds:
-            tree = tree_of(seed)
+    def run(*trees: PrefixTree) -> int:
+        for tree in trees:
             make_attention(tree, CPU, "flex")(*projections(tree), scale=0.3, window=None)
         return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
-    before = run(range(4))  # of one block of tokens, two and three
-    assert before > 0
-    assert len({tree_of(seed).num_tokens for seed in range(4, 12)}) > 4
-    assert run(range(4, 12)) == before
+    before = run()
+    assert run(tree_of(0)) == before + 1  # of three blocks
+    others = [tree_of(seed) for seed in range(4, 12)]
+    assert len({tree.num_tokens for tree in others}) > 4
+    one_block = build_tree([TokenSequence(prompt_token_ids=(1, 2, 3), completion_token_ids=(4, 5))])
+    assert run(*others, one_block) == before + 1
+
+
+def test_beyond_the_limit_of_graphs_is_an_error_and_no_dense_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    torch._dynamo.reset()
+    kernel = compiled(flex_attention, backend="aot_eager")
+    tree = tree_of(0)
+    query, key, value = (tensor[None] for tensor in projections(tree))
+    kernel(query, key, value, block_mask=block_mask(tree, CPU), enable_gqa=True)
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        kernel(query, query, query, block_mask=block_mask(tree, CPU, window=3), enable_gqa=False)
 
 
 @settings(deadline=None)
