@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from learner.errors import LearnerError
 from learner.policy.inputs import TreeInputs
-from learner.policy.layers import frequencies_change_beyond, kept_in_evaluation, logit_scale, rotary_scalings
+from learner.policy.layers import (
+    frequencies_change_beyond,
+    kept_in_evaluation,
+    logit_scale,
+    positions_per_token,
+    rotary_scalings,
+)
 from learner.policy.logprob_head import token_logprobs
 from learner.tree.attention import ATTENTION_NAME
 
@@ -37,6 +43,7 @@ class Policy(nn.Module):
         text = base.config.get_text_config()
         self._logit_scale = logit_scale(text)
         self.alone_beyond = frequencies_change_beyond(text)
+        self.positions_per_token = positions_per_token(base)
         self._own_implementation = text._attn_implementation
         self.use_tree_attention()
 

@@ -72,6 +72,23 @@ def logit_scale(text: Any) -> float:
     return scale / float(getattr(text, "logits_scaling", None) or 1.0)
 
 
+def positions_per_token(base: Any) -> int:
+    """How many ancestors a token has when attention to them costs as much as all linear layers: of these each weight is
+    a multiply-add, and of each layer's attention an ancestor one for each of a head's numbers, twice."""
+    text = base.config.get_text_config()
+    head = base.get_output_embeddings()
+    weights: int = sum(
+        module.in_features * module.out_features
+        for module in base.modules()
+        if isinstance(module, nn.Linear) and module is not head
+    )
+    width: int = text.num_attention_heads * (
+        getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    )
+    num_layers: int = text.num_hidden_layers
+    return max(1, weights // (2 * width * num_layers))
+
+
 def rotary_scalings(text: Any) -> list[Mapping[str, Any]]:
     """Parameters of the rotary positions: one set, or one for each kind of layer."""
     rope = getattr(text, "rope_parameters", None) or {}

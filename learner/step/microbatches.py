@@ -6,7 +6,8 @@ tokens that they share are computed on both sides of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from learner.tree.prefix_tree import LineUp, TokenSequence, line_up
 
@@ -14,13 +15,34 @@ PASS_OVERHEAD_TOKENS = 16
 """What one more forward and backward pass costs, in tokens; decides between cuts that lose the same sharing."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkModel:
+    """What a token costs: as much as any other in the linear layers, and in attention as its position says."""
+
+    positions_per_token: int
+    """Ancestors whose attention costs as much as one token in all else: of a layer, its parameters a head size and
+    head, halved. Qwen2.5-0.5B has 8,000, 7B 32,000."""
+
+    def __call__(self, num_tokens: int) -> int:
+        """Work of the first so many tokens of a sequence, in 2·`positions_per_token`-ths of a token without ancestors:
+        each has as many as stand before it."""
+        return num_tokens * (2 * self.positions_per_token + num_tokens - 1)
+
+
 def plan_ranks(
-    sequences: Sequence[TokenSequence], num_ranks: int, *, max_tokens: int, share: bool, rows: bool = False
+    sequences: Sequence[TokenSequence],
+    num_ranks: int,
+    *,
+    max_tokens: int,
+    share: bool,
+    coarse: bool = False,
+    rows: bool = False,
+    cost: Callable[[int], int] = int,
 ) -> list[list[list[int]]]:
     """plan[rank] is that rank's micro-batches, each the indices of the sequences of one tree.
 
-    Ranks get neighbouring sequences, so that the dearest rank has as few distinct tokens as possible; within a rank
-    the micro-batches hold at most `max_tokens` distinct tokens each and lose the least sharing. A sequence that is
+    Ranks get neighbouring sequences, so that the dearest rank has as little work as possible; within a rank the
+    micro-batches hold at most `max_tokens` distinct tokens each and lose the least sharing. A sequence that is
     too large alone gets a micro-batch of its own, over the bound, for it cannot be cut. Ranks may end with different
     numbers of micro-batches, or none.
 
@@ -29,44 +51,51 @@ def plan_ranks(
         num_ranks: Among how many they are divided.
         max_tokens: Distinct tokens of a micro-batch.
         share: Whether common beginnings are computed once.
+        coarse: Whether only those are that attention by levels shares (`line_up`).
         rows: Whether each sequence is a row, filled up to the longest of its micro-batch; nothing is shared then.
+        cost: Work of the first so many tokens of a sequence, see `WorkModel`; by default their number.
     """
     if rows:
         return _plan_rows(line_up(sequences, share=False), num_ranks, max_tokens=max_tokens)
-    line = line_up(sequences, share=share)
+    line = line_up(sequences, share=share, coarse=coarse)
     return [
         [
             list(line.order[start:stop])
             for start, stop in cut_into_microbatches(line, first, last, max_tokens=max_tokens)
         ]
-        for first, last in cut_into_ranks(line, num_ranks)
+        for first, last in cut_into_ranks(line, num_ranks, cost)
     ]
 
 
-def cut_into_ranks(line: LineUp, num_ranks: int) -> list[tuple[int, int]]:
-    """Ranges of the line, one a rank, whose largest number of distinct tokens is the least possible."""
-    low, high = max(line.lengths, default=0), sum(line.lengths)
+def cut_into_ranks(line: LineUp, num_ranks: int, cost: Callable[[int], int] = int) -> list[tuple[int, int]]:
+    """Ranges of the line, one a rank, whose largest work is the least possible.
+
+    Tokens that a range shares with the one before it are its own work, too: those up to position p cost `cost(p)`.
+    """
+    whole = [cost(length) for length in line.lengths]
+    saved = [cost(shared) for shared in line.shared]
+    low, high = max(whole, default=0), sum(whole)
     while low < high:
         middle = (low + high) // 2
-        if len(_filled(line, middle)) <= num_ranks:
+        if len(_filled(whole, saved, middle)) <= num_ranks:
             high = middle
         else:
             low = middle + 1
-    ranges = _filled(line, high)
+    ranges = _filled(whole, saved, high)
     end = len(line.order)
     return ranges + [(end, end)] * (num_ranks - len(ranges))
 
 
-def _filled(line: LineUp, bound: int) -> list[tuple[int, int]]:
-    """The fewest ranges of at most `bound` distinct tokens each; no sequence is larger alone."""
+def _filled(whole: Sequence[int], saved: Sequence[int], bound: int) -> list[tuple[int, int]]:
+    """The fewest ranges of at most `bound` work each; no sequence has more alone."""
     ranges, start, size = [], 0, 0
-    for t, (length, shared) in enumerate(zip(line.lengths, line.shared, strict=True)):
-        if t > start and size + length - shared > bound:
+    for t, (work, shared) in enumerate(zip(whole, saved, strict=True)):
+        if t > start and size + work - shared > bound:
             ranges.append((start, t))
-            start, size = t, length
+            start, size = t, work
         else:
-            size += length - (shared if t > start else 0)
-    return [*ranges, (start, len(line.order))] if line.order else []
+            size += work - (shared if t > start else 0)
+    return [*ranges, (start, len(whole))] if whole else []
 
 
 def cut_into_microbatches(line: LineUp, first: int, last: int, *, max_tokens: int) -> list[tuple[int, int]]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations, pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.step.microbatches import PASS_OVERHEAD_TOKENS, cut_into_microbatches, cut_into_ranks, plan_ranks
+from learner.step.microbatches import (
+    PASS_OVERHEAD_TOKENS,
+    WorkModel,
+    cut_into_microbatches,
+    cut_into_ranks,
+    plan_ranks,
+)
 from learner.tree.prefix_tree import LineUp, TokenSequence, build_tree, line_up
 from tests.learner.tree.test_prefix_tree import sequences
 
@@ -44,6 +51,38 @@ def test_no_other_cut_gives_the_dearest_rank_less(given_sequences: list[TokenSeq
     line = line_up(given_sequences)
     dearest = max(sizes(line, cut_into_ranks(line, num_ranks)))
     assert dearest == min(max(sizes(line, cuts)) for cuts in all_cuts(len(line.order), num_ranks))
+
+
+@settings(deadline=None)
+@given(sequences, st.integers(1, 3), st.integers(1, 9))
+def test_no_other_cut_gives_the_dearest_rank_less_work(
+    given_sequences: list[TokenSequence], num_ranks: int, positions_per_token: int
+) -> None:
+    line, model = line_up(given_sequences), WorkModel(positions_per_token=positions_per_token)
+
+    def work(cut: tuple[int, int]) -> int:
+        # Of each distinct token: one for all else, and its ancestors' share; counted over the cut's own tree.
+        tree = build_tree([given_sequences[b] for b in line.order[slice(*cut)]])
+        return int((2 * positions_per_token + 2 * tree.position_ids_N).sum())
+
+    dearest = max(map(work, (cut for cut in cut_into_ranks(line, num_ranks, model) if cut[0] < cut[1])))
+    assert dearest == min(max(map(work, cuts)) for cuts in all_cuts(len(line.order), num_ranks))
+
+
+def test_a_long_sequence_is_worth_more_than_its_tokens() -> None:
+    # 2,000 tokens in one sequence and 3,000 in thirty, nothing shared. By tokens two ranks have 2,500 each. At 1,000
+    # positions a token the long one's attention costs as much as its tokens, and 1 in 20 is added to the short ones':
+    # 4,000 against 3,150, so it stays alone.
+    lengths = [2000] + [100] * 30
+    batch = [
+        TokenSequence(prompt_token_ids=(b,) * length, completion_token_ids=(0,)) for b, length in enumerate(lengths)
+    ]
+
+    def counts(cost: Callable[[int], int]) -> list[int]:
+        return [sum(map(len, rank)) for rank in plan_ranks(batch, 2, max_tokens=10_000, share=True, cost=cost)]
+
+    assert counts(int) == [6, 25]
+    assert counts(WorkModel(positions_per_token=1000)) == [1, 30]
 
 
 @settings(deadline=None)
