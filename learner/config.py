@@ -12,7 +12,7 @@ ScaleRewards = Literal["group", "batch", "none"]
 KlEstimator = Literal["k1", "k2", "k3"]
 MultiObjectiveAggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 SamplerCorrection = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
-AttentionKind = Literal["auto", "blocks", "flex", "own"]
+AttentionKind = Literal["auto", "blocks", "levels", "flex", "own"]
 Quantization = Literal["none", "nf4"]
 LrSchedulerType = Literal[
     "constant",
@@ -216,8 +216,9 @@ class LearnerConfig(BaseModel):
     mask_truncated_completions: bool = Field(False, description="Leave truncated completions out of the loss.")
     attention: AttentionKind = Field(
         "auto",
-        description="Kernel of the tree's attention; auto: flex on GPUs, blocks on CPUs. own: the model's, one "
-        "sequence a row and nothing shared, which models whose layers ignore a tree get by themselves.",
+        description="Kernel of the tree's attention; auto: on GPUs since Ampere levels (flash attention, and flex "
+        "where that does not do), flex on others, blocks on CPUs. own: the model's, one sequence a row and nothing "
+        "shared, which models whose layers ignore a tree get by themselves.",
     )
     num_threads: int | None = Field(
         None, ge=1, description="CPU threads of a rank; unset: on CPUs the cores divided by the ranks."

@@ -23,9 +23,10 @@ from learner.loss.entropy_selection import step_entropy_threshold
 from learner.policy.adapter_files import AdapterFiles, adapter_files
 from learner.policy.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
 from learner.step.metrics import MetricTotals, over_iterations
-from learner.step.microbatches import plan_ranks
+from learner.step.microbatches import WorkModel, plan_ranks
 from learner.step.passes import Microbatch, loss_of_step, make_microbatch, run_pass
 from learner.step.plan import StepPlan, plan_step, refuse_stale
+from learner.tree.attention import kind_on
 from learner.tree.prefix_tree import TokenSequence, build_tree
 from learner.types import ScoredGroup, UpdateMetrics
 from rollout_server.types import AdapterPayload, AdapterProbe
@@ -254,7 +255,9 @@ class LearnerRank:
             self._world_size,
             max_tokens=1 if alone else self._config.max_tokens_per_microbatch,
             share=self._config.share_prefixes,
+            coarse=kind_on(self._device, self._config.attention) == "levels",
             rows=self._policy.own_attention,
+            cost=WorkModel(positions_per_token=self._policy.positions_per_token),
         )
         own = ranks[self._rank]
         count = max(1, max(map(len, ranks)) if self._engine.needs_equal_microbatches else len(own))

@@ -16,6 +16,7 @@ from learner.config import LearnerConfig, LossConfig, LossSettings
 from learner.loss import policy_loss
 from learner.policy.policy import TreeInputs, tree_inputs, tree_logprobs
 from learner.step.plan import StepPlan
+from learner.tree.attention import kind_on
 from learner.tree.prefix_tree import TokenSequence, build_tree
 
 _NOTHING = TokenSequence(prompt_token_ids=(0,), completion_token_ids=(0,))
@@ -49,7 +50,8 @@ class PassResult:
 def make_microbatch(plan: StepPlan, indices: Sequence[int], config: LearnerConfig, device: torch.device) -> Microbatch:
     """The sequences `indices` of the plan as one tree on `device`; of none, a pass that adds nothing."""
     sequences = [plan.sequences[index] for index in indices] or [_NOTHING]
-    tree = build_tree(sequences, share=config.share_prefixes and config.attention != "own")
+    coarse = kind_on(device, config.attention) == "levels"
+    tree = build_tree(sequences, share=config.share_prefixes and config.attention != "own", coarse=coarse)
     inputs = tree_inputs(tree, device, config.attention)
     width = inputs.mask_BT.shape[1]
     sampling = [plan.sampling_logprobs[index] for index in indices] or [()]

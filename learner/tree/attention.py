@@ -14,6 +14,7 @@ from learner.config import AttentionKind
 from learner.errors import LearnerError
 from learner.tree.blocks import BlockAttention
 from learner.tree.flex import FlexAttention
+from learner.tree.levels import LevelAttention
 from learner.tree.prefix_tree import PrefixTree
 
 ATTENTION_NAME = "rlvr_prefix_tree"
@@ -30,19 +31,43 @@ class TreeAttention(Protocol):
     ) -> Tensor: ...
 
 
-def make_attention(tree: PrefixTree, device: torch.device, kind: AttentionKind = "auto") -> TreeAttention:
-    """The attention of one tree on `device`; `auto`: flex on GPUs, blocks on CPUs, the only place where they run.
+def kind_on(device: torch.device, kind: AttentionKind = "auto") -> AttentionKind:
+    """What `auto` is on a device: blocks on CPUs, the only place where they run; on GPUs levels where there is flash
+    attention, else flex.
 
     Raises:
-        LearnerError: Blocks are asked for on a GPU.
+        LearnerError: The kind does not run there.
     """
     if kind == "auto":
-        kind = "blocks" if device.type == "cpu" else "flex"
-    if kind == "flex":
-        return FlexAttention(tree, device)
-    if device.type != "cpu":
-        raise LearnerError(f"attention=blocks runs on CPUs only, not on {device}: use auto or flex")
-    return BlockAttention(tree)
+        if device.type == "cpu":
+            return "blocks"
+        return "levels" if _has_flash(device) else "flex"
+    if kind == "blocks" and device.type != "cpu":
+        raise LearnerError(f"attention=blocks runs on CPUs only, not on {device}: use auto, levels or flex")
+    if kind == "levels" and not _has_flash(device):
+        raise LearnerError(
+            f"attention=levels needs flash attention, of which PyTorch has none for {device}: a GPU since Ampere; use "
+            "auto"
+        )
+    return kind
+
+
+def make_attention(tree: PrefixTree, device: torch.device, kind: AttentionKind = "auto") -> TreeAttention:
+    """The attention of one tree on `device`, the only place where its kernel is chosen.
+
+    Raises:
+        LearnerError: The kind does not run there.
+    """
+    kind = kind_on(device, kind)
+    if kind == "levels":
+        return LevelAttention(tree, device, otherwise=lambda: FlexAttention(tree, device))
+    return FlexAttention(tree, device) if kind == "flex" else BlockAttention(tree)
+
+
+def _has_flash(device: torch.device) -> bool:
+    if device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def attend(

@@ -100,8 +100,14 @@ class PrefixTree:
         return sees
 
 
-def build_tree(sequences: Sequence[TokenSequence], *, share: bool = True) -> PrefixTree:
-    """Packs the sequences; `share=False` gives each its own root (no token stands for two sequences).
+BRANCH_STEP = 16
+"""Tokens: different prompts part at multiples of it where sharing is coarse, so that those that go on alike for a word
+or two make no level of their own."""
+
+
+def build_tree(sequences: Sequence[TokenSequence], *, share: bool = True, coarse: bool = False) -> PrefixTree:
+    """Packs the sequences; `share=False` gives each its own root (no token stands for two sequences), `coarse` shares
+    as `line_up` says.
 
     The same sequences in the same order always give the same tree.
 
@@ -110,7 +116,7 @@ def build_tree(sequences: Sequence[TokenSequence], *, share: bool = True) -> Pre
     """
     if not sequences:
         raise ValueError("a prefix tree needs at least one sequence")
-    line = line_up(sequences, share=share)
+    line = line_up(sequences, share=share, coarse=coarse)
     packer = _Packer()
     for b, length, shared in zip(line.order, line.lengths, line.shared, strict=True):
         packer.add(b, np.asarray(sequences[b].token_ids[:length], dtype=np.int64), shared)
@@ -151,14 +157,26 @@ class LineUp:
     """How many of them stand at the beginning of the one before as well; 0 for the first."""
 
 
-def line_up(sequences: Sequence[TokenSequence], *, share: bool = True) -> LineUp:
-    """Orders the sequences for packing; with `share=False` as they come, and nothing is shared."""
+def line_up(sequences: Sequence[TokenSequence], *, share: bool = True, coarse: bool = False) -> LineUp:
+    """Orders the sequences for packing.
+
+    Args:
+        sequences: What is packed.
+        share: False: as they come, and nothing is shared.
+        coarse: Share whole prompts, and of different prompts a multiple of `BRANCH_STEP`: for attention that pays for
+            every level of the tree, of which completions that begin alike would make many.
+    """
     # The last completion token predicts nothing, so its position never enters the tree.
     inputs = [np.asarray(sequence.token_ids[: _num_inputs(sequence)], dtype=np.int64) for sequence in sequences]
     order = sorted(range(len(inputs)), key=lambda b: inputs[b].tolist()) if share else list(range(len(inputs)))
     shared = [0] * len(order)
     for t in range(1, len(order) if share else 0):
         shared[t] = _common_prefix(inputs[order[t - 1]], inputs[order[t]])
+        if coarse:
+            before, own = (sequences[b].prompt_token_ids for b in order[t - 1 : t + 1])
+            shared[t] = (
+                len(own) if before == own else min(shared[t], len(before), len(own)) // BRANCH_STEP * BRANCH_STEP
+            )
     return LineUp(order=tuple(order), lengths=tuple(len(inputs[b]) for b in order), shared=tuple(shared))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from learner.policy.logprob_head import LOGITS_PER_CHUNK, token_logprobs
 from learner.policy.lora_linear import fused_lora_layer
 from learner.policy.policy import Policy, load_policy, tree_inputs, tree_logprobs
 from learner.tree.attention import ATTENTION_NAME
+from learner.tree.blocks import BlockAttention
 from learner.tree.prefix_tree import TokenSequence, build_tree
 from tests.learner.helpers import random_groups
+from tests.learner.tree.varlen_reference import by_levels
 
 CPU = torch.device("cpu")
 TEMPERATURE = 0.7
@@ -72,8 +75,13 @@ def plain(policy: Policy, batch: Sequence[TokenSequence]) -> Outcome:
     return found, gradients(policy)
 
 
-def packed(policy: Policy, batch: Sequence[TokenSequence], *, share: bool, first: int = 0) -> Outcome:
-    inputs = tree_inputs(build_tree(batch, share=share), CPU)
+def packed(
+    policy: Policy, batch: Sequence[TokenSequence], *, share: bool, first: int = 0, levels: bool = False
+) -> Outcome:
+    tree = build_tree(batch, share=share, coarse=levels)
+    inputs = tree_inputs(tree, CPU)
+    if levels:
+        inputs = replace(inputs, attention=by_levels(tree, otherwise=BlockAttention))
     logprobs_BT, _ = tree_logprobs(policy, inputs, temperature=TEMPERATURE)
     weights = torch.arange(first + 1, first + len(batch) + 1).unsqueeze(1)
     (logprobs_BT * inputs.mask_BT * weights).sum().backward()
@@ -117,6 +125,11 @@ def test_dropout_is_left_to_peft(llama: str) -> None:
     torch.manual_seed(0)
     first = packed(policy, sequences(), share=True)[0]
     assert float((first[0] - packed(policy, sequences(), share=True)[0][0]).abs().max()) > 1e-3
+
+
+def test_attention_by_levels_is_one_at_a_time(tiny_model: str) -> None:
+    policy = make_policy(tiny_model)
+    assert_same(packed(policy, sequences(), share=True, levels=True), plain(policy, sequences()))
 
 
 def test_flex_attention_is_one_at_a_time(tiny_model: str) -> None:

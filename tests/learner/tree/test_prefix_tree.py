@@ -70,9 +70,9 @@ def test_what_is_shared_does_not_stand_in_rows() -> None:
         unpacked(example())
 
 
-@given(sequences, st.booleans())
-def test_every_path_reads_back_its_sequence(given_sequences: list[TokenSequence], share: bool) -> None:
-    tree = build_tree(given_sequences, share=share)
+@given(sequences, st.booleans(), st.booleans())
+def test_every_path_reads_back_its_sequence(given_sequences: list[TokenSequence], share: bool, coarse: bool) -> None:
+    tree = build_tree(given_sequences, share=share, coarse=coarse)
     for sequence, row in zip(given_sequences, tree.rows, strict=True):
         assert tuple(tree.target_R[row]) == sequence.completion_token_ids
         for t, predictor in enumerate(tree.predictor_R[row].tolist()):
@@ -91,15 +91,31 @@ def test_sees_exactly_the_ancestors(given_sequences: list[TokenSequence], share:
         assert np.flatnonzero(sees[index]).tolist() == tree.path(index)[-(window or tree.num_tokens) :]
 
 
-@given(sequences, st.booleans(), st.integers(0, 7), st.integers(0, 7))
+@given(sequences, st.booleans(), st.booleans(), st.integers(0, 7), st.integers(0, 7))
 def test_a_run_of_the_line_up_is_a_tree_of_its_own(
-    given_sequences: list[TokenSequence], share: bool, first: int, last: int
+    given_sequences: list[TokenSequence], share: bool, coarse: bool, first: int, last: int
 ) -> None:
-    line = line_up(given_sequences, share=share)
+    line = line_up(given_sequences, share=share, coarse=coarse)
     run = [given_sequences[b] for b in line.order[first : last + 1]]
     if run:
         distinct = sum(line.lengths[first : last + 1]) - sum(line.shared[first + 1 : last + 1])
-        assert build_tree(run, share=share).num_tokens == distinct
+        assert build_tree(run, share=share, coarse=coarse).num_tokens == distinct
+
+
+def test_coarse_sharing_leaves_few_levels() -> None:
+    # Three prompts behind 20 tokens, two of which go on alike for three more; completions begin alike.
+    header = tuple(range(100, 120))
+    prompts = [header + rest for rest in ((1, 2, 3, 4), (1, 2, 3, 5), (6,))]
+    batch = [
+        TokenSequence(prompt_token_ids=prompt, completion_token_ids=(7, 8, last, 9))
+        for prompt in prompts
+        for last in (1, 2)
+    ]
+    # 16 tokens of the header; the rest of a prompt once for both of its completions; 3 inputs of each completion.
+    assert build_tree(batch, coarse=True).num_tokens == 16 + (8 + 8 + 5) + 6 * 3
+    depths = {segment.parent: index for index, segment in enumerate(build_tree(batch, coarse=True).segments)}
+    assert len(depths) == 5  # no parent, the header, three prompts
+    assert build_tree(batch).num_tokens == 20 + 3 + (1 + 1 + 1) + 3 * (2 + 2)
 
 
 @given(st.permutations(range(6)))
