@@ -102,7 +102,7 @@ def run(seconds: float, progress: Progress) -> dict[str, Any]:
             "unscored_harmless_items": float(counts["unscored_harmless"]),
             "misbehaving_items": float(counts["trouble"]),
             "refused_requests": float(counts["refused"]),
-            "audited_items": float(checked.num_records),
+            "audited_items": float(checked.num_decisions),
             "items_per_s": counts["accepted"] / seconds,
             **{f"workers_replaced_{reason.replace(' ', '_')}": float(count) for reason, count in restarts.items()},
             **_growth(samples),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jiter
 import msgspec
@@ -171,15 +171,19 @@ def _rescue(body: bytes) -> ScoreRequest | None:
     return msgspec.structs.replace(parsed, items=read)
 
 
-def check_limits(items: list[ScoreItem], settings: ServiceSettings) -> None:
+class Texts(NamedTuple):
+    """The texts of a request's items, taken out once: looking at each item again takes as long as half of a reward."""
+
+    prompts: list[str]
+    completions: list[str]
+
+
+def check_limits(texts: Texts, settings: ServiceSettings) -> None:
     """Refuses too many items and texts that are too long, naming the limit."""
-    if len(items) > settings.max_items:
-        raise LimitExceededError(f"{len(items)} items are more than max_items = {settings.max_items}; send fewer")
+    if (number := len(texts.prompts)) > settings.max_items:
+        raise LimitExceededError(f"{number} items are more than max_items = {settings.max_items}; send fewer")
     limit = settings.max_text_chars
-    if any(len(item.completion) > limit or len(item.prompt) > limit for item in items):
-        index, length = next(
-            (index, length)
-            for index, item in enumerate(items)
-            if (length := max(len(item.prompt), len(item.completion))) > limit
-        )
+    if any(max(map(len, column), default=0) > limit for column in texts):
+        lengths = [max(len(prompt), len(completion)) for prompt, completion in zip(*texts, strict=True)]
+        index, length = next((index, length) for index, length in enumerate(lengths) if length > limit)
         raise LimitExceededError(f"items.{index}: a text of {length} characters is over max_text_chars = {limit}")

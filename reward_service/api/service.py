@@ -10,15 +10,17 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from reward_service.api.bodies import Bodies, check_limits
+from reward_service.api.bodies import Bodies, Texts, check_limits
 from reward_service.api.judges import JudgedScoring
 from reward_service.api.metrics import Metrics
 from reward_service.api.rare_log import RareLog
 from reward_service.api.siblings import Siblings, add_up
+from reward_service.audit.decisions import describe
 from reward_service.audit.handle import AuditHandle
-from reward_service.audit.records import AppliedReward, AuditBatch, AuditItem, describe, read_key
+from reward_service.audit.records import read_key
 from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
+from reward_service.audit.wire import AppliedReward, AuditBatch
 from reward_service.errors import (
     AuditError,
     AuditUnavailableError,
@@ -162,10 +164,11 @@ class RewardService:
         """
         plan = make_plan(specs, self.rewards)
         judged = self._judges.prepare(plan, specs)
-        check_limits(items, self.settings)
+        texts = Texts([item.prompt for item in items], [item.completion for item in items])
+        check_limits(texts, self.settings)
         caller.spend(len(items))
         deadlines_s = [self.settings.deadline_of(p.reward.name, p.reward.deadline_s) for p in plan]
-        async with self._recording(items) as audit:
+        async with self._recording(texts) as audit:
             sound = [item for item in items if not isinstance(item, UnreadableItem)]
             if judged is None:
                 results = await self.pool.score(specs, deadlines_s, sound)
@@ -175,17 +178,17 @@ class RewardService:
                 results = _with_unreadable(specs, items, results)
             scored = Scored(plan, items, results)
             if audit is not None:
-                audit.offer(_audit_batch(scored, caller, run_id, policy_version))
+                audit.offer(_audit_batch(scored, texts, caller, run_id, policy_version))
         self.metrics.items.inc(len(items))
         return scored
 
     @asynccontextmanager
-    async def _recording(self, items: Sequence[ScoreItem]) -> AsyncIterator[AuditHandle | None]:
+    async def _recording(self, texts: Texts) -> AsyncIterator[AuditHandle | None]:
         """The audit log, once it has room for these items; None if there is none."""
         if self._audit is None:
             yield None
             return
-        size = sum(len(item.prompt) + len(item.completion) + _RESULT_BYTES for item in items)
+        size = sum(map(len, texts.prompts)) + sum(map(len, texts.completions)) + _RESULT_BYTES * len(texts.prompts)
         async with self._audit.room(size):
             yield self._audit
 
@@ -234,17 +237,20 @@ def _with_unreadable(
     ]
 
 
-def _audit_batch(scored: Scored, caller: Caller, run_id: str | None, policy_version: int | None) -> AuditBatch:
+def _audit_batch(
+    scored: Scored, texts: Texts, caller: Caller, run_id: str | None, policy_version: int | None
+) -> AuditBatch:
     return AuditBatch(
         time_us=time.time_ns() // 1000,
         caller=caller.name,
         run_id=run_id,
         policy_version=policy_version,
         rewards=tuple(AppliedReward(p.reward.name, p.weight, p.reward.version) for p in scored.plan),
-        items=[
-            AuditItem(item.id, item.group, item.prompt, item.completion, result.result)
-            for item, result in zip(scored.items, scored.results, strict=True)
-        ],
+        ids=[item.id for item in scored.items],
+        groups=[item.group for item in scored.items],
+        prompts=texts.prompts,
+        completions=texts.completions,
+        results=[item.result for item in scored.results],
     )
 
 
@@ -253,6 +259,6 @@ def _explain(
 ) -> list[dict[str, Any]]:
     try:
         with closing(AuditStore(settings.database, busy_timeout_s=settings.busy_timeout_s)) as store:
-            return [describe(row) for row in store.explain(run_id, item_id, caller=caller, limit=limit)]
+            return [describe(one) for one in store.explain(run_id, item_id, caller=caller, limit=limit)]
     except AuditError as error:
         raise AuditUnavailableError(str(error)) from None

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from reward_service.audit import DEFAULT_DATABASE
-from reward_service.audit.records import Head, describe, read_key
+from reward_service.audit.decisions import describe
+from reward_service.audit.records import Head, read_key
 
 
 def add_audit_commands(commands: Any) -> None:
@@ -31,17 +32,17 @@ def add_audit_commands(commands: Any) -> None:
     verify.add_argument("--json", action="store_true", help="print one JSON object")
     verify.set_defaults(run=_verify)
 
-    export = commands.add_parser("export", help="write the records as parquet")
+    export = commands.add_parser("export", help="write the decisions as parquet")
     export.add_argument("path", type=Path, metavar="FILE.parquet", help="the file to write")
     _add_database(export)
-    export.add_argument("--run-id", help="only the records of this run")
+    export.add_argument("--run-id", help="only the decisions of this run")
     export.set_defaults(run=_export)
 
-    show = commands.add_parser("show", help="explain decisions: the newest records of a run or of one item of it")
+    show = commands.add_parser("show", help="explain decisions: the newest of a run or of one item of it")
     _add_database(show)
     show.add_argument("--run-id", help="the run (default: requests that named none)")
     show.add_argument("--id", dest="item_id", help="the item (default: any)")
-    show.add_argument("--limit", type=positive, default=20, help="most records to show (default: 20)")
+    show.add_argument("--limit", type=positive, default=20, help="most decisions to show (default: 20)")
     show.add_argument("--json", action="store_true", help="print one JSON object a line")
     show.set_defaults(run=_show)
 
@@ -72,7 +73,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     state = f"{found.num_findings} findings" if found.findings else "intact"
     if found.num_absent:
         print(f"the first {found.num_absent} records are not here: removed by keep_days, or kept elsewhere")
-    print(f"{state}: {found.num_records} records, chained by {found.algorithm}; head {found.head}")
+    print(
+        f"{state}: {found.num_decisions} decisions in {found.num_records} records, chained by {found.algorithm}; "
+        f"head {found.head}"
+    )
     return int(bool(found.findings))
 
 
@@ -81,8 +85,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from reward_service.audit.store import AuditStore
 
     with closing(AuditStore(arguments.database)) as store:
-        num_records = export_parquet(store, arguments.path, run_id=arguments.run_id)
-    print(f"{num_records} records in {arguments.path}")
+        number = export_parquet(store, arguments.path, run_id=arguments.run_id)
+    print(f"{number} decisions in {arguments.path}")
     return 0
 
 
@@ -90,18 +94,18 @@ def _show(arguments: argparse.Namespace) -> int:
     from reward_service.audit.store import AuditStore
 
     with closing(AuditStore(arguments.database)) as store:
-        records = [describe(row) for row in store.explain(arguments.run_id, arguments.item_id, limit=arguments.limit)]
-    for record in records:
-        print(json.dumps(record) if arguments.json else _record_text(record))
-    if not records:
-        print("no such record", file=sys.stderr)
-    return int(not records)
+        found = store.explain(arguments.run_id, arguments.item_id, limit=arguments.limit)
+    for one in map(describe, found):
+        print(json.dumps(one) if arguments.json else _decision_text(one))
+    if not found:
+        print("no such decision", file=sys.stderr)
+    return int(not found)
 
 
-def _record_text(record: dict[str, Any]) -> str:
+def _decision_text(record: dict[str, Any]) -> str:
     lines = [
-        f"record {record['seq']}, {record['time']}: item {record['id']!r} of run {record['run_id']!r}, "
-        f"policy version {record['policy_version']}, for {record['caller']}",
+        f"record {record['seq']}, {record['time']}: item {record['item']}, {record['id']!r}, of run "
+        f"{record['run_id']!r}, policy version {record['policy_version']}, for {record['caller']}",
         f"  total {record['total']}",
     ]
     for name, reward in record["rewards"].items():

@@ -1,4 +1,8 @@
-"""The audit log as parquet: the columns of `records.FIELDS` and `hash` as they are, and `time` as a timestamp."""
+"""The audit log as parquet, a row a decision: what was decided, and the columns of its record.
+
+`record` (in the first row of each record) has the record's canonical bytes, as `records` describes them: with them and
+`hash` the chain can be verified from the file alone.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,55 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from reward_service.audit.records import FIELDS, Row
+from reward_service.audit.decisions import decisions
+from reward_service.audit.records import FIELDS, Row, encode_fields
 from reward_service.audit.store import AuditStore, Snapshot
 from reward_service.errors import AuditError
 
 _GROUP_ROWS: Final = 20_000
 _GROUP_CHARS: Final = 64 * 2**20
-_LONG: Final = ("prompt", "completion", "rewards")
+_LONG: Final = ("prompt", "completion", "rewards", "record")
+_OF_RECORD: Final = (
+    "seq",
+    "prev_hash",
+    "hash",
+    "time_us",
+    "caller",
+    "run_id",
+    "policy_version",
+    "definitions",
+    "service_version",
+)
+_OF_ITEM: Final = (
+    "item",
+    "item_id",
+    "item_group",
+    "prompt_sha256",
+    "completion_sha256",
+    "total",
+    "rewards",
+    "prompt",
+    "completion",
+    "record",
+)
+
+
+def rows_of(record: Row) -> Iterator[Row]:
+    """A row for each decision of a record; AuditError if it was changed into what cannot be read."""
+    shared = {name: record[name] for name in _OF_RECORD}
+    canonical: bytes | None = encode_fields(record[name] for name in FIELDS)
+    for one in decisions(record):
+        total, rewards = one.read_result()
+        texts = (one.item, one.item_id, one.group, one.prompt_sha256, one.completion_sha256)
+        own = (*texts, total, rewards.decode(errors="replace"), one.prompt, one.completion, canonical)
+        yield shared | dict(zip(_OF_ITEM, own, strict=True))
+        canonical = None
 
 
 def export_parquet(store: AuditStore, path: Path, *, run_id: str | None = None) -> int:
-    """Writes all records, or those of one run, beside `path` and renames; gives their number.
+    """Writes all decisions, or those of one run, beside `path` and renames; gives their number.
 
-    One row group of records is in memory at a time. The file's metadata name the head and how the chain is hashed, so
+    One row group is in memory at a time. The file's metadata name the head and how the chain is hashed, so
     that a whole log can be verified from the file alone. AuditError if pyarrow is missing or it cannot be written.
     """
     try:
@@ -28,22 +68,22 @@ def export_parquet(store: AuditStore, path: Path, *, run_id: str | None = None) 
         from pyarrow import parquet
     except ModuleNotFoundError:
         raise AuditError("the export as parquet needs pyarrow: pip install 'rlvr[audit]'") from None
-    num_records = 0
+    num_rows = 0
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with store.snapshot() as snapshot, os.fdopen(descriptor, "wb") as file:
                 schema = _schema(pa).with_metadata(_metadata(snapshot))
                 with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-                    for rows in row_groups(snapshot.records(run_id)):
+                    for rows in row_groups(row for record in snapshot.records(run_id) for row in rows_of(record)):
                         writer.write_table(_table(pa, schema, rows))
-                        num_records += len(rows)
+                        num_rows += len(rows)
             os.replace(name, path)
         finally:
             Path(name).unlink(missing_ok=True)
     except OSError as error:
         raise AuditError(f"cannot write {path}: {error.strerror or error}") from None
-    return num_records
+    return num_rows
 
 
 def row_groups(
@@ -71,8 +111,9 @@ def _metadata(snapshot: Snapshot) -> dict[str, str]:
 
 
 def _schema(pa: Any) -> Any:
-    kinds = {"seq": pa.int64(), "time_us": pa.int64(), "policy_version": pa.int64(), "total": pa.float64()}
-    fields = [(name, kinds.get(name, pa.string())) for name in (*FIELDS, "hash")]
+    numbers = ("seq", "time_us", "policy_version", "item")
+    kinds = {name: pa.int64() for name in numbers} | {"total": pa.float64(), "record": pa.binary()}
+    fields = [(name, kinds.get(name, pa.string())) for name in (*_OF_RECORD, *_OF_ITEM)]
     return pa.schema([*fields, ("time", pa.timestamp("us", tz="UTC"))])
 
 

@@ -16,9 +16,9 @@ from typing import Final, Self, cast
 
 import msgspec
 
-from reward_service.audit.records import AuditBatch, Head
+from reward_service.audit.records import Head
 from reward_service.audit.settings import AuditSettings
-from reward_service.audit.wire import FLUSH, FrameReader, Start, Status, frame
+from reward_service.audit.wire import FLUSH, AuditBatch, FrameReader, Start, Status, frame
 from reward_service.errors import AuditError, AuditUnavailableError
 
 logger = logging.getLogger(__name__)

@@ -1,36 +1,39 @@
 """What one audit record is, its canonical bytes, and its place in the chain. Pure; nothing here knows a database.
 
-Canonical bytes of a record, so that anybody can verify a log with nothing but this text:
+A record holds all decisions of one request, in the order of its items. Canonical bytes of a record, so that anybody can
+verify a log with nothing but this text:
 
-    rlvr-audit-1\\n  then each field of FIELDS, in that order
+    rlvr-audit-2\n  then each field of FIELDS, in that order
 
 - A field with a value is `LENGTH:BYTES,` (a netstring): the number of bytes in decimal, a colon, the bytes, a comma.
 - A field without a value (NULL) is `-,`.
-- The bytes of a text are its UTF-8; of an integer, its decimal digits; of a floating-point number (`total` only), the
-  shortest decimal text that reads back as the same double, as Python's `repr` writes it: `1.5`, `0.1`, `1e-07`,
-  `1e+16`, `2.0`. Its sign of zero is not kept (`0.0`), as SQLite does not.
+- The bytes of a text are its UTF-8; of an integer, its decimal digits; of a bytes column, what it holds.
 
 `hash` is the SHA-256 of these bytes in lower-case hexadecimal, or their HMAC-SHA-256 where the log is keyed.
 `prev_hash` is the `hash` of the record before; of the first one, 64 zeros. Sequence numbers begin at 1 without gaps.
 
-U+0000, which PostgreSQL cannot hold in a text, stands as U+2400 in every text column of either database;
-`prompt_sha256` and `completion_sha256` are those of the UTF-8 of the texts as they came.
+The columns from `item_ids` on have one entry an item: msgpack arrays, or 32 bytes an item. `decisions` reads them; it
+and nothing else has to know, as the chain is over the bytes. One record a request because a row and a place in the
+chain cost ten times as much as an item's columns.
+
+U+0000, which PostgreSQL cannot hold in a text, stands as U+2400 in every text column of either database; the columns
+of bytes hold everything as it came.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, overload
 
 import msgspec
 
+from reward_service.audit.wire import AppliedReward, ReceivedBatch
 from reward_service.errors import AuditError
 
-FORMAT_TAG: Final = b"rlvr-audit-1\n"
+FORMAT_TAG: Final = b"rlvr-audit-2\n"
 GENESIS: Final = "0" * 64
 FIELDS: Final = (
     "seq",  # integer
@@ -41,19 +44,23 @@ FIELDS: Final = (
     "policy_version",  # integer, may be NULL
     "definitions",  # JSON: {reward: {"weight": …, "version": …}}
     "service_version",
-    "item_id",
-    "item_group",  # may be NULL
-    "prompt_sha256",
+    "num_items",  # integer
+    "item_ids",  # msgpack: texts
+    "item_groups",  # msgpack: texts, nil for an item without
+    "prompt_sha256",  # of the UTF-8 of the prompts, one after the other
     "completion_sha256",
-    "rewards",  # JSON, as it was answered: {reward: {"score": …, "reason": …, "details": …}}
-    "total",  # double, may be NULL
-    "prompt",  # NULL unless texts are kept
-    "completion",  # NULL unless texts are kept
+    "results",  # msgpack: byte strings, JSON as it was answered: {"id": …, "total": …, "rewards": {reward: …}}
+    "prompts",  # msgpack: texts; NULL unless texts are kept
+    "completions",  # msgpack: texts; NULL unless texts are kept
 )
 MIN_KEY_BYTES: Final = 16
 
-Field = str | int | float | None
+Field = str | int | bytes | None
 Row = dict[str, Any]
+Values = tuple[Field, ...]
+"""The columns of a record that is not chained yet, from `time_us` on."""
+
+_texts = msgspec.msgpack.Decoder(list[str])
 
 
 class Head(NamedTuple):
@@ -87,58 +94,11 @@ class Segment(NamedTuple):
 
     def sealed(self, key: bytes | None) -> Segment:
         """With the seal that it has to have."""
-        return self._replace(seal=chain_hash(b"7:segment,", encode_fields(self[:-1]), key))
+        return self._replace(seal=chain_hash(encode_fields(("segment", *self[:-1])), key))
 
     def removed(self, now_us: int, key: bytes | None) -> Segment:
         """The same, once it is removed."""
         return self._replace(file="", removed_us=now_us).sealed(key)
-
-
-class AppliedReward(msgspec.Struct, frozen=True, array_like=True):
-    """A reward that a request asked for."""
-
-    name: str
-    weight: float
-    version: str
-
-
-class AuditItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One item of a request, and what was decided of it."""
-
-    id: str
-    group: str | None
-    prompt: str
-    completion: str
-    result: bytes
-    """JSON with `total` and `rewards`, as the scoring worker encoded it; other members are not recorded."""
-
-
-class AuditBatch(msgspec.Struct, frozen=True, array_like=True):
-    """The decisions of one request: what the server hands to the writer."""
-
-    time_us: int
-    caller: str
-    run_id: str | None
-    policy_version: int | None
-    rewards: tuple[AppliedReward, ...]
-    items: list[AuditItem]
-
-
-class Draft(NamedTuple):
-    """A record that is not chained yet."""
-
-    values: tuple[Field, ...]
-    """Its columns from `time_us` on."""
-    body: bytes
-    """Their canonical bytes."""
-
-
-class _Result(msgspec.Struct):
-    total: float | None
-    rewards: msgspec.Raw
-
-
-_result_decoder = msgspec.json.Decoder(_Result)
 
 
 def encode_fields(values: Iterable[Field]) -> bytes:
@@ -148,80 +108,59 @@ def encode_fields(values: Iterable[Field]) -> bytes:
         if value is None:
             parts.append(b"-,")
             continue
-        # surrogateescape: a manipulated database may hold what is not UTF-8
-        data = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else repr(value).encode()
-        parts.append(b"%d:%b," % (len(data), data))
+        data = value if isinstance(value, bytes) else _bytes_of(value)
+        parts += (b"%d:" % len(data), data, b",")
     return b"".join(parts)
 
 
-def chain_hash(prefix: bytes, body: bytes, key: bytes | None) -> str:
-    """SHA-256 of the canonical bytes, given in two parts, or their HMAC if there is a key."""
-    data = FORMAT_TAG + prefix + body
-    return hashlib.sha256(data).hexdigest() if key is None else hmac.digest(key, data, "sha256").hex()
+def _bytes_of(value: str | int) -> bytes:
+    # surrogateescape: a manipulated database may hold what is not UTF-8
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else repr(value).encode()
+
+
+def chain_hash(data: bytes, key: bytes | None) -> str:
+    """SHA-256 of the canonical bytes behind the tag, or their HMAC if there is a key."""
+    digest = hashlib.sha256(FORMAT_TAG) if key is None else hmac.new(key, FORMAT_TAG, "sha256")
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def record_hash(row: Mapping[str, Any], key: bytes | None = None) -> str:
     """The hash that a record with these columns has to have."""
-    return chain_hash(b"", encode_fields(row[name] for name in FIELDS), key)
+    return chain_hash(encode_fields(row[name] for name in FIELDS), key)
 
 
-def drafts(batch: AuditBatch, *, service_version: str, keep_text: bool) -> Iterator[Draft]:
-    """One record an item, in the items' order.
-
-    What `encode_fields` says of the values, written out for speed: there are tens of thousands a second.
-    """
-    shared = (
+def values_of(batch: ReceivedBatch, *, service_version: str, keep_text: bool) -> Values:
+    """The record of a request. Columns that came as msgpack are taken over as they are: hashing is all the work."""
+    prompts, completions = _texts.decode(batch.prompts), _texts.decode(batch.completions)
+    return (
         batch.time_us,
         storable(batch.caller),
         storable(batch.run_id),
         batch.policy_version,
         _definitions(batch.rewards),
         storable(service_version),
+        len(completions),
+        bytes(batch.ids),
+        bytes(batch.groups),
+        _sha256_of_each(prompts),
+        _sha256_of_each(completions),
+        bytes(batch.results),
+        bytes(batch.prompts) if keep_text else None,
+        bytes(batch.completions) if keep_text else None,
     )
-    shared_bytes = encode_fields(shared)
-    hashes: dict[str, str] = {}  # completions of one prompt come together
-    texts: tuple[Field, Field] = (None, None)
-    for item in batch.items:
-        if (prompt_sha256 := hashes.get(item.prompt)) is None:
-            hashes[item.prompt] = prompt_sha256 = _sha256(item.prompt)
-        completion_sha256 = _sha256(item.completion)
-        total, rewards = _read_result(item.result)
-        item_id, group = storable(item.id), storable(item.group)
-        id_bytes, total_bytes = item_id.encode(), b"-" if total is None else b"%d:%b" % _netstring(repr(total).encode())
-        group_bytes = b"-" if group is None else b"%d:%b" % _netstring(group.encode())
-        if keep_text:
-            texts = (storable(item.prompt), storable(item.completion))
-        body = b"%b%d:%b,%b,64:%b,64:%b,%d:%b,%b,%b" % (
-            shared_bytes,
-            len(id_bytes),
-            id_bytes,
-            group_bytes,
-            prompt_sha256.encode(),
-            completion_sha256.encode(),
-            len(rewards),
-            rewards,
-            total_bytes,
-            encode_fields(texts) if keep_text else b"-,-,",
-        )
-        own = (item_id, group, prompt_sha256, completion_sha256, rewards.decode(), total, *texts)
-        yield Draft(shared + own, body)
 
 
-def chain(pending: Iterable[Draft], head: Head, key: bytes | None) -> tuple[list[tuple[Field, ...]], Head]:
-    """The drafts as records behind `head`, their columns in the order of FIELDS and then `hash`; and the new head."""
+def chain(pending: Iterable[Values], head: Head, key: bytes | None) -> tuple[list[Values], Head]:
+    """The records behind `head`, their columns in the order of FIELDS and then `hash`; and the new head."""
     seq, last = head
     rows = []
-    for values, body in pending:
+    for values in pending:
         seq += 1
-        digits = b"%d" % seq
-        own = chain_hash(b"%d:%b,%d:%b," % (*_netstring(digits), *_netstring(last.encode())), body, key)
+        own = chain_hash(encode_fields((seq, last, *values)), key)
         rows.append((seq, last, *values, own))
         last = own
     return rows, Head(seq, last)
-
-
-def _netstring(data: bytes) -> tuple[int, bytes]:
-    return len(data), data
 
 
 @overload
@@ -231,46 +170,6 @@ def storable(text: str | None) -> str | None: ...
 def storable(text: str | None) -> str | None:
     """The text with U+0000 as U+2400, which every database can hold."""
     return text.replace("\0", "\u2400") if text is not None and "\0" in text else text
-
-
-def describe(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A record for people and for JSON: the rewards in one place, the time as ISO 8601.
-
-    Raises AuditError if the record was changed into something that cannot be read.
-    """
-    try:
-        definitions = msgspec.json.decode(row["definitions"], type=dict[str, dict[str, Any]])
-        rewards = msgspec.json.decode(row["rewards"], type=dict[str, dict[str, Any]])
-        time = time_text(row["time_us"])
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as error:
-        raise AuditError(f"record {row['seq']} cannot be read ({error}); run `rlvr reward audit verify`") from None
-    return {
-        "seq": row["seq"],
-        "time": time,
-        "caller": row["caller"],
-        "run_id": row["run_id"],
-        "policy_version": row["policy_version"],
-        "id": row["item_id"],
-        "group": row["item_group"],
-        "prompt_sha256": row["prompt_sha256"],
-        "completion_sha256": row["completion_sha256"],
-        "rewards": {name: {**definitions.get(name, {}), **result} for name, result in rewards.items()},
-        "total": row["total"],
-        "prompt": row["prompt"],
-        "completion": row["completion"],
-        "service_version": row["service_version"],
-        "prev_hash": row["prev_hash"],
-        "hash": row["hash"],
-    }
-
-
-def time_text(time_us: int) -> str:
-    """`2026-11-21T14:43:06.000123Z`."""
-    seconds, micros = divmod(time_us, 1_000_000)
-    return (
-        datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros, tzinfo=None).isoformat("T", "microseconds")
-        + "Z"
-    )
 
 
 def read_key(path: Path | None) -> bytes | None:
@@ -292,15 +191,11 @@ def _definitions(rewards: Iterable[AppliedReward]) -> str:
     ).decode()
 
 
-def _read_result(result: bytes) -> tuple[float | None, bytes]:
-    """(total, JSON of the rewards). What cannot be read is recorded as it is: a decision is never left out."""
-    try:
-        decoded = _result_decoder.decode(result)
-    except (msgspec.MsgspecError, RecursionError):
-        return None, msgspec.json.encode({"unreadable": {"result": result.decode(errors="replace")}})
-    total = None if decoded.total is None else decoded.total + 0.0  # -0.0 + 0.0 is 0.0
-    return total, bytes(decoded.rewards)
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _sha256_of_each(texts: Iterable[str]) -> bytes:
+    """Their digests, one after the other. Neighbours are often the same: completions of one prompt come together."""
+    digests, before, digest = [], None, b""
+    for text in texts:
+        if text != before:
+            before, digest = text, hashlib.sha256(text.encode()).digest()
+        digests.append(digest)
+    return b"".join(digests)

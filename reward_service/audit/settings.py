@@ -40,7 +40,9 @@ class AuditSettings(BaseModel):
         None, gt=0, description="Days after which records, and files that were rotated, are removed; null: never."
     )
     flush_s: float = Field(0.5, gt=0, le=60, description="A record is committed at the latest after so many seconds.")
-    flush_records: int = Field(10_000, ge=1, description="Records that are committed without waiting for flush_s.")
+    flush_records: int = Field(
+        10_000, ge=1, description="Records, one a request, that are committed without waiting for flush_s."
+    )
     max_bytes_in_flight: int = Field(
         64 * 2**20, ge=2**16, description="Bytes handed over and not yet committed; beyond it requests wait."
     )

@@ -23,16 +23,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
+import msgspec
 import sqlalchemy as sa
 
 from reward_service.audit.database import make_engine, parse_url, translated
-from reward_service.audit.records import FIELDS, GENESIS, Draft, Head, Row, Segment, chain, storable
+from reward_service.audit.decisions import Decision, decisions
+from reward_service.audit.records import FIELDS, GENESIS, Head, Row, Segment, Values, chain, storable
 from reward_service.audit.settings import AuditSettings
-from reward_service.audit.tables import HEAD, INDEX_CHARS, METADATA, PREFIXES, RECORDS, SEGMENTS, SESSIONS
+from reward_service.audit.tables import HEAD, INDEX_CHARS, METADATA, RECORDS, RUN_PREFIX, SEGMENTS, SESSIONS
 from reward_service.errors import AuditError
 
 _SCHEMA_LOCK: Final = 0x726C7672  # any number that is ours
-_READ_ROWS: Final = 2000
+_READ_ROWS: Final = 16
+"""Records in memory at a time when many are read; one may hold megabytes."""
 _RETRY_S: Final = 0.05
 _SAMPLE_ROWS: Final = 500
 
@@ -78,8 +81,8 @@ class AuditStore:
         with self._writing() as connection:
             if not self._is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+            _check_format(connection, self.name)
             METADATA.create_all(connection)
-            _add_missing_columns(connection)
             # Locked, as another writer may be appending between this statement and the next.
             stored = connection.execute(sa.select(HEAD).with_for_update()).one_or_none()
             if stored is None:
@@ -100,15 +103,15 @@ class AuditStore:
                     f"{self.name} ends in another record than its head says; run `rlvr reward audit verify`, "
                     "and begin a new log"
                 )
-            if stored.messages is not None and _all_messages(connection) != stored.messages:
+            if _all_messages(connection) != stored.messages:
                 raise AuditError(
                     f"{self.name} has other sessions than its head says; run `rlvr reward audit verify`, "
                     "and begin a new log"
                 )
             return head_there
 
-    def append(self, drafts: Sequence[Draft], *, session: str, messages: int) -> Head:
-        """Chains and commits the drafts, and that `messages` of this session are committed; gives the new head.
+    def append(self, pending: Sequence[Values], *, session: str, messages: int) -> Head:
+        """Chains and commits the records, and that `messages` of this session are committed; gives the new head.
 
         If as many are committed already (the answer to a commit got lost), nothing is written again.
         """
@@ -120,13 +123,11 @@ class AuditStore:
             before = _committed(connection, session)
             if before is not None and before >= messages:
                 return head
-            rows, head = chain(drafts, head, self.key)
+            rows, head = chain(pending, head, self.key)
             if rows:
                 self._insert(connection, rows)
-            counted = _all_messages(connection) if stored.messages is None else stored.messages
-            connection.execute(
-                sa.update(HEAD).values(seq=head.seq, hash=head.hash, messages=counted + messages - (before or 0))
-            )
+            counted = stored.messages + messages - (before or 0)
+            connection.execute(sa.update(HEAD).values(seq=head.seq, hash=head.hash, messages=counted))
             if before is None:
                 connection.execute(sa.insert(SESSIONS), {"session": session, "messages": messages})
             else:
@@ -140,19 +141,20 @@ class AuditStore:
 
     def explain(
         self, run_id: str | None, item_id: str | None = None, *, caller: str | None = None, limit: int = 100
-    ) -> list[Row]:
-        """The newest records of a run (None: of requests that named none) and item (None: any), newest first.
+    ) -> list[Decision]:
+        """The newest decisions of a run (None: of requests that named none) and item (None: any), newest first.
 
-        With `caller` only what that caller asked for. Rows as they are stored; `records.describe` makes them readable.
+        With `caller` only what that caller asked for. As they are stored; `decisions.describe` makes them readable.
         """
-        statement = sa.select(RECORDS).where(*self._equal(RECORDS.c.run_id, run_id))
+        statement = sa.select(RECORDS).where(*self._is_run(run_id)).order_by(RECORDS.c.seq.desc())
         if item_id is not None:
-            statement = statement.where(*self._equal(RECORDS.c.item_id, item_id))
+            statement = statement.where(self._holds(item_id))
         if caller is not None:
             statement = statement.where(RECORDS.c.caller == storable(caller))
         with self._reading() as connection:
-            rows = connection.execute(statement.order_by(RECORDS.c.seq.desc()).limit(limit))
-            return [dict(row) for row in rows.mappings()]
+            rows = connection.execution_options(yield_per=_READ_ROWS).execute(statement).mappings()
+            found = (one for row in rows for one in reversed(decisions(dict(row))))
+            return list(itertools.islice((one for one in found if item_id in (None, one.item_id)), limit))
 
     def size_bytes(self) -> int:
         """About how large the log is, without what it could give back."""
@@ -218,18 +220,25 @@ class AuditStore:
         except driver.Error as error:
             raise AuditError(f"audit log {self.name}: {' '.join(str(error).split())}") from error
 
-    def _equal(self, column: sa.Column[Any], text: str | None) -> Iterator[sa.ColumnElement[bool]]:
-        """`column = text`, in a form that the index serves."""
-        stored = storable(text)
-        yield column == stored
+    def _is_run(self, run_id: str | None) -> Iterator[sa.ColumnElement[bool]]:
+        """`run_id = …`, in a form that the index serves."""
+        stored, prefix = storable(run_id), RUN_PREFIX
+        yield RECORDS.c.run_id == stored
         if not self._is_sqlite:
-            yield PREFIXES[column.name] == (stored and stored[:INDEX_CHARS])
+            yield prefix == (stored and stored[:INDEX_CHARS])
+
+    def _holds(self, item_id: str) -> sa.ColumnElement[bool]:
+        """Whether a record may hold the item: the bytes of its identifier are among those of `item_ids`."""
+        mark = sa.literal(msgspec.msgpack.encode(item_id), sa.LargeBinary)
+        if self._is_sqlite:
+            return sa.func.instr(RECORDS.c.item_ids, mark) > 0
+        return sa.func.position(mark.op("IN")(RECORDS.c.item_ids), type_=sa.Integer) > 0
 
     @contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
         """One unchanging view of the log, whoever writes meanwhile."""
         with self._reading() as connection:
-            yield Snapshot(connection, self._equal)
+            yield Snapshot(connection, self._is_run)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -281,6 +290,7 @@ class AuditStore:
             else:
                 connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
+                _check_format(connection, self.name)
                 yield connection
 
 
@@ -290,10 +300,10 @@ class Snapshot:
     def __init__(
         self,
         connection: sa.Connection,
-        equal: Callable[[sa.Column[Any], str | None], Iterator[sa.ColumnElement[bool]]],
+        is_run: Callable[[str | None], Iterator[sa.ColumnElement[bool]]],
     ) -> None:
         self._connection = connection
-        self._equal = equal
+        self._is_run = is_run
 
     def heads(self) -> list[tuple[Head, str]]:
         """(head, algorithm); a list, as a manipulated log may have none or several."""
@@ -304,9 +314,6 @@ class Snapshot:
         """What is wrong with the sessions; None if nothing is."""
         if not sa.inspect(self._connection).has_table(SESSIONS.name):
             return "the sessions: their table is missing"
-        columns = {column["name"] for column in sa.inspect(self._connection).get_columns(HEAD.name)}
-        if HEAD.c.messages.name not in columns:
-            return None
         counted = self._connection.execute(sa.select(HEAD.c.messages)).scalars().first()
         there = _all_messages(self._connection)
         if counted is None or counted == there:
@@ -333,17 +340,30 @@ class Snapshot:
         return None if row is None else dict(row)
 
     def records(self, run_id: str | None = None, *, until: int | None = None) -> Iterator[Row]:
-        """All records, or those of one run, by sequence number; a few thousand are in memory at a time."""
+        """All records, or those of one run, by sequence number; a few are in memory at a time."""
         statement = sa.select(RECORDS).order_by(RECORDS.c.seq)
         if until is not None:
             statement = statement.where(RECORDS.c.seq <= until)
         if run_id is not None:
-            statement = statement.where(*self._equal(RECORDS.c.run_id, run_id))
+            statement = statement.where(*self._is_run(run_id))
         result = self._connection.execution_options(yield_per=_READ_ROWS).execute(statement)
         names = (*FIELDS, "hash")
         columns = [list(result.keys()).index(name) for name in names]
         for row in result:
             yield {name: row[index] for name, index in zip(names, columns, strict=True)}
+
+
+def _check_format(connection: sa.Connection, name: str) -> None:
+    """AuditError for a log of before version 2 of the format, which had a record for each item."""
+    inspector = sa.inspect(connection)
+    if not inspector.has_table(RECORDS.name):
+        return
+    if RECORDS.c.item_ids.name not in {column["name"] for column in inspector.get_columns(RECORDS.name)}:
+        raise AuditError(
+            f"{name} is a log of the format rlvr-audit-1, with a record for each item, and this version knows"
+            " rlvr-audit-2 alone: begin a new log (another audit.database), and verify the old one by the version of"
+            " rlvr that wrote it, which its column service_version names"
+        )
 
 
 def _committed(connection: sa.Connection, session: str) -> int | None:
@@ -358,10 +378,3 @@ def _segments(connection: sa.Connection) -> list[Segment]:
 
 def _all_messages(connection: sa.Connection) -> int:
     return int(connection.execute(sa.select(sa.func.coalesce(sa.func.sum(SESSIONS.c.messages), 0))).scalar_one())
-
-
-def _add_missing_columns(connection: sa.Connection) -> None:
-    """To a log that an earlier version made."""
-    there = {column["name"] for column in sa.inspect(connection).get_columns(HEAD.name)}
-    if HEAD.c.messages.name not in there:
-        connection.execute(sa.text(f"ALTER TABLE {HEAD.name} ADD COLUMN {HEAD.c.messages.name} BIGINT"))

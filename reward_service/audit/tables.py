@@ -7,6 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 
 INDEX_CHARS: Final = 200
+ITEM_COLUMNS: Final = ("item_ids", "item_groups", "prompt_sha256", "completion_sha256", "results")
 
 METADATA: Final = sa.MetaData()
 _BIG = sa.BigInteger()
@@ -22,26 +23,17 @@ RECORDS: Final = sa.Table(
     sa.Column("policy_version", _BIG),
     sa.Column("definitions", sa.Text, nullable=False),
     sa.Column("service_version", sa.Text, nullable=False),
-    sa.Column("item_id", sa.Text, nullable=False),
-    sa.Column("item_group", sa.Text),
-    sa.Column("prompt_sha256", sa.Text, nullable=False),
-    sa.Column("completion_sha256", sa.Text, nullable=False),
-    sa.Column("rewards", sa.Text, nullable=False),
-    sa.Column("total", sa.Double),
-    sa.Column("prompt", sa.Text),
-    sa.Column("completion", sa.Text),
+    sa.Column("num_items", _BIG, nullable=False),
+    *(sa.Column(name, sa.LargeBinary, nullable=False) for name in ITEM_COLUMNS),
+    sa.Column("prompts", sa.LargeBinary),
+    sa.Column("completions", sa.LargeBinary),
     sa.Column("hash", sa.Text, nullable=False),
 )
-# PostgreSQL refuses index rows of 2.7 kB, and ids may be as long as they like: there the index is on prefixes. As text,
-# since an expression with bound numbers would not be the indexed one.
-PREFIXES: Final = {
-    column.name: sa.literal_column(f"substr({column.name}, 1, {INDEX_CHARS})", sa.Text)
-    for column in (RECORDS.c.run_id, RECORDS.c.item_id)
-}
+# PostgreSQL refuses index rows of 2.7 kB, and names may be as long as they like: there the index is on a prefix. As
+# text, since an expression with bound numbers would not be the indexed one.
+RUN_PREFIX: Final = sa.literal_column(f"substr(run_id, 1, {INDEX_CHARS})", sa.Text)
 sa.Index("audit_records_by_run", RECORDS.c.run_id).ddl_if(dialect="sqlite")
-sa.Index("audit_records_by_item", RECORDS.c.item_id, RECORDS.c.run_id).ddl_if(dialect="sqlite")
-sa.Index("audit_records_by_run_prefix", PREFIXES["run_id"], RECORDS.c.seq).ddl_if(dialect="postgresql")
-sa.Index("audit_records_by_item_prefix", *reversed(PREFIXES.values()), RECORDS.c.seq).ddl_if(dialect="postgresql")
+sa.Index("audit_records_by_run_prefix", RUN_PREFIX, RECORDS.c.seq).ddl_if(dialect="postgresql")
 HEAD: Final = sa.Table(
     "audit_head",
     METADATA,
@@ -49,7 +41,7 @@ HEAD: Final = sa.Table(
     sa.Column("seq", _BIG, nullable=False),
     sa.Column("hash", sa.Text, nullable=False),
     sa.Column("algorithm", sa.Text, nullable=False),
-    sa.Column("messages", _BIG),  # of all sessions; NULL in a log of before it was counted
+    sa.Column("messages", _BIG, nullable=False),  # of all sessions
 )
 SESSIONS: Final = sa.Table(
     "audit_sessions",

@@ -18,6 +18,8 @@ class Verification:
     """What a log looks like."""
 
     num_records: int
+    num_decisions: int
+    """Items of these records."""
     num_absent: int
     """Records at the beginning that retention removed, or that are kept elsewhere."""
     head: Head | None
@@ -45,6 +47,7 @@ def verify(store: AuditStore, *, expected: Head | None = None) -> Verification:
                 findings.append(finding)
     return Verification(
         num_records=walk.num_records,
+        num_decisions=walk.num_decisions,
         num_absent=walk.num_absent,
         head=walk.last,
         algorithm=store.algorithm,
@@ -91,7 +94,7 @@ class _Walk:
     """Goes from record to record; what it holds does not grow."""
 
     def __init__(self, *, key: bytes | None, expected: Head | None) -> None:
-        self.num_records = 0
+        self.num_records = self.num_decisions = 0
         self.num_absent = 0
         self.last = Head(0, GENESIS)
         self._key = key
@@ -108,6 +111,7 @@ class _Walk:
     def step(self, row: Row) -> Iterator[str]:
         seq, stored = row["seq"], row["hash"]
         self.num_records += 1
+        self.num_decisions += row["num_items"] if isinstance(row["num_items"], int) else 0
         if seq <= self.last.seq:
             yield f"record {seq}: put in; a sequence number of at least {self.last.seq + 1} belongs here"
             return

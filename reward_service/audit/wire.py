@@ -15,6 +15,46 @@ import msgspec
 HEADER: Final = struct.Struct("<I")
 
 
+class AppliedReward(msgspec.Struct, frozen=True, array_like=True):
+    """A reward that a request asked for."""
+
+    name: str
+    weight: float
+    version: str
+
+
+class AuditBatch(msgspec.Struct, frozen=True, array_like=True):
+    """The decisions of one request: what the server hands to the writer. In columns, an entry an item: of a message of
+    thousands of strings nothing has to be made for each item."""
+
+    time_us: int
+    caller: str
+    run_id: str | None
+    policy_version: int | None
+    rewards: tuple[AppliedReward, ...]
+    ids: list[str]
+    groups: list[str | None]
+    prompts: list[str]
+    completions: list[str]
+    results: list[bytes]
+    """JSON, as it is answered."""
+
+
+class ReceivedBatch(msgspec.Struct, frozen=True, array_like=True):
+    """An `AuditBatch` at the writer's end, where the columns stay msgpack."""
+
+    time_us: int
+    caller: str
+    run_id: str | None
+    policy_version: int | None
+    rewards: tuple[AppliedReward, ...]
+    ids: msgspec.Raw
+    groups: msgspec.Raw
+    prompts: msgspec.Raw
+    completions: msgspec.Raw
+    results: msgspec.Raw
+
+
 class Start(msgspec.Struct, frozen=True, array_like=True):
     """What the writer needs to know."""
 
@@ -42,7 +82,7 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
         """The frames that are complete with `data`."""
         self._buffer += data
         start, end = 0, len(self._buffer)

@@ -26,11 +26,11 @@ from typing import Final
 
 import msgspec
 
-from reward_service.audit.records import AuditBatch, Draft, Head, drafts, read_key
+from reward_service.audit.records import Head, Values, read_key, values_of
 from reward_service.audit.rotation import maintain
 from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
-from reward_service.audit.wire import FrameReader, Start, Status, frame
+from reward_service.audit.wire import FrameReader, ReceivedBatch, Start, Status, frame
 from reward_service.errors import AuditError
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _RETRY_S: Final = 1.0
 _IDLE_S: Final = 1.0
 _MAINTAIN_S: Final = 5.0
 
-_batches = msgspec.msgpack.Decoder(AuditBatch)
+_batches = msgspec.msgpack.Decoder(ReceivedBatch)
 
 
 class Writer:
@@ -53,8 +53,9 @@ class Writer:
         self._service_version = start.service_version
         self._link = link
         self._frames = frames
+        self._received = bytearray(_RECEIVE_BYTES)
         self._parent_pid = parent_pid
-        self._pending: list[Draft] = []
+        self._pending: list[Values] = []
         self._pending_bytes = 0
         self._messages = 0
         self._committed = 0
@@ -88,7 +89,7 @@ class Writer:
             flush = False
             wait_s = _IDLE_S if self._commit_at is None else max(0.0, self._commit_at - time.monotonic())
             if select.select([self._link], [], [], wait_s)[0]:
-                data = _receive(self._link)
+                data = _receive(self._link, self._received)
                 ended = not data
                 flush = self._take(self._frames.feed(data))
             elif self._orphaned():
@@ -113,7 +114,8 @@ class Writer:
                 flush = True
                 continue
             batch = _batches.decode(message)
-            self._pending += drafts(batch, service_version=self._service_version, keep_text=self._settings.keep_text)
+            keep_text = self._settings.keep_text
+            self._pending.append(values_of(batch, service_version=self._service_version, keep_text=keep_text))
             self._pending_bytes += len(message)
             self._messages += 1
             if self._commit_at is None:
@@ -159,12 +161,14 @@ def main(descriptor: int) -> int:
     logging.basicConfig(level=logging.WARNING, format="audit writer: %(message)s")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):  # its share, but in larger pieces: who waits for an answer is not interrupted
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     gc.set_threshold(200_000, 50, 50)  # what it makes by the thousand has no cycles
     link = socket.socket(fileno=descriptor)
     reader = FrameReader()
-    received: list[bytes] = []
+    received, buffer = list[bytes](), bytearray(_RECEIVE_BYTES)
     while not received:
-        data = _receive(link)
+        data = _receive(link, buffer)
         if not data:
             return 0  # the server ended before it said anything
         received += reader.feed(data)
@@ -182,12 +186,12 @@ def main(descriptor: int) -> int:
     return 0
 
 
-def _receive(link: socket.socket) -> bytes:
-    """What has come; empty when the other end is gone, in whichever way."""
+def _receive(link: socket.socket, buffer: bytearray) -> memoryview:
+    """What has come, in the buffer; empty when the other end is gone, in whichever way."""
     try:
-        return link.recv(_RECEIVE_BYTES)
+        return memoryview(buffer)[: link.recv_into(buffer)]
     except ConnectionResetError:
-        return b""
+        return memoryview(b"")
 
 
 if __name__ == "__main__":

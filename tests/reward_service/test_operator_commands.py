@@ -11,20 +11,18 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from reward_service.audit.records import drafts
 from reward_service.audit.store import AuditStore
 from reward_service.commands import main
 from reward_service.keys import KeyRing
-from tests.reward_service.audit.audit_cases import batch
+from tests.reward_service.audit.audit_cases import batch, recorded
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> str:
-    """A log of six records."""
+    """A log of three records, of two items each."""
     store = AuditStore(str(tmp_path / "audit.sqlite3"))
     store.create()
-    made = [draft for n in range(3) for draft in drafts(batch(n), service_version="1.0", keep_text=False)]
-    store.append(made, session="s", messages=3)
+    store.append(recorded(*map(batch, range(3)), keep_text=False), session="s", messages=3)
     store.close()
     return str(tmp_path / "audit.sqlite3")
 
@@ -39,15 +37,15 @@ def test_verify(database: str, capsys: pytest.CaptureFixture[str]) -> None:
     verify = ["audit", "verify", "--database", database]
     assert main(verify) == 0
     said = capsys.readouterr().out
-    assert said.startswith("intact: 6 records, chained by sha256; head 6:")
+    assert said.startswith("intact: 6 decisions in 3 records, chained by sha256; head 3:")
     head = said.split()[-1]
     assert main([*verify, "--expect-head", head]) == 0
-    assert main([*verify, "--json", "--expect-head", f"6:{'0' * 64}"]) == 1
+    assert main([*verify, "--json", "--expect-head", f"3:{'0' * 64}"]) == 1
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (found["intact"], found["head"], found["num_records"]) == (False, head, 6)
-    manipulate(database, "UPDATE audit_records SET total = 0 WHERE seq = 4")
+    assert (found["intact"], found["head"], found["num_records"]) == (False, head, 3)
+    manipulate(database, "UPDATE audit_records SET results = item_ids WHERE seq = 2")
     assert main(verify) == 1
-    assert capsys.readouterr().out.startswith("record 4: changed")
+    assert capsys.readouterr().out.startswith("record 2: changed")
 
 
 @pytest.mark.parametrize("head", ["x", "1:2", f"-1:{'0' * 64}", "6"])
@@ -61,20 +59,20 @@ def test_show(database: str, capsys: pytest.CaptureFixture[str]) -> None:
     show = ["audit", "show", "--database", database, "--run-id", "run", "--id", "1/0"]
     assert main(show) == 0
     said = capsys.readouterr().out
-    assert said.startswith("record 3, 2023-11-14T22:13:20.000001Z: item '1/0' of run 'run', policy version 3")
+    assert said.startswith("record 2, 2023-11-14T22:13:20.000001Z: item 0, '1/0', of run 'run', policy version 3")
     assert 'gsm8k_correctness x 1.0: 1  {"extracted": "72"}  [bbbbbbbbbbbb]' in said
     assert main([*show, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["seq"] == 3
+    assert json.loads(capsys.readouterr().out)["seq"] == 2
     assert main([*show[:-1], "none"]) == 1
-    manipulate(database, "UPDATE audit_records SET rewards = '{' WHERE seq = 3")
+    manipulate(database, "UPDATE audit_records SET results = item_ids WHERE seq = 2")
     assert main(show) == 1
-    assert "record 3 cannot be read" in capsys.readouterr().err
+    assert "record 2 cannot be read" in capsys.readouterr().err
 
 
 def test_export(database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "out.parquet"
     assert main(["audit", "export", str(path), "--database", database]) == 0
-    assert capsys.readouterr().out == f"6 records in {path}\n"
+    assert capsys.readouterr().out == f"6 decisions in {path}\n"
     assert path.exists()
 
 

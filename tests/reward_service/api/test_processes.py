@@ -91,13 +91,13 @@ def test_all_take_requests_and_metrics_and_records_add_up(service: RunningServic
     assert len(servers(service)) == 2
     database = str(Path(service.log_path).parent / "audit.sqlite3")
 
-    def num_records() -> int:
+    def num_decisions() -> int:
         with closing(AuditStore(database)) as store:
             found = verify(store)
         assert found.findings == ()
-        return found.num_records
+        return found.num_decisions
 
-    until(lambda: num_records() == 4 * number, poll_s=0.2)
+    until(lambda: num_decisions() == 4 * number, poll_s=0.2)
 
 
 def test_a_rate_limit_holds_for_all_together(service: RunningService, keys: dict[str, str]) -> None:

@@ -18,18 +18,18 @@ from reward_service.audit.settings import AuditSettings
 from reward_service.audit.store import AuditStore
 from reward_service.audit.verify import verify
 from reward_service.errors import AuditError
-from tests.reward_service.audit.audit_cases import KEY, batch, drafted
+from tests.reward_service.audit.audit_cases import KEY, batch, recorded
 from tests.reward_service.audit.test_audit import database, manipulate, postgres  # noqa: F401
 
 START_US = 1_700_000_000_000_000
 
 
 def filled(where: str, folder: Path, key: bytes | None = None) -> AuditStore:
-    """A log of ten requests of two items, a microsecond apart."""
+    """A log of ten requests, of two records each, a microsecond apart."""
     store = AuditStore(where, key=key, archive=folder)
     store.create()
     for number in range(10):
-        store.append(drafted(batch(number)), session="s", messages=number + 1)
+        store.append(recorded(batch(number), batch(number)), session="s", messages=number + 1)
     return store
 
 
@@ -49,7 +49,7 @@ def test_a_rotated_log_is_one_chain(database: str, tmp_path: Path, key: bytes | 
         assert sorted(tmp_path.glob("*-*.sqlite3")) == [first, second]
         assert verify(store, expected=before.head) == before
         store.create()
-        store.append(drafted(batch(10)), session="s", messages=11)
+        store.append(recorded(batch(10), batch(10)), session="s", messages=11)
         assert (found := verify(store)).findings == ()
         assert found.num_records == 22
         for path in (first, second):  # each by itself
@@ -72,7 +72,7 @@ def test_what_is_old_goes_and_the_chain_stays(database: str, tmp_path: Path) -> 
         remove_old(store, START_US + 100)
         assert (count(store), verify(store).findings) == (0, ())
         store.create()
-        store.append(drafted(batch(10)), session="s", messages=11)
+        store.append(recorded(batch(10), batch(10)), session="s", messages=11)
         assert verify(store).findings == ()
 
 
@@ -117,7 +117,7 @@ async def test_the_writer_rotates_while_it_writes(tmp_path: Path, monkeypatch: p
     await handle.close()
     with closing(AuditStore(settings.database)) as store:
         found = verify(store)
-        assert (found.findings, found.num_records) == ((), 20 * number)
+        assert (found.findings, found.num_decisions) == ((), 20 * number)
         assert store.size_bytes() < 10**7
 
 
@@ -131,7 +131,7 @@ async def test_the_writer_removes_what_is_old(tmp_path: Path) -> None:
     maintain(settings, None)
     with closing(AuditStore(settings.database)) as store:
         found = verify(store)
-        assert (found.findings, found.num_records, found.num_absent) == ((), 2, 2)
+        assert (found.findings, found.num_records, found.num_absent) == ((), 1, 1)
 
 
 def test_files_need_a_place() -> None:
