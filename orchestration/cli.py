@@ -1,4 +1,4 @@
-"""The command line: `rlvr train | submit | jobs | eval | prepare | reward serve | model fetch | doctor | bench`.
+"""The command line: `rlvr train | submit | jobs | eval | report | prepare | reward | model | doctor | bench`.
 
 Only the standard library and the configuration are loaded here; each command imports what it needs when it runs.
 """
@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     add_submit_commands(commands, _recipe_and_overrides)
     _add_eval(commands)
+    _add_report(commands)
     _add_prepare(commands)
     _add_settings(commands)
     _add_reward(commands)
@@ -107,6 +108,16 @@ def _add_eval(commands: Any) -> None:
     )
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
     evaluate.set_defaults(run=_eval)
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser("report", help="one HTML page of a run, or of several side by side")
+    report.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR", help="run folders, finished or under way")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN_DIR/report.html, or report.html here")
+    report.add_argument(
+        "--watch", action="store_true", help="write it anew every few seconds until the runs have ended"
+    )
+    report.set_defaults(run=_report)
 
 
 def _add_prepare(commands: Any) -> None:
@@ -248,6 +259,20 @@ def _eval(arguments: argparse.Namespace) -> int:
         names = [name.removesuffix("_accuracy") for name in result if name.endswith("_accuracy")]
         figures = ", ".join(f"{name} {result[f'{name}_accuracy']:.1%}" for name in names)
         print(f"accuracy: {figures}, on {result['num_problems']} problems")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from orchestration.commands.report import write_report
+
+    told: set[Path] = set()
+
+    def tell(path: Path) -> None:
+        if path not in told:
+            print(path, flush=True)
+        told.add(path)
+
+    write_report(arguments.run_dirs, arguments.out, watch=arguments.watch, on_written=tell)
     return 0
 
 

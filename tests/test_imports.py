@@ -94,7 +94,7 @@ FLOORS = {
         ("settings",),
         ("run",),
         ("models", "report"),
-        ("machine",),
+        ("machine", "page"),
         ("cluster",),
         ("submit/common",),
         ("submit/ray",),

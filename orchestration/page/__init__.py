@@ -1,0 +1,1 @@
+"""A run's page: one HTML file that needs nothing else."""

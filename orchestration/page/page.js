@@ -1,0 +1,63 @@
+"use strict";
+// The browser of completions: only the ones shown are in the document, however many there are.
+(() => {
+  const source = document.getElementById("completions");
+  if (!source) return;
+  const { runs, rows } = JSON.parse(source.textContent);
+  const [form, list, PAGE] = [document.getElementById("filter"), document.getElementById("list"), 20];
+  const paid = rows.map((row) => row.w).filter((value) => value !== null);
+  const [most, least] = [paid.reduce((a, b) => Math.max(a, b), -Infinity), paid.reduce((a, b) => Math.min(a, b), Infinity)];
+  let [found, start] = [rows, 0];
+
+  const element = (name, text, kind = "") => {
+    const made = document.createElement(name);
+    made.textContent = text;
+    made.className = kind;
+    return made;
+  };
+  const number = (value) => (value === null || value === undefined ? "no score" : Number(value.toFixed(4)).toString());
+
+  for (const category of [...new Set(rows.map((row) => row.c).filter(Boolean))].sort()) {
+    form.elements.category.append(new Option(category, category));
+  }
+  form.elements.category.parentElement.hidden = form.elements.category.length < 2;
+
+  const show = () => {
+    const page = found.slice(start, start + PAGE);
+    list.replaceChildren(...page.map((row) => {
+      const card = element("article", "", row.w === null ? "one" : row.w >= most ? "one most" : row.w <= least ? "one least" : "one");
+      const rewards = Object.entries(row.r).map(([name, value]) => `${name} ${number(value)}`).join(", ");
+      const parts = [runs.length > 1 ? runs[row.u] : "", `step ${row.s}`, row.p, row.c || "", rewards,
+        `total ${number(row.w)}`, row.a === null ? "" : `advantage ${number(row.a)}`, `${row.n} tokens`, row.e, `sampled at version ${row.v}`];
+      card.append(element("header", parts.filter(Boolean).join(" · ")));
+      const prompt = document.createElement("details");
+      prompt.append(element("summary", row.q.trim().split("\n").pop().slice(0, 160) || "prompt"),
+        element("pre", (row.f ? `(${row.f} characters before)\n` : "") + row.q, "prompt"));
+      card.append(prompt, element("pre", row.t));
+      return card;
+    }));
+    form.querySelector("output").textContent = found.length ? `${start + 1} to ${Math.min(start + PAGE, found.length)} of ${found.length}` : "none";
+    document.getElementById("previous").disabled = start === 0;
+    document.getElementById("next").disabled = start + PAGE >= found.length;
+  };
+
+  const filter = () => {
+    const { step, text, paid: earned, category } = Object.fromEntries(new FormData(form));
+    const sought = text.toLowerCase();
+    found = rows.filter((row) =>
+      (!step || row.s === Number(step)) &&
+      (!sought || row.t.toLowerCase().includes(sought) || row.q.toLowerCase().includes(sought) || row.p === text) &&
+      (!category || row.c === category) &&
+      (!earned || (earned === "null" ? row.w === null : row.w !== null && (earned === "most" ? row.w >= most : row.w <= least))));
+    start = 0;
+    show();
+  };
+  form.addEventListener("input", filter);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  document.getElementById("previous").addEventListener("click", () => { start = Math.max(0, start - PAGE); show(); });
+  document.getElementById("next").addEventListener("click", () => { start += PAGE; show(); });
+  // A step named in the address, as `page.html#step=12`, is shown at once.
+  const named = /[#&]step=(\d+)/.exec(location.hash);
+  if (named) form.elements.step.value = named[1];
+  filter();
+})();

@@ -1,0 +1,203 @@
+"""The page of runs whose folders the run folder itself wrote; clicked through in a real browser where there is one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from learner.types import ScoredCompletion, ScoredGroup
+from orchestration.cli import main
+from orchestration.page.chart import Line, chart, label, ticks
+from orchestration.page.data import read_run
+from orchestration.page.page import render
+from orchestration.run.folder import RunFolder
+from orchestration.settings.config import load_config
+from rollout_server.types import Completion, FinishReason
+from tests.orchestration.page.browser import Page, opened
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NASTY = "</script><img src=x onerror=\"document.title='taken'\">\u2028&amp; ümläut 数"
+STEPS = 6
+
+
+def write_run(path: Path, *, finished: bool = True, gain: float = 0.1) -> Path:
+    folder = RunFolder.create(load_config("tiny", [f"run_dir={path}"]))
+    names = ("gsm8k_format", "gsm8k_correctness")
+    for step in range(1, STEPS + 1):
+        groups = [group(step, index) for index in range(4)]
+        row = {"step": step, "reward_mean": gain * step, "reward_std": 0.5, "num_groups": 4, "entropy": None}
+        row |= {"rollout_tokens_per_s": 1000.0 * step, "generation_s": 1.0, "learning_s": 2.0, "accuracy": gain * step}
+        row |= {f"reward_{name}_mean": gain * step for name in names}
+        folder.append_metrics(row)
+        folder.write_completions(
+            step, groups, {g.prompt_id: f"examples\nWhat is {g.prompt_id}?" for g in groups}, names
+        )
+    if finished:
+        difference = {"estimate": gain, "low": gain / 2, "high": gain * 1.5}
+        accuracy = {"before": 0.1, "after": 0.1 + gain, "difference": difference, "num_problems": 50}
+        folder.write_summary({"status": "finished", "steps": STEPS, "accuracy": {"strict": accuracy}, "wall_s": 61.0})
+    folder.close()
+    return path
+
+
+def group(step: int, index: int) -> ScoredGroup:
+    def member(number: int) -> ScoredCompletion:
+        text = NASTY if (index, number) == (0, 0) else f"answer {step} {index} {number}"
+        completion = Completion(
+            prompt_id=f"{step}/{index}",
+            token_ids=(1, 2),
+            sampling_logprobs=(-1.0, -1.0),
+            text=text,
+            finish_reason=FinishReason.STOP,
+            adapter_version=step - 1,
+        )
+        right = None if number == 3 else float(number == 2)
+        return ScoredCompletion(completion=completion, rewards=(1.0, right), total=None if right is None else 1 + right)
+
+    members = tuple(member(number) for number in range(4))
+    return ScoredGroup(prompt_id=f"{step}/{index}", prompt_token_ids=(1,), members=members)
+
+
+class Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def elements(html: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = Elements()
+    parser.feed(html)
+    return parser.found
+
+
+def test_a_page_needs_nothing_else_and_shows_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run")
+    assert main(["report", str(run)]) == 0
+    path = run / "report.html"
+    assert capsys.readouterr().out == f"{path}\n"
+    html = path.read_text()
+    assert [value for _, a in elements(html) for name in ("src", "href") if (value := a.get(name)) is not None] == []
+    assert "@import" not in html
+    assert not re.search(r"url\(", html)
+    for told in ("10.0 % → 20.0 %", "+10.0 points [+5.0, +15.0]", "finished", "Tokens a second", "All 96"):
+        assert told in html
+    assert "Entropy" not in html  # no figure of it, no chart
+    assert sum(tag == "img" for tag, _ in elements(html)) == 0
+
+
+def test_runs_are_compared(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "first"), write_run(tmp_path / "second", gain=0.3)]
+    out = tmp_path / "both.html"
+    assert main(["report", *map(str, runs), "--out", str(out)]) == 0
+    assert "second gained +20.0 points more than first by the strict rule [+4.2, +35.8]" in out.read_text()
+
+
+def test_a_run_under_way_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", finished=False)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "rew')  # half a line
+    html = render([read_run(run, most_completions=10)], refresh_s=5)
+    assert "under way, 6 of" in html
+    assert 'http-equiv="refresh" content="5"' in html
+    assert "The latest 10 of 96" in html
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda run: run / "nothing", "is not a run folder"),
+        (lambda run: (run / "metrics.jsonl").write_text("no json\n") and run, "cannot read the run"),
+        (lambda run: (run / "config.yaml").write_text("a: [") and run, "cannot read the run"),
+        (lambda run: (run / "completions" / "step-000002.parquet").write_bytes(b"x") and run, "cannot read the run"),
+    ],
+)
+def test_what_is_no_run_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: object, message: str
+) -> None:
+    path = make(write_run(tmp_path / "run"))  # type: ignore[operator]
+    assert main(["report", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.0, 1.0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (3.0, 97.0, [0, 20, 40, 60, 80, 100]),
+        (-1.0, 1.0, [-1, -0.5, 0, 0.5, 1]),
+        (0.0, 0.0, [0, 0.1, 0.2, 0.3, 0.4, 0.5]),
+        (2e-6, 4e-6, [2e-6, 2.5e-6, 3e-6, 3.5e-6, 4e-6]),
+    ],
+)
+def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_labels_tell_neighbours_apart() -> None:
+    found = ticks(0.9999, 1.0002)
+    assert len({label(value, found[1] - found[0]) for value in found}) == len(found)
+    assert [label(12_500.0), label(3.0), label(0.0), label(2e-6), label(1.5e9)] == ["12.5k", "3", "0", "2e-6", "1.5G"]
+
+
+def test_lines_stay_inside_their_chart() -> None:
+    html = chart("x", [Line(name="a<b", points=[(1, -5.0), (2, 7.0)]), Line(name="none", points=[])])
+    assert "a&lt;b" in html
+    assert "none" not in html
+    points = re.findall(r'polyline[^>]*points="([^"]*)"', html)
+    ys = [float(pair.split(",")[1]) for pair in points[0].split()]
+    assert ys == sorted(ys, reverse=True)
+    assert 0 < min(ys) < max(ys) < 220
+    assert chart("empty", []) == ""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> object:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the PATH")
+    folder = tmp_path_factory.mktemp("page")
+    runs = [read_run(write_run(folder / name), most_completions=1000) for name in ("one", "two")]
+    (folder / "page.html").write_text(render(runs))
+    with opened(CHROMIUM, folder / "page.html") as page:
+        yield page
+
+
+def choose(page: Page, name: str, value: str) -> str:
+    """Fills in a field of the filter and gives what is said of the result."""
+    page.evaluate(
+        f"{{const f = document.getElementById('filter'); f.elements['{name}'].value = '{value}';"
+        f"f.dispatchEvent(new Event('input'))}}"
+    )
+    return str(page.evaluate("document.querySelector('output').textContent"))
+
+
+def test_the_browser_of_completions(page: Page) -> None:
+    cards = "document.querySelectorAll('article').length"
+    assert page.evaluate("document.title") == "one, two"  # nothing of a completion was run
+    assert page.evaluate(cards) == 20
+    page.evaluate("document.getElementById('next').click()")
+    assert choose(page, "step", "2") == "1 to 20 of 32"
+    assert choose(page, "paid", "most") == "1 to 8 of 8"
+    assert page.evaluate("[...document.querySelectorAll('article')].every(a => a.classList.contains('most'))")
+    assert choose(page, "paid", "null") == "1 to 8 of 8"
+    assert choose(page, "paid", "") == "1 to 20 of 32"
+    assert choose(page, "text", "onerror") == "1 to 2 of 2"
+    assert page.evaluate("document.querySelector('article > pre').textContent") == NASTY
+    assert choose(page, "text", "not there") == "none"
+    assert choose(page, "text", "") == choose(page, "text", "") == "1 to 20 of 32"
+    assert choose(page, "step", "") == "1 to 20 of 192"
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_nothing_is_wider_than_the_window(page: Page, width: int) -> None:
+    page.resize(width, 800)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.querySelectorAll('svg').length") >= 4
