@@ -162,7 +162,12 @@ class LearnerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_ranks: int = Field(1, ge=1, description="Data-parallel ranks, each a process with its own accelerator.")
+    num_ranks: int | None = Field(
+        None,
+        ge=1,
+        description="Data-parallel ranks, each a process with its own accelerator; unset: half of the GPUs, or what "
+        "the rollout workers leave; 1 without GPUs.",
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",

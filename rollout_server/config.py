@@ -15,7 +15,9 @@ class RolloutConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_workers: int = Field(1, ge=1, description="Number of rollout workers, each one vLLM engine.")
+    num_workers: int | None = Field(
+        None, ge=1, description="Number of rollout workers, each one vLLM engine; unset: as the GPUs allow, 1 without."
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per rollout worker.")
     num_generations: int = Field(8, ge=1, description="Completions per prompt: the size of a group.")
     max_completion_length: int = Field(256, ge=1, description="Tokens a completion may have.")

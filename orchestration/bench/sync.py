@@ -29,6 +29,7 @@ from orchestration.cluster.generator import RayGenerator
 from orchestration.concurrency import gather_or_cancel
 from orchestration.data.source import PromptSource
 from orchestration.machine import doctor
+from orchestration.machine.placement import Placement
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
 from orchestration.report.progress import counted
@@ -77,7 +78,7 @@ async def _measure(config: RunConfig, progress: Progress) -> dict[str, Any]:
         cluster = Cluster(config, run_id=f"bench-sync-{os.getpid()}")
         stack.push_async_callback(cluster.shutdown)
         placement = cluster.connect()
-        generator, learner = await asyncio.gather(cluster.start_rollout(), cluster.start_learner())
+        generator, learner = await cluster.start_both(cluster.start_rollout(), cluster.start_learner())
         load = _Load(generator, source, training_sampling(config, builder))
         stack.push_async_callback(load.stop)
         load.start(config.prompts_per_step * len(placement.rollout))
@@ -101,7 +102,7 @@ async def _measure(config: RunConfig, progress: Progress) -> dict[str, Any]:
         num_requests, failed = load.num_requests, load.num_failed
     return {
         "machine": machine_line(),
-        "settings": _settings(config, placement.mode),
+        "settings": _settings(config, placement),
         "figures": _figures(publish_ms, reports, quiet, published, config, num_requests, failed),
     }
 
@@ -210,14 +211,14 @@ def _copy_ms(num_bytes: int, folder: Path) -> float:
     return statistics.median(times)
 
 
-def _settings(config: RunConfig, mode: str) -> dict[str, Any]:
+def _settings(config: RunConfig, placement: Placement) -> dict[str, Any]:
     return {
         "model": config.model.name,
-        "placement": mode,
-        "num_workers": config.rollout.num_workers,
-        "num_ranks": config.learner.num_ranks,
+        "placement": placement.mode,
+        "num_workers": len(placement.rollout),
+        "num_ranks": len(placement.learner),
         "zero_stage": config.learner.zero_stage,
         "lora_r": config.learner.lora.r,
-        "sequences_under_way": config.prompts_per_step * config.rollout.num_generations * config.rollout.num_workers,
+        "sequences_under_way": config.prompts_per_step * config.rollout.num_generations * len(placement.rollout),
         "updates": NUM_UPDATES,
     }

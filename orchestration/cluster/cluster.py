@@ -7,13 +7,13 @@ prefix `rlvr_`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
@@ -26,16 +26,27 @@ from orchestration.cluster.environment import NODE_ENVIRONMENT, without_token
 from orchestration.cluster.gauges import RayGauges
 from orchestration.cluster.generator import RayGenerator
 from orchestration.cluster.learner import RayLearner
-from orchestration.cluster.nodes import alive_nodes, own_node
+from orchestration.cluster.nodes import alive_nodes, own_node, signs_of_gpus, sized_for_nodes
 from orchestration.cluster.reward_actor import RewardServiceActor, ServiceEndpoint
 from orchestration.concurrency import gather_or_cancel
 from orchestration.errors import MachineError, one_line
 from orchestration.machine.facts import collect
-from orchestration.machine.needs import model_size, object_store_bytes
-from orchestration.machine.placement import Placement, Slot, effective_rollout, place
+from orchestration.machine.model_sizes import model_size
+from orchestration.machine.needs import object_store_bytes
+from orchestration.machine.placement import (
+    Placement,
+    PlacementMode,
+    Slot,
+    effective_rollout,
+    place,
+    refuse_unseen_gpus,
+)
 from orchestration.models.here import named_anywhere
 from orchestration.settings.config import RunConfig
 from orchestration.settings.rewards import ActorDeployment
+
+Engines = TypeVar("Engines")
+Ranks = TypeVar("Ranks")
 
 
 class Cluster:
@@ -80,6 +91,8 @@ class Cluster:
             raise MachineError(f"Ray did not start on {where}: {one_line(error)}") from error
         self.dashboard_url = context.dashboard_url or None
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
+        refuse_unseen_gpus(config, num_gpus=num_gpus, signs=signs_of_gpus(joined=config.ray_address is not None))
+        self._config = config = sized_for_nodes(config, num_gpus=num_gpus)
         self.placement = place(config, num_gpus=num_gpus)
         self._reserve(self.placement)
         return self.placement
@@ -88,6 +101,8 @@ class Cluster:
         """The cluster in one line, for the head of a report."""
         resources = ray.cluster_resources()
         parts = [f"{resources.get('CPU', 0):g} cores", f"{resources.get('GPU', 0):g} GPUs"]
+        if self.placement is not None and self.placement.num_gpus:
+            parts.append(self.placement.describe(int(resources["GPU"])))
         if self.dashboard_url:
             parts.append(f"dashboard http://{self.dashboard_url}")
         return ", ".join(parts)
@@ -194,6 +209,21 @@ class Cluster:
         )
         return RayLearner(ranks, self._config)
 
+    async def start_both(
+        self, engines: Coroutine[Any, Any, Engines], ranks: Coroutine[Any, Any, Ranks]
+    ) -> tuple[Engines, Ranks]:
+        """Run the starts of both rooms at once; one after the other, engines first, where they share GPUs.
+
+        While it starts, vLLM counts all that a GPU loses as taken by itself: weights of a learner that loads meanwhile
+        would come off its cache, and it stops at memory that is given back.
+        """
+        assert self.placement is not None, "connect() comes first"
+        if self.placement.mode is not PlacementMode.COLOCATED:
+            generator, learner = await asyncio.gather(engines, ranks)
+            return generator, learner
+        with contextlib.closing(ranks):  # never begun where the engines fail
+            return await engines, await ranks
+
     async def start_reward_service(self, log_folder: Path) -> tuple[RemoteActor[RewardServiceActor], ServiceEndpoint]:
         """Start the reward service on a CPU node, where there is one; returns when it is ready to score.
 
@@ -232,7 +262,7 @@ async def _started(actor: RemoteActor[Any], start: Coroutine[Any, Any, str]) -> 
     actor.where = await start
 
 
-@contextmanager
+@contextlib.contextmanager
 def signal_handlers_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself, and dies of it; whoever asked for it before the block has it again after."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -162,7 +162,7 @@ async def _start_rooms(
         progress = _progress_to(reporter)
         await asyncio.to_thread(served_model, model_path, config, device=placement.device, progress=progress)
     reporter.phase("starting", "vLLM engines and learner ranks")
-    generator, learner = await asyncio.gather(
+    generator, learner = await cluster.start_both(
         _timed(start, "engines", cluster.start_rollout()), _timed(start, "learner", cluster.start_learner())
     )
     for note in await learner.notes():

@@ -174,7 +174,15 @@ def check_gpus(facts: MachineFacts, needs: Needs) -> Iterator[Finding]:
     if needs.device == "cpu":
         yield Finding(level=Level.OK, what="GPUs", here=name_gpus(facts.gpus), needed="none")
         return
-    yield Finding(level=Level.OK, what="GPUs", here=name_gpus(facts.gpus), needed=str(needs.num_gpus))
+    yield Finding(
+        level=Level.NOTE if needs.num_idle_gpus else Level.OK,
+        what="GPUs",
+        here=name_gpus(facts.gpus),
+        needed=needs.gpu_division,
+        remedy="leave rollout.num_workers and learner.num_ranks unset, or raise them or prompts_per_step"
+        if needs.num_idle_gpus
+        else "",
+    )
     yield from _check_driver(facts)
     oldest = min(facts.gpus, key=lambda gpu: gpu.compute_capability)
     if needs.needs_bfloat16 and oldest.compute_capability < BFLOAT16_CAPABILITY:
@@ -195,13 +203,17 @@ def _check_driver(facts: MachineFacts) -> Iterator[Finding]:
     if series is None or least is None:
         yield Finding(level=Level.NOTE, what="driver", here=driver)
         return
-    enough = series >= least
+    # The library that programs load says it best: with NVIDIA's compatibility libraries an older driver is enough.
+    enough = series >= least if facts.driver_cuda is None else facts.driver_cuda >= (facts.torch_cuda or 0)
     yield Finding(
         level=Level.OK if enough else Level.MISSING,
         what="driver",
-        here=driver,
+        here=driver if facts.driver_cuda is None else f"{driver}, which gives CUDA {facts.driver_cuda}",
         needed=f"{least} or newer, for CUDA {facts.torch_cuda}",
-        remedy="" if enough else "update it, or install a torch and vLLM built for an older CUDA",
+        remedy=""
+        if enough
+        else f"update it, or (GPUs of data centres) install NVIDIA's cuda-compat of CUDA {facts.torch_cuda} with its "
+        f"folder first in LD_LIBRARY_PATH; or take a torch and vLLM built for an older CUDA",
     )
 
 
@@ -222,17 +234,26 @@ def _check_gpu_memory(gpu: Gpu, needs: Needs) -> Iterator[Finding]:
         needed=f"{_gib(wanted)} at rollout.gpu_memory_utilization={needs.gpu_memory_share:g}",
         remedy=remedy,
     )
-    left = gpu.free_bytes - (share if needs.shared_gpus else 0)
-    enough = left >= needs.learner_gpu_bytes
+    left = max(0, gpu.free_bytes - (share if needs.shared_gpus else 0))
+    activations = needs.tokens_per_microbatch * needs.token_gpu_bytes
+    wanted = needs.learner_gpu_bytes + activations
     yield Finding(
-        level=Level.OK if enough else Level.MISSING,
+        level=Level.OK if left >= wanted else Level.MISSING,
         what="GPU memory, learner",
-        here=f"{_gib(max(0, left))} left on GPU {gpu.index}",
-        needed=f"{_gib(needs.learner_gpu_bytes)} and activations",
-        remedy=""
-        if enough
-        else "set learner.quantization=nf4, learner.zero_stage=3 with more ranks, or placement=split",
+        here=f"{_gib(left)} left on GPU {gpu.index}",
+        needed=f"{_gib(wanted)}, of it {_gib(activations)} for {needs.tokens_per_microbatch} tokens at once",
+        remedy="" if left >= wanted else _less_learner_memory(left, needs),
     )
+
+
+def _less_learner_memory(left: int, needs: Needs) -> str:
+    """What to set; the budget only where a smaller one is enough."""
+    others = "learner.quantization=nf4, learner.zero_stage=3 with more ranks, or placement=split"
+    if left <= needs.learner_gpu_bytes:
+        return f"set {others}"
+    budget = (left - needs.learner_gpu_bytes) // max(1, needs.token_gpu_bytes) // 128 * 128
+    smaller = f"learner.max_tokens_per_microbatch={budget}, " if budget >= 128 else ""
+    return f"set learner.gradient_checkpointing=true, {smaller}{others}"
 
 
 def _lower_share(gpu: Gpu) -> str:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 from orchestration.errors import DataError, MachineError, RlvrError
 from orchestration.machine.checks import Finding, Level, check, check_software, name_gpus
 from orchestration.machine.facts import MachineFacts, collect
-from orchestration.machine.needs import Needs, hub_snapshots, needs_of
+from orchestration.machine.model_sizes import hub_snapshots
+from orchestration.machine.needs import Needs, needs_of
+from orchestration.machine.placement import refuse_unseen_gpus
 from orchestration.run.rewards import check_rewards
 from orchestration.settings.config import RunConfig
 
@@ -77,6 +79,7 @@ def examine(config: RunConfig) -> tuple[MachineFacts, Needs | None, list[Finding
         )
         return facts, None, [*check_software(facts), elsewhere]
     try:
+        refuse_unseen_gpus(config, num_gpus=len(facts.gpus), signs=facts.gpu_signs)
         needs = needs_of(config, num_gpus=len(facts.gpus))
     except MachineError as error:
         problem, _, remedy = str(error).partition(";")
@@ -88,6 +91,7 @@ def examine(config: RunConfig) -> tuple[MachineFacts, Needs | None, list[Finding
 
 def check_model(config: RunConfig) -> Iterator[Finding]:
     """Whether the model is here already, comes with a package, or will be fetched."""
+    from orchestration.models.random_shapes import RANDOM_PREFIX, random_names, random_shape
     from orchestration.models.resolve import EMBEDDED_MODELS, check_model_folder, embedded_model_ready
 
     name, folder = config.model.name, Path(config.model.name).expanduser()
@@ -95,6 +99,10 @@ def check_model(config: RunConfig) -> Iterator[Finding]:
     if name in EMBEDDED_MODELS:
         if not embedded_model_ready(name):
             level, here, remedy = Level.MISSING, "its package is not installed", "`make setup` installs it into .venv"
+    elif name.startswith(RANDOM_PREFIX):
+        here = "random weights, made when needed"
+        if random_shape(name) is None:
+            level, here, remedy = Level.MISSING, "an unknown shape", f"take {' or '.join(random_names())}"
     elif folder.is_dir():
         try:
             check_model_folder(folder)

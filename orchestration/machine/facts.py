@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -34,6 +35,8 @@ LIBRARIES = (
 )
 
 _NVIDIA_SMI_TIMEOUT_S = 30.0
+_GPU_INSTANCE = re.compile(r"(ml\.)?(p\d|g(?!4ad)\d)[\w-]*\.")
+"""Types of AWS machines that have NVIDIA GPUs."""
 _GPU_QUERY = "index,uuid,name,memory.total,memory.free,compute_cap,driver_version"
 
 
@@ -76,6 +79,11 @@ class MachineFacts:
     gpus: Sequence[Gpu]
     gpu_problem: str | None
     """Why the NVIDIA driver's tool, which is there, does not answer."""
+    gpu_signs: Sequence[str]
+    """What says that this machine has GPUs, whoever sees them; none where they were hidden on purpose."""
+    driver_cuda: int | None
+    """CUDA's newest major version that programs get from the driver's library, or from NVIDIA's compatibility libraries
+    where they find those first; None without GPUs."""
     libraries: Mapping[str, str]
     """Version of each of `LIBRARIES` that is installed."""
     vllm_flavour: Literal["cpu", "cuda"] | None
@@ -109,6 +117,8 @@ def collect(*, shm: Path = Path("/dev/shm"), run_dir: Path = Path("runs")) -> Ma
         disks={name: file_system(path) for name, path in disks.items()},
         gpus=gpus,
         gpu_problem=gpu_problem,
+        gpu_signs=gpu_signs(),
+        driver_cuda=_driver_cuda() if gpus else None,
         libraries=libraries,
         vllm_flavour=_vllm_flavour(libraries),
         torch_cuda=_torch_cuda(libraries.get("torch", "")),
@@ -162,6 +172,36 @@ def parse_gpus(text: str, visible: str | None) -> list[Gpu]:
             break
         seen.append(match[0])
     return seen
+
+
+def gpu_signs(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """What says that a machine has NVIDIA GPUs without asking their driver: the driver's devices, the name of a rented
+    machine's type, and what SageMaker says of its host.
+
+    Args:
+        root: The file system's.
+        environment: Of the process; GPUs that CUDA_VISIBLE_DEVICES hides are none.
+    """
+    if environment.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+        return ()
+    signs = [f"/dev/{device.name}" for device in sorted((root / "dev").glob("nvidia[0-9]*"))]
+    kinds = {
+        "SM_CURRENT_INSTANCE_TYPE": environment.get("SM_CURRENT_INSTANCE_TYPE", ""),
+        "the machine's type": _text(root / "sys/class/dmi/id/product_name").strip(),
+    }
+    signs += [f"{name} {kind}" for name, kind in kinds.items() if _GPU_INSTANCE.match(kind)]
+    if environment.get("SM_NUM_GPUS", "0") not in ("", "0"):
+        signs.append(f"SM_NUM_GPUS={environment['SM_NUM_GPUS']}")
+    return tuple(signs)
+
+
+def _driver_cuda() -> int | None:
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else version.value // 1000
 
 
 def _gpus() -> tuple[list[Gpu], str | None]:

@@ -1,21 +1,18 @@
 """What a run needs of the machine, estimated from its configuration alone.
 
 `least` is what is sure to be asked for: weights, caches, processes. `likely` adds the learner's activations, a rough
-estimate. Not covered: what other programs of the machine take meanwhile.
+estimate; of a GPU, which cannot swap, both count. Not covered: what other programs of the machine take meanwhile.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from learner.config import LearnerConfig
-from orchestration.machine.placement import PlacementMode, effective_rollout, place
-from orchestration.models.resolve import SMOLLM2, TINY
+from orchestration.machine.model_sizes import BYTES_PER_WEIGHT, ModelSize, model_size
+from orchestration.machine.placement import PlacementMode, effective_rollout, place, sized
+from orchestration.models.resolve import SMOLLM2
 from orchestration.settings.config import RunConfig
 
 GIB = 2**30
@@ -35,37 +32,13 @@ OBJECT_STORE_BYTES = GIB // 2
 """Ray's shared memory, as `cluster.py` asks for it, when adapters are small."""
 VERSIONS_IN_OBJECT_STORE = 3
 """Of an adapter: one being exported, one being served, one being written to the run folder."""
-USUAL_VOCABULARY = 152_000
-"""Assumed where a model's own is not known: that of recent families."""
-
-BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 NF4_BYTES_PER_WEIGHT = 0.6
 """4 bits, block scales, and embeddings that stay in 16 bits."""
 TRAINED_BYTES_PER_WEIGHT = 16
 """A trained weight in float32, its gradient and Adam's two moments."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelSize:
-    """What of a model's shape decides how much memory it takes."""
-
-    num_parameters: int
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    vocabulary_size: int = 0
-    tied_embeddings: bool = True
-    """Embeddings and output head are one tensor."""
-
-
-EMBEDDED_SIZES = {
-    SMOLLM2: ModelSize(
-        num_parameters=134_515_008, num_layers=30, hidden_size=576, intermediate_size=1536, vocabulary_size=49_152
-    ),
-    TINY: ModelSize(
-        num_parameters=1_000_000, num_layers=4, hidden_size=128, intermediate_size=512, vocabulary_size=384
-    ),
-}
+HEAD_LOGITS, HEAD_BYTES_PER_LOGIT = 1 << 26, 14
+"""Of the log-prob head on GPUs: logits of a chunk, and of each the log-softmax, the probabilities, a product of the two
+in float32, and the probabilities in 16 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +60,14 @@ class Needs:
     rollout_gpu_bytes: int
     """The least that vLLM's share must hold: weights and some cache; 0 on CPUs."""
     learner_gpu_bytes: int
-    """The least a learner rank takes of its GPU; 0 on CPUs."""
+    """What a learner rank takes of its GPU however small its micro-batches are; 0 on CPUs."""
+    token_gpu_bytes: int
+    """What each token of a micro-batch takes beside that; 0 on CPUs."""
+    tokens_per_microbatch: int
+    """Those of the largest."""
+    gpu_division: str
+    """Who has which GPUs, in words; empty on CPUs."""
+    num_idle_gpus: int
     shared_gpus: bool
     """Rollout workers and learner ranks live on the same GPUs."""
     needs_bfloat16: bool
@@ -102,6 +82,7 @@ def needs_of(config: RunConfig, *, num_gpus: int) -> Needs:
     Raises:
         MachineError: there are fewer GPUs than the configuration needs.
     """
+    config = sized(config, num_gpus=num_gpus)
     placement = place(config, num_gpus=num_gpus)
     rollout, learner = effective_rollout(config.rollout, placement), config.learner
     cuda = placement.mode is not PlacementMode.CPU
@@ -113,9 +94,10 @@ def needs_of(config: RunConfig, *, num_gpus: int) -> Needs:
     served_weights = int(size.num_parameters * BYTES_PER_WEIGHT[served]) // rollout.tensor_parallel_size
     adapter, whole = 4 * lora_parameters(size, learner), 4 * whole_parameters(size, learner)
     rank = rank_bytes(size, learner, trained)
-    activations = activation_bytes(size, config, trained)
+    tokens = microbatch_tokens(config, num_ranks=len(placement.learner))
+    per_token = activation_bytes_per_token(size, learner, trained, cuda=cuda)
     kv_cache = int(rollout.kv_cache_gib * GIB)
-    num_engines, num_ranks = rollout.num_workers * rollout.tensor_parallel_size, learner.num_ranks
+    num_engines, num_ranks = len(placement.rollout) * rollout.tensor_parallel_size, len(placement.learner)
 
     memory = RAY_BYTES + DRIVER_BYTES + num_engines * ENGINE_BYTES + num_ranks * RANK_BYTES
     if not cuda:
@@ -133,30 +115,22 @@ def needs_of(config: RunConfig, *, num_gpus: int) -> Needs:
         num_gpus=int(placement.num_gpus),
         model_known=known is not None,
         least_memory_bytes=memory + adapters,
-        likely_memory_bytes=memory + adapters + (0 if cuda else num_ranks * activations),
+        likely_memory_bytes=memory + adapters + (0 if cuda else num_ranks * tokens * per_token),
         shm_bytes=adapters + (0 if config.ray_address else object_store),
         disk_bytes=disk,
         gpu_memory_share=rollout.gpu_memory_utilization if cuda else 0.0,
         rollout_gpu_bytes=served_weights + CUDA_CONTEXT_BYTES if cuda else 0,
-        learner_gpu_bytes=rank + CUDA_CONTEXT_BYTES if cuda else 0,
+        learner_gpu_bytes=rank + CUDA_CONTEXT_BYTES + head_bytes(size, tokens) if cuda else 0,
+        # A prediction's direction in float32 is the head's; nothing is learned in an evaluation.
+        token_gpu_bytes=per_token + 4 * size.hidden_size if cuda and config.max_steps else 0,
+        tokens_per_microbatch=tokens,
+        gpu_division=placement.describe(num_gpus) if cuda else "",
+        num_idle_gpus=num_gpus - int(placement.num_gpus) if cuda else 0,
         shared_gpus=placement.mode is PlacementMode.COLOCATED,
         needs_bfloat16=cuda and "bfloat16" in (served, trained),
         compiles=not rollout.enforce_eager,
         libraries=_libraries(config),
     )
-
-
-def model_size(name: str) -> ModelSize | None:
-    """A model's size from our list, its folder, the hub's cache, or a name such as `Qwen2.5-0.5B`; None if all fail."""
-    if name in EMBEDDED_SIZES:
-        return EMBEDDED_SIZES[name]
-    for folder in (Path(name).expanduser(), *hub_snapshots(name)):
-        if (folder / "config.json").is_file():
-            return _size_of_folder(folder)
-    said = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z])", name.rpartition("/")[2].replace("-", " "))
-    if said is None:
-        return None
-    return _usual_shape(int(float(said.group(1)) * {"B": 1e9, "M": 1e6}[said.group(2)]))
 
 
 def lora_parameters(size: ModelSize, learner: LearnerConfig) -> int:
@@ -186,68 +160,43 @@ def rank_bytes(size: ModelSize, learner: LearnerConfig, dtype: str) -> int:
     per_weight = NF4_BYTES_PER_WEIGHT if learner.quantization == "nf4" else BYTES_PER_WEIGHT[dtype]
     base = int(size.num_parameters * per_weight)
     if learner.zero_stage == 3:
-        base //= learner.num_ranks
+        base //= learner.num_ranks or 1
     return base + TRAINED_BYTES_PER_WEIGHT * (lora_parameters(size, learner) + whole_parameters(size, learner))
 
 
-def activation_bytes(size: ModelSize, config: RunConfig, dtype: str) -> int:
-    """What one microbatch keeps for the backward pass, roughly, when texts are half as long as they may be.
-
-    For each token a layer keeps tensors of about 16 hidden and 9 intermediate widths (seen on SmolLM2-135M with LoRA on
-    all its projections); with gradient checkpointing only its input, and one layer at a time the rest.
-    """
+def microbatch_tokens(config: RunConfig, *, num_ranks: int) -> int:
+    """Distinct tokens of a rank's largest micro-batch, when texts are half as long as they may be: the budget, or the
+    rank's whole share of a batch where that is less, but a whole sequence at least, which is not cut."""
     rollout = config.rollout
     usual_group = (rollout.max_model_len + rollout.num_generations * rollout.max_completion_length) // 2
-    num_groups = -(-config.prompts_per_step // config.learner.num_ranks)
-    num_tokens = min(config.learner.max_tokens_per_microbatch, num_groups * usual_group)
-    layer = 16 * size.hidden_size + 9 * size.intermediate_size
-    if config.learner.gradient_checkpointing:
-        kept = size.num_layers * size.hidden_size + layer
-    else:
-        kept = size.num_layers * layer
-    return int(num_tokens * kept * BYTES_PER_WEIGHT[dtype])
+    num_groups = -(-config.prompts_per_step // num_ranks)
+    tokens = min(config.learner.max_tokens_per_microbatch, num_groups * usual_group)
+    return max(tokens, rollout.max_model_len // 2)
 
 
-def hub_snapshots(name: str) -> list[Path]:
-    """Folders of a hub model that were fetched before."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    return sorted((hub / f"models--{name.replace('/', '--')}" / "snapshots").glob("*"))
+def activation_bytes_per_token(size: ModelSize, learner: LearnerConfig, dtype: str, *, cuda: bool) -> int:
+    """What a token of a micro-batch keeps for the backward pass; with gradient checkpointing only its input in each
+    layer, and in one layer at a time the rest."""
+    layer = _layer_bytes_per_token(size, learner, dtype, cuda=cuda)
+    if not learner.gradient_checkpointing:
+        return int(size.num_layers * layer)
+    return int(size.num_layers * size.hidden_size * BYTES_PER_WEIGHT[dtype] + layer)
 
 
-def _usual_shape(num_parameters: int) -> ModelSize:
-    """The shape such a model tends to have: 12 x layers x hidden² weights, hidden about 128 x layers."""
-    hidden = int((num_parameters * 128 / 12) ** (1 / 3))
-    return ModelSize(
-        num_parameters=num_parameters,
-        num_layers=max(1, hidden // 128),
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        vocabulary_size=USUAL_VOCABULARY,
-        tied_embeddings=False,
-    )
+def _layer_bytes_per_token(size: ModelSize, learner: LearnerConfig, dtype: str, *, cuda: bool) -> float:
+    """On CPUs, tensors of about 16 hidden and 9 intermediate widths (seen on SmolLM2-135M with LoRA on all its
+    projections). On GPUs, counted at the shapes of Qwen2.5: 9 and 4 where a layer and its adapter are one operation, 19
+    and 5 where they are peft's, which copies every adapter's input in float32.
+    """
+    num_hidden, num_wide = (16, 9)
+    if cuda:
+        num_hidden, num_wide = (19, 5) if learner.quantization != "none" or learner.zero_stage == 3 else (9, 4)
+    return (num_hidden * size.hidden_size + num_wide * size.intermediate_size) * BYTES_PER_WEIGHT[dtype]
 
 
-def _size_of_folder(folder: Path) -> ModelSize | None:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # preparing the model says what is wrong with it
-    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    text = config.get("text_config", config)
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
-    try:
-        size = ModelSize(
-            num_parameters=int(stored / BYTES_PER_WEIGHT.get(dtype, 2.0)),
-            num_layers=int(text["num_hidden_layers"]),
-            hidden_size=int(text["hidden_size"]),
-            intermediate_size=int(text["intermediate_size"]),
-            vocabulary_size=int(text.get("vocab_size", USUAL_VOCABULARY)),
-            tied_embeddings=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
-    return size if stored else None
+def head_bytes(size: ModelSize, num_tokens: int) -> int:
+    """What the log-prob head takes on a GPU: a chunk of logits."""
+    return HEAD_BYTES_PER_LOGIT * min(HEAD_LOGITS, num_tokens * size.vocabulary_size)
 
 
 def _libraries(config: RunConfig) -> tuple[str, ...]:

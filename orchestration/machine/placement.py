@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
@@ -66,17 +66,111 @@ class Placement:
     def num_gpus(self) -> float:
         return sum(self.bundle_gpus)
 
+    def describe(self, num_gpus: int) -> str:
+        """Who has how many of `num_gpus` GPUs, and how many are left over, in a few words."""
+        workers, ranks = _counted(len(self.rollout), "rollout worker"), _counted(len(self.learner), "learner rank")
+        if self.mode is PlacementMode.CPU:
+            return f"{workers} and {ranks} on the processor"
+        if self.mode is PlacementMode.COLOCATED:
+            told = f"{workers} and {ranks} share {_counted(int(self.num_gpus), 'GPU')}"
+        else:
+            sampling = int(sum(slot.num_gpus for slot in self.rollout))
+            told = f"{workers} on {_counted(sampling, 'GPU')}, {ranks} on {_counted(len(self.learner), 'GPU')}"
+        return f"{told}, {idle} of {num_gpus} idle" if (idle := num_gpus - int(self.num_gpus)) else told
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def sized(
+    config: RunConfig,
+    *,
+    num_gpus: int,
+    on_a_host: int | None = None,
+    rollout_gpus: int | None = None,
+    learner_gpus: int | None = None,
+) -> RunConfig:
+    """The run with a number of rollout workers and of learner ranks where its settings leave them open.
+
+    Half of the GPUs learn, rounded down, but no more than one host has (the ranks' checkpoints lie on one disk); the
+    others sample, `tensor_parallel_size` of them for a worker, and what is too few for one more worker learns too. On
+    one GPU, and with `placement=colocated`, each GPU has a worker and a rank. There are no more ranks than groups in a
+    batch, and no more workers than groups under way. Without GPUs there is one of each.
+
+    Args:
+        config: The run.
+        num_gpus: In all.
+        on_a_host: GPUs of the host that has most; all of them if unset.
+        rollout_gpus, learner_gpus: What there is on the nodes that the run keeps for its workers and its ranks; any of
+            the GPUs if unset.
+    """
+    workers, ranks = config.rollout.num_workers, config.learner.num_ranks
+    if workers is None or ranks is None:
+        workers, ranks = _counts(
+            config, num_gpus, num_gpus if on_a_host is None else on_a_host, rollout_gpus, learner_gpus
+        )
+    return config.model_copy(
+        update={
+            "rollout": config.rollout.model_copy(update={"num_workers": workers}),
+            "learner": config.learner.model_copy(update={"num_ranks": ranks}),
+        }
+    )
+
+
+def _counts(
+    config: RunConfig, num_gpus: int, on_a_host: int, rollout_gpus: int | None, learner_gpus: int | None
+) -> tuple[int, int]:
+    """Of workers and ranks, one of which at least is open."""
+    workers, ranks, width = config.rollout.num_workers, config.learner.num_ranks, config.rollout.tensor_parallel_size
+    most_ranks = min(config.prompts_per_step, on_a_host)
+    most_workers = config.prompts_per_step * (config.max_staleness + 1)
+    if num_gpus == 0 or config.device == "cpu":
+        return workers or 1, ranks or 1
+    if config.placement == "colocated" or num_gpus == 1:
+        return workers or min(ranks or num_gpus, most_workers), ranks or min(workers or num_gpus, most_ranks)
+    for_learner = num_gpus // 2 if learner_gpus is None else learner_gpus
+    if workers is None:
+        learning = ranks or max(1, min(for_learner, most_ranks))
+        for_rollout = num_gpus - learning if rollout_gpus is None else rollout_gpus
+        workers = max(1, min(for_rollout // width, most_workers))
+    if ranks is None:
+        left = num_gpus - workers * width if learner_gpus is None else learner_gpus
+        # Too few for both: they share, where they can.
+        ranks = max(1, min(left if left > 0 else workers, most_ranks))
+    return workers, ranks
+
+
+def refuse_unseen_gpus(config: RunConfig, *, num_gpus: int, signs: Sequence[str]) -> None:
+    """Refuse to train on the processor of a machine whose GPUs nobody sees: it costs its price and takes for ever.
+
+    Args:
+        config: The run; `device=cpu` says that this is meant.
+        num_gpus: That are seen.
+        signs: What says that there are some (`MachineFacts.gpu_signs`).
+
+    Raises:
+        MachineError: it names the signs.
+    """
+    if config.device == "auto" and num_gpus == 0 and signs:
+        raise MachineError(
+            f"device=auto finds no GPU, but this machine should have some ({', '.join(signs)}); see what `nvidia-smi` "
+            f"says and whether the container was given them (docker run --gpus all), or set device=cpu to do without"
+        )
+
 
 def place(config: RunConfig, *, num_gpus: int) -> Placement:
     """Divide `num_gpus` GPUs between rollout workers and learner ranks.
 
     Four rollout workers and a four-rank learner on eight GPUs are split, one GPU each. One worker and one rank on a
-    single GPU share it. With no GPU, or `device=cpu`, all actors share the processor.
+    single GPU share it. With no GPU, or `device=cpu`, all actors share the processor. Numbers that the settings leave
+    open are those of `sized`.
 
     Raises:
         MachineError: there are fewer GPUs than the configuration needs; the message says how many.
     """
-    workers, ranks, width = config.rollout.num_workers, config.learner.num_ranks, config.rollout.tensor_parallel_size
+    config = sized(config, num_gpus=num_gpus)
+    workers, ranks, width = *_numbers(config), config.rollout.tensor_parallel_size
     if config.device == "cuda" and num_gpus == 0:
         raise MachineError("device=cuda, but this machine has no GPU that Ray can see; use device=cpu or device=auto")
     if config.device == "cpu" or num_gpus == 0:
@@ -116,16 +210,22 @@ def effective_rollout(config: RolloutConfig, placement: Placement) -> RolloutCon
     return config.model_copy(update={"gpu_memory_utilization": share})
 
 
+def _numbers(config: RunConfig) -> tuple[int, int]:
+    """Of workers and ranks, in a run that is `sized`."""
+    workers, ranks = config.rollout.num_workers, config.learner.num_ranks
+    assert workers is not None
+    assert ranks is not None
+    return workers, ranks
+
+
 def _marks(nodes: str | None) -> dict[str, float]:
     return {} if nodes is None else {nodes: MARK}
 
 
 def _slots(config: RunConfig, *, num_gpus: float, num_cpus: float) -> tuple[tuple[Slot, ...], tuple[Slot, ...]]:
     """Those of the rollout workers and of the learner ranks, each in the bundle of its own number."""
-    rooms = (
-        ("rollout", config.rollout.num_workers, config.rollout_nodes),
-        ("learner", config.learner.num_ranks, config.learner_nodes),
-    )
+    workers, ranks = _numbers(config)
+    rooms = (("rollout", workers, config.rollout_nodes), ("learner", ranks, config.learner_nodes))
     rollout, learner = (
         tuple(
             Slot(name=f"{room}-{i}", bundle=i, num_gpus=num_gpus, num_cpus=num_cpus, marks=_marks(nodes))
@@ -149,7 +249,7 @@ def _on_cpu(config: RunConfig) -> Placement:
 
 def _split(config: RunConfig) -> Placement:
     """Rollout worker i has bundle i, and the learner's ranks have those behind."""
-    workers, width = config.rollout.num_workers, float(config.rollout.tensor_parallel_size)
+    (workers, _), width = _numbers(config), float(config.rollout.tensor_parallel_size)
     rollout, learner = _slots(config, num_gpus=1.0, num_cpus=1.0)
     rollout = tuple(replace(slot, num_gpus=width) for slot in rollout)
     learner = tuple(replace(slot, bundle=slot.bundle + workers) for slot in learner)

@@ -1,4 +1,4 @@
-"""From a model's name to a folder that vLLM, transformers and peft load: embedded, local or from the hub."""
+"""From a model's name to a folder that vLLM, transformers and peft load: embedded, random, local or from the hub."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import importlib.metadata
 import importlib.util
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestration.errors import DataError
+from orchestration.models.random_shapes import RANDOM_PREFIX, random_names, random_shape
 from orchestration.storage.cache import Progress, cache_root, cached_folder, ignore_progress, settings_hash
 from orchestration.storage.s3 import SCHEME, fetch_folder
 
@@ -38,7 +39,8 @@ def resolve_model(
     """Return a folder with the model's configuration, weights and tokenizer.
 
     Args:
-        name: an embedded model, a local folder, a folder on S3 (`s3://…`), or a hub id (`owner/name`).
+        name: an embedded model, random weights of a known shape (`random:qwen2.5-0.5b`), a local folder, a folder on S3
+            (`s3://…`), or a hub id (`owner/name`).
         revision: hub revision; without meaning for the others.
         cache_dir: where embedded models are kept; `cache_root()` if None. Hub models go to the hub's own cache.
         progress: told what is done and the share done.
@@ -55,6 +57,8 @@ def resolve_model(
         from orchestration.models.tiny_settings import TinySettings
 
         return tiny_model(TinySettings(), root, report)
+    if name.startswith(RANDOM_PREFIX):
+        return _random(name, cache_dir, root, report)
     if name.startswith(SCHEME):
         fetched = fetch_folder(name, "model.name", cache_dir, report)
         check_model_folder(fetched)
@@ -67,9 +71,10 @@ def resolve_model(
         return _from_hub(name, revision, report)
     if "/" in name or (name and folder.exists()):
         raise DataError(f"model folder {name!r} is not there; give an existing folder, or one of {_embedded_names()}")
-    close = difflib.get_close_matches(name, EMBEDDED_MODELS, n=1, cutoff=0.4)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise DataError(f"unknown model {name!r}{hint} (embedded models: {_embedded_names()}; else a folder or a hub id)")
+    raise DataError(
+        f"unknown model {name!r}{_nearest(name, EMBEDDED_MODELS)} (embedded models: {_embedded_names()}; else a "
+        f"folder or a hub id)"
+    )
 
 
 def check_model_folder(folder: Path) -> None:
@@ -116,6 +121,18 @@ def _smollm2(root: Path, progress: Progress) -> Path:
     return _prepared(root, SMOLLM2, settings_hash(package, gguf_file.stat().st_size, _CONVERSION), build, progress)
 
 
+def _random(name: str, cache_dir: Path | None, root: Path, progress: Progress) -> Path:
+    """With the tokenizer of the embedded model where its package is installed, else with that of the tiny one."""
+    from orchestration.models.random_model import random_model
+
+    shape = random_shape(name)
+    if shape is None:
+        known = random_names()
+        raise DataError(f"unknown model {name!r}{_nearest(name, known)}; random weights: {', '.join(known)}")
+    tokenizer = resolve_model(SMOLLM2 if embedded_model_ready(SMOLLM2) else TINY, None, cache_dir, progress)
+    return random_model(name.replace(":", "-"), shape, tokenizer, root, progress)
+
+
 def _prepared(root: Path, name: str, key: str, build: Callable[[Path], None], progress: Progress) -> Path:
     folder = cached_folder(root / f"{name}-{key}", build, progress=progress)
     progress(f"{name} is ready in {folder}", 1.0)
@@ -147,6 +164,11 @@ def _from_hub(name: str, revision: str | None, progress: Progress) -> Path:
     check_model_folder(folder)
     progress(f"{name} is ready in {folder}", 1.0)
     return folder
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _embedded_names() -> str:

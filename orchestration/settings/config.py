@@ -34,7 +34,8 @@ class ModelConfig(Section):
 
     name: str = Field(
         "smollm2-135m-instruct",
-        description="An embedded model (smollm2-135m-instruct, tiny), a local folder, or a hub id.",
+        description="An embedded model (smollm2-135m-instruct, tiny), random weights of a shape (random:qwen2.5-0.5b, "
+        "-1.5b, -7b; for measuring), a local folder, or a hub id.",
     )
     revision: str | None = Field(None, description="Hub revision.")
 

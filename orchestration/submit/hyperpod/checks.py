@@ -205,7 +205,7 @@ def _check_gpus(run: RunConfig, settings: HyperPodConfig) -> None:
                 "placement=colocated shares GPUs, and hyperpod.rollout keeps the rooms on hosts of their own: leave "
                 "one of them out"
             )
-        if run.learner.num_ranks > totals[LEARNER]:
+        if (run.learner.num_ranks or 1) > totals[LEARNER]:
             raise ConfigError(
                 f"learner.num_ranks={run.learner.num_ranks} is more than the {totals[LEARNER]} GPUs of hyperpod.learner"
             )
@@ -225,7 +225,7 @@ def _check_workers(run: RunConfig, hosts: Mapping[str, Instance], settings: Hype
     """A worker's GPUs are all on one host."""
     role = LEARNER if settings.rollout is None else ROLLOUT
     group = gpu_groups(settings)[role]
-    width, workers = run.rollout.tensor_parallel_size, run.rollout.num_workers
+    width, workers = run.rollout.tensor_parallel_size, run.rollout.num_workers or 1
     fitting = hosts[role].gpus // width * group.count
     if workers > fitting:
         raise ConfigError(

@@ -10,7 +10,8 @@ from typing import Any
 
 from orchestration.errors import SubmitError
 from orchestration.extras import require
-from orchestration.machine.needs import model_size, object_store_bytes
+from orchestration.machine.model_sizes import model_size
+from orchestration.machine.needs import object_store_bytes
 from orchestration.settings.config import RunConfig
 from orchestration.settings.submit import SubmitConfig
 from orchestration.submit.common.book import state_root

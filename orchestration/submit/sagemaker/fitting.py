@@ -44,7 +44,7 @@ def learner_on_head(settings: SageMakerConfig, run: RunConfig) -> bool:
     if on_a_host == 0 or run.device == "cpu":
         return True
     shared = not groups and place(run, num_gpus=on_a_host * hosts).mode != "split"
-    return not shared and run.learner.num_ranks <= on_a_host
+    return not shared and (run.learner.num_ranks or 1) <= on_a_host
 
 
 def efa_environment(settings: SageMakerConfig) -> dict[str, str]:
@@ -105,7 +105,7 @@ def _check_groups(groups: Mapping[str, InstanceGroup], run: RunConfig) -> None:
             f"there; choose a type with GPUs, or device=cpu for the whole run"
         )
     on_learner = gpus["learner"]
-    if on_learner is not None and run.learner.num_ranks > on_learner * learner.instance_count:
+    if on_learner is not None and (run.learner.num_ranks or 1) > on_learner * learner.instance_count:
         raise ConfigError(
             f"learner.num_ranks={run.learner.num_ranks} needs as many GPUs, and the learner group's "
             f"{learner.instance_count} × {learner.instance_type} has {on_learner * learner.instance_count}; lower it, "
@@ -118,7 +118,7 @@ def _check_groups(groups: Mapping[str, InstanceGroup], run: RunConfig) -> None:
 
 def _check_workers(run: RunConfig, on_a_host: int, num_hosts: int, where: str) -> None:
     """A worker's GPUs are all on one host."""
-    width, workers = run.rollout.tensor_parallel_size, run.rollout.num_workers
+    width, workers = run.rollout.tensor_parallel_size, run.rollout.num_workers or 1
     fitting = on_a_host // width * num_hosts
     if workers > fitting:
         raise ConfigError(

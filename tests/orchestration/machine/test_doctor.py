@@ -23,14 +23,15 @@ from orchestration.machine.facts import (
     _memory,
     collect,
     file_system,
+    gpu_signs,
     parse_gpus,
 )
+from orchestration.machine.model_sizes import ModelSize, model_size
 from orchestration.machine.needs import (
     GIB,
-    ModelSize,
-    activation_bytes,
+    activation_bytes_per_token,
     lora_parameters,
-    model_size,
+    microbatch_tokens,
     needs_of,
     object_store_bytes,
     rank_bytes,
@@ -64,6 +65,8 @@ LAPTOP = MachineFacts(
     disks={name: room(60) for name in ("model cache", "run folder", "temporary files")},
     gpus=(),
     gpu_problem=None,
+    gpu_signs=(),
+    driver_cuda=None,
     libraries=CPU_LIBRARIES,
     vllm_flavour="cpu",
     torch_cuda=None,
@@ -164,11 +167,13 @@ def test_eager_engines_do_without_a_compiler() -> None:
 def test_colocation_leaves_the_learner_what_vllm_does_not_take() -> None:
     needs = needs_of(load_config("gsm8k"), num_gpus=1)
     assert (needs.shared_gpus, needs.gpu_memory_share) == (True, 0.45)
-    # 4 GiB: vLLM's share is 1.8 and the learner keeps the other 2.2, but needs 2.06 and the base's 1.9 for vLLM
-    small = dataclasses.replace(GPU, total_bytes=4 * GIB, free_bytes=4 * GIB)
-    found = {f.what: f for f in check(altered(SERVER, gpus=(small,)), needs)}
-    assert found["GPU memory, rollout"].level is Level.MISSING
-    assert found["GPU memory, learner"].level is Level.OK
+    # vLLM's share of 4 GiB is 1.8, and it needs 1.9 for weights and context; of 16 GiB the learner keeps 8.8, and
+    # needs 2.1, and 4.3 for 2,048 tokens (the name says 0.5B alone: 9 * 1,792 + 4 * 7,168 widths are assumed in 14
+    # layers), and 0.9 for the head.
+    for size_gib, what, level in ((4, "rollout", Level.MISSING), (16, "rollout", Level.OK), (16, "learner", Level.OK)):
+        gpu = dataclasses.replace(GPU, total_bytes=size_gib * GIB, free_bytes=size_gib * GIB)
+        found = {f.what: f for f in check(altered(SERVER, gpus=(gpu,)), needs)}
+        assert found[f"GPU memory, {what}"].level is level
 
 
 # 2 layers, r = 4, q and down: 2 * 4 * (2*8 + (8 + 32)) = 448
@@ -205,16 +210,87 @@ def test_the_dequantised_base_takes_disk() -> None:
     assert nf4.disk_bytes - plain.disk_bytes == 4 * 134_515_008
 
 
-def test_activations_are_bounded_by_the_microbatch() -> None:
-    few = load_config("tiny", ["learner.max_tokens_per_microbatch=100"])
-    per_token = 2 * (16 * 8 + 9 * 32) * 4
-    assert activation_bytes(SMALL, few, "float32") == 100 * per_token
+def test_tokens_are_bounded_by_the_microbatch() -> None:
     # 8 prompts of at most 128 tokens with 8 completions of at most 16: 8 * (128 + 128) / 2 = 1024 tokens
     lengths = ["rollout.max_model_len=128", "rollout.num_generations=8", "rollout.max_completion_length=16"]
-    whole = load_config("tiny", [*lengths, "prompts_per_step=8"])
-    assert activation_bytes(SMALL, whole, "float32") == 1024 * per_token
-    saved = load_config("tiny", ["learner.max_tokens_per_microbatch=100", "learner.gradient_checkpointing=true"])
-    assert activation_bytes(SMALL, saved, "float32") == 100 * (2 * 8 + 416) * 4
+    for budget, tokens in ((100, 100), (2048, 1024), (50, 64)):  # half of a longest sequence at least
+        run = load_config("tiny", [*lengths, "prompts_per_step=8", f"learner.max_tokens_per_microbatch={budget}"])
+        assert microbatch_tokens(run, num_ranks=1) == tokens
+
+
+def test_what_a_token_keeps() -> None:
+    def bytes_of(dtype: str, *settings: str, cuda: bool) -> int:
+        learner = load_config("tiny", list(settings)).learner
+        return activation_bytes_per_token(SMALL, learner, dtype, cuda=cuda)
+
+    assert bytes_of("float32", cuda=False) == 2 * (16 * 8 + 9 * 32) * 4
+    assert bytes_of("float32", "learner.gradient_checkpointing=true", cuda=False) == (2 * 8 + 416) * 4
+    assert bytes_of("bfloat16", cuda=True) == 2 * (9 * 8 + 4 * 32) * 2
+    assert bytes_of("bfloat16", "learner.quantization=nf4", cuda=True) == 2 * (19 * 8 + 5 * 32) * 2
+
+
+SEVEN = ["model.name=random:qwen2.5-7b", "rollout.num_workers=1", "learner.num_ranks=1"]
+A100 = dataclasses.replace(GPU, name="A100", total_bytes=40 * GIB, free_bytes=39 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        (["learner.max_tokens_per_microbatch=2048"], None),  # 15.8 GiB and the head's 0.9, and 11.6 for the tokens
+        (["learner.max_tokens_per_microbatch=8192"], "learner.max_tokens_per_microbatch=3840"),
+        (["learner.max_tokens_per_microbatch=8192", "learner.gradient_checkpointing=true"], None),
+        (["learner.max_tokens_per_microbatch=4096", "learner.zero_stage=3"], "nf4"),
+        (["placement=colocated"], "learner.gradient_checkpointing=true"),
+    ],
+)
+def test_a_large_model_on_a_small_gpu(settings: list[str], remedy: str | None) -> None:
+    found = problems(altered(SERVER, gpus=(A100, A100)), load_config("gsm8k", [*SEVEN, *settings]))
+    assert ("GPU memory, learner" in found) == (remedy is not None)
+    assert remedy is None or remedy in found["GPU memory, learner"].remedy
+
+
+def test_idle_gpus_are_named() -> None:
+    eight = altered(SERVER, gpus=tuple(dataclasses.replace(GPU, index=index) for index in range(8)))
+    assert problems(eight, load_config("gsm8k")) == {}
+    finding = problems(eight, load_config("gsm8k", ["rollout.num_workers=1", "learner.num_ranks=1"]))["GPUs"]
+    assert (finding.level, finding.needed) == (
+        Level.NOTE,
+        "1 rollout worker on 1 GPU, 1 learner rank on 1 GPU, 6 of 8 idle",
+    )
+    assert "unset" in finding.remedy
+
+
+def test_compatibility_libraries_make_up_for_an_old_driver() -> None:
+    old = altered(SERVER, gpus=(dataclasses.replace(GPU, driver="550.54.15"),))
+    finding = problems(altered(old, driver_cuda=12), load_config("gsm8k"))["driver"]
+    assert (finding.needed, finding.here) == ("580 or newer, for CUDA 13", "550.54.15, which gives CUDA 12")
+    assert "cuda-compat" in finding.remedy
+    assert "driver" not in problems(altered(old, driver_cuda=13), load_config("gsm8k"))
+
+
+def test_signs_of_gpus(tmp_path: Path) -> None:
+    assert gpu_signs(tmp_path, {}) == ()
+    for name, content in (
+        ("dev/nvidia0", ""),
+        ("dev/nvidiactl", ""),
+        ("sys/class/dmi/id/product_name", "p4d.24xlarge\n"),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert gpu_signs(tmp_path, {}) == ("/dev/nvidia0", "the machine's type p4d.24xlarge")
+    assert gpu_signs(tmp_path, {"CUDA_VISIBLE_DEVICES": ""}) == ()
+    host = {"SM_CURRENT_INSTANCE_TYPE": "ml.g6e.12xlarge", "SM_NUM_GPUS": "4"}
+    assert gpu_signs(tmp_path / "none", host) == ("SM_CURRENT_INSTANCE_TYPE ml.g6e.12xlarge", "SM_NUM_GPUS=4")
+    for kind in ("ml.m5.large", "ml.g4ad.xlarge", "t3.large", "Standard PC"):
+        assert gpu_signs(tmp_path / "none", {"SM_CURRENT_INSTANCE_TYPE": kind}) == ()
+
+
+def test_a_gpu_machine_without_gpus_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    unseen = altered(LAPTOP, gpu_signs=("/dev/nvidia0",))
+    monkeypatch.setattr(doctor, "collect", lambda **_: unseen)
+    with pytest.raises(MachineError, match="device=auto finds no GPU"):
+        require_machine(load_config("arithmetic"))
+    require_machine(load_config("arithmetic", ["device=cpu"]))
 
 
 def test_a_second_worker_needs_a_second_engine() -> None:
@@ -230,6 +306,7 @@ def test_a_second_worker_needs_a_second_engine() -> None:
         ("meta-llama/Llama-3.1-8B", 8_000_000_000),
         ("HuggingFaceTB/SmolLM2-135M-Instruct", 135_000_000),
         ("smollm2-135m-instruct", 134_515_008),
+        ("random:qwen2.5-7b", 7_615_616_512),
     ],
 )
 def test_a_size_is_read_from_a_name(name: str, num_parameters: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,6 +394,8 @@ def test_models_that_are_here_and_not(tmp_path: Path, monkeypatch: pytest.Monkey
         return next(check_model(load_config("arithmetic", [f"model.name={name}"]))).level
 
     assert level("tiny") is Level.OK
+    assert level("random:qwen2.5-0.5b") is Level.OK
+    assert level("random:qwen2.5-3b") is Level.MISSING
     assert level("Qwen/Qwen2.5-0.5B") is Level.NOTE
     assert level("/no/such/folder") is Level.MISSING
     assert level(str(tmp_path)) is Level.MISSING  # a folder without a model in it

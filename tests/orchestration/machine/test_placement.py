@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 
 from orchestration.errors import MachineError
-from orchestration.machine.placement import COLOCATED_MEMORY_SHARE, MARK, PlacementMode, effective_rollout, place
+from orchestration.machine.placement import (
+    COLOCATED_MEMORY_SHARE,
+    MARK,
+    PlacementMode,
+    effective_rollout,
+    place,
+    refuse_unseen_gpus,
+    sized,
+)
 from orchestration.settings.config import RunConfig
 
 
-def config(workers: int = 1, ranks: int = 1, width: int = 1, **changes: object) -> RunConfig:
+def config(workers: int | None = 1, ranks: int | None = 1, width: int = 1, **changes: object) -> RunConfig:
     return RunConfig.model_validate(
         {
             "rollout": {"num_workers": workers, "tensor_parallel_size": width},
@@ -88,3 +96,51 @@ def test_device_cpu_leaves_gpus_alone() -> None:
 def test_too_few_gpus_are_refused_with_the_number(settings: RunConfig, num_gpus: int, says: str) -> None:
     with pytest.raises(MachineError, match=says):
         place(settings, num_gpus=num_gpus)
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_gpus", "told"),
+    [
+        (RunConfig(), 1, "1 rollout worker and 1 learner rank share 1 GPU"),
+        (RunConfig(), 2, "1 rollout worker on 1 GPU, 1 learner rank on 1 GPU"),
+        (RunConfig(), 3, "2 rollout workers on 2 GPUs, 1 learner rank on 1 GPU"),
+        (RunConfig(), 8, "4 rollout workers on 4 GPUs, 4 learner ranks on 4 GPUs"),
+        (config(None, None, width=4), 8, "1 rollout worker on 4 GPUs, 4 learner ranks on 4 GPUs"),
+        (config(None, None, width=3), 8, "1 rollout worker on 3 GPUs, 5 learner ranks on 5 GPUs"),
+        (config(1, None), 4, "1 rollout worker on 1 GPU, 3 learner ranks on 3 GPUs"),
+        (config(None, 1), 4, "3 rollout workers on 3 GPUs, 1 learner rank on 1 GPU"),
+        (config(4, None), 4, "4 rollout workers and 4 learner ranks share 4 GPUs"),
+        (config(None, None, placement="colocated"), 4, "4 rollout workers and 4 learner ranks share 4 GPUs"),
+        (config(1, 1), 8, "1 rollout worker on 1 GPU, 1 learner rank on 1 GPU, 6 of 8 idle"),
+        (
+            config(None, None, prompts_per_step=2),
+            8,
+            "2 rollout workers on 2 GPUs, 2 learner ranks on 2 GPUs, 4 of 8 idle",
+        ),
+        (RunConfig(), 0, "1 rollout worker and 1 learner rank on the processor"),
+    ],
+)
+def test_open_numbers_are_those_of_the_gpus(settings: RunConfig, num_gpus: int, told: str) -> None:
+    assert place(settings, num_gpus=num_gpus).describe(num_gpus) == told
+
+
+def numbers(settings: RunConfig, num_gpus: int, **pools: int | None) -> tuple[int | None, int | None]:
+    run = sized(settings, num_gpus=num_gpus, **pools)
+    return run.rollout.num_workers, run.learner.num_ranks
+
+
+def test_ranks_stay_on_one_host_and_rooms_on_their_nodes() -> None:
+    assert numbers(config(None, None, prompts_per_step=32), 24, on_a_host=8) == (16, 8)
+    assert numbers(config(None, None, width=2), 12, on_a_host=8, rollout_gpus=4, learner_gpus=8) == (2, 8)
+    assert numbers(config(3, 2), 24, on_a_host=8) == (3, 2)
+
+
+def test_gpus_that_nobody_sees_are_not_passed_over() -> None:
+    signs = ("/dev/nvidia0", "the machine's type p4d.24xlarge")
+    with pytest.raises(
+        MachineError, match=r"device=auto finds no GPU.*/dev/nvidia0, the machine's type p4d.*device=cpu"
+    ):
+        refuse_unseen_gpus(config(), num_gpus=0, signs=signs)
+    refuse_unseen_gpus(config(), num_gpus=8, signs=signs)
+    refuse_unseen_gpus(config(device="cpu"), num_gpus=0, signs=signs)
+    refuse_unseen_gpus(config(), num_gpus=0, signs=())
