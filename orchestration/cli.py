@@ -140,6 +140,9 @@ def _add_settings(commands: Any) -> None:
     settings.add_argument(
         "section", nargs="?", help="such as `learner.loss`, `rollout.top_p`, or a name from elsewhere: `lora_r`"
     )
+    settings.add_argument(
+        "--from", dest="file", metavar="FILE", help="a YAML file for TRL's trainer: where each key goes"
+    )
     settings.add_argument("--json", action="store_true", help="print a JSON list")
     settings.set_defaults(run=_settings)
 
@@ -291,9 +294,12 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> int:
-    from orchestration.commands.settings import show_settings
+    from orchestration.commands.settings import show_settings, show_translation
 
-    print(show_settings(arguments.section, as_json=arguments.json))
+    if arguments.file is not None:
+        print(show_translation(arguments.file, as_json=arguments.json))
+    else:
+        print(show_settings(arguments.section, as_json=arguments.json))
     return 0
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from orchestration.errors import ConfigError
+from orchestration.settings.config import own_sections
+from orchestration.settings.from_trl import SIGNS, Placed, is_trl, translate
 from orchestration.settings.names import KNOWN_ELSEWHERE, here_it_is
 from orchestration.settings.reference import Setting, all_settings
-from orchestration.settings.tree import nearest
+from orchestration.settings.tree import nearest, read_recipe
 
 _WIDTH = 100
 
@@ -24,6 +27,28 @@ def show_settings(section: str | None, *, as_json: bool) -> str:
     if as_json:
         return json.dumps([_as_dict(setting) for setting in found], indent=2)
     return "\n".join([*([hint] if hint else []), *_lines(found)])
+
+
+def show_translation(path: str, *, as_json: bool) -> str:
+    """Where each key of a file for TRL's trainer goes.
+
+    Raises ConfigError when the file is none, or asks for what cannot be had.
+    """
+    tree = read_recipe(path)
+    if not is_trl(tree):
+        raise ConfigError(f"{path!r} is no configuration of TRL's trainer: it has none of {', '.join(SIGNS)}")
+    tree.pop("recipe")
+    placed = translate(tree, own_sections()).placed
+    if as_json:
+        return json.dumps([asdict(one) for one in placed], indent=2)
+    return "\n".join(line for one in placed for line in _placed_lines(one))
+
+
+def _placed_lines(one: Placed) -> Iterator[str]:
+    where = ", ".join(f"{key} = {_shown(value)}" for key, value in one.settings.items()) or "changes nothing here"
+    yield f"{one.key}: {_shown(one.value)}  →  {where}"
+    if one.why:
+        yield textwrap.fill(one.why, _WIDTH, initial_indent="    ", subsequent_indent="    ")
 
 
 def _chosen(section: str | None, settings: list[Setting]) -> tuple[list[Setting], str]:

@@ -5,6 +5,7 @@ Loads no heavy library: `rlvr --help`, `rlvr doctor` and every submit backend st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, Validati
 
 from learner.config import LearnerConfig
 from orchestration.data.task import Task, find_task, registered_tasks
-from orchestration.errors import ConfigError
+from orchestration.errors import ConfigError, DataError
 from orchestration.section import Section
+from orchestration.settings.from_trl import is_trl, name_columns, steps_of, translate
 from orchestration.settings.names import here_it_is
 from orchestration.settings.rewards import RewardConfig
 from orchestration.settings.submit import SubmitConfig
@@ -64,6 +66,15 @@ class RunConfig(Section):
     run_dir: str | None = Field(None, description="Run folder; unset: runs/RECIPE-TIME.")
     seed: int = Field(0, ge=0, description="Seed of sampling, adapter initialisation and data order.")
     max_steps: int = Field(100, ge=0, description="Optimizer steps.")
+    num_train_epochs: float | None = Field(
+        None,
+        gt=0,
+        description="Passes over the training problems, instead of max_steps, which it becomes as TRL counts: what is "
+        "left of an epoch's last batch is dropped.",
+    )
+    warmup_ratio: float | None = Field(
+        None, ge=0, lt=1, description="Share of max_steps that becomes learner.warmup_steps."
+    )
     prompts_per_step: int = Field(8, ge=1, description="Groups in a step's batch.")
     max_staleness: int = Field(
         0,
@@ -178,6 +189,9 @@ class RunConfig(Section):
         return self.data.judges().named() or {"strict": self.rewards[0]}
 
 
+LENGTHS = ("max_steps", "num_train_epochs")
+"""Two ways to say how long a run is: the later one holds, of one file max_steps."""
+
 UNIONS = ("data", "reward.deployment")
 """Settings that are one of several kinds: a word alone is the kind, `reward.deployment=actor`."""
 
@@ -202,14 +216,46 @@ def load_config(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> Ru
 def load_settings(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> Settings:
     """As `load_config`, with the settings of where the run is submitted to."""
     tree = read_recipe(recipe)
+    if is_from_trl := is_trl(tree):
+        tree = translate(tree, own_sections()).tree
     spell_out_kinds(tree, UNIONS)
     for override in overrides:
         key, value = parse_override(override)
+        if key in LENGTHS:
+            tree = {name: setting for name, setting in tree.items() if name not in LENGTHS}
         assign(tree, key, value, override)
         spell_out_kinds(tree, UNIONS)
+    if is_from_trl:
+        name_columns(tree.get("data"))
     tree["data"] = _task(tree.get("data", {}), beside=Path(recipe).parent)
     submit = {name: tree.pop(name) for name in SubmitConfig.model_fields if name in tree}
-    return Settings(run=_validated(RunConfig, tree), submit=_validated(SubmitConfig, submit))
+    run = _validated(RunConfig, tree)
+    if run.num_train_epochs is not None or run.warmup_ratio is not None:
+        run = _with_steps(run, tree)
+    return Settings(run=run, submit=_validated(SubmitConfig, submit))
+
+
+def _with_steps(run: RunConfig, tree: dict[str, Any]) -> RunConfig:
+    """The same run with epochs as max_steps and a share of them as learner.warmup_steps. Raises ConfigError."""
+    tree = {**tree, "num_train_epochs": None, "warmup_ratio": None}
+    if run.num_train_epochs is not None and "max_steps" not in tree:
+        try:
+            number = len(run.data.load().train)
+        except (ConfigError, DataError) as error:
+            raise ConfigError(
+                f"num_train_epochs={run.num_train_epochs:g} needs the number of training problems, and {error}; or set "
+                f"max_steps"
+            ) from error
+        tree["max_steps"] = steps_of(run.num_train_epochs, number, run.prompts_per_step)
+    if run.warmup_ratio:
+        steps = math.ceil(tree.get("max_steps", run.max_steps) * run.warmup_ratio)
+        assign(tree, "learner.warmup_steps", steps, f"warmup_ratio={run.warmup_ratio}")
+    return _validated(RunConfig, tree)
+
+
+def own_sections() -> set[str]:
+    """Names on the first level of a recipe."""
+    return {*RunConfig.model_fields, *SubmitConfig.model_fields}
 
 
 def dump_config(config: RunConfig) -> str:
