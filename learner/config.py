@@ -41,6 +41,9 @@ CPU_ENVIRONMENT: Mapping[str, str] = {"THP_MEM_ALLOC_ENABLE": "1", "GOMP_SPINCOU
 of 2 MiB and more, and the kernel grants them where it is set to `madvise`, the usual setting. And threads that wait for
 each other go to sleep after some 30 µs: by default they look for milliseconds, on a core that another may need."""
 
+DEFAULT_TOKENS_PER_MICROBATCH = 2048
+"""Where the budget is neither set nor measured."""
+
 LONGEST_SEQUENCE_WEIGHT = 512
 """Completion tokens up to which a whole sequence has one sampler weight. It is a product over the tokens: where the two
 log-probs of a token differ by 0.02 nats, as in bfloat16, the effective sample share of `sequence_mask` is 91 % at 256
@@ -232,8 +235,12 @@ class LearnerConfig(BaseModel):
     share_prefixes: bool = Field(
         True, description="Pack a batch as a prefix tree: each distinct token goes through once."
     )
-    max_tokens_per_microbatch: int = Field(
-        2048, ge=1, description="Distinct tokens of one forward and backward pass; activations grow with it."
+    max_tokens_per_microbatch: int | None = Field(
+        None,
+        ge=1,
+        description="Distinct tokens of one forward and backward pass; activations grow with it. Unset: on GPUs as "
+        f"many as free memory allows, which the first update measures; {DEFAULT_TOKENS_PER_MICROBATCH:,} on CPUs, and "
+        "at zero_stage=3.",
     )
     probe_tolerance: float | None = Field(
         None,

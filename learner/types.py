@@ -113,6 +113,8 @@ class UpdateMetrics:
     num_distinct_tokens: int = 0
     """Tokens that went through the model."""
     seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    """What a user should know of the batch."""
 
     @property
     def tokens_per_s(self) -> float | None:

@@ -17,14 +17,16 @@ from learner.checkpoint import write_checkpoint
 from learner.config import LearnerConfig
 from learner.engine.cpu_memory import keep_freed_memory
 from learner.engine.engine import TrainingEngine
+from learner.engine.gpu_memory import let_segments_expand
 from learner.engine.state import LearnerState, TrainingState, read_state, settings_that_bind, state_files
 from learner.errors import LearnerError, NonFiniteLossError
 from learner.loss.entropy_selection import step_entropy_threshold
 from learner.policy.adapter_files import AdapterFiles, adapter_files
 from learner.policy.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
+from learner.step.budget import TokenBudget
 from learner.step.metrics import MetricTotals, over_iterations
 from learner.step.microbatches import WorkModel, plan_ranks
-from learner.step.passes import Microbatch, loss_of_step, make_microbatch, run_pass
+from learner.step.passes import Microbatch, Microbatches, loss_of_step, make_microbatch, run_pass
 from learner.step.plan import StepPlan, plan_step, refuse_stale
 from learner.tree.attention import kind_on
 from learner.tree.prefix_tree import TokenSequence, build_tree
@@ -95,6 +97,7 @@ class LearnerRank:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             torch.set_num_threads(self._config.num_threads or max(1, cores // self._world_size))
         else:
+            let_segments_expand()
             torch.cuda.set_device(self._device)
         self._policy: Policy = load_policy(self._model_path, self._config, device=self._device, seed=self._seed)
         if self._policy.own_attention:
@@ -109,6 +112,7 @@ class LearnerRank:
             device=self._device,
             max_steps=self._max_steps,
         )
+        self._budget = TokenBudget(self._policy, self._config, self._device)
         # Dropout and whatever else is random differs between ranks, and repeats with the seed.
         torch.manual_seed(self._seed * 1000 + self._rank)
 
@@ -145,9 +149,12 @@ class LearnerRank:
         if not self._probe_token_ids:
             self._probe_token_ids = _probe_tokens(groups)
             self._probe_logprobs = self._logprobs_of_probe()
-        microbatches = [
-            make_microbatch(plan, indices, self._config, self._device) for indices in self._own_indices(plan)
-        ]
+        max_tokens = self._budget.tokens(lambda own: self._engine.all_reduce([own], op="min")[0])
+        warning = self._budget.warning(max((len(one.token_ids) for one in plan.sequences), default=0), max_tokens)
+        microbatches = Microbatches(
+            self._own_indices(plan, max_tokens),
+            lambda indices: make_microbatch(plan, indices, self._config, self._device),
+        )
         if self._config.loss.beta > 0:
             for microbatch in microbatches:
                 microbatch.ref_logprobs_BT, _ = self._without_gradient(microbatch, use_adapter=False)
@@ -162,6 +169,7 @@ class LearnerRank:
             num_distinct_tokens=int(values.pop("num_distinct_tokens")),
             values=values,
             seconds=time.perf_counter() - begun,
+            warnings=() if warning is None else (warning,),
         )
 
     def export_adapter(self) -> AdapterPayload:
@@ -246,14 +254,14 @@ class LearnerRank:
         if said:
             raise LearnerError(said[0])
 
-    def _own_indices(self, plan: StepPlan) -> list[list[int]]:
+    def _own_indices(self, plan: StepPlan, max_tokens: int) -> list[list[int]]:
         """The sequences of this rank's micro-batches; an empty list among them stands for a pass that adds nothing,
         which keeps the ranks in step where every pass needs them all."""
         alone = self._policy.must_be_alone(max((len(sequence.token_ids) for sequence in plan.sequences), default=0))
         ranks = plan_ranks(
             plan.sequences,
             self._world_size,
-            max_tokens=1 if alone else self._config.max_tokens_per_microbatch,
+            max_tokens=1 if alone else max_tokens,
             share=self._config.share_prefixes,
             coarse=kind_on(self._device, self._config.attention) == "levels",
             rows=self._policy.own_attention,
@@ -268,19 +276,19 @@ class LearnerRank:
         threshold = self._entropy_threshold(microbatches)
         config = loss_of_step(self._config.loss, max_completion_length=self._max_completion_length)
         totals = MetricTotals()
-        for microbatch in microbatches:
+        for index, microbatch in enumerate(microbatches):  # nothing below waits for a GPU before the last has been sent
             result = run_pass(
                 self._engine, microbatch, plan, config, temperature=self._temperature, entropy_threshold=threshold
             )
             totals.add(result.values, result.num_tokens)
             totals.add_sum(
-                loss=float(result.loss.detach()),
+                loss=result.loss.detach(),
                 num_distinct_tokens=microbatch.num_distinct_tokens,
                 num_microbatches=1,
                 num_loss_tokens=result.num_tokens,
             )
             # The engine averages over the ranks; each rank's losses are parts of one sum.
-            self._engine.backward(result.loss * self._world_size, last=microbatch is microbatches[-1])
+            self._engine.backward(result.loss * self._world_size, last=index == len(microbatches) - 1)
         values = totals.reduced(self._engine.all_reduce)
         outcome = self._engine.step()
         if not outcome.applied:
@@ -295,11 +303,9 @@ class LearnerRank:
         """Of the whole step's tokens, on every rank the same, so that neither budget nor ranks change who is above."""
         if self._config.loss.top_entropy_quantile == 1.0:
             return None
-        own = []
-        for microbatch in microbatches:
-            _, entropies_BT = self._without_gradient(microbatch)
-            own.append(entropies_BT[microbatch.mask_BT > 0].cpu())
-        entropies = torch.cat(self._engine.gather_objects(torch.cat(own)))
+        found = [(self._without_gradient(microbatch)[1], microbatch.mask_BT) for microbatch in microbatches]
+        own = torch.cat([entropies_BT[mask_BT > 0] for entropies_BT, mask_BT in found]).cpu()
+        entropies = torch.cat(self._engine.gather_objects(own))
         return step_entropy_threshold(entropies, self._config.loss.top_entropy_quantile)
 
     def _without_gradient(self, microbatch: Microbatch, *, use_adapter: bool = True) -> tuple[Tensor, Tensor]:

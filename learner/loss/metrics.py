@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,28 @@ WEIGHT_SQUARES = "importance_sampling_weight_squares"
 """Mean of the sampler weights' squares: with their mean, the effective sample share of whatever it is averaged over."""
 
 
+class Statistics(Mapping[str, float]):
+    """Name → number. They stay on the device until one is looked at: then all are read at once, which waits for it."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._names = tuple(tensors)
+        self._values = torch.stack([value.detach().double() for value in tensors.values()])
+        self._read: dict[str, float] | None = None
+
+    def __getitem__(self, name: str) -> float:
+        if self._read is None:
+            self._read = dict(zip(self._names, self._values.tolist(), strict=True))
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class LossMetrics:
-    """Collects statistics over the mask's tokens and turns them into floats in one transfer.
+    """Collects statistics over the mask's tokens, as tensors of no dimension.
 
     A value of shape (B, 1) counts once for each token of its sequence. Of no tokens at all every statistic is 0.
     """
@@ -35,6 +57,5 @@ class LossMetrics:
         self._tensors[f"{name}_max"] = torch.where(empty, 0.0, largest)
         self._tensors[f"{name}_min"] = torch.where(empty, 0.0, smallest)
 
-    def values(self) -> dict[str, float]:
-        numbers = torch.stack([value.double() for value in self._tensors.values()]).tolist()
-        return dict(zip(self._tensors, numbers, strict=True))
+    def values(self) -> Statistics:
+        return Statistics(self._tensors)

@@ -14,7 +14,7 @@ from learner.config import LossConfig
 from learner.loss.entropy_selection import step_entropy_threshold
 from learner.loss.inputs import LossInputs, loss_inputs
 from learner.loss.kl import kl_estimates
-from learner.loss.metrics import WEIGHT_SQUARES, LossMetrics
+from learner.loss.metrics import WEIGHT_SQUARES, LossMetrics, Statistics
 from learner.loss.reductions import reduce_losses
 from learner.loss.sampler_correction import on_policy_B1, sampler_weights
 from learner.loss.token_losses import TOKEN_LOSSES, importance_ratio
@@ -35,7 +35,7 @@ def policy_loss(
     num_sequences: float | Tensor | None = None,
     entropies_BT: Tensor | None = None,
     entropy_threshold: float | Tensor | None = None,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, Statistics]:
     """The loss of B sequences and what there is to say of it.
 
     ℓ = w·s·h·ℓ₀ + beta·KL·r for each token: ℓ₀ that of `config.loss_type` (`token_losses`), r the ratio exp(lp − old)
@@ -74,6 +74,8 @@ def policy_loss(
         entropies_BT=entropies_BT,
     )
     metrics = LossMetrics(inputs.mask_BT)
+    if inputs.entropies_BT is not None:
+        metrics.mean("entropy", inputs.entropies_BT)
     loss = reduce_losses(
         _losses(inputs, config, metrics, entropy_threshold),
         inputs.mask_BT,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from learner.config import AttentionKind
 from learner.tree.attention import TreeAttention, make_attention
+from learner.tree.device import on_device
 from learner.tree.prefix_tree import PrefixTree, unpacked
 
 
@@ -46,12 +47,12 @@ def tree_inputs(tree: PrefixTree, device: torch.device, attention: AttentionKind
     if attention == "own":
         token_ids_SL, position_ids_SL, predictor_R = unpacked(tree)
     return TreeInputs(
-        token_ids_SL=torch.from_numpy(token_ids_SL).to(device),
-        position_ids_SL=torch.from_numpy(position_ids_SL).to(device),
-        predictor_R=torch.from_numpy(predictor_R).to(device),
-        target_R=torch.from_numpy(tree.target_R).to(device),
-        row_BT=row_BT.to(device),
-        mask_BT=mask_BT.to(device),
+        token_ids_SL=on_device(token_ids_SL, device),
+        position_ids_SL=on_device(position_ids_SL, device),
+        predictor_R=on_device(predictor_R, device),
+        target_R=on_device(tree.target_R, device),
+        row_BT=on_device(row_BT, device),
+        mask_BT=on_device(mask_BT, device),
         attention=None if attention == "own" else make_attention(tree, device, attention),
     )
 

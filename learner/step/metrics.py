@@ -6,6 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+from torch import Tensor
+
 from learner.loss.metrics import WEIGHT_SQUARES
 
 AllReduce = Callable[..., list[float]]
@@ -16,39 +18,47 @@ class MetricTotals:
     """Means are weighed by tokens; names ending in `_max` and `_min` keep the extreme. All ranks add the same names."""
 
     def __init__(self) -> None:
-        self._num_tokens = 0
-        self._weighted: dict[str, float] = defaultdict(float)
-        self._sums: dict[str, float] = defaultdict(float)
-        self._largest: dict[str, float] = {}
-        self._smallest: dict[str, float] = {}
+        self._parts: list[tuple[Mapping[str, float], int]] = []
+        self._sums: dict[str, list[float | Tensor]] = defaultdict(list)
 
     def add(self, values: Mapping[str, float], num_tokens: int) -> None:
-        """One micro-batch's values over `num_tokens` tokens; with none, its names only."""
-        self._num_tokens += num_tokens
-        for name, value in values.items():
-            if name.endswith("_max"):
-                self._largest[name] = max(self._largest.get(name, -math.inf), value if num_tokens else -math.inf)
-            elif name.endswith("_min"):
-                self._smallest[name] = min(self._smallest.get(name, math.inf), value if num_tokens else math.inf)
-            else:
-                self._weighted[name] += value * num_tokens if num_tokens else 0.0
+        """One micro-batch's values over `num_tokens` tokens; with none, its names only. They are not looked at before
+        `reduced`: they may still be on the device."""
+        self._parts.append((values, num_tokens))
 
-    def add_sum(self, **values: float) -> None:
+    def add_sum(self, **values: float | Tensor) -> None:
         """Values that simply add up."""
         for name, value in values.items():
-            self._sums[name] += value
+            self._sums[name].append(value)
 
     def reduced(self, all_reduce: AllReduce) -> dict[str, float]:
         """The step's values over all ranks; means and extremes of no tokens at all are 0."""
-        sums = all_reduce([float(self._num_tokens), *self._weighted.values(), *self._sums.values()], op="sum")
-        num_tokens, weighted, summed = sums[0], sums[1 : 1 + len(self._weighted)], sums[1 + len(self._weighted) :]
-        values = dict(zip(self._sums, summed, strict=True))
-        for name, value in zip(self._weighted, weighted, strict=True):
+        weighted, extremes = self._added_up()
+        own = {name: math.fsum(map(float, values)) for name, values in self._sums.items()}
+        num_own = sum(count for _, count in self._parts)
+        num_tokens, *rest = all_reduce([float(num_own), *weighted.values(), *own.values()], op="sum")
+        values = dict(zip(own, rest[len(weighted) :], strict=True))
+        for name, value in zip(weighted, rest[: len(weighted)], strict=True):
             values[name] = value / num_tokens if num_tokens else 0.0
-        for extremes, op in ((self._largest, "max"), (self._smallest, "min")):
-            for name, value in zip(extremes, all_reduce(list(extremes.values()), op=op), strict=True):
+        for op, found in extremes.items():
+            for name, value in zip(found, all_reduce(list(found.values()), op=op), strict=True):
                 values[name] = value if num_tokens else 0.0
         return _with_effective_share(values)
+
+    def _added_up(self) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """This rank's sums over tokens, and its extremes by the reduction that they need."""
+        weighted: dict[str, float] = defaultdict(float)
+        largest: dict[str, float] = {}
+        smallest: dict[str, float] = {}
+        for values, count in self._parts:
+            for name, value in values.items():
+                if name.endswith("_max"):
+                    largest[name] = max(largest.get(name, -math.inf), value if count else -math.inf)
+                elif name.endswith("_min"):
+                    smallest[name] = min(smallest.get(name, math.inf), value if count else math.inf)
+                else:
+                    weighted[name] += value * count if count else 0.0
+        return weighted, {"max": largest, "min": smallest}
 
 
 def _with_effective_share(values: dict[str, float]) -> dict[str, float]:

@@ -5,9 +5,9 @@ Shapes: B sequences of the micro-batch, T completion tokens of its longest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from learner.loss import policy_loss
 from learner.policy.policy import TreeInputs, tree_inputs, tree_logprobs
 from learner.step.plan import StepPlan
 from learner.tree.attention import kind_on
+from learner.tree.device import on_device
 from learner.tree.prefix_tree import TokenSequence, build_tree
 
 _NOTHING = TokenSequence(prompt_token_ids=(0,), completion_token_ids=(0,))
@@ -32,10 +33,42 @@ class Microbatch:
     advantages_B: Tensor
     sampling_logprobs_BT: Tensor
     num_sequences: int
+    num_tokens: int
+    """Completion tokens in the loss."""
     num_distinct_tokens: int
     old_logprobs_BT: Tensor | None = None
     """Taken in the first iteration, whose pass computes them anyway."""
     ref_logprobs_BT: Tensor | None = None
+
+
+class Microbatches(Sequence[Microbatch]):
+    """Those of a step, each made when it is first wanted and then kept: on a GPU while the one before is still at work
+    there.
+
+    Args:
+        indices: Of the sequences of each.
+        make: Makes one.
+    """
+
+    def __init__(self, indices: Sequence[Sequence[int]], make: Callable[[Sequence[int]], Microbatch]) -> None:
+        self._indices, self._make = indices, make
+        self._made: dict[int, Microbatch] = {}
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, number: int) -> Microbatch: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Microbatch]: ...
+
+    def __getitem__(self, number: int | slice) -> Microbatch | list[Microbatch]:
+        if isinstance(number, slice):
+            return [self[one] for one in range(*number.indices(len(self)))]
+        if number not in self._made:
+            self._made[number] = self._make(self._indices[number])
+        return self._made[number]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +76,7 @@ class PassResult:
     """`loss` carries the gradient; `values` are means over `num_tokens` tokens."""
 
     loss: Tensor
-    values: dict[str, float]
+    values: Mapping[str, float]
     num_tokens: int
 
 
@@ -59,9 +92,10 @@ def make_microbatch(plan: StepPlan, indices: Sequence[int], config: LearnerConfi
     return Microbatch(
         inputs=inputs,
         mask_BT=inputs.mask_BT if indices else torch.zeros_like(inputs.mask_BT),
-        advantages_B=torch.tensor([plan.advantages[i] for i in indices] or [0.0], dtype=torch.float32, device=device),
-        sampling_logprobs_BT=torch.tensor(padded, dtype=torch.float32, device=device),
+        advantages_B=on_device(torch.tensor([plan.advantages[i] for i in indices] or [0.0]), device),
+        sampling_logprobs_BT=on_device(torch.tensor(padded, dtype=torch.float32), device),
         num_sequences=len(indices),
+        num_tokens=sum(len(plan.sequences[index].completion_token_ids) for index in indices),
         num_distinct_tokens=tree.num_tokens,
     )
 
@@ -102,11 +136,10 @@ def run_pass(
     logprobs_BT, entropies_BT = tree_logprobs(policy, microbatch.inputs, temperature=temperature)
     if microbatch.old_logprobs_BT is None:
         microbatch.old_logprobs_BT = logprobs_BT.detach()
-    mask_BT = microbatch.mask_BT
     loss, values = policy_loss(
         logprobs_BT,
         microbatch.advantages_B,
-        mask_BT,
+        microbatch.mask_BT,
         config=config,
         old_logprobs_BT=microbatch.old_logprobs_BT,
         ref_logprobs_BT=microbatch.ref_logprobs_BT,
@@ -116,6 +149,4 @@ def run_pass(
         entropies_BT=entropies_BT,
         entropy_threshold=entropy_threshold,
     )
-    num_tokens = int(mask_BT.sum())
-    values["entropy"] = float((entropies_BT * mask_BT).sum()) / max(1, num_tokens)
-    return PassResult(loss=loss, values=values, num_tokens=num_tokens)
+    return PassResult(loss=loss, values=values, num_tokens=microbatch.num_tokens)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from learner.tree.device import on_device
 from learner.tree.prefix_tree import PrefixTree
 
 BLOCK_SIZE = 128
@@ -98,16 +99,16 @@ def _listed(blocks_QC: NDArray[np.bool_], device: torch.device) -> tuple[Tensor,
     order_QC = np.argsort(~blocks_QC, axis=1, kind="stable")
     counts_Q = blocks_QC.sum(axis=1)
     return (
-        torch.from_numpy(counts_Q.astype(np.int32)).to(device)[None, None],
-        torch.from_numpy(order_QC.astype(np.int32)).to(device)[None, None],
+        on_device(counts_Q.astype(np.int32), device)[None, None],
+        on_device(order_QC.astype(np.int32), device)[None, None],
     )
 
 
 def _ancestor_test(tree: PrefixTree, device: torch.device, window: int | None) -> Callable[..., Tensor]:
-    exit_N = torch.from_numpy(tree.exit_N).to(device)
+    exit_N = on_device(tree.exit_N, device)
     if window is None:
         return lambda batch, head, q, k: (k <= q) & (q < exit_N[k])
-    position_N = torch.from_numpy(tree.position_ids_N).to(device)
+    position_N = on_device(tree.position_ids_N, device)
     return lambda batch, head, q, k: (k <= q) & (q < exit_N[k]) & (position_N[q] - position_N[k] < window)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learner.tree.device import on_device
 from learner.tree.prefix_tree import IntArray, PrefixTree, Segment
 
 LONGEST_QUERIES = 4096
@@ -112,11 +113,11 @@ class Call:
     @classmethod
     def of(cls, plan: CallPlan, device: torch.device) -> Call:
         starts = np.cumsum([(0, 0), *zip(plan.num_queries, plan.num_keys, strict=True)], axis=0, dtype=np.int32)
-        query_starts, key_starts = (_to(np.ascontiguousarray(column), device) for column in starts.T)
+        query_starts, key_starts = (on_device(np.ascontiguousarray(column), device) for column in starts.T)
         causal = plan.keys is None
         return cls(
             queries=slice(*plan.queries),
-            keys_k=None if plan.keys is None else _to(plan.keys, device),
+            keys_k=None if plan.keys is None else on_device(plan.keys, device),
             # At least two: where every sequence is one query, PyTorch goes another way, made for decoding.
             arguments=(query_starts, key_starts, max(2, *plan.num_queries), max(plan.num_keys), 0.0, causal),
         )
@@ -243,7 +244,3 @@ def _widened(given: Tensor, width: int) -> Tensor:
     if given.shape[-1] < width:
         return torch.nn.functional.pad(given, (0, width - given.shape[-1]))
     return given if given.stride(-1) == 1 else given.contiguous()
-
-
-def _to(array: Any, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from learner.config import LearnerConfig
+from learner.config import DEFAULT_TOKENS_PER_MICROBATCH, LearnerConfig
 from orchestration.machine.model_sizes import BYTES_PER_WEIGHT, ModelSize, model_size
 from orchestration.machine.placement import PlacementMode, effective_rollout, place, sized
 from orchestration.models.resolve import SMOLLM2
@@ -170,7 +170,8 @@ def microbatch_tokens(config: RunConfig, *, num_ranks: int) -> int:
     rollout = config.rollout
     usual_group = (rollout.max_model_len + rollout.num_generations * rollout.max_completion_length) // 2
     num_groups = -(-config.prompts_per_step // num_ranks)
-    tokens = min(config.learner.max_tokens_per_microbatch, num_groups * usual_group)
+    budget = config.learner.max_tokens_per_microbatch or DEFAULT_TOKENS_PER_MICROBATCH
+    tokens = min(budget, num_groups * usual_group)
     return max(tokens, rollout.max_model_len // 2)
 
 

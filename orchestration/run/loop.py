@@ -197,6 +197,8 @@ class TrainingLoop:
             self._reporter.note("info", self._rooms.start.line())
         self._say_if_flat(batch)
         self._say_if_off_policy(update)
+        for warning in update.warnings:
+            self._reporter.note("warning", warning)
         if self._config.example_every and (step - 1) % self._config.example_every == 0:
             self._show_example(batch)
         await self._finish_bookkeeping()

@@ -115,8 +115,8 @@ def test_a_new_length_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> 
     assert run(*others, one_block) == before + 1
 
 
-def test_beyond_the_limit_of_graphs_is_an_error_and_no_dense_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_beyond_the_limit_of_graphs_is_an_error_and_no_dense_attention() -> None:
     torch._dynamo.reset()
     kernel = compiled(flex_attention, backend="aot_eager")
     tree = tree_of(0)
