@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
@@ -22,6 +23,8 @@ from learner.tree.device import on_device
 from learner.tree.prefix_tree import PrefixTree
 
 BLOCK_SIZE = 128
+MOST_GRAPHS = 16
+"""Of one function; dynamo's own limit is 8, which are those of a model with one window beside full attention."""
 
 
 class FlexAttention:
@@ -112,9 +115,11 @@ def _ancestor_test(tree: PrefixTree, device: torch.device, window: int | None) -
     return lambda batch, head, q, k: (k <= q) & (q < exit_N[k]) & (position_N[q] - position_N[k] < window)
 
 
-def compiled(kernel: Callable[..., Any], backend: str = "inductor") -> Callable[..., Any]:
-    """One graph for all lengths, or an error: where it could not be compiled any more, such as beyond dynamo's limit of
-    graphs, PyTorch would else go on by the dense scores of N × N."""
+def compiled(kernel: Callable[..., Any], backend: Any = "inductor") -> Callable[..., Any]:
+    """One graph for all lengths from 128 tokens on, and one for shorter trees, for which inductor has other code; for
+    each window, with and without gradients. Beyond the limit of graphs an error: PyTorch would else go on by the dense
+    scores of N × N."""
+    torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
     return torch.compile(kernel, dynamic=True, fullgraph=True, backend=backend)
 
 

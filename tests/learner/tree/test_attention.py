@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -115,15 +119,34 @@ def test_a_new_length_is_not_compiled_again(monkeypatch: pytest.MonkeyPatch) -> 
     assert run(*others, one_block) == before + 1
 
 
-@torch._dynamo.config.patch(recompile_limit=1)
-def test_beyond_the_limit_of_graphs_is_an_error_and_no_dense_attention() -> None:
+def test_beyond_the_limit_of_graphs_is_an_error_and_no_dense_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.tree.flex.MOST_GRAPHS", 1)
     torch._dynamo.reset()
-    kernel = compiled(flex_attention, backend="aot_eager")
     tree = tree_of(0)
     query, key, value = (tensor[None] for tensor in projections(tree))
-    kernel(query, key, value, block_mask=block_mask(tree, CPU), enable_gqa=True)
-    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
-        kernel(query, query, query, block_mask=block_mask(tree, CPU, window=3), enable_gqa=False)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        kernel = compiled(flex_attention, backend="aot_eager")
+        kernel(query, key, value, block_mask=block_mask(tree, CPU), enable_gqa=True)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            kernel(query, query, query, block_mask=block_mask(tree, CPU, window=3), enable_gqa=False)
+
+
+@pytest.mark.slow
+def test_triton_code_is_generated_for_gpus_that_are_not_here() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.learner.tree.flex_code", "80", "90"],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for line, capability in zip(done.stdout.splitlines(), (80, 90), strict=True):
+        found = json.loads(line)
+        assert found["capability"] == found["generated_for"] == capability
+        assert found["products"] == [2, 2]  # queries with keys, probabilities with values
+        # One for 300 and for 1,000 tokens, one for 20.
+        assert found["graphs"] == [1, 1, 2]
 
 
 @settings(deadline=None)
