@@ -197,23 +197,25 @@ def _add_bench(commands: Any) -> None:
 
 
 def _add_bench_learner(names: Any) -> None:
-    learner = names.add_parser("learner", help="one optimizer step: the prefix tree, without it, and TRL's trainer")
+    learner = names.add_parser("learner", help="one optimizer step: the prefix tree, without it, and TRL's trainers")
     learner.add_argument("--json", action="store_true", help="print one JSON object")
     learner.add_argument("--model", default="smollm2-135m-instruct", help="embedded model, local folder or hub id")
     learner.add_argument("--shots", type=_natural, default=8, help="worked examples in the prompts (default: 8)")
     learner.add_argument("--num-prompts", type=_positive, default=2, help="groups in the batch (default: 2)")
     learner.add_argument("--num-generations", type=_positive, default=8, help="completions of a group (default: 8)")
     learner.add_argument("--completion-length", type=_positive, default=100, help="the longest, tokens (default: 100)")
-    learner.add_argument("--rounds", type=_positive, default=1, help="measured steps of each (default: 1)")
+    learner.add_argument("--rounds", type=_positive, help="measured steps of each (default: 5 on GPUs, 1 on CPUs)")
     learner.add_argument("--threads", type=_positive, help="CPU threads of each (default: all cores)")
     learner.add_argument(
-        "--max-tokens-per-microbatch", type=_positive, default=4096, help="our budget, distinct tokens (default: 4096)"
+        "--max-tokens-per-microbatch",
+        type=_positive,
+        help="our budget, distinct tokens (default: 4096 on CPUs, what free memory allows on GPUs)",
     )
     learner.add_argument(
         "--gradient-checkpointing",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="for all three; TRL's default is on",
+        help="for all of them; TRL's default is on",
     )
     learner.add_argument("--data-file", help="GSM8K's training file, for real prompts (default: generated ones)")
     _add_neighbours(learner)

@@ -38,7 +38,13 @@ NEIGHBOURS = {
 # What is compared with the inside of a room must reach it: benchmark → modules behind the doors
 OPENINGS = {
     "orchestration/bench/learner.py": ("learner.tree.prefix_tree",),
-    "orchestration/bench/learner_contenders.py": ("learner.policy.policy", "learner.step.plan"),
+    "orchestration/bench/contenders/__init__.py": ("learner.tree.attention",),
+    "orchestration/bench/contenders/trl_trainer.py": ("learner.policy.policy", "learner.step.plan"),
+    "orchestration/bench/contenders/trl_async.py": (
+        "learner.policy.policy",
+        "learner.step.plan",
+        "learner.tree.prefix_tree",
+    ),
     "orchestration/bench/learner_floor.py": ("learner.tree.prefix_tree",),
     "orchestration/bench/plain_vllm.py": ("rollout_server.engine", "rollout_server.engine_settings"),
     "orchestration/bench/reward.py": (
@@ -112,10 +118,10 @@ FLOORS = {
 HOLDERS = {
     "vllm": ("rollout_server/engine.py", "rollout_server/cpu_lora_plugin.py", "orchestration/bench/plain_vllm.py"),
     "deepspeed": ("learner/engine/engine.py",),
-    "peft": ("learner/policy/*.py",),
+    "peft": ("learner/policy/*.py", "orchestration/bench/contenders/trl_async.py"),
     "bitsandbytes": ("learner/policy/dequantize.py",),
-    "trl": ("orchestration/bench/learner_contenders.py",),
-    "datasets": ("orchestration/data/tasks/table.py", "orchestration/bench/learner_contenders.py"),
+    "trl": ("orchestration/bench/contenders/trl_*.py",),
+    "datasets": ("orchestration/data/tasks/table.py", "orchestration/bench/contenders/trl_*.py"),
     "ray": (
         *(f"orchestration/cluster/{name}.py" for name in ("calls", "cluster", "gauges", "nodes")),
         "orchestration/submit/ray/jobs.py",

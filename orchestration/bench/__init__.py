@@ -17,7 +17,8 @@ def run_bench(name: str, measure: Callable[[Progress], dict[str, Any]], *, as_js
 
     Args:
         name: Of the benchmark.
-        measure: Returns `machine`, `settings` and `figures` (flat: name → number), and reports its progress.
+        measure: Returns `machine`, `settings` and `figures` (flat: name → number), where there is a choice `attention`
+            (contender → kernel), and reports its progress.
         as_json: Print one JSON object instead of lines for a person.
 
     Returns:
@@ -40,5 +41,6 @@ def run_bench(name: str, measure: Callable[[Progress], dict[str, Any]], *, as_js
 
 def _readable(result: Mapping[str, Any]) -> str:
     lines = [f"{result['machine']}", ""]
+    lines += [f"attention of {name}: {kernel}" for name, kernel in result.get("attention", {}).items()]
     lines += [f"{name:<32} {value:.4g}" for name, value in result["figures"].items()]
     return "\n".join(lines)

@@ -1,6 +1,7 @@
-"""One optimizer step: our learner with the prefix tree, the same without it, and TRL's `GRPOTrainer`, side by side.
+"""One optimizer step: our learner with the prefix tree, the same without it, and TRL's `GRPOTrainer` and asynchronous
+trainer, side by side.
 
-All three get the same model, adapter, sequences, advantages, dtype, threads and gradient checkpointing. Each lives in a
+All four get the same model, adapter, sequences, advantages, dtype, threads and gradient checkpointing. Each lives in a
 process of its own, loaded and warmed up, and they take turns, so that a machine that slows down slows down all of them
 and peak memory is each one's own. That they did the same work is checked: their gradient norms must agree.
 
@@ -26,7 +27,7 @@ import numpy as np
 from learner.config import CPU_ENVIRONMENT
 from learner.tree.prefix_tree import TokenSequence, build_tree
 from learner.types import ScoredCompletion, ScoredGroup
-from orchestration.bench.learner_contenders import CONTENDERS, Setting, serve
+from orchestration.bench.contenders import CONTENDERS, Setting, serve
 from orchestration.bench.learner_floor import multiply_adds
 from orchestration.bench.machine import machine_line
 from orchestration.bench.neighbours import busy_neighbours, neighbour_figures
@@ -56,10 +57,12 @@ class LearnerBench:
     num_prompts: int = 2
     num_generations: int = 8
     completion_length: int = 100
-    rounds: int = 1
+    rounds: int | None = None
+    """5 on GPUs, where they are short, and 1 on CPUs."""
     threads: int | None = None
     """CPU threads of each contender; the machine's cores by default."""
-    max_tokens_per_microbatch: int = 4096
+    max_tokens_per_microbatch: int | None = None
+    """On CPUs 4,096 if unset, on GPUs what the learner itself takes."""
     gradient_checkpointing: bool = True
     data_file: str | None = None
     """GSM8K's training file; generated problems if unset."""
@@ -71,16 +74,17 @@ def run(options: LearnerBench, progress: Progress) -> dict[str, Any]:
     """Measure one step of each contender, in turns.
 
     Returns:
-        `machine`, `settings` and `figures`.
+        `machine`, `settings`, `attention` (each contender's kernel) and `figures`.
 
     Raises:
         RlvrError: There is nothing fair to compare, or a contender died.
     """
+    device = "cuda" if collect().gpus else "cpu"
+    num_rounds = options.rounds or (5 if device == "cuda" else 1)
     turns_of_round = len(CONTENDERS) + bool(options.neighbours)
-    begin = counted(progress, 1 + len(CONTENDERS) + turns_of_round * options.rounds)
+    begin = counted(progress, 1 + len(CONTENDERS) + turns_of_round * num_rounds)
     begin(f"preparing the model {options.model} and its prompts")
     model_path = resolve_model(options.model, progress=progress)
-    device = "cuda" if collect().gpus else "cpu"
     groups = make_groups(options, model_path)
     setting = Setting(
         model_path=str(model_path),
@@ -88,8 +92,8 @@ def run(options: LearnerBench, progress: Progress) -> dict[str, Any]:
         dtype="float32" if device == "cpu" else "bfloat16",
         threads=options.threads or len(os.sched_getaffinity(0)),
         gradient_checkpointing=options.gradient_checkpointing,
-        max_tokens_per_microbatch=options.max_tokens_per_microbatch,
-        num_rounds=options.rounds,
+        max_tokens_per_microbatch=options.max_tokens_per_microbatch or (4096 if device == "cpu" else None),
+        num_rounds=num_rounds,
     )
     for name, value in CPU_ENVIRONMENT.items():
         os.environ.setdefault(name, value)  # for all contenders alike; ours get it from orchestration
@@ -98,12 +102,13 @@ def run(options: LearnerBench, progress: Progress) -> dict[str, Any]:
         for name in CONTENDERS:
             begin(f"loading and warming up {name}")
             turns[name] = stack.enter_context(_contender(name, setting, groups))
-        rounds = [_round(number, turns, begin, options.neighbours) for number in range(options.rounds)]
+        rounds = [_round(number, turns, begin, options.neighbours) for number in range(num_rounds)]
     _check_same_work(rounds, GRAD_NORM_TOLERANCE[setting.dtype])
     floor = multiply_adds(model_path, sequences_of(groups), gradient_checkpointing=options.gradient_checkpointing)
     return {
         "machine": machine_line(),
         "settings": asdict(options) | asdict(setting) | {"model_path": options.model},
+        "attention": {name: turn.attention for name, turn in turns.items() if turn.attention},
         "figures": _figures(rounds, groups, floor),
     }
 
@@ -165,8 +170,13 @@ class _Turn:
 
     def __init__(self, name: str, connection: Any) -> None:
         self._name, self._connection = name, connection
+        self.attention: str | None = None
+        """What computes its attention, once it is ready."""
 
-    def expect(self, timeout_s: float) -> dict[str, float]:
+    def until_ready(self) -> None:
+        self.attention = self._expect(START_TIMEOUT_S).get("attention")
+
+    def _expect(self, timeout_s: float) -> dict[str, Any]:
         if not self._connection.poll(timeout_s):
             raise RlvrError(f"the contender {self._name} did not answer within {timeout_s:g} s")
         try:
@@ -177,12 +187,12 @@ class _Turn:
             ) from error
         if kind == "failed":
             raise RlvrError(f"the contender {self._name} failed: {answer}")
-        numbers: dict[str, float] = answer
-        return numbers
+        said: dict[str, Any] = answer
+        return said
 
     def take(self) -> dict[str, float]:
         self._connection.send("step")
-        return self.expect(STEP_TIMEOUT_S)
+        return self._expect(STEP_TIMEOUT_S)
 
 
 @contextmanager
@@ -194,7 +204,7 @@ def _contender(name: str, setting: Setting, groups: tuple[ScoredGroup, ...]) -> 
     there.close()
     try:
         turn = _Turn(name, here)
-        turn.expect(START_TIMEOUT_S)
+        turn.until_ready()
         yield turn
     finally:
         here.close()
@@ -203,6 +213,7 @@ def _contender(name: str, setting: Setting, groups: tuple[ScoredGroup, ...]) -> 
             process.kill()
 
 
+_LEARNERS = ("trl", "trl_async", "tree_off", "tree_on")
 _Round = Mapping[str, Mapping[str, float]]
 _BESIDE = "tree_on_beside_neighbours"
 
@@ -220,7 +231,7 @@ def _round(number: int, turns: Mapping[str, _Turn], begin: Callable[[str], None]
 
 
 def _check_same_work(rounds: Sequence[_Round], tolerance: float) -> None:
-    norms = {name: rounds[0][name]["grad_norm"] for name in ("trl", "tree_off", "tree_on")}
+    norms = {name: rounds[0][name]["grad_norm"] for name in _LEARNERS}
     if max(norms.values()) - min(norms.values()) > tolerance * max(norms.values()):
         raise RlvrError(f"the contenders did not do the same work: their gradient norms are {norms}")
 
@@ -241,21 +252,24 @@ def _figures(rounds: Sequence[_Round], groups: Sequence[ScoredGroup], multiply_a
     both = zip(seconds("trl"), seconds("tree_off"), seconds("tree_on"), floors, strict=True)
     ratios = [(trl / on, off / on, floor / on, trl / off) for trl, off, on, floor in both]
     beside = [round_[_BESIDE]["seconds"] for round_ in rounds if _BESIDE in round_]
+    of_async = zip(seconds("trl_async"), seconds("tree_on"), strict=True)
     return {
         **neighbour_figures(seconds("tree_on"), beside),
         "ratio_to_trl": median([ratio[0] for ratio in ratios]),
+        "ratio_to_trl_async": median([theirs / on for theirs, on in of_async]),
         "tree_speedup": median([ratio[1] for ratio in ratios]),
         "share_of_floor": median([ratio[2] for ratio in ratios]),
         "tree_off_ratio_to_trl": median([ratio[3] for ratio in ratios]),
         "memory_ratio_to_trl": peak("tree_on") / peak("trl"),
+        "memory_ratio_to_trl_async": peak("tree_on") / peak("trl_async"),
         "tree_memory_ratio": peak("tree_on") / peak("tree_off"),
         "total_tokens": float(sum(len(sequence.token_ids) for sequence in sequences)),
         "distinct_tokens": float(build_tree(sequences).num_tokens),
         "completion_tokens": float(completion_tokens),
-        **{f"{name}_seconds": median(seconds(name)) for name in ("trl", "tree_off", "tree_on")},
-        **{f"{name}_peak_mib": peak(name) / 2**20 for name in ("trl", "tree_off", "tree_on")},
+        **{f"{name}_seconds": median(seconds(name)) for name in _LEARNERS},
+        **{f"{name}_peak_mib": peak(name) / 2**20 for name in _LEARNERS},
         "tree_on_completion_tokens_per_s": completion_tokens / median(seconds("tree_on")),
         "floor_seconds": median(floors),
         "matmul_gflops": median([round_["matmul"]["flops"] for round_ in rounds]) / 1e9,
-        **{f"{name}_grad_norm": rounds[0][name]["grad_norm"] for name in ("trl", "tree_off", "tree_on")},
+        **{f"{name}_grad_norm": rounds[0][name]["grad_norm"] for name in _LEARNERS},
     }

@@ -46,7 +46,7 @@ def gradient(policy: Policy, groups: tuple[ScoredGroup, ...], config: LearnerCon
     """Of the step, added up over all micro-batches of all ranks as the worker does."""
     plan = plan_step(groups, config)
     ranks = plan_ranks(
-        plan.sequences, num_ranks, max_tokens=config.max_tokens_per_microbatch, share=config.share_prefixes
+        plan.sequences, num_ranks, max_tokens=config.max_tokens_per_microbatch or 2048, share=config.share_prefixes
     )
     batches = [make_microbatch(plan, indices, config, CPU) for rank in ranks for indices in (*rank, [])]
     threshold = None

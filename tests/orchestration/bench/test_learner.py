@@ -40,10 +40,14 @@ def test_the_contenders_agree() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)["figures"]  # standard output holds that alone
+    result = json.loads(done.stdout)  # standard output holds that alone
+    figures, attention = result["figures"], result["attention"]
     for phase in ("loading and warming up tree_on", "loading and warming up trl"):
         assert re.search(rf"^rlvr: {phase} \d+%, [\d.]+ s$", done.stderr, re.MULTILINE), done.stderr
     assert figures["distinct_tokens"] < figures["total_tokens"]
-    assert figures["tree_on_grad_norm"] == pytest.approx(figures["trl_grad_norm"], rel=1e-3)
-    for name in ("ratio_to_trl", "memory_ratio_to_trl", "tree_speedup", "share_of_floor"):
+    for theirs in ("trl", "trl_async"):
+        assert figures["tree_on_grad_norm"] == pytest.approx(figures[f"{theirs}_grad_norm"], rel=1e-3)
+    assert attention["tree_on"] == "blocks"
+    assert "in place of flash attention 3" in attention["trl_async"]
+    for name in ("ratio_to_trl", "ratio_to_trl_async", "memory_ratio_to_trl", "tree_speedup", "share_of_floor"):
         assert figures[name] > 0
