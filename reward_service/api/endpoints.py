@@ -13,7 +13,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from reward_service.api import protocols
-from reward_service.api.bodies import parse, parse_openrlhf, unreadable
+from reward_service.api.bodies import parse_beside, parse_openrlhf_beside, unreadable
 from reward_service.api.metrics import CONTENT_TYPE
 from reward_service.api.openapi import returns, takes
 from reward_service.errors import ClientGoneError, NotReadyError, ServiceError
@@ -54,7 +54,7 @@ async def score(request: Request) -> Response:
     """Score completions: applies the rewards to every item. What could not be scored is null with a reason, never 0."""
     service = _service(request)
     async with _answering(request, "/v1/score") as (caller, raw):
-        body = parse(raw, ScoreRequest)
+        body = await parse_beside(raw, ScoreRequest)
         specs = tuple(RewardSpec(name=r.name, weight=r.weight, params=r.params) for r in body.rewards)
         version = None if body.policy_version is None else int(body.policy_version)
         tokens = service.settings.end_tokens
@@ -83,7 +83,7 @@ async def openrlhf_profile(request: Request, profile: str) -> Response:
     service = _service(request)
     settings, specs = service.profile(profile)
     async with _answering(request, "/get_reward") as (caller, raw):
-        body, problems = parse_openrlhf(raw)
+        body, problems = await parse_openrlhf_beside(raw)
         items = protocols.from_openrlhf(body, settings)
         scored = await service.score(caller, specs, unreadable(items, problems) if problems else items)
         losses = _losses(service, profile, scored)
@@ -106,7 +106,8 @@ async def slime_profile(request: Request, profile: str) -> Response:
     service = _service(request)
     settings, specs = service.profile(profile)
     async with _answering(request, "/rm") as (caller, raw):
-        scored = await service.score(caller, specs, protocols.from_slime(parse(raw, SlimeRequest), settings))
+        body = await parse_beside(raw, SlimeRequest)
+        scored = await service.score(caller, specs, protocols.from_slime(body, settings))
         losses = _losses(service, profile, scored)
         response = _json(msgspec.json.encode(protocols.to_slime(scored.results, losses, settings)))
         for loss in losses.values():  # a bare number has no room for it
@@ -129,7 +130,7 @@ async def test_program_stdio(request: Request) -> Response:
 async def _test_program(request: Request, *, stdio: bool) -> Response:
     service = _service(request)
     async with _answering(request, "/test_program") as (caller, raw):
-        specs, items = protocols.from_open_instruct(parse(raw, ProgramRequest), stdio=stdio)
+        specs, items = protocols.from_open_instruct(await parse_beside(raw, ProgramRequest), stdio=stdio)
         began = time.perf_counter()
         scored = await service.score(caller, specs, items)
         seconds = (time.perf_counter() - began) / len(items)

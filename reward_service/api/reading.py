@@ -59,8 +59,10 @@ def id_of(item: Any) -> str:
 def _find(value: Any) -> str:
     if isinstance(value, _Unreadable):
         return str(value)
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((problem for part in parts if (problem := _find(part))), "")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        if type(part) in (_Unreadable, dict, list) and (problem := _find(part)):  # most are none: no call for them
+            return problem
+    return ""
 
 
 def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

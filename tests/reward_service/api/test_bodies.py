@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,6 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from reward_service.api import bodies, reading
 from reward_service.api.app import create_app
 from reward_service.settings import ServiceSettings
 from tests.reward_service.api.test_app import FEW, connect, error_of
@@ -118,3 +122,29 @@ async def test_openrlhf_loses_one_item_of_a_batch(client: httpx.AsyncClient) -> 
     async with connect(app) as other:
         response = await post(other, body, "/get_reward/p")
         assert response.json()["rewards"] == [-1.0, 1.0]
+
+
+async def test_others_are_answered_while_a_large_body_is_looked_at(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, read = threading.Event(), reading.read
+
+    def slow_read(body: bytes) -> Any:
+        assert answered.wait(60)
+        return read(body)
+
+    monkeypatch.setattr(bodies, "_SMALL_BYTES", 100)
+    monkeypatch.setattr(reading, "read", slow_read)
+    queries = ["x" * 200, "\ud800"]
+    items = [{"id": "long", "completion": "x" * 200}, {"id": "bad", "completion": "\ud800"}]
+    looks = [
+        asyncio.create_task(post(client, json.dumps({"rewards": [{"name": "gsm8k_format"}], "items": items}))),
+        asyncio.create_task(post(client, json.dumps({"query": queries, "labels": ["1", "2"]}), "/get_reward")),
+    ]
+    assert (await client.get("/healthz")).status_code == 200
+    assert not any(look.done() for look in looks)
+    answered.set()
+    scored, rewarded = await asyncio.gather(*looks)
+    totals = [result["total"] for result in scored.json()["results"]]
+    assert totals == [0.0, None]
+    assert list(rewarded.json()["unscored"]) == ["1"]
