@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Final
 
 from reward_service.pool.messages import BUCKETS_S, RewardStats
+
+_FEW: Final = 1000
 
 
 @dataclass(slots=True)
@@ -30,6 +34,15 @@ class PoolStatistics:
         """Seconds that the reward took for an item, on average; 0 if nothing is known."""
         totals = self.rewards.get(name)
         return totals.total_s / sum(totals.buckets) if totals is not None and totals.total_s > 0 else 0.0
+
+    def longest_s(self, name: str) -> float | None:
+        """Seconds within which all but one in a thousand items of the reward ended; None if too few did to tell."""
+        totals = self.rewards.get(name)
+        if totals is None or (number := sum(totals.buckets)) < _FEW:
+            return None
+        reached = accumulate(totals.buckets)
+        bounds = zip(BUCKETS_S, reached, strict=False)  # beyond the last bound nothing is known
+        return next((bound for bound, up_to in bounds if up_to >= 0.999 * number), None)
 
     def add(self, stats: Iterable[RewardStats]) -> None:
         for one in stats:

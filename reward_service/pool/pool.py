@@ -22,29 +22,24 @@ import math
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from reward_service.errors import QueueFullError, ShuttingDownError
 from reward_service.pool.counters import PoolStatistics
 from reward_service.pool.messages import Batch, ScoredItem
-from reward_service.pool.process import Position, WorkerFactory, WorkerProcess
+from reward_service.pool.patience import STUCK_S, End, Patience
+from reward_service.pool.process import WorkerFactory, WorkerProcess
 from reward_service.pool.processor import kept_busy_by_others, waited_by_descendants
-from reward_service.pool.request import Chunk, PoolRequest, Verdict
+from reward_service.pool.request import Chunk, PoolRequest, verdict_on_death
 from reward_service.schemas import ScoreItem
 from reward_service.settings import ServiceSettings
-from reward_service.types import Reason, RewardSpec
+from reward_service.types import RewardSpec
 
 logger = logging.getLogger(__name__)
 
 _WATCH_S: Final = 0.02
 _CHUNK_S: Final = 0.005
-_STUCK_S: Final = 0.1
-"""A worker that slept for longer than this at one item, or had the processor for longer, no longer counts as one of
-those that keep the queue short."""
-_SLOW: Final = 4.0
-"""Unless items of that reward take long: so many times as long as they do on average."""
 _SCAN_S: Final = 0.5
 """Between two looks at the processes that workers started; workers that slept for less start none that matter."""
 _LAST_LOOK_S: Final = 0.02
@@ -56,14 +51,6 @@ _TAKE_UP_S: Final = 30.0
 _REAP_S: Final = 10.0
 _FIRST_BACKOFF_S: Final = 0.1
 _MAX_BACKOFF_S: Final = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Why a worker ends in the middle of a chunk, and what it says of the item that it is at."""
-
-    reason: str
-    verdict: Verdict | None = None
 
 
 class WorkerPool:
@@ -94,6 +81,7 @@ class WorkerPool:
         self._next_scan = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self.statistics = PoolStatistics()
+        self._patience = Patience(settings, self.statistics)
 
     async def start(self) -> None:
         """Starts the workers, without waiting for them."""
@@ -243,14 +231,7 @@ class WorkerPool:
         return len(self._workers) - len(self._leaving) - sum(map(self._is_stuck, self._jobs))
 
     def _is_stuck(self, worker: WorkerProcess) -> bool:
-        at = worker.position() if worker in self._jobs else None
-        if at is None or at.elapsed_s <= _STUCK_S:
-            return False
-        return worker.idle_s > _STUCK_S or worker.ran_s > max(_STUCK_S, _SLOW * self._usual_s(worker, at))
-
-    def _usual_s(self, worker: WorkerProcess, at: Position) -> float:
-        """Seconds that items of the reward that it is at take on average."""
-        return self.statistics.item_s(self._jobs[worker][0].request.specs[at.reward].name)
+        return worker in self._jobs and self._patience.is_stuck(worker, self._jobs[worker][0])
 
     def _on_ready(self, worker: WorkerProcess) -> None:
         self._failed_starts = 0
@@ -303,7 +284,7 @@ class WorkerPool:
 
     def _watch(self) -> None:
         self._watching = None
-        asleep = sum(worker.idle_s > _STUCK_S for worker in self._jobs)
+        asleep = sum(worker.idle_s > STUCK_S for worker in self._jobs)
         busy = kept_busy_by_others(len(self._workers) - asleep + _OTHER_PROCESSES)
         self._others_share += _SMOOTHING * (busy - self._others_share)
         others = self._others_share > 0.5
@@ -316,7 +297,10 @@ class WorkerPool:
             if chunk.request.abandoned:
                 self._end(worker, End("abandoned"))
             elif at is not None:
-                self._bound(worker, chunk, at, may_demote=not others)
+                if (end := self._patience.end(worker, chunk, at)) is not None:
+                    self._end(worker, end)
+                elif not others and not worker.demoted and self._patience.is_spinning(worker, chunk, at):
+                    worker.demote()
             elif time.monotonic() - since - worker.excused_s > _TAKE_UP_S:
                 self._end(worker, End("died"))
         if time.monotonic() >= self._next_scan and any(worker.idle_s > _SCAN_S for worker in self._jobs):
@@ -331,18 +315,6 @@ class WorkerPool:
         more_s = [worker.excuse_children(waited_s[worker.pid]) for worker in sleeping if worker in self._jobs]
         self._starved_s += sum(more_s) / max(1, len(self._jobs))
         self._next_scan = time.monotonic() + _SCAN_S
-
-    def _bound(self, worker: WorkerProcess, chunk: Chunk, at: Position, *, may_demote: bool) -> None:
-        deadline_s = chunk.request.deadlines_s[at.reward]
-        excused_s = min(worker.excused_s, deadline_s * (self._settings.max_deadline_factor - 1))
-        if at.elapsed_s - excused_s > deadline_s:
-            waited = f", and {excused_s:.1f} s in which others had the processors" if excused_s >= 0.1 else ""
-            message = f"not done within its deadline of {deadline_s:g} s{waited}"
-            self._end(worker, End("timeout", Verdict(at.item, at.reward, Reason.TIMEOUT, message)))
-        elif may_demote and not worker.demoted and excused_s < 2 * worker.ran_s:  # else others keep it waiting
-            usual_s = self._usual_s(worker, at)
-            if worker.ran_s > max(_STUCK_S, deadline_s / 4, 2 * _SLOW * usual_s):
-                worker.demote()
 
     def _end(self, worker: WorkerProcess, end: End) -> None:
         self._ends[worker] = end
@@ -365,7 +337,7 @@ class WorkerPool:
         code = await asyncio.to_thread(worker.reap, _REAP_S)
         if chunk is not None:
             if end is None:
-                end = End("died", _verdict_on_death(chunk, at, code))
+                end = End("died", verdict_on_death(chunk, at, code))
             elif end.verdict is not None and (at is None or at[:2] != (end.verdict.item, end.verdict.reward)):
                 end = End(end.reason)  # it got past that item before the kill reached it
             self._bring_back(chunk, end)
@@ -386,19 +358,3 @@ class WorkerPool:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _verdict_on_death(chunk: Chunk, at: tuple[int, int, float] | None, code: int | None) -> Verdict | None:
-    """Whom to blame for a worker that died by itself; None if that could be any item of the chunk."""
-    message = f"the verifier ended its process ({_ending(code)})"
-    if at is not None:
-        return Verdict(at[0], at[1], Reason.VERIFIER_ERROR, message)
-    if len(chunk.positions) == 1:
-        return Verdict(chunk.num_taken, None, Reason.VERIFIER_ERROR, message)
-    return None
-
-
-def _ending(code: int | None) -> str:
-    if code is None:
-        return "its exit code is not known"
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

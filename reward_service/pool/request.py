@@ -132,3 +132,19 @@ class Chunk:
     def _position(self, index: int) -> int | None:
         left = index - self.num_taken
         return self.positions[left] if 0 <= left < len(self.positions) else None
+
+
+def verdict_on_death(chunk: Chunk, at: tuple[int, int, float] | None, code: int | None) -> Verdict | None:
+    """Whom to blame for a worker that died by itself; None if that could be any item of the chunk."""
+    message = f"the verifier ended its process ({_ending(code)})"
+    if at is not None:
+        return Verdict(at[0], at[1], Reason.VERIFIER_ERROR, message)
+    if len(chunk.positions) == 1:
+        return Verdict(chunk.num_taken, None, Reason.VERIFIER_ERROR, message)
+    return None
+
+
+def _ending(code: int | None) -> str:
+    if code is None:
+        return "its exit code is not known"
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
