@@ -6,7 +6,9 @@ conditions, matrices, equations, words. They are compared exactly, with sympy: 1
 `2, 1`, `(2,\\infty)` is `x > 2`, 72\\% is 72 and 0.72, 30^\\circ is 30; but `1/2006!` is not `1/2004!`, `A and B` not
 `A or B`, `4c` not 4, `5 cm` not `5 m`. A decimal may stand for an exact value that rounds to it, from `float_rounding`
 significant digits on; a decimal in the reference stands for what rounds to it, if it has three digits or more. What
-contradicts itself (`7 \\approx 7.0001`) is wrong. Sums, integrals and limits are left to Math-Verify.
+contradicts itself (`7 \\approx 7.0001`) is wrong. `\\log` without a base is the natural or the decimal logarithm, the
+same throughout answer and reference, as books differ: `\\log 100` is 2 and is `\\ln 100`. Sums, integrals and limits
+are left to Math-Verify.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`).
 Every one must be right: answers that disagree score 0, whichever comes last. An answer scores 0 unread if it is
@@ -27,7 +29,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -59,6 +61,7 @@ MAX_DEPTH: Final = 30
 # MemoryError and RecursionError, after which the answer is not known, which is not wrong
 _SYMPY_REFUSES: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
+Readings = tuple[Value | None, ...]
 _OPERATORS: Final = re.compile(r"\\(?:sum|prod|int|iint|oint|lim)(?![A-Za-z])")  # what Math-Verify reads for us
 _DECIMAL_COMMA: Final = re.compile(r"[-+]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")  # beside one number it cannot be a list
 _LONG_NUMBER: Final = re.compile(r"[0-9](?:[ ,]?[0-9]){100}")
@@ -147,7 +150,7 @@ class Gold:
     """A reference, read."""
 
     text: str
-    value: Value | None
+    readings: Readings
     """None: our own reader does not know such a thing."""
     parsed: Sequence[Any] = ()
     """What Math-Verify makes of it then, if there is a sum, an integral or the like in it."""
@@ -160,13 +163,18 @@ def _parse_reference(text: str) -> Gold:
         raise InvalidReferenceError(f"final_answer {text!r:.100} {why}")
     if not bare:
         raise InvalidReferenceError(f"final_answer {text!r:.100} is empty")
-    value = _read(bare)
-    return Gold(bare, value, _parse(bare) if value is None and _OPERATORS.search(bare) else ())
+    readings = _read(bare)
+    return Gold(bare, readings, _parse(bare) if readings[0] is None and _OPERATORS.search(bare) else ())
 
 
-def _read(text: str) -> Value | None:
+def _read(text: str) -> Readings:
+    """What it says; twice where there is a logarithm, once for each base that it may have."""
+    return tuple(_read_once(text, base) for base in ((None, 10) if "log" in text else (None,)))
+
+
+def _read_once(text: str, log_base: int | None) -> Value | None:
     try:
-        return read_answer(text)
+        return read_answer(text, log_base)
     except (ExpressionError, *_SYMPY_REFUSES):
         return None
 
@@ -188,19 +196,29 @@ def _parse(text: str) -> list[Any]:
 def _is_right(golds: list[Gold], text: str, params: Params) -> bool:
     if any(same_text(gold.text, text) for gold in golds):
         return True
-    value = _read(text)
-    return any(_is_same(gold, value, text, params.float_rounding) for gold in golds)
+    readings = _read(text)
+    return any(_is_same(gold, readings, text, params.float_rounding) for gold in golds)
 
 
-def _is_same(gold: Gold, value: Value | None, text: str, digits: int) -> bool:
+def _is_same(gold: Gold, readings: Readings, text: str, digits: int) -> bool:
     try:
-        if gold.value is not None:
-            if isinstance(gold.value, Quantity) and _DECIMAL_COMMA.fullmatch(text):
-                value = _read(text.replace(",", "."))
-            return value is not None and same(gold.value, value, digits)
+        if gold.readings[0] is not None:
+            if isinstance(gold.readings[0], Quantity) and _DECIMAL_COMMA.fullmatch(text):
+                readings = _read(text.replace(",", "."))
+            return any(_says(*pair, digits) for pair in _pairs(gold.readings, readings))
         return bool(gold.parsed) and _letters(gold.text) == _letters(text) and _verify(gold.parsed, _parse(text))
     except _SYMPY_REFUSES:
         return False
+
+
+def _pairs(golds: Readings, answers: Readings) -> Iterable[tuple[Value | None, Value | None]]:
+    """Reference and answer with the same base of logarithms."""
+    number = max(len(golds), len(answers))
+    return zip(golds * (number // len(golds)), answers * (number // len(answers)), strict=True)
+
+
+def _says(gold: Value | None, answer: Value | None, digits: int) -> bool:
+    return gold is not None and answer is not None and same(gold, answer, digits)
 
 
 def _letters(text: str) -> list[str]:

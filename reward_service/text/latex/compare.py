@@ -12,58 +12,47 @@ None of these functions is symmetric where the docstring does not say so: the re
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
 from typing import Any, Final
 
 from reward_service.text.expressions import equivalent
+from reward_service.text.latex.quantities import same_quantities
 from reward_service.text.latex.regions import as_region, variables
-from reward_service.text.latex.units import denies
+from reward_service.text.latex.settle import (
+    CONTRADICTION,
+    as_quotient,
+    as_ratio,
+    is_asked_for,
+    is_name,
+    same_name,
+    settled,
+    without_domain,
+)
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
 _OPPOSITE: Final = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
-_FEW: Final = 3
-"""With fewer significant digits a reference's decimal stands for what is within a thousandth; with one, for itself."""
-_CONTRADICTION: Final = Words("\0")
-"""What is no answer, as it says two things: equal to nothing."""
 
 
 def same(gold: Value, answer: Value, digits: int = 6) -> bool:
     """Whether `answer` says what `gold` says."""
-    gold, answer = _settled(gold), _settled(answer)
+    gold, answer = settled(gold), settled(answer)
+    gold, answer = without_domain(gold, answer), without_domain(answer, gold)
     if isinstance(gold, Relation | Chain) or isinstance(answer, Relation | Chain):
         return _same_relations(gold, answer, digits)
     if isinstance(gold, Quantity) and isinstance(answer, Quantity):
         return same_quantities(gold, answer, digits)
     if isinstance(gold, Words) != isinstance(answer, Words):
-        gold, answer = _as_ratio(gold), _as_ratio(answer)
+        gold, answer = as_ratio(gold), as_ratio(answer)
     if isinstance(gold, Quantity) != isinstance(answer, Quantity):
-        gold, answer = _as_quotient(gold), _as_quotient(answer)
+        gold, answer = as_quotient(gold), as_quotient(answer)
         if isinstance(gold, Quantity) and isinstance(answer, Quantity):
             return same_quantities(gold, answer, digits)
     if isinstance(gold, Words) or isinstance(answer, Words):
         return _same_words(gold, answer)
+    if isinstance(gold, Matrix) or isinstance(answer, Matrix):
+        return _same_matrices(gold, answer, digits)
     if isinstance(gold, Region) or isinstance(answer, Region) or _is_condition(gold) != _is_condition(answer):
         return same_regions(gold, answer)
     return _same_collections(gold, answer, digits)
-
-
-def _as_ratio(value: Value) -> Value:
-    """What looks like a time of day is a ratio beside what is none."""
-    if not isinstance(value, Words) or not re.fullmatch(r"[1-9][0-9]*(?::[1-9][0-9]*)+", value.text):
-        return value
-    import sympy
-
-    return Sequence("ratio", tuple(Quantity(sympy.Integer(part)) for part in value.text.split(":")))
-
-
-def _as_quotient(value: Value) -> Value:
-    """`3:2` is 3/2 beside a number."""
-    if isinstance(value, Sequence) and value.kind == "ratio" and len(value.items) == 2:
-        above, below = value.items
-        if isinstance(above, Quantity) and isinstance(below, Quantity) and not below.expression.is_zero:
-            return Quantity(above.expression / below.expression)
-    return value
 
 
 def _is_condition(value: Value) -> bool:
@@ -73,130 +62,6 @@ def _is_condition(value: Value) -> bool:
     )
 
 
-def _settled(value: Value) -> Value:
-    """`value` with what is only another way of writing it resolved."""
-    if isinstance(value, Chain):
-        return _of_chain(value)
-    if isinstance(value, Relation) and value.sign == "~":
-        return _of_chain(Chain((value,)))
-    if isinstance(value, Relation) and value.sign == "in" and isinstance(value.right, Sequence | Region):
-        return _of_member(value.left, value.right) if _is_name(value.left) else value
-    if isinstance(value, Relation) and _is_list(value.left) and isinstance(value.right, Sequence):
-        assert isinstance(value.left, Sequence)
-        pairs = tuple(Relation(*pair) for pair in _zipped(value.left.items, value.right.items))
-        return Sequence("list", pairs) if pairs else value
-    if isinstance(value, Sequence) and value.kind in ("list", "set", "tuple") and value.items:
-        return _of_sequence(value)
-    if isinstance(value, Relation) and value.sign == "=" and _is_name(value.right) and not _is_name(value.left):
-        return Relation(value.right, "=", value.left)
-    return value
-
-
-def _of_member(name: Value, of: Sequence | Region) -> Value:
-    """`x \\in (0, 5)` is the interval, `x \\in \\{1, 2\\}` gives x two values."""
-    if isinstance(of, Region):
-        return of
-    shape = as_region(of) if of.kind == "tuple" else None
-    return Relation(name, "=", of) if shape is None else Region(shape)
-
-
-def _is_list(value: Value) -> bool:
-    return isinstance(value, Sequence) and value.kind != "ratio"
-
-
-def _zipped(left: tuple[Value, ...], right: tuple[Value, ...]) -> list[tuple[Value, str, Value]]:
-    return [(one, "=", other) for one, other in zip(left, right, strict=True)] if len(left) == len(right) else []
-
-
-def _of_sequence(value: Sequence) -> Value:
-    items = value.items
-    if value.kind == "set" and len(items) == 1:
-        return items[0]
-    if value.kind in ("list", "set"):  # plus-minus within
-        flat: list[Value] = []
-        for item in items:
-            nested = isinstance(item, Sequence) and item.kind == "list" and item.connector == ","
-            flat += item.items if nested and isinstance(item, Sequence) else (item,)
-        items = tuple(flat)
-    relations = [item for item in items if isinstance(item, Relation) and item.sign == "="]
-    if len(relations) == len(items) and all(_same_name(relations[0].left, one.left) for one in relations):
-        return Relation(
-            relations[0].left, "=", Sequence("list", tuple(one.right for one in relations), value.connector)
-        )
-    return Sequence(value.kind, items, value.connector)
-
-
-def _of_chain(chain: Chain) -> Value:
-    """Of `a = b = c` the first and the last side. An approximation must be one; then what it approximates counts."""
-    relations = list(chain.relations)
-    while relations and relations[-1].sign == "~":
-        left, right = relations[-1].left, relations[-1].right
-        if _is_asked_for(left) and not _is_number(left) and len(relations) == 1:
-            return Relation(left, "=", right)
-        if not (isinstance(left, Quantity) and isinstance(right, Quantity) and _approximates(left, right)):
-            return _CONTRADICTION
-        relations.pop()
-        if not relations:
-            return left
-    if len(relations) == 1:
-        return _settled(relations[0])
-    signs = {one.sign for one in relations}
-    if signs == {"="}:
-        return _settled(Relation(relations[0].left, "=", relations[-1].right))
-    return _CONTRADICTION if "~" in signs else Chain(tuple(relations))
-
-
-def _is_number(value: Value) -> bool:
-    return isinstance(value, Quantity) and bool(value.expression.is_number)
-
-
-def _approximates(exact: Quantity, rounded: Quantity) -> bool:
-    return same_quantities(exact, rounded, 1) or same_quantities(rounded, exact, 1)
-
-
-def _is_name(value: Value) -> bool:
-    """A label: words, letters alone (`x`, `AB`, `f(x)`, `P_1`), or several of these."""
-    if isinstance(value, Words):
-        return not denies(value.text)
-    if isinstance(value, Sequence):
-        return all(_is_name(item) for item in value.items)
-    if not isinstance(value, Quantity) or value.unit:
-        return False
-    expression = value.expression
-    if expression.func.__name__ == "Abs" and expression.args[0].is_Mul:  # |AB|
-        expression = expression.args[0]
-    factors = expression.args if expression.is_Mul else (expression,)
-    return all(_is_letter(factor, len(factors) > 1) for factor in factors)
-
-
-def _is_letter(factor: Any, in_product: bool) -> bool:
-    """A letter, a function of a name (`f(x)`), or in a product what makes `\\frac{AB}{CD}`."""
-    from sympy.core.function import AppliedUndef
-
-    if factor.is_Symbol or isinstance(factor, AppliedUndef):
-        return True
-    if not in_product:
-        return False
-    return bool(factor.is_Pow and factor.base.is_Symbol and factor.exp == -1)
-
-
-def _is_asked_for(value: Value) -> bool:
-    """What a question may ask the value of: a name, a function (`\\sin A`, `|z|`), a term of several letters (`x + y`).
-
-    The value of `2x` is another than that of x.
-    """
-    if _is_name(value) or not isinstance(value, Quantity):
-        return _is_name(value)
-    expression = value.expression
-    return not value.unit and bool(expression.is_number or expression.is_Function or len(expression.free_symbols) > 1)
-
-
-def _same_name(one: Value, other: Value) -> bool:
-    if isinstance(one, Words) or isinstance(other, Words):
-        return True  # "Area = 5" and "A = 5": words say what is meant, not what it is
-    return one == other
-
-
 def _same_relations(gold: Value, answer: Value, digits: int) -> bool:
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return _same_relation(gold, answer, digits)
@@ -204,14 +69,14 @@ def _same_relations(gold: Value, answer: Value, digits: int) -> bool:
         return variables(gold) == variables(answer) and same_regions(gold, answer)
     relation, other = (gold, answer) if isinstance(gold, Relation | Chain) else (answer, gold)
     if isinstance(relation, Relation) and relation.sign == "=":
-        if not (_is_name if relation is gold else _is_asked_for)(relation.left):
+        if not (is_name if relation is gold else is_asked_for)(relation.left):
             return False
         return same(relation.right, other, digits) if relation is gold else same(other, relation.right, digits)
     return isinstance(other, Region | Sequence) and same_regions(gold, answer)
 
 
 def _same_relation(gold: Relation, answer: Relation, digits: int) -> bool:
-    if gold.sign == answer.sign and _same_name(gold.left, answer.left) and same(gold.right, answer.right, digits):
+    if gold.sign == answer.sign and same_name(gold.left, answer.left) and same(gold.right, answer.right, digits):
         return True
     sides = (gold.left, gold.right, answer.left, answer.right)
     if not all(isinstance(side, Quantity) for side in sides):
@@ -277,26 +142,48 @@ def _same_ends(one: Any, other: Any) -> bool:
 
 def _same_words(gold: Value, answer: Value) -> bool:
     if isinstance(gold, Words) and isinstance(answer, Words):
-        return gold == answer != _CONTRADICTION
+        return gold == answer != CONTRADICTION
     words, other = (gold, answer) if isinstance(gold, Words) else (answer, gold)
     if isinstance(words, Words) and isinstance(other, Quantity) and other.expression.is_Symbol:
         return bool(words.text == other.expression.name.lower())
     return False
 
 
-def _same_collections(gold: Value, answer: Value, digits: int) -> bool:
+def _same_matrices(gold: Value, answer: Value, digits: int) -> bool:
+    if isinstance(gold, Matrix) != isinstance(answer, Matrix):
+        gold, answer = _as_matrix(gold), _as_matrix(answer)
     if isinstance(gold, Matrix) and isinstance(answer, Matrix):
         pairs = [(len(one), len(other)) for one, other in zip(gold.rows, answer.rows, strict=False)]
         if len(gold.rows) != len(answer.rows) or any(one != other for one, other in pairs):
             return False
         rows = zip(gold.rows, answer.rows, strict=True)
         return all(_in_order(one, other, digits) for one, other in rows)
-    if isinstance(gold, Matrix) or isinstance(answer, Matrix):
-        vectors = [_as_vector(value) for value in (gold, answer)]
-        return vectors[0] is not None and vectors[1] is not None and _in_order(vectors[0], vectors[1], digits)
+    vectors = [_as_vector(value) for value in (gold, answer)]
+    return vectors[0] is not None and vectors[1] is not None and _in_order(vectors[0], vectors[1], digits)
+
+
+def _same_collections(gold: Value, answer: Value, digits: int) -> bool:
     if isinstance(gold, Sequence) and isinstance(answer, Sequence):
         return _same_sequences(gold, answer, digits)
     return False
+
+
+def _as_matrix(value: Value) -> Value:
+    """`[[1, 2], [3, 4]]` as its rows."""
+    if not isinstance(value, Sequence) or value.kind != "square":
+        return value
+    rows = [row for item in value.items if (row := _as_row(item)) is not None]
+    return Matrix(tuple(rows)) if len(rows) == len(value.items) and len(set(map(len, rows))) == 1 else value
+
+
+def _as_row(value: Value) -> tuple[Value, ...] | None:
+    """What stands in square brackets; two numbers there were read as an interval."""
+    import sympy
+
+    if isinstance(value, Region) and isinstance(value.shape, sympy.Interval):
+        shape = value.shape
+        return None if shape.left_open or shape.right_open else (Quantity(shape.start), Quantity(shape.end))
+    return value.items if isinstance(value, Sequence) and value.kind == "square" else None
 
 
 def _as_vector(value: Value) -> tuple[Value, ...] | None:
@@ -304,7 +191,7 @@ def _as_vector(value: Value) -> tuple[Value, ...] | None:
         if len(value.rows[0]) == 1:
             return tuple(row[0] for row in value.rows)
         return value.rows[0] if len(value.rows) == 1 else None
-    return value.items if isinstance(value, Sequence) and value.kind in ("tuple", "square") else None
+    return value.items if isinstance(value, Sequence) and value.kind == "tuple" else _as_row(value)
 
 
 def _same_sequences(gold: Sequence, answer: Sequence, digits: int) -> bool:
@@ -324,7 +211,7 @@ def _same_sequences(gold: Sequence, answer: Sequence, digits: int) -> bool:
 
 
 def _right(value: Value) -> Value:
-    named = isinstance(value, Relation) and value.sign == "=" and _is_name(value.left)
+    named = isinstance(value, Relation) and value.sign == "=" and is_name(value.left)
     return value.right if named and isinstance(value, Relation) else value
 
 
@@ -361,82 +248,3 @@ def _matched(golds: tuple[Value, ...], answers: tuple[Value, ...], digits: int) 
             return False
         del rest[index]
     return not rest
-
-
-def same_quantities(gold: Quantity, answer: Quantity, digits: int) -> bool:
-    """Whether two numbers or expressions are the same, units, percent and degree signs included."""
-    gold, answer = _with_unit(gold, answer), _with_unit(answer, gold)
-    if gold.unit and answer.unit and gold.unit != answer.unit:
-        return False
-    return any(_same_numbers(one, gold.digits, other, answer.digits, digits) for one, other in _readings(gold, answer))
-
-
-def _with_unit(quantity: Quantity, other: Quantity) -> Quantity:
-    """`5 m` beside `5\\text{ m}` has a unit, not a variable."""
-    import sympy
-
-    symbol = sympy.Symbol(other.unit, real=True) if len(other.unit) == 1 and not quantity.unit else None
-    if symbol is None or not (quantity.expression / symbol).is_number:
-        return quantity
-    return Quantity(quantity.expression / symbol, quantity.digits, other.unit)
-
-
-def _readings(gold: Quantity, answer: Quantity) -> list[tuple[Any, Any]]:
-    """The pairs of values that may be compared: `50\\%` is 50 or 1/2 beside a number without a percent sign."""
-    import sympy
-
-    left, right = gold.expression, answer.expression
-    readings = [(left, right)]
-    if gold.percent != answer.percent:
-        percent = left if gold.percent else right
-        if percent.is_number and bool(abs(percent) < 1):  # 0.5 beside 0.5 % may mean a half
-            readings = []
-        readings.append((left / 100, right) if gold.percent else (left, right / 100))
-    if gold.degrees != answer.degrees:
-        radians = sympy.pi / 180
-        readings.append((left * radians, right) if gold.degrees else (left, right * radians))
-    return readings
-
-
-def _same_numbers(gold: Any, gold_digits: int | None, answer: Any, answer_digits: int | None, digits: int) -> bool:
-    if gold == answer:
-        return True
-    if not (gold.is_Rational and answer.is_Rational) and equivalent(gold, answer) is True:
-        return True
-    if (gold_digits is None and answer_digits is None) or not (gold.is_real and answer.is_real):
-        return False
-    if not (gold.is_number and answer.is_number):
-        return False
-    if answer_digits is not None and (gold_digits is None or answer_digits <= gold_digits):
-        return answer_digits >= digits and not gold.is_Integer and _rounds_to(gold, answer, answer_digits)
-    assert gold_digits is not None
-    if answer.is_Integer or gold_digits < 2:
-        return False
-    if answer_digits is not None and (answer_digits < max(6, gold_digits + 3) or _is_beside(gold, answer, gold_digits)):
-        return False
-    return (gold_digits >= _FEW or _relative(gold, answer) <= Decimal("0.001")) and _rounds_to(
-        answer, gold, gold_digits
-    )
-
-
-def _is_beside(gold: Any, answer: Any, digits: int) -> bool:
-    """Whether a decimal is the reference but for its far digits (12.5000001): rounded values do not look like that."""
-    return _relative(gold, answer) < Decimal(1).scaleb(-digits - 3)
-
-
-def _rounds_to(exact: Any, rounded: Any, digits: int) -> bool:
-    """Whether `exact` differs from `rounded` by half a unit of its last significant digit at most."""
-    wanted = _decimal(rounded, digits + 10)
-    if wanted == 0:
-        return False
-    unit = Decimal(1).scaleb(wanted.adjusted() - digits + 1)
-    return abs(_decimal(exact, digits + 10) - wanted) * 2 <= unit
-
-
-def _relative(gold: Any, answer: Any) -> Decimal:
-    value = _decimal(answer, 20)
-    return abs(_decimal(gold, 20) - value) / abs(value) if value else Decimal(1)
-
-
-def _decimal(number: Any, digits: int) -> Decimal:
-    return Decimal(str(number.evalf(min(digits, 1000))))

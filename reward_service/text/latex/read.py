@@ -8,22 +8,17 @@ quotient or function: `\sin 2x`. Sizes are limited before sympy works.
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from typing import Any, Final
 
-from reward_service.text.expressions import ExpressionError, check_power
-from reward_service.text.latex.tokens import SCALES, Token
+from reward_service.text.expressions import ExpressionError
+from reward_service.text.latex.operations import apply, binomial, bounded, factorial, number, power, quotient, repeating
+from reward_service.text.latex.tokens import CURRENCIES, SCALES, Token
 
 MAX_DEPTH: Final = 40
-MAX_DIGITS: Final = 1000
-MAX_FACTORIAL: Final = 5000
-MAX_EXPONENT: Final = 10_000
-MAX_BITS: Final = 200_000
 
 _SUM, _PRODUCT, _NEGATION, _POWER, _POSTFIX = range(1, 6)  # what binds tighter is greater
 _CLOSING: Final = {"(": ")", "[": "]", "{": "}", "\\lbrace": "\\rbrace", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 _BARS: Final = {"|": "|", "\\lvert": "\\rvert"}
-CURRENCIES: Final = {"\\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
 _TIMES: Final = ("*", "\\times", "\\cdot", "\\ast", "\\bullet")
 _MARKED: Final = tuple(
     f"\\{mark}" for mark in ("vec", "hat", "overline", "bar", "tilde", "overrightarrow", "angle", "triangle", "mathbb")
@@ -37,8 +32,10 @@ _OPENERS: Final = (  # what a product may go on with where its sign is left out
 class Reader:
     """Reads an expression from a position on; what it leaves is for who called it."""
 
-    def __init__(self, tokens: list[Token]) -> None:
+    def __init__(self, tokens: list[Token], log_base: int | None = None) -> None:
+        """`log_base`: of a `\\log` that names none; None: e."""
         self.tokens = tokens
+        self.log_base = log_base
         self.at = 0
         self.degrees = 0
         """Degree signs outside of functions' arguments."""
@@ -327,6 +324,8 @@ class Reader:
         self.degrees = outside
         if exponent is not None and exponent == -1 and name in ("sin", "cos", "tan", "cot", "sec", "csc"):
             return apply(f"a{name}", arguments, base)
+        if name == "log" and base is None and len(arguments) == 1:
+            base = self.log_base
         value = apply(name, arguments, base)
         return value if exponent is None else power(value, exponent)
 
@@ -343,90 +342,3 @@ class Reader:
         while self.kind in _OPENERS and self.kind not in ("function", "("):
             value = value * self.read(_POWER - 1, depth + 1)
         return [value]
-
-
-def number(text: str) -> Any:
-    """A decimal as sympy's Rational; ExpressionError if it is too long."""
-    import sympy
-
-    mantissa, _, exponent = text.lower().partition("e")
-    if len(mantissa) > MAX_DIGITS or len(exponent) > 5:
-        raise ExpressionError(f"the number {text[:20]!r} is too large")
-    return sympy.Rational(mantissa.rstrip(".")) * sympy.Integer(10) ** int(exponent or "0")
-
-
-def repeating(text: str) -> Any:
-    r"""`0.1\overline{6}`, `0.(3)`, `0.\dot3`, `0.\dot14285\dot7` as sympy's Rational."""
-    import sympy
-
-    whole, _, places = text.partition(".")
-    first = re.search(r"\\|\(", places)
-    assert first is not None
-    fixed = places[: first.start()]
-    period = re.sub(r"[^0-9]", "", places[first.start() :])
-    scale, nines = 10 ** len(fixed), 10 ** len(period) - 1
-    value = Fraction(int((whole + fixed) or "0"), scale) + Fraction(int(period), scale * nines)
-    return sympy.Rational(value.numerator, value.denominator)
-
-
-def quotient(above: Any, below: Any) -> Any:
-    """ExpressionError for a division by zero."""
-    if below.is_zero:
-        raise ExpressionError("it divides by zero")
-    return bounded(above / below)
-
-
-def bounded(value: Any) -> Any:
-    """`value`; ExpressionError if it is a number of so many digits that working with it takes long."""
-    if value.is_Rational and max(abs(value.p), value.q).bit_length() > MAX_BITS:
-        raise ExpressionError("a number is too large")
-    return value
-
-
-def power(base: Any, exponent: Any) -> Any:
-    """ExpressionError if the power is too large to be worked out."""
-    check_power(base, exponent, MAX_EXPONENT, MAX_BITS)
-    if base.is_zero and exponent.is_negative:
-        raise ExpressionError("it divides by zero")
-    return base**exponent
-
-
-def factorial(operand: Any) -> Any:
-    """Worked out for whole numbers up to MAX_FACTORIAL, left standing for expressions."""
-    import sympy
-
-    if operand.is_number and not (operand.is_Integer and 0 <= operand <= MAX_FACTORIAL):
-        raise ExpressionError(f"a factorial is of a whole number up to {MAX_FACTORIAL} only")
-    return sympy.factorial(operand)
-
-
-def binomial(above: Any, below: Any) -> Any:
-    """Worked out for numbers up to MAX_FACTORIAL."""
-    import sympy
-
-    if any(one.is_number and not (one.is_Integer and 0 <= one <= MAX_FACTORIAL) for one in (above, below)):
-        raise ExpressionError(f"a binomial is of whole numbers up to {MAX_FACTORIAL} only")
-    return sympy.binomial(above, below)
-
-
-def apply(name: str, arguments: list[Any], base: Any = None) -> Any:
-    """A function of its arguments; ExpressionError if there is no value, or too large a one."""
-    import sympy
-
-    if name == "log":
-        arguments = [*arguments, base] if base is not None else arguments
-    elif name == "lg":
-        name, arguments = "log", [*arguments, sympy.Integer(10)]
-    if name in ("exp", "sinh", "cosh") and arguments[0].is_number and not abs(arguments[0].evalf(5)) <= MAX_EXPONENT:
-        raise ExpressionError(f"the argument of {name} is too large")
-    if name == "gcd" or name == "lcm":
-        if not all(one.is_Integer for one in arguments):
-            raise ExpressionError(f"{name} is of whole numbers only")
-        return sympy.Integer(getattr(sympy, name)(arguments))
-    try:
-        value = getattr(sympy, name)(*arguments)
-    except (TypeError, ValueError) as error:
-        raise ExpressionError(f"{name} does not take that: {error!s:.50}") from None
-    if value.has(sympy.nan, sympy.zoo):
-        raise ExpressionError("it has no finite value")
-    return value

@@ -61,8 +61,10 @@ def _relation_region(relation: Relation) -> Any:
         return as_region(right) if named else None
     if not isinstance(left, Quantity) or not isinstance(right, Quantity):
         return None
-    if isinstance(right.expression, sympy.Symbol | AppliedUndef) and left.expression.is_number:
+    if left.expression.is_number and not right.expression.is_number:
         left, right, sign = right, left, {"<": ">", ">": "<", "<=": ">=", ">=": "<="}.get(sign, sign)
+    if isinstance(left.expression, sympy.Abs):
+        return _absolute_region(left.expression.args[0], sign, right.expression)
     if (
         not isinstance(left.expression, sympy.Symbol | AppliedUndef)
         or right.expression.free_symbols & left.expression.free_symbols
@@ -79,6 +81,21 @@ def _relation_region(relation: Relation) -> Any:
         "!=": lambda: sympy.S.Reals - sympy.FiniteSet(bound),
         "=": lambda: sympy.FiniteSet(bound),
     }[sign]()
+
+
+def _absolute_region(inner: Any, sign: str, bound: Any) -> Any:
+    """`|x - 3| < 2` as the interval from 1 to 5, `>` as what is beside it; None for what is no name and a number."""
+    import sympy
+
+    names = inner.free_symbols
+    if len(names) != 1 or not (inner - (name := next(iter(names)))).is_number or not bound.is_positive:
+        return None
+    middle = name - inner
+    if not middle.is_real or not bound.is_real or sign not in ("<", "<=", ">", ">="):
+        return None
+    open_ends = sign in ("<", ">=")
+    within = sympy.Interval(middle - bound, middle + bound, open_ends, open_ends)
+    return within if sign in ("<", "<=") else sympy.S.Reals - within
 
 
 def variables(value: Value) -> set[Any]:

@@ -6,30 +6,37 @@ An answer is read as a whole or not at all: what is left over behind an expressi
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Final
 
 from reward_service.text.expressions import ExpressionError
-from reward_service.text.latex.read import CURRENCIES, Reader
+from reward_service.text.latex.read import Reader
 from reward_service.text.latex.regions import as_region, variables
+from reward_service.text.latex.shapes import (
+    BRACKETS,
+    both_signs,
+    combined,
+    determinant,
+    enclosed,
+    listed,
+    named_region,
+    significant_digits,
+)
 from reward_service.text.latex.surface import surface
-from reward_service.text.latex.tokens import FUNCTIONS, GREEK, RELATIONS, UNITS, WORDS, Token, tokens
+from reward_service.text.latex.tokens import CURRENCIES, FUNCTIONS, GREEK, RELATIONS, UNITS, WORDS, tokens
 from reward_service.text.latex.units import folded, unit_name
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
 MAX_TOKENS: Final = 600
 MAX_ITEMS: Final = 200
-_MAX_DETERMINANT: Final = 4
 
-_BRACKETS: Final = {"(": ")", "[": "]", "\\lbrace": "\\rbrace", "\\langle": "\\rangle", "{": "}"}
 _SET_SIGNS: Final = ("\\cup", "\\cap", "\\setminus", "\\backslash")
 _CONNECTORS: Final = {"and": "and", "or": "or", "and/or": "or"}
-_DECIMAL: Final = re.compile(r"[0-9]*\.[0-9]+")
 _BASES: Final = {
     **{"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10},
     **{"twelve": 12, "sixteen": 16, "binary": 2, "octal": 8, "hex": 16},
 }
 _IN_BASE: Final = re.compile(
-    r"\(?(?:\\text ?\{)?([0-9A-F]+)\}?\)? ?_ ?\{? ?\(?(?:\\text ?\{ ?)?([0-9]+|[a-z]+)\)?(?: ?\})*"
+    r"\(?(?:\\text ?\{)?([0-9A-F]+|[0-9a-f]{2,})\}?\)? ?_ ?\{? ?\(?(?:\\text ?\{ ?)?([0-9]+|[a-z]+)\)?(?: ?\})*"
 )
 _CLOCK: Final = re.compile(r"[0-9]{1,2} ?: ?[0-9]{2}(?: ?: ?[0-9]{2})?(?: ?(?:\\text ?\{)? ?[apAP]\.?[mM]\.? ?\}?)?")
 
@@ -43,14 +50,17 @@ _NAMED_SETS: Final = {
 }
 
 
-def read_answer(text: str) -> Value:
-    """The value of an answer as a whole; ExpressionError says why there is none."""
+def read_answer(text: str, log_base: int | None = None) -> Value:
+    """The value of an answer as a whole; ExpressionError says why there is none.
+
+    Logarithms that name no base are of base `log_base`, natural ones if it is None.
+    """
     smooth = surface(text)
     if (words := _words(smooth)) is not None:
         return words
     if (based := _IN_BASE.fullmatch(smooth)) is not None and (number := _in_base(based)) is not None:
         return number
-    reader = _Structure(tokens(smooth, MAX_TOKENS))
+    reader = _Structure(tokens(smooth, MAX_TOKENS), log_base)
     value = reader.top()
     if reader.kind != "end":
         raise ExpressionError(f"{reader.text!r:.30} is not expected here")
@@ -68,7 +78,7 @@ def _words(smooth: str) -> Value | None:
 
 def _named_set(words: str) -> Value:
     """What words say, as the set that they name if they name one."""
-    return _region(_NAMED_SETS[words]) if words in _NAMED_SETS else Words(words)
+    return named_region(_NAMED_SETS[words]) if words in _NAMED_SETS else Words(words)
 
 
 def _in_base(match: re.Match[str]) -> Quantity | None:
@@ -76,6 +86,8 @@ def _in_base(match: re.Match[str]) -> Quantity | None:
 
     base = int(match[2]) if match[2].isdigit() else _BASES.get(match[2], 0)
     if not 2 <= base <= 36 or not (match[1][0].isdigit() or base > 10):
+        return None
+    if base != 16 and any("a" <= digit <= "z" for digit in match[1]):  # rather a letter with an index
         return None
     try:
         return Quantity(sympy.Integer(int(match[1], base)), base=base)
@@ -92,7 +104,7 @@ class _Structure(Reader):
     def top(self) -> Value:
         """Everything: items with commas, `and` or `or` between them."""
         items, connector = self._items(("end",))
-        return items[0] if len(items) == 1 else _listed(items, connector)
+        return items[0] if len(items) == 1 else listed(items, connector)
 
     def _items(self, ends: tuple[str, ...]) -> tuple[list[Value], str]:
         items = [self._relation()]
@@ -135,14 +147,14 @@ class _Structure(Reader):
         left = self._item()
         while self.kind in _SET_SIGNS or (self.kind == "-" and isinstance(left, Region)):
             sign = self.advance().kind
-            left = _combined(left, sign, self._item())
+            left = combined(left, sign, self._item())
         return left
 
     def _item(self) -> Value:
         if (value := self._special()) is not None:
             return value
         start = self.at
-        if self.kind in (*_BRACKETS, "]", "environment"):
+        if self.kind in (*BRACKETS, "]", "environment"):
             try:
                 value = self._bracketed()
             except ExpressionError:
@@ -197,7 +209,7 @@ class _Structure(Reader):
         opening = self.advance().kind
         if opening == "\\lbrace" and self.kind == "\\rbrace":
             self.advance()
-            return _region("EmptySet")
+            return named_region("EmptySet")
         self.names_set = opening == "\\lbrace"
         items, connector = self._items((")", "]", "[", "\\rbrace", "\\rangle", "}", "|", ":"))
         self.names_set = False
@@ -206,13 +218,13 @@ class _Structure(Reader):
                 return self._set_builder(items)
             raise ExpressionError("a bar stands in brackets")
         closing = self.advance().kind
-        return _enclosed(opening, items, closing, connector)
+        return enclosed(opening, items, closing, connector)
 
     def _set_builder(self, names: list[Value]) -> Value:
         self.advance()
         conditions, connector = self._items(("\\rbrace",))
         self.expect("\\rbrace")
-        condition = conditions[0] if len(conditions) == 1 else _listed(conditions, connector)
+        condition = conditions[0] if len(conditions) == 1 else listed(conditions, connector)
         if len(names) != 1:
             raise ExpressionError("a set of more than one variable is not read")
         name = names[0].left if isinstance(names[0], Relation) and names[0].sign == "in" else names[0]
@@ -223,7 +235,7 @@ class _Structure(Reader):
 
     def _matrix(self) -> Value:
         begin = re.sub(r"[\\ ]|\{[lcr| ]*\}$", "", self.advance().text)
-        if not re.search(r"matrix|array", begin) or "begin" not in begin:
+        if not re.search(r"matrix|array|cases", begin) or "begin" not in begin:
             raise ExpressionError(f"the environment {begin:.30} is not read")
         rows: list[tuple[Value, ...]] = []
         row: list[Value] = []
@@ -247,7 +259,11 @@ class _Structure(Reader):
             rows.append(tuple(row))
         if not rows or len({len(one) for one in rows}) != 1:
             raise ExpressionError("the rows of a matrix are not of one length")
-        return _determinant(rows) if "vmatrix" in begin else Matrix(tuple(rows))
+        if "cases" in begin:
+            if len(rows[0]) > 1:
+                raise ExpressionError("cases with conditions are not read")
+            return Sequence("list", tuple(row[0] for row in rows), "and")
+        return determinant(rows) if "vmatrix" in begin else Matrix(tuple(rows))
 
     def _quantity(self) -> Value:
         import sympy
@@ -267,7 +283,7 @@ class _Structure(Reader):
         if self.kind == ":" and not self.names_set:
             return self._ratio(Quantity(expression))
         quantity = Quantity(expression, significant_digits(written), unit, percent, degrees)
-        return _both_signs(quantity, self.signs) if self.signs else quantity
+        return both_signs(quantity, self.signs) if self.signs else quantity
 
     def _ratio(self, first: Quantity) -> Value:
         parts: list[Value] = [first]
@@ -300,109 +316,3 @@ class _Structure(Reader):
                 self.advance()
             else:
                 return unit_name(" ".join(parts))
-
-
-def _listed(items: list[Value], connector: str) -> Value:
-    """`n = 2, 3, 4` gives one name three values; otherwise a list of what there is."""
-    first = items[0]
-    if (
-        isinstance(first, Relation)
-        and first.sign == "="
-        and not any(isinstance(one, Relation | Chain) for one in items[1:])
-    ):
-        return Relation(first.left, "=", Sequence("list", (first.right, *items[1:]), connector))
-    return Sequence("list", tuple(items), connector)
-
-
-def _enclosed(opening: str, items: list[Value], closing: str, connector: str) -> Value | None:
-    if connector != ",":
-        raise ExpressionError("words stand in brackets")
-    if opening == "\\lbrace" and closing == "\\rbrace":
-        return Sequence("set", tuple(items))
-    if opening == "{" and closing == "}":  # which LaTeX does not show
-        return None if len(items) == 1 else Sequence("list", tuple(items))
-    if opening == "\\langle" and closing == "\\rangle":
-        return Sequence("tuple", tuple(items))
-    if len(items) == 1:
-        if isinstance(items[0], Quantity) and opening in ("(", "[") and closing == _BRACKETS[opening]:
-            return None
-        if (opening == "(" and closing == ")") or isinstance(items[0], Matrix):
-            return items[0]
-        raise ExpressionError("brackets that are not read")
-    if len(items) == 2 and (opening, closing) != ("(", ")"):
-        return _interval(opening, items, closing)
-    kinds = {("(", ")"): "tuple", ("[", "]"): "square"}
-    if (opening, closing) not in kinds:
-        raise ExpressionError(f"{opening} does not fit {closing}")
-    return Sequence(kinds[opening, closing], tuple(items))  # type: ignore[arg-type]
-
-
-def _interval(opening: str, items: list[Value], closing: str) -> Value:
-    import sympy
-
-    low, high = items
-    if not isinstance(low, Quantity) or not isinstance(high, Quantity):
-        if (opening, closing) == ("[", "]"):
-            return Sequence("square", tuple(items))
-        raise ExpressionError("an interval is of two numbers")
-    try:
-        shape = sympy.Interval(low.expression, high.expression, opening in ("(", "]"), closing in (")", "["))
-    except (TypeError, ValueError):
-        raise ExpressionError("an interval is of two real numbers") from None
-    if shape.is_empty:
-        raise ExpressionError("an interval ends before it begins")
-    return Region(shape)
-
-
-def _determinant(rows: list[tuple[Value, ...]]) -> Value:
-    import sympy
-
-    entries = [[one.expression for one in row if isinstance(one, Quantity)] for row in rows]
-    if not all(len(row) == len(rows) <= _MAX_DETERMINANT for row in entries):
-        raise ExpressionError("a determinant is of a small square of expressions")
-    return Quantity(sympy.Matrix(entries).det())
-
-
-def _region(name: str) -> Region:
-    import sympy
-
-    return Region(getattr(sympy.S, name))
-
-
-def _combined(left: Value, sign: str, right: Value) -> Value:
-    """Union, intersection or difference of two sets."""
-    one, other = as_region(left), as_region(right)
-    if one is None or other is None:
-        raise ExpressionError(f"{sign} stands between what are not sets")
-    if sign == "\\cup":
-        return Region(one.union(other))
-    return Region(one.intersect(other) if sign == "\\cap" else one - other)
-
-
-def _both_signs(quantity: Quantity, signs: list[Any]) -> Value:
-    """`\\pm 2` as the list of 2 and -2."""
-    expressions = [quantity.expression]
-    for sign in signs:
-        expressions = [one.subs(sign, value) for one in expressions for value in (1, -1)]
-    items = tuple(Quantity(one, quantity.digits, quantity.unit, quantity.percent) for one in dict.fromkeys(expressions))
-    return items[0] if len(items) == 1 else Sequence("list", items, ",")
-
-
-def significant_digits(written: list[Token]) -> int | None:
-    """How many significant digits a decimal has, alone or times a power of ten; None if there is no decimal, 0 if there
-    is one within a term."""
-    passed_over = ("%", "\\degree", "(", ")", "{", "}", "scale", *CURRENCIES)
-    kinds = [token.kind for token in written if token.kind not in passed_over]
-    while kinds[:1] in (["-"], ["+"]):
-        kinds = kinds[1:]
-    texts = [token.text for token in written if token.kind == "number"]
-    if not any("." in text for text in texts):
-        return None
-    mantissa = texts[0].lower().partition("e")[0]
-    alone = kinds == ["number"]
-    scientific = (
-        len(kinds) > 3 and kinds[1] in ("\\times", "\\cdot", "*") and texts[1:2] == ["10"] and kinds[3] in ("^", "**")
-    )
-    if not (alone or scientific) or _DECIMAL.fullmatch(mantissa) is None:
-        return 0
-    return len(mantissa.replace(".", "").lstrip("0")) or 1

@@ -47,6 +47,10 @@ _INFIX: Final = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
 _SPACES: Final = re.compile(
     r"\\(?:[,;:>! ]|quad|qquad|thinspace|negthinspace|enspace|hfill)(?![A-Za-z])|\\[,;:>! ]|~|\s+"
 )
+_ROW_GAP: Final = re.compile(r"\\\\\*?\s*\[\s*-?[0-9.]+\s*(?:pt|em|ex|mm|cm|in)\s*\]")
+_BRACED_ARRAY: Final = re.compile(
+    r"\\left\s*\\\{\s*\\begin\s*\{array\}(.*?)\\end\s*\{array\}\s*\\right\s*(?:\.|$)", re.DOTALL
+)
 _PREFIXED: Final = {"over": "frac", "choose": "binom"}
 _DEGREES: Final = re.compile(
     r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:textdegree|degree|deg)(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|°)\s*\}|(?<=\d)\s*degrees?\b"
@@ -87,6 +91,7 @@ _PREFIX: Final = re.compile(
     r"(?:(?:the|my|so|thus|hence)?,?\s*)?(?:(?:final|correct)\s+)?answer\s*(?:is|:|=)+\s*|(?:therefore|thus|hence|so),?\s+",
     re.IGNORECASE,
 )
+_TEXT_PREFIX: Final = re.compile(rf"\\text\s*\{{\s*(?:{_PREFIX.pattern})\}}\s*", re.IGNORECASE)
 
 
 def surface(text: str) -> str:
@@ -96,8 +101,9 @@ def surface(text: str) -> str:
     text = text.replace("...", "\\ldots ").replace("\\\\%", "%")
     if "\\begin" not in text:  # where nothing has rows, a command behind two backslashes was escaped twice
         text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text)
+    text = _BRACED_ARRAY.sub(r"\\begin{cases}\1\\end{cases}", text)
     text = _NULL_DELIMITER.sub(" ", text)
-    text = _STYLES.sub(" ", text)
+    text = _STYLES.sub(" ", _ROW_GAP.sub(r"\\\\ ", text))
     text = _INFIX.sub(lambda match: f"\\{_PREFIXED[match[2]]}{{{match[1]}}}{{{match[3]}}}", text)
     text = _WRAPPERS.sub("", text)
     text = _TEXTS.sub(r"\\text", text)
@@ -119,7 +125,7 @@ def surface(text: str) -> str:
 
 
 def _prefix_off(text: str) -> str:
-    match = _PREFIX.match(text)
+    match = _TEXT_PREFIX.match(text) or _PREFIX.match(text)
     return text[match.end() :] if match is not None and match.end() < len(text) else text
 
 

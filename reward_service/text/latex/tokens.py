@@ -17,7 +17,7 @@ FUNCTIONS: Final = {
     **{name: name for name in ("exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth")},
     **{f"{prefix}{name}": f"a{name}" for prefix in ("a", "arc") for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
     **{f"{prefix}{name}": f"a{name}" for prefix in ("a", "ar") for name in ("sinh", "cosh", "tanh")},
-    **{"ln": "log", "log": "log", "lg": "lg", "tg": "tan", "ctg": "cot", "cosec": "csc", "abs": "Abs", "cbrt": "cbrt"},
+    **{"ln": "ln", "log": "log", "lg": "lg", "tg": "tan", "ctg": "cot", "cosec": "csc", "abs": "Abs", "cbrt": "cbrt"},
     **{
         "floor": "floor",
         "ceil": "ceiling",
@@ -36,6 +36,7 @@ GREEK: Final = _words(
     upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar
     """
 )
+CURRENCIES: Final = {"\\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
 SCALES: Final = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 RELATIONS: Final = {
     **{"=": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "==": "=", "!=": "!=", "=<": "<=", "=>": ">="},

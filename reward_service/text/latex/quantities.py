@@ -1,0 +1,91 @@
+"""Whether two numbers or expressions are the same: exactly first, and to the digits given where a decimal was given."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any, Final
+
+from reward_service.text.expressions import equivalent
+from reward_service.text.latex.values import Quantity
+
+_FEW: Final = 3
+"""With fewer significant digits a reference's decimal stands for what is within a thousandth; with one, for itself."""
+
+
+def same_quantities(gold: Quantity, answer: Quantity, digits: int) -> bool:
+    """Whether two numbers or expressions are the same, units, percent and degree signs included."""
+    gold, answer = _with_unit(gold, answer), _with_unit(answer, gold)
+    if gold.unit and answer.unit and gold.unit != answer.unit:
+        return False
+    return any(_same_numbers(one, gold.digits, other, answer.digits, digits) for one, other in _readings(gold, answer))
+
+
+def _with_unit(quantity: Quantity, other: Quantity) -> Quantity:
+    """`5 m` beside `5\\text{ m}` has a unit, not a variable."""
+    import sympy
+
+    symbol = sympy.Symbol(other.unit, real=True) if len(other.unit) == 1 and not quantity.unit else None
+    if symbol is None or not (quantity.expression / symbol).is_number:
+        return quantity
+    return Quantity(quantity.expression / symbol, quantity.digits, other.unit)
+
+
+def _readings(gold: Quantity, answer: Quantity) -> list[tuple[Any, Any]]:
+    """The pairs of values that may be compared: `50\\%` is 50 or 1/2 beside a number without a percent sign."""
+    import sympy
+
+    left, right = gold.expression, answer.expression
+    readings = [(left, right)]
+    if gold.percent != answer.percent:
+        percent = left if gold.percent else right
+        if percent.is_number and bool(abs(percent) < 1):  # 0.5 beside 0.5 % may mean a half
+            readings = []
+        readings.append((left / 100, right) if gold.percent else (left, right / 100))
+    if gold.degrees != answer.degrees:
+        radians = sympy.pi / 180
+        readings.append((left * radians, right) if gold.degrees else (left, right * radians))
+    return readings
+
+
+def _same_numbers(gold: Any, gold_digits: int | None, answer: Any, answer_digits: int | None, digits: int) -> bool:
+    if gold == answer:
+        return True
+    if not (gold.is_Rational and answer.is_Rational) and equivalent(gold, answer) is True:
+        return True
+    if (gold_digits is None and answer_digits is None) or not (gold.is_real and answer.is_real):
+        return False
+    if not (gold.is_number and answer.is_number):
+        return False
+    if answer_digits is not None and (gold_digits is None or answer_digits <= gold_digits):
+        return answer_digits >= digits and not gold.is_Integer and _rounds_to(gold, answer, answer_digits)
+    assert gold_digits is not None
+    if answer.is_Integer or gold_digits < 2:
+        return False
+    if answer_digits is not None and (answer_digits < max(6, gold_digits + 3) or _is_beside(gold, answer, gold_digits)):
+        return False
+    return (gold_digits >= _FEW or _relative(gold, answer) <= Decimal("0.001")) and _rounds_to(
+        answer, gold, gold_digits
+    )
+
+
+def _is_beside(gold: Any, answer: Any, digits: int) -> bool:
+    """Whether a decimal is the reference but for its far digits (12.5000001): rounded values do not look like that."""
+    return _relative(gold, answer) < Decimal(1).scaleb(-digits - 3)
+
+
+def _rounds_to(exact: Any, rounded: Any, digits: int) -> bool:
+    """Whether `exact` differs from `rounded` by half a unit of its last significant digit at most."""
+    wanted = _decimal(rounded, digits + 10)
+    if wanted == 0:
+        return False
+    unit = Decimal(1).scaleb(wanted.adjusted() - digits + 1)
+    return abs(_decimal(exact, digits + 10) - wanted) * 2 <= unit
+
+
+def _relative(gold: Any, answer: Any) -> Decimal:
+    value = _decimal(answer, 20)
+    return abs(_decimal(gold, 20) - value) / abs(value) if value else Decimal(1)
+
+
+def _decimal(number: Any, digits: int) -> Decimal:
+    return Decimal(str(number.evalf(min(digits, 1000))))
