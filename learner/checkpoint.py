@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner.errors import LearnerError
+from learner.errors import DiskFullError, LearnerError
 
 MANIFEST_NAME = "manifest.json"
 
@@ -209,6 +209,6 @@ def _explained(final: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "free some space" if full else "look at the folder's permissions and its disk"
-        raise LearnerError(
+        raise (DiskFullError if full else LearnerError)(
             f"cannot write checkpoint {final}: {error.strerror or error}; {remedy}. The older ones are untouched"
         ) from error

@@ -250,6 +250,11 @@ class LearnerConfig(BaseModel):
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints of a run that are kept, the newest.")
     start_timeout_s: float = Field(600.0, gt=0, description="Limit on the learner's start, seconds.")
     update_timeout_s: float = Field(1800.0, gt=0, description="Limit on one update, seconds.")
+    stall_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="Ranks that do not answer, or end no pass of an update, for so long are started again, seconds.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> LearnerConfig:

@@ -17,3 +17,11 @@ class StaleSampleError(LearnerError):
 
 class NothingToLearnError(LearnerError):
     """No completion of the batch was scored."""
+
+
+class RankDiedError(LearnerError):
+    """The process of a rank ended while it was asked for something."""
+
+
+class DiskFullError(LearnerError):
+    """A checkpoint found no room; the older ones are untouched."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -19,7 +19,7 @@ from learner.engine.cpu_memory import keep_freed_memory
 from learner.engine.engine import TrainingEngine
 from learner.engine.gpu_memory import let_segments_expand
 from learner.engine.state import LearnerState, TrainingState, read_state, settings_that_bind, state_files
-from learner.errors import LearnerError, NonFiniteLossError
+from learner.errors import DiskFullError, LearnerError, NonFiniteLossError
 from learner.loss.entropy_selection import step_entropy_threshold
 from learner.policy.adapter_files import AdapterFiles, adapter_files
 from learner.policy.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
@@ -49,6 +49,7 @@ class LearnerRank:
         max_completion_length: The sampler's: dr_grpo divides by it, and `overlong_cache` counts back from it.
         max_steps: Batches of the run: where schedules with an end come to it; None: there is no end.
         reward_weights: Of each reward in the run's order, for `normalize_then_sum`; 1 each if not given.
+        on_progress: Told how many passes there were, after each: while it does not grow in an update, the rank hangs.
 
     Raises:
         ValueError: The temperature is not above 0, or the configuration does not fit the other arguments.
@@ -70,6 +71,7 @@ class LearnerRank:
         max_completion_length: int | None = None,
         max_steps: int | None = None,
         reward_weights: Sequence[float] | None = None,
+        on_progress: Callable[[int], None] = lambda passes: None,
     ) -> None:
         if temperature <= 0:
             raise ValueError(f"the learner needs a sampling temperature above 0, got {temperature}")
@@ -83,6 +85,8 @@ class LearnerRank:
         self._device = _device(device)
         # Batches learned from: the policy's version. It is counted here alone; everybody else is told.
         self._step = 0
+        self._last_update: UpdateMetrics | None = None
+        self._num_passes, self._on_progress = 0, on_progress
         self._probe_token_ids: tuple[int, ...] = ()
         self._probe_logprobs: tuple[float, ...] | None = None
 
@@ -121,7 +125,7 @@ class LearnerRank:
         and why prefixes are not shared where they are not."""
         return self._policy.notes
 
-    def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int) -> UpdateMetrics:
+    def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int, step: int | None = None) -> UpdateMetrics:
         """`num_iterations` optimizer steps on all groups; this rank computes its share of them.
 
         The gradient is that of the whole batch's loss whatever the number of ranks and micro-batches.
@@ -129,6 +133,8 @@ class LearnerRank:
         Args:
             groups: The batch, the same on every rank.
             max_staleness: How many versions a completion's adapter may be behind.
+            step: The number that this update shall have, so that none is learned twice; None: the next. An update that
+                was made already is not made again, and the answer of then is given.
 
         Returns:
             What the step says of itself; its `step` is the policy's new version.
@@ -137,7 +143,12 @@ class LearnerRank:
             StaleSampleError: A completion is too old.
             NothingToLearnError: No completion was scored.
             NonFiniteLossError: The optimizer was not moved, but by the iterations before the one named.
+            LearnerError: `step` is neither the next nor the last.
         """
+        if step == self._step and self._last_update is not None:
+            return self._last_update
+        if step not in (None, self._step + 1):
+            raise LearnerError(f"the learner is at step {self._step}, and was asked for update {step}")
         begun = time.perf_counter()
         refuse_stale(groups, policy_version=self._step, max_staleness=max_staleness)
         plan = plan_step(
@@ -162,7 +173,7 @@ class LearnerRank:
             [self._iteration(plan, microbatches, number) for number in range(1, self._config.num_iterations + 1)]
         )
         self._step += 1
-        return UpdateMetrics(
+        self._last_update = UpdateMetrics(
             step=self._step,
             advantages=plan.group_advantages,
             num_tokens=plan.num_tokens,
@@ -171,6 +182,7 @@ class LearnerRank:
             seconds=time.perf_counter() - begun,
             warnings=() if warning is None else (warning,),
         )
+        return self._last_update
 
     def export_adapter(self) -> AdapterPayload:
         """The adapter's files, its version and a probe of it. Every rank must be called; rank 0 answers with the files,
@@ -213,7 +225,7 @@ class LearnerRank:
         with self._all_or_none():
             state = read_state(Path(folder), settings_that_bind(self._model_path, self._config))
         self._engine.load_training_state(state.training)
-        self._step = state.step
+        self._step, self._last_update = state.step, None
         self._probe_token_ids, self._probe_logprobs = state.probe_token_ids, state.probe_logprobs
         if len(state.random) == self._world_size:
             _restore_random_state(self._device, state.random[self._rank])
@@ -252,7 +264,8 @@ class LearnerRank:
         if failure is not None:
             raise failure
         if said:
-            raise LearnerError(said[0])
+            kind, words = said[0]
+            raise kind(words)
 
     def _own_indices(self, plan: StepPlan, max_tokens: int) -> list[list[int]]:
         """The sequences of this rank's micro-batches; an empty list among them stands for a pass that adds nothing,
@@ -280,6 +293,7 @@ class LearnerRank:
             result = run_pass(
                 self._engine, microbatch, plan, config, temperature=self._temperature, entropy_threshold=threshold
             )
+            self._tell_progress()
             totals.add(result.values, result.num_tokens)
             totals.add_sum(
                 loss=result.loss.detach(),
@@ -311,9 +325,15 @@ class LearnerRank:
     def _without_gradient(self, microbatch: Microbatch, *, use_adapter: bool = True) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies (B, T); without the adapter, the base model's: the reference of the KL term."""
         with self._evaluating():
-            return tree_logprobs(
+            result = tree_logprobs(
                 self._engine, microbatch.inputs, temperature=self._temperature, use_adapter=use_adapter
             )
+        self._tell_progress()
+        return result
+
+    def _tell_progress(self) -> None:
+        self._num_passes += 1
+        self._on_progress(self._num_passes)
 
     def _probe(self) -> AdapterProbe:
         """~16 fixed tokens and their log-probabilities, now and at the previous export.
@@ -380,10 +400,11 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def _in_words(failure: Exception | None) -> str | None:
+def _in_words(failure: Exception | None) -> tuple[type[LearnerError], str] | None:
+    """What the other ranks raise."""
     if isinstance(failure, LearnerError):
-        return str(failure)
-    return None if failure is None else f"{type(failure).__name__}: {failure}"
+        return DiskFullError if isinstance(failure, DiskFullError) else LearnerError, str(failure)
+    return None if failure is None else (LearnerError, f"{type(failure).__name__}: {failure}")
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 _REMEMBERED_PREFIXES = 4096
@@ -37,16 +37,17 @@ class Balancer:
         """Sequences begun and not ended, for each worker."""
         return tuple(self._outstanding)
 
-    def begin(self, *, prefix: int, num_sequences: int) -> int:
+    def begin(self, *, prefix: int, num_sequences: int, among: Collection[int] | None = None) -> int:
         """Choose a worker for a group and count its sequences as outstanding; returns the worker's index.
 
         Args:
             prefix: What identifies the prompt's shared beginning (see `prefix_key`).
             num_sequences: Completions asked for.
+            among: The workers that can take it, at least one; None: all.
         """
         favourite = self._worker_of_prefix.get(prefix)
         chosen = min(
-            range(self.num_workers),
+            range(self.num_workers) if among is None else among,
             key=lambda w: (self._outstanding[w], w != favourite, self._last_turn[w]),
         )
         self._turn += 1

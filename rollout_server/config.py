@@ -47,6 +47,12 @@ class RolloutConfig(BaseModel):
     )
     max_lora_rank: int = Field(16, ge=1, description="Largest adapter rank the engine takes.")
     start_timeout_s: float = Field(600.0, gt=0, description="Limit on an engine's start, seconds.")
+    stall_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="A worker that does not answer, or makes no step with requests under way, for so long is replaced, "
+        "seconds.",
+    )
     generate_timeout_s: float = Field(600.0, gt=0, description="Limit on one group's generation, seconds.")
     publish_timeout_s: float = Field(120.0, gt=0, description="Limit on one adapter publish, seconds.")
     adapter_dir: str = Field("/dev/shm", description="Folder, on tmpfs, where published adapters lie.")

@@ -23,6 +23,8 @@ class EngineLoad:
     """Sequences in the queue."""
     generated_tokens: int
     """Completion tokens since the start."""
+    steps: int = 0
+    """Steps since the start: what grows as long as the engine gets on with its work."""
 
 
 @dataclass(slots=True)
@@ -36,7 +38,7 @@ class Counters:
 
     def record(self, scheduler_stats: Any, iteration_stats: Any) -> None:
         """Take over what vLLM reports once per engine step; either part may be None."""
-        load, step = self.load, None
+        load, step = replace(self.load, steps=self.load.steps + 1), None
         if scheduler_stats is not None:
             load = replace(load, running=scheduler_stats.num_running_reqs, waiting=scheduler_stats.num_waiting_reqs)
         if iteration_stats is not None:

@@ -19,9 +19,12 @@ import ast
 import hashlib
 import inspect
 import logging
+import os
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from rollout_server.forking.leftovers import OWNER, name_shared_memory
 
 if TYPE_CHECKING:
     import torch
@@ -110,9 +113,14 @@ def _covers(groups: tuple[RowGroup, ...], num_rows: int) -> bool:
 
 
 def register() -> None:
-    """vLLM's entry point: put the grouped operations in place, once, if this is the place for them."""
+    """vLLM's entry point: put the grouped operations in place, once, if this is the place for them.
+
+    In a process of an engine of ours that vLLM has spawned, what it makes in shared memory is named after it too.
+    """
     from vllm.platforms import current_platform
 
+    if OWNER in os.environ:
+        name_shared_memory()
     if not current_platform.is_cpu():
         return
     from vllm.lora.ops.torch_ops import lora_ops

@@ -14,6 +14,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from rollout_server.engine_settings import engine_arguments, prepare_environment
 from rollout_server.errors import EngineDeadError, EngineStartError, FullTensorsError, GenerationError
 from rollout_server.forking.ends import describe_ends
 from rollout_server.forking.hosted import host
+from rollout_server.forking.leftovers import OWNER, mark, name_shared_memory, own_folder
 from rollout_server.full_tensors import FULL_TENSORS_NAME
 from rollout_server.types import AdapterVersion, Completion, EngineStep, FinishReason, Prompt, SamplingParams
 
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 _SHUTDOWN_TIMEOUT_S = 15.0
 """What vLLM's processes get to end by themselves before they are killed."""
+
+_SOCKET_NAME = 36
+"""Length of a socket's name of vLLM's: a UUID."""
 
 _PREFIX_CACHE_POLL_S = 0.01
 
@@ -64,6 +69,7 @@ class VllmEngine:
     _request_numbers: itertools.count[int] = field(default_factory=itertools.count)
     _processes: list[Any] = field(default_factory=list)
     _cores: Sequence[int] = ()
+    _sockets: Path | None = None
 
     async def start(self) -> None:
         """Load the model and start vLLM's processes. Takes tens of seconds.
@@ -83,6 +89,7 @@ class VllmEngine:
         """`start` in this thread, and without its time limit."""
         prepare_environment(self.config, self.device)
         before = set(multiprocessing.active_children())
+        self._own_what_is_made()
         try:
             self._build()
         except Exception as error:
@@ -90,6 +97,13 @@ class VllmEngine:
                 f"vLLM did not start on {self.model_path!r} ({self.device}): {type(error).__name__}: {error}"
             ) from error
         self._processes = _new_children(before)
+
+    def _own_what_is_made(self) -> None:
+        """Have vLLM's processes, shared memory and sockets say whose they are, in case this process is killed."""
+        name_shared_memory()
+        if self._sockets is None:
+            self._sockets = own_folder("ipc", longest_name=_SOCKET_NAME)
+        os.environ |= {OWNER: mark(), "VLLM_RPC_BASE_PATH": str(self._sockets)}
 
     def _build(self) -> None:
         """Sets `_llm`. Returned, it would stay in the thread's frame, which errors that vLLM's imports catch and keep
@@ -179,6 +193,11 @@ class VllmEngine:
         if self._cores:
             await self._running().collective_rpc("rlvr_keep_to_cores", args=(tuple(self._cores),))
 
+    async def check(self) -> None:
+        """Raises EngineDeadError when the engine has died, also where nobody waits for it."""
+        with self._naming_death():
+            await self._running().check_health()
+
     async def drop_prefix_cache(self) -> None:
         """Forget the keys and values of finished requests; waits for requests that are still being ended."""
         with self._naming_death():
@@ -195,9 +214,14 @@ class VllmEngine:
 
     async def shutdown(self) -> None:
         """Stop vLLM's processes; harmless when there are none."""
+        if self._llm is not None:
+            await self._shutdown()
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            self._sockets = None
+
+    async def _shutdown(self) -> None:
         llm, self._llm = self._llm, None
-        if llm is None:
-            return
         if llm.output_handler is not None:
             # First the task that listens to the engine, or it reports the end we are bringing about as a crash.
             llm.output_handler.cancel()

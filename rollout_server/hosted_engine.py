@@ -11,7 +11,6 @@ import atexit
 import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rollout_server.config import Device, RolloutConfig
@@ -19,7 +18,13 @@ from rollout_server.counters import Counters, EngineLoad
 from rollout_server.engine import VllmEngine, start_timed_out
 from rollout_server.engine_settings import import_environment
 from rollout_server.errors import EngineDeadError, EngineStartError
-from rollout_server.forking.client import ADDRESS, ForkedProcess, ForkedProcessEndedError, ForkServerHandle
+from rollout_server.forking.client import (
+    ADDRESS,
+    ForkedProcess,
+    ForkedProcessEndedError,
+    ForkServerHandle,
+    is_served,
+)
 from rollout_server.forking.client import start_fork_server as start_server
 from rollout_server.types import AdapterVersion, Completion, EngineStep, Prompt, SamplingParams
 
@@ -49,7 +54,7 @@ def start_fork_server(further: Sequence[str] = ()) -> str:
     Returns at once, with the server's address. One that is there already, of this process or one above it, is used.
     """
     global _own_server  # noqa: PLW0603  # one for a process
-    if (address := os.environ.get(ADDRESS)) is not None and Path(address).exists():
+    if (address := os.environ.get(ADDRESS)) is not None and is_served(address):
         return address
     if _own_server is None or not _own_server.running:
         environment = {"OPENBLAS_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **import_environment("cpu"), **os.environ}
@@ -104,6 +109,9 @@ class HostedEngine:
 
     async def load_full_tensors(self, version: AdapterVersion) -> None:
         await self._call(VllmEngine.load_full_tensors, version)
+
+    async def check(self) -> None:
+        await self._call(VllmEngine.check)
 
     async def drop_prefix_cache(self) -> None:
         await self._call(VllmEngine.drop_prefix_cache)

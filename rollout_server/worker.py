@@ -25,6 +25,7 @@ from rollout_server.config import Device, RolloutConfig
 from rollout_server.counters import EngineLoad
 from rollout_server.engine import VllmEngine
 from rollout_server.errors import EngineSpoiledError, RolloutError, RolloutTimeoutError
+from rollout_server.forking.leftovers import end_orphans, remove_leftovers
 from rollout_server.full_tensors import as_served, full_tensor_names
 from rollout_server.hosted_engine import HostedEngine
 from rollout_server.hosted_engine import start_fork_server as start_fork_server  # part of this door
@@ -65,6 +66,8 @@ class Engine(Protocol):
     async def check_full_tensors(self, version: AdapterVersion) -> None: ...
 
     async def load_full_tensors(self, version: AdapterVersion) -> None: ...
+
+    async def check(self) -> None: ...
 
     async def drop_prefix_cache(self) -> None: ...
 
@@ -126,6 +129,7 @@ class RolloutWorker:
         Raises:
             EngineStartError: The engine does not come up.
         """
+        await asyncio.to_thread(_clear_node)
         self._store = AdapterStore(self._config.adapter_dir, self._run_id)
         await self._engine.start()
         self._metrics_task = asyncio.create_task(self._push_metrics())
@@ -191,6 +195,15 @@ class RolloutWorker:
                 f"with modules_to_save waits for all requests; raise rollout.publish_timeout_s if they take long"
             ) from None
 
+    async def heartbeat(self) -> int:
+        """A number that grows with every step of the engine. While requests are under way and it does not, it hangs.
+
+        Raises:
+            EngineDeadError: The engine has died.
+        """
+        await self._engine.check()
+        return self._engine.load().steps
+
     async def recent_steps(self) -> Sequence[EngineStep]:
         """The engine's last steps, oldest first: what a publish costs the requests under way can be read off them."""
         return self._engine.recent_steps()
@@ -204,6 +217,7 @@ class RolloutWorker:
             self._metrics_task = None
         await asyncio.gather(*self._dropping, return_exceptions=True)
         await self._engine.shutdown()
+        await asyncio.to_thread(_clear_node)
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -384,3 +398,9 @@ class RolloutWorker:
             except Exception:
                 logger.warning("worker %s: the metrics sink failed and is not called again", self._name, exc_info=True)
                 return
+
+
+def _clear_node() -> None:
+    """End and remove what killed workers have left here."""
+    end_orphans()
+    remove_leftovers()

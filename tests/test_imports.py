@@ -61,8 +61,8 @@ OPENINGS = {
 # not import each other; the modules of one unit may.
 FLOORS = {
     "rollout_server": (
-        ("types", "config", "errors", "balancing", "forking", "cpu_lora_plugin", "vllm_extension"),
-        ("engine_settings", "counters", "full_tensors", "adapters", "probing"),
+        ("types", "config", "errors", "balancing", "forking", "vllm_extension"),
+        ("engine_settings", "counters", "full_tensors", "adapters", "probing", "cpu_lora_plugin"),
         ("engine",),
         ("hosted_engine",),
         ("worker",),

@@ -10,21 +10,19 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rollout_server.forking.channel import ENDED, NEWS, READY, Order, packed, read_message, send_order
 from rollout_server.forking.ends import describe_exit
+from rollout_server.forking.leftovers import own_folder
 
 ADDRESS = "RLVR_FORK_SERVER"
 """Where a fork server listens that a process above this one has started, with the same environment."""
 
 _LOG_TAIL_CHARS = 1500
 _SOCKET, _LOG = "socket", "log"
-_LONGEST_PARENT = 70
-"""A socket's path may have 107 bytes."""
 
 
 class ForkedProcessEndedError(RuntimeError):
@@ -56,10 +54,7 @@ class ForkServerHandle:
 
 def start_fork_server(modules: Sequence[str], environment: Mapping[str, str]) -> ForkServerHandle:
     """Start a server that imports `modules`; returns at once. Who asks it meanwhile waits for the imports."""
-    parent = tempfile.gettempdir()
-    if len(parent) > _LONGEST_PARENT:
-        parent = "/tmp"
-    folder = Path(tempfile.mkdtemp(prefix="rlvr-fork-", dir=parent))  # for this user only, and so is what lies in it
+    folder = own_folder("fork", longest_name=len(_SOCKET))  # for this user only, and so is what lies in it
     with socket.socket(socket.AF_UNIX) as listener, (folder / _LOG).open("wb") as log:
         listener.bind(str(folder / _SOCKET))
         listener.listen(128)
@@ -74,6 +69,12 @@ def start_fork_server(modules: Sequence[str], environment: Mapping[str, str]) ->
             start_new_session=True,  # a Ctrl-C is for the process that started it
         )
     return ForkServerHandle(str(folder / _SOCKET), process)
+
+
+def is_served(address: str) -> bool:
+    """Whether a fork server listens there: one that was killed leaves its socket."""
+    listening = (line.split() for line in Path("/proc/net/unix").read_text(errors="replace").splitlines())
+    return any(fields[-1] == address for fields in listening)
 
 
 class ForkedProcess:

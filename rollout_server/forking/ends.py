@@ -18,9 +18,9 @@ def describe_ends(processes: Sequence[Any], wait_s: float = 2.0) -> str:
 
 
 def describe_exit(exit_code: int | None) -> str:
-    """An exit code as a predicate, with what to do."""
+    """An exit code as a predicate."""
     if exit_code is None or exit_code >= 0:
         return f"ended with exit code {exit_code}; its traceback is in the log above"
     name = signal.Signals(-exit_code).name
-    hint = "; probably out of memory: lower rollout.kv_cache_gib or max_num_seqs" if name == "SIGKILL" else ""
+    hint = ", by hand or by a system short of memory" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from learner.config import LearnerConfig, LossConfig
-from learner.errors import NonFiniteLossError, NothingToLearnError, StaleSampleError
+from learner.errors import LearnerError, NonFiniteLossError, NothingToLearnError, StaleSampleError
 from learner.step.passes import loss_of_step
 from learner.types import UPDATE_METRICS, ScoredGroup, UpdateMetrics
 from learner.worker import LearnerRank
@@ -171,6 +171,26 @@ def test_stale_samples_are_refused(llama: str) -> None:
             update(rank, groups, max_staleness=1)
         assert difference(adapter(rank), before) == 0.0
         update(rank, groups, max_staleness=2)
+
+
+def test_an_update_that_was_made_is_not_made_again(llama: str) -> None:
+    first, second = random_groups(1), random_groups(2)
+    with started(llama) as rank:
+        answer = rank.update(first, max_staleness=99, step=1)
+        moved = adapter(rank)
+        assert rank.update(first, max_staleness=99, step=1) is answer
+        assert difference(adapter(rank), moved) == 0
+        with pytest.raises(LearnerError, match="is at step 1, and was asked for update 3"):
+            rank.update(second, max_staleness=99, step=3)
+        assert rank.update(second, max_staleness=99, step=2).step == 2
+
+
+def test_passes_are_told_as_they_are_made(llama: str) -> None:
+    told: list[int] = []
+    with started(llama, num_iterations=2, max_tokens_per_microbatch=1) as rank:
+        rank._on_progress = told.append
+        metrics = update(rank, random_groups(1))
+    assert told == list(range(1, int(2 * metrics.values["num_microbatches"]) + 1))
 
 
 def test_iterations_on_a_batch_take_the_old_logprobs_once(llama: str) -> None:

@@ -87,6 +87,8 @@ class ScriptedEngine:
         if self.fails_to_check:
             raise FullTensorsError("no such tensor")
 
+    async def check(self) -> None: ...
+
     async def drop_prefix_cache(self) -> None:
         self.cached_prefixes = False
 
