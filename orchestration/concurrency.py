@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+import contextlib
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -33,3 +35,32 @@ async def unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> 
         for each in (task, stopped):
             each.cancel()
         await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+async def before(end: asyncio.Future[Any], work: Awaitable[Result]) -> tuple[Result] | None:
+    """The result of `work`, alone in a tuple, or None when `end` came first; then the work is cancelled. What the work
+    raises is raised as it is."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task, end], return_when=asyncio.FIRST_COMPLETED)
+        return (task.result(),) if task.done() else None
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def at_most(timeout_s: float, work: Callable[[], object]) -> None:
+    """Run `work` in a thread, and wait for it no longer than so. Errors are passed over, and a thread that hangs does
+    not keep the process from ending, as one of the event loop's own would."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            work()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=run, name="at-most", daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(done.wait(), timeout_s)

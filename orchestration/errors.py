@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class RlvrError(Exception):
     """A run cannot go on, or cannot start; the message is one sentence with the remedy."""
@@ -27,6 +29,10 @@ class RemoteTimeoutError(RlvrError):
     """A remote call was not answered in time: who did not answer."""
 
 
+class NoRoomError(MachineError):
+    """A disk or a node's shared memory is full: which."""
+
+
 class RewardsUnavailableError(RlvrError):
     """The reward service did not answer, or answered nonsense, until the deadline."""
 
@@ -39,3 +45,10 @@ def one_line(text: object, max_chars: int = 300) -> str:
     """A text, or an error's, without line breaks; what is longer is cut, and ends in `…`."""
     line = " ".join(str(text).split())
     return line if len(line) <= max_chars else f"{line[: max_chars - 1]}…"
+
+
+def in_a_sentence(what: str, error: OSError) -> RlvrError:
+    """What could not be done, for a user: the file and the reason, without the traceback."""
+    file = "" if error.filename is None else f" {error.filename}:"
+    kind = NoRoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else RlvrError
+    return kind(f"{what}:{file} {error.strerror or error}")

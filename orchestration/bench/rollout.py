@@ -99,8 +99,8 @@ async def _measure(config: RunConfig, progress: Progress, neighbours: int) -> di
         generator = await cluster.start_rollout()
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=config.rollout.adapter_dir, prefix="rlvr-bench-"))
         adapter = _write_adapter(payload, Path(folder))
-        for worker in generator.workers:
-            await worker.call(RolloutActor.publish, timeout_s=config.rollout.publish_timeout_s)(payload)
+        for member in generator.members:
+            await member.actor.call(RolloutActor.publish, timeout_s=config.rollout.publish_timeout_s)(payload)
         begin("starting plain vLLM")
         plain = await asyncio.to_thread(
             PlainVllm, str(model_path), config.rollout, placement.device, config.seed * 1000

@@ -25,7 +25,8 @@ from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.bench.machine import machine_line
 from orchestration.cluster.actors import RolloutActor
 from orchestration.cluster.cluster import Cluster
-from orchestration.cluster.generator import RayGenerator
+from orchestration.cluster.generator import RayMember
+from orchestration.cluster.upkeep.pool import RolloutPool
 from orchestration.concurrency import gather_or_cancel
 from orchestration.data.source import PromptSource
 from orchestration.machine import doctor
@@ -110,7 +111,7 @@ async def _measure(config: RunConfig, progress: Progress) -> dict[str, Any]:
 class _Load:
     """Keeps a number of groups under way until it is stopped."""
 
-    def __init__(self, generator: RayGenerator, source: PromptSource, sampling: SamplingParams) -> None:
+    def __init__(self, generator: RolloutPool[RayMember], source: PromptSource, sampling: SamplingParams) -> None:
         self._generator, self._source, self._sampling = generator, source, sampling
         self._finished: asyncio.Queue[ScoredGroup] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
@@ -152,10 +153,10 @@ class _Load:
             )
 
 
-async def _steps(generator: RayGenerator, began: float, ended: float) -> list[EngineStep]:
+async def _steps(generator: RolloutPool[RayMember], began: float, ended: float) -> list[EngineStep]:
     """Engine steps of all workers in a stretch of time. Workers on this host share its monotonic clock."""
     steps = await gather_or_cancel(
-        worker.call(RolloutActor.recent_steps, timeout_s=30.0)() for worker in generator.workers
+        member.actor.call(RolloutActor.recent_steps, timeout_s=30.0)() for member in generator.members
     )
     return [step for step in itertools.chain.from_iterable(steps) if began <= step.at <= ended]
 

@@ -9,11 +9,13 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from learner.config import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.cluster.hosted_rank import HostedRank, Rank, fork_server_here
+from orchestration.cluster.upkeep.whereabouts import Whereabouts
 from orchestration.models.here import model_here
 from orchestration.settings.config import RunConfig
 from rollout_server.types import (
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 Gauges = Callable[[str], Callable[[Mapping[str, float]], None]]
 """Makes an actor's metrics sink out of its name."""
+NodeId = Callable[[], str]
+"""Ray's name of the calling process' node."""
+Result = TypeVar("Result")
 
 
 class Hosted(Protocol):
@@ -43,8 +48,10 @@ class Hosted(Protocol):
 class RolloutActor:
     """Hosts a rollout worker; an async actor, so requests overlap."""
 
-    def __init__(self, name: str, gauges: Gauges, config: RunConfig, settings: Mapping[str, Any]) -> None:
-        self._name, self._gauges = name, gauges(name)
+    def __init__(
+        self, name: str, gauges: Gauges, node_id: NodeId, config: RunConfig, settings: Mapping[str, Any]
+    ) -> None:
+        self._name, self._gauges, self._node_id = name, gauges(name), node_id
         self._config, self._settings = config, settings
         self._started: RolloutWorker | None = None
 
@@ -56,7 +63,10 @@ class RolloutActor:
         assert self._started is not None, "start() comes first"
         return self._started
 
-    async def start(self) -> str:
+    async def here(self) -> Whereabouts:
+        return Whereabouts.here(self._node_id())
+
+    async def start(self) -> None:
         from rollout_server.worker import RolloutWorker  # loads torch and vllm: only in this process
 
         model = await asyncio.to_thread(model_here, self._config, device=self._settings["device"], served=True)
@@ -64,13 +74,15 @@ class RolloutActor:
             name=self._name, metrics_sink=self._gauges, model_path=str(model), **self._settings
         )
         await self._started.start()
-        return whereabouts()
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
         return await self._worker.generate(prompt, sampling)
 
     async def publish(self, payload: AdapterPayload) -> PublishReport:
         return await self._worker.publish(payload)
+
+    async def heartbeat(self) -> int:
+        return await self._worker.heartbeat()
 
     async def recent_steps(self) -> Sequence[EngineStep]:
         return await self._worker.recent_steps()
@@ -81,65 +93,82 @@ class RolloutActor:
 
 
 class LearnerActor:
-    """Hosts one learner rank; calls run one after the other."""
+    """Hosts one learner rank. Its work is done one call after the other, in one thread; the heartbeat is answered
+    meanwhile."""
 
-    def __init__(self, name: str, gauges: Gauges, node_ip: Callable[[], str]) -> None:
-        self._name, self._node_ip = name, node_ip
+    def __init__(self, name: str, gauges: Gauges, node_id: NodeId, node_ip: Callable[[], str]) -> None:
+        self._name, self._node_id, self._node_ip = name, node_id, node_ip
         self._gauges = gauges(name)
         self._rank: Rank | None = None
+        self._steps = 0
+        self._thread = ThreadPoolExecutor(1, "rank")
 
     def __repr__(self) -> str:
         return self._name
 
-    def endpoint(self) -> tuple[str, int]:
+    async def here(self) -> Whereabouts:
+        return Whereabouts.here(self._node_id())
+
+    async def endpoint(self) -> tuple[str, int]:
         """An address of this host and a port that is free on it, for the ranks' rendezvous."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return self._node_ip(), int(probe.getsockname()[1])
 
-    def start(self, config: RunConfig, settings: Mapping[str, Any]) -> str:
+    async def start(self, config: RunConfig, settings: Mapping[str, Any]) -> None:
+        await self._in_turn(lambda: self._start(config, settings))
+
+    def _start(self, config: RunConfig, settings: Mapping[str, Any]) -> None:
         model = model_here(config, device=settings["device"], served=False)
+        arguments = {"model_path": str(model), **settings, "on_progress": self._follow}
         if settings["device"] == "cpu" and (address := fork_server_here()) is not None:
-            self._rank = HostedRank(address, model_path=str(model), **settings)
+            self._rank = HostedRank(address, **arguments)
         else:
             from learner.worker import LearnerRank  # loads torch and deepspeed: only in this process
 
-            self._rank = LearnerRank(model_path=str(model), **settings)
+            self._rank = LearnerRank(**arguments)
         self._rank.start()
-        return whereabouts()
 
-    def notes(self) -> tuple[str, ...]:
+    async def notes(self) -> tuple[str, ...]:
         """What a user should know of the started model, as `learner.worker.LearnerRank.notes`."""
-        assert self._rank is not None
-        return self._rank.notes()
+        return await self._in_turn(self._started.notes)
 
-    def update(self, groups: Sequence[ScoredGroup], max_staleness: int) -> UpdateMetrics:
+    async def heartbeat(self) -> int:
+        """A number that grows with every pass of an update."""
+        return self._steps
+
+    async def update(self, groups: Sequence[ScoredGroup], max_staleness: int, step: int) -> UpdateMetrics:
         """One optimizer step, as `learner.worker.LearnerRank.update`; its speed is published as gauges."""
-        assert self._rank is not None
-        metrics = self._rank.update(groups, max_staleness=max_staleness)
+        metrics = await self._in_turn(lambda: self._started.update(groups, max_staleness=max_staleness, step=step))
         self._gauges({"learner_step": metrics.step, "learner_tokens_per_s": metrics.tokens_per_s or 0.0})
         return metrics
 
-    def export_adapter(self) -> AdapterPayload:
-        assert self._rank is not None
-        return self._rank.export_adapter()
+    async def export_adapter(self) -> tuple[int, AdapterPayload]:
+        """The version, and the adapter as `learner.worker.LearnerRank.export_adapter`."""
+        payload = await self._in_turn(self._started.export_adapter)
+        return payload.version, payload
 
-    def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
-        assert self._rank is not None
-        self._rank.save_checkpoint(folder, files)
+    async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
+        await self._in_turn(lambda: self._started.save_checkpoint(folder, files))
 
-    def load_checkpoint(self, folder: str) -> int:
-        assert self._rank is not None
-        return self._rank.load_checkpoint(folder)
+    async def load_checkpoint(self, folder: str) -> int:
+        return await self._in_turn(lambda: self._started.load_checkpoint(folder))
 
-    def shutdown(self) -> None:
+    async def shutdown(self) -> None:
         if self._rank is not None:
-            self._rank.shutdown()
+            await self._in_turn(self._rank.shutdown)
 
+    @property
+    def _started(self) -> Rank:
+        assert self._rank is not None, "start() comes first"
+        return self._rank
 
-def whereabouts() -> str:
-    """Host and process of the caller, for messages."""
-    return f"host {socket.gethostname()}, pid {os.getpid()}"
+    async def _in_turn(self, work: Callable[[], Result]) -> Result:
+        """In the one thread, since CUDA's current device is a thread's."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _follow(self, steps: int) -> None:
+        self._steps = steps
 
 
 def actor_environment(device: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from rollout_server.types import AdapterPayload
 class RayAdapter:
     """An exported adapter in Ray's object store."""
 
-    def __init__(self, exported: Pending[AdapterPayload], timeout_s: float) -> None:
+    def __init__(self, exported: Pending[int, AdapterPayload], timeout_s: float) -> None:
         self._exported, self._timeout_s = exported, timeout_s
 
     @property

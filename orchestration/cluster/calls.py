@@ -9,19 +9,22 @@ for a keyword of ours, `timeout_s`, among the parameters of another function.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import re
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from orchestration.errors import RemoteTimeoutError, WorkerDiedError, one_line
+from orchestration.cluster.upkeep.whereabouts import Whereabouts
+from orchestration.errors import RemoteTimeoutError, WorkerDiedError, in_a_sentence, one_line
 
 Host = TypeVar("Host")
 """The actor's class."""
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
+Receipt = TypeVar("Receipt")
 
 
 @dataclass(slots=True)
@@ -31,6 +34,8 @@ class RemoteActor(Generic[Host]):
     name: str
     handle: Any
     where: str = "not started yet"
+    process: Whereabouts | None = None
+    """None: not known yet."""
 
     @overload
     def call(
@@ -50,7 +55,8 @@ class RemoteActor(Generic[Host]):
 
         Raises (the function that is returned):
             RemoteTimeoutError: the actor did not answer in time.
-            WorkerDiedError: the actor's process died.
+            WorkerDiedError: the actor's process or node died.
+            RlvrError: the method met an OSError, such as a full disk there.
             Exception: the method's own, as it was raised there.
         """
 
@@ -59,58 +65,83 @@ class RemoteActor(Generic[Host]):
 
         return called
 
-    def begin(self, method: Callable[Concatenate[Host, Params], Result]) -> Callable[Params, Pending[Result]]:
-        """As `call`, of a sync method; the function does not wait, and returns what can be waited for."""
-        return lambda *args, **kwargs: self._begun(method, *args, **kwargs)
+    def begin(
+        self, method: Callable[Concatenate[Host, Params], Coroutine[Any, Any, tuple[Receipt, Result]]]
+    ) -> Callable[Params, Pending[Receipt, Result]]:
+        """As `call`, of a method that gives a pair: a small receipt, and what may stay where it is. The function does
+        not wait, and returns what can be waited for."""
 
-    def _begun(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Pending[Any]:
+        def begun(*args: Any, **kwargs: Any) -> Any:
+            name = method.__name__
+            receipt, reference = getattr(self.handle, name).options(num_returns=2).remote(*args, **kwargs)
+            return Pending(answer=_Answer(self, name, reference), receipt=_Answer(self, name, receipt))
+
+        return begun
+
+    def _begun(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> _Answer:
         name = method.__name__
-        return Pending(actor=self, method=name, reference=getattr(self.handle, name).remote(*args, **kwargs))
+        return _Answer(self, name, getattr(self.handle, name).remote(*args, **kwargs))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pending(Generic[Result]):
-    """A call under way; its answer will lie in the object store of the actor's node."""
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """To come, of an actor's method."""
 
     actor: RemoteActor[Any]
     method: str
     reference: Any
-    """Ray's, which as an argument of another call stands for the answer."""
 
-    async def result(self, *, timeout_s: float) -> Result:
-        """Wait for the answer, and bring it here. Raises as `RemoteActor.call` does."""
-        answer: Result = await self._translated(self.reference, timeout_s)
-        return answer
-
-    async def settled(self, *, timeout_s: float) -> None:
-        """Wait until the answer is there, without bringing it here. Raises as `RemoteActor.call` does."""
-
-        async def ready() -> None:
-            loop = asyncio.get_running_loop()
-            done, _ = await loop.run_in_executor(
-                None, lambda: ray.wait([self.reference], timeout=timeout_s, fetch_local=False)
-            )
-            if not done:
-                raise TimeoutError
-
-        await self._translated(ready(), timeout_s)
-
-    async def _translated(self, answer: Awaitable[Any], timeout_s: float) -> Any:
+    async def result(self, *, timeout_s: float) -> Any:
+        """Wait for it, and bring it here. Raises as `RemoteActor.call` does."""
         who = f"{self.actor.name} ({self.actor.where})"
         try:
             async with asyncio.timeout(timeout_s):
-                return await answer
+                return await self.reference
         except TimeoutError as error:
             raise RemoteTimeoutError(
                 f"{who} did not answer {self.method} within {timeout_s:g} s; its log is in {log_folder()}"
             ) from error
         except RayTaskError as error:
+            if isinstance(error.cause, OSError):
+                raise in_a_sentence(f"{who} could not {self.method}", error.cause) from error
             raise error.cause from error
-        except RayActorError as error:
-            raise WorkerDiedError(
-                f"{who} died during {self.method}: {one_line(error, 400)} Its log is in {log_folder()}; "
-                f"a process killed by the system usually means too little memory"
-            ) from error
+        except RayError as error:
+            died = f"{who} died during {self.method}: {_detail(error)}. Its log is in {log_folder()}"
+            raise WorkerDiedError(died) from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pending(Generic[Receipt, Result]):
+    """A call under way; its answer will lie in the object store of the actor's node, and a receipt comes here."""
+
+    answer: _Answer
+    receipt: _Answer
+
+    @property
+    def reference(self) -> Any:
+        """Ray's, which as an argument of another call stands for the answer."""
+        return self.answer.reference
+
+    async def settled(self, *, timeout_s: float) -> Receipt:
+        """Wait until the answer is there, without bringing it here; the receipt. Raises as `RemoteActor.call` does."""
+        receipt: Receipt = await self.receipt.result(timeout_s=timeout_s)
+        return receipt
+
+    async def result(self, *, timeout_s: float) -> Result:
+        """Wait for the answer, and bring it here. Raises as `RemoteActor.call` does."""
+        answer: Result = await self.answer.result(timeout_s=timeout_s)
+        return answer
+
+
+_EXIT = re.compile(r"Worker exit type: (\w+) Worker exit detail: (.*)", re.DOTALL)
+
+
+def _detail(error: RayError) -> str:
+    """What Ray knows of an end, without what it says of every one."""
+    text = one_line(error, 4000)
+    found = _EXIT.search(text)
+    detail = found[2] if found else text
+    return detail.partition(" Some common causes include")[0].rstrip(". ")
 
 
 def shared(value: Result) -> Result:

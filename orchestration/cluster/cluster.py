@@ -7,28 +7,43 @@ prefix `rlvr_`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from orchestration.cluster.actors import Hosted, LearnerActor, RolloutActor, actor_environment
-from orchestration.cluster.calls import Host, RemoteActor
-from orchestration.cluster.deployment import preferred_node, start_on
+from orchestration.cluster.calls import Host, RemoteActor, log_folder
 from orchestration.cluster.environment import NODE_ENVIRONMENT, without_token
 from orchestration.cluster.gauges import RayGauges
-from orchestration.cluster.generator import RayGenerator
+from orchestration.cluster.generator import RayMember
 from orchestration.cluster.learner import RayLearner
-from orchestration.cluster.nodes import alive_nodes, own_node, signs_of_gpus, sized_for_nodes
-from orchestration.cluster.reward_actor import RewardServiceActor, ServiceEndpoint
-from orchestration.concurrency import gather_or_cancel
+from orchestration.cluster.nodes import (
+    alive_nodes,
+    dead_ray_processes,
+    end_process,
+    own_node,
+    own_node_id,
+    signs_of_gpus,
+    sized_for_nodes,
+)
+from orchestration.cluster.reward.actor import RewardServiceActor, ServiceEndpoint
+from orchestration.cluster.reward.deployment import actor_client, new_restarts, preferred_node, start_on
+from orchestration.cluster.reward.keeper import RewardKeeper
+from orchestration.cluster.upkeep.heartbeat import BEAT_S
+from orchestration.cluster.upkeep.pool import RolloutPool
+from orchestration.cluster.upkeep.restarts import Restarts
+from orchestration.cluster.upkeep.whereabouts import claim_node, end_here
+from orchestration.concurrency import at_most, gather_or_cancel
 from orchestration.errors import MachineError, one_line
 from orchestration.machine.facts import collect
 from orchestration.machine.model_sizes import model_size
@@ -42,20 +57,27 @@ from orchestration.machine.placement import (
     refuse_unseen_gpus,
 )
 from orchestration.models.here import named_anywhere
+from orchestration.run.reporter import Note
 from orchestration.settings.config import RunConfig
 from orchestration.settings.rewards import ActorDeployment
 
 Engines = TypeVar("Engines")
 Ranks = TypeVar("Ranks")
 
+_KILL_S = 30.0
+"""What the end of one actor may take."""
+
 
 class Cluster:
     """A Ray cluster, joined or started here, with this run's actors in it."""
 
-    def __init__(self, config: RunConfig, *, run_id: str) -> None:
-        self._config, self._run_id = named_anywhere(config), run_id
+    def __init__(self, config: RunConfig, *, run_id: str, note: Note = lambda level, message: None) -> None:
+        self._config, self._run_id, self._note = named_anywhere(config), run_id, note
         self._group: PlacementGroup | None = None
         self._actors: list[RemoteActor[Any]] = []
+        self._ranks: Sequence[RemoteActor[LearnerActor]] = ()
+        self._watched: list[RolloutPool[RayMember] | RayLearner] = []
+        self._ray_watch: asyncio.Task[None] | None = None
         self.placement: Placement | None = None
         self.dashboard_url: str | None = None
 
@@ -73,22 +95,17 @@ class Cluster:
             environment |= without_token() | actor_environment("cuda" if collect().gpus else "cpu")
         for name, value in environment.items():
             os.environ.setdefault(name, value)
+        claim_node()
         common = {"logging_level": "ERROR", "log_to_driver": False, "namespace": f"rlvr-{self._run_id}"}
-        try:
-            with signal_handlers_kept():
-                if config.ray_address is not None:
-                    context = ray.init(address=config.ray_address, **common)
-                else:
-                    store = object_store_bytes(model_size(config.model.name), config.learner)
-                    context = ray.init(
-                        address="local",  # not one that somebody else left running here
-                        include_dashboard=config.dashboard,
-                        object_store_memory=store,
-                        **common,
-                    )
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = config.ray_address or "this machine"
-            raise MachineError(f"Ray did not start on {where}: {one_line(error)}") from error
+        if config.ray_address is not None:
+            options: dict[str, Any] = {"address": config.ray_address}
+        else:
+            options = {
+                "address": "local",  # not one that somebody else left running here
+                "include_dashboard": config.dashboard,
+                "object_store_memory": object_store_bytes(model_size(config.model.name), config.learner),
+            }
+        context = self._init(**options, **common)
         self.dashboard_url = context.dashboard_url or None
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         refuse_unseen_gpus(config, num_gpus=num_gpus, signs=signs_of_gpus(joined=config.ray_address is not None))
@@ -96,6 +113,21 @@ class Cluster:
         self.placement = place(config, num_gpus=num_gpus)
         self._reserve(self.placement)
         return self.placement
+
+    def _init(self, **options: Any) -> Any:
+        """Ray's own start; twice, as its parts wait for each other for no longer than 15 s, which a busy machine may
+        need."""
+        for is_last in (False, True):
+            try:
+                with signal_handlers_kept():
+                    return ray.init(**options)
+            except Exception as error:  # it raises all kinds, plain ones too
+                with suppress(Exception):
+                    ray.shutdown()
+                if is_last or self._config.ray_address is not None:
+                    where = self._config.ray_address or "this machine"
+                    raise MachineError(f"Ray did not start on {where}: {one_line(error)}") from error
+        raise AssertionError
 
     def describe(self) -> str:
         """The cluster in one line, for the head of a report."""
@@ -125,24 +157,24 @@ class Cluster:
             )
 
     def _create(
-        self, actor_class: type[Host], slot: Slot, *args: Any, max_concurrency: int | None = None
+        self, actor_class: type[Host], slot: Slot, life: int, *args: Any, max_concurrency: int
     ) -> RemoteActor[Host]:
         assert self.placement is not None
+        name = _named(slot.name, life)
         options: dict[str, Any] = {
-            "name": slot.name,
+            "name": name,
             "num_gpus": slot.num_gpus,
             "num_cpus": slot.num_cpus,
             "resources": dict(slot.marks),
+            "max_concurrency": max_concurrency,
             **self._environment(),
         }
-        if max_concurrency is not None:
-            options["max_concurrency"] = max_concurrency
         if self._group is not None:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                 placement_group=self._group, placement_group_bundle_index=slot.bundle
             )
         actor: RemoteActor[Host] = RemoteActor(
-            slot.name, ray.remote(actor_class).options(**options).remote(slot.name, *args)
+            name, ray.remote(actor_class).options(**options).remote(slot.name, *args)
         )
         self._actors.append(actor)
         return actor
@@ -155,38 +187,63 @@ class Cluster:
         defaults = actor_environment(self.placement.device)
         return {"runtime_env": {"env_vars": {name: os.environ.get(name, value) for name, value in defaults.items()}}}
 
-    async def start_rollout(self) -> RayGenerator:
+    async def start_rollout(self) -> RolloutPool[RayMember]:
         """Start all engines; returns when each can generate."""
-        assert self.placement is not None, "connect() comes first"
-        settings = {
-            "config": effective_rollout(self._config.rollout, self.placement),
-            "device": self.placement.device,
-            "run_id": self._run_id,
-        }
-        workers = [
-            self._create(
-                RolloutActor,
-                slot,
-                RayGauges,
-                self._config,
-                {**settings, "seed": self._config.seed * 1000 + index},
-                max_concurrency=10_000,
+        placement = self._placed()
+        rollout = effective_rollout(self._config.rollout, placement)
+
+        def make(index: int, life: int) -> RayMember:
+            settings = {
+                "config": rollout,
+                "device": placement.device,
+                "run_id": self._run_id,
+                "seed": self._config.seed * 1000 + index,
+            }
+            slot = placement.rollout[index]
+            actor = self._create(
+                RolloutActor, slot, life, RayGauges, own_node_id, self._config, settings, max_concurrency=10_000
             )
-            for index, slot in enumerate(self.placement.rollout)
-        ]
-        timeout_s = self._config.rollout.start_timeout_s
-        await gather_or_cancel(
-            _started(worker, worker.call(RolloutActor.start, timeout_s=timeout_s)()) for worker in workers
+            return RayMember(actor, rollout, self._end)
+
+        pool = RolloutPool(
+            make,
+            num_workers=len(placement.rollout),
+            stall_timeout_s=rollout.stall_timeout_s,
+            new_restarts=self._new_restarts,
+            retry_io_s=self._config.retry_io_s,
+            note=self._note,
         )
-        return RayGenerator(workers, self._config)
+        self._watched.append(pool)
+        self._watch_ray()
+        await pool.start()
+        return pool
 
     async def start_learner(self) -> RayLearner:
         """Start all ranks; returns when they have met and hold the model."""
-        assert self.placement is not None, "connect() comes first"
-        ranks = [
-            self._create(LearnerActor, slot, RayGauges, ray.util.get_node_ip_address) for slot in self.placement.learner
+        self._placed()
+        learner = RayLearner(
+            self._start_ranks, self._end_ranks, self._config, restarts=self._new_restarts(), note=self._note
+        )
+        self._watched.append(learner)
+        self._watch_ray()
+        await learner.start()
+        return learner
+
+    async def _start_ranks(self, life: int) -> Sequence[RemoteActor[LearnerActor]]:
+        placement = self._placed()
+        ranks = self._ranks = [
+            self._create(
+                LearnerActor, slot, life, RayGauges, own_node_id, ray.util.get_node_ip_address, max_concurrency=16
+            )
+            for slot in placement.learner
         ]
         timeout_s = self._config.learner.start_timeout_s
+        for rank, process in zip(
+            ranks,
+            await gather_or_cancel(rank.call(LearnerActor.here, timeout_s=timeout_s)() for rank in ranks),
+            strict=True,
+        ):
+            rank.process, rank.where = process, str(process)
         address, port = await ranks[0].call(LearnerActor.endpoint, timeout_s=timeout_s)()
         settings = {
             "world_size": len(ranks),
@@ -195,19 +252,16 @@ class Cluster:
             "config": self._config.learner,
             "temperature": self._config.rollout.temperature,
             "seed": self._config.seed,
-            "device": self.placement.device,
+            "device": placement.device,
             "max_completion_length": self._config.rollout.max_completion_length,
             "max_steps": self._config.max_steps,
             "reward_weights": tuple(reward.weight for reward in self._config.rewards),
         }
         await gather_or_cancel(
-            _started(
-                rank,
-                rank.call(LearnerActor.start, timeout_s=timeout_s)(self._config, {**settings, "rank": index}),
-            )
+            rank.call(LearnerActor.start, timeout_s=timeout_s)(self._config, {**settings, "rank": index})
             for index, rank in enumerate(ranks)
         )
-        return RayLearner(ranks, self._config)
+        return ranks
 
     async def start_both(
         self, engines: Coroutine[Any, Any, Engines], ranks: Coroutine[Any, Any, Ranks]
@@ -221,14 +275,57 @@ class Cluster:
         if self.placement.mode is not PlacementMode.COLOCATED:
             generator, learner = await asyncio.gather(engines, ranks)
             return generator, learner
-        with contextlib.closing(ranks):  # never begun where the engines fail
+        with closing(ranks):  # never begun where the engines fail
             return await engines, await ranks
 
-    async def start_reward_service(self, log_folder: Path) -> tuple[RemoteActor[RewardServiceActor], ServiceEndpoint]:
-        """Start the reward service on a CPU node, where there is one; returns when it is ready to score.
+    async def _end_ranks(self) -> None:
+        await asyncio.gather(*(self._end(rank) for rank in self._ranks))
+
+    async def _end(self, actor: RemoteActor[Any]) -> None:
+        """End an actor's processes, whatever state they are in. Never raises, and takes bounded time."""
+        if actor in self._actors:
+            self._actors.remove(actor)
+        await at_most(_KILL_S, lambda: ray.kill(actor.handle))
+        if actor.process is not None:
+            await end_process(actor.process, timeout_s=_KILL_S)
+
+    def _placed(self) -> Placement:
+        assert self.placement is not None, "connect() comes first"
+        return self.placement
+
+    def _new_restarts(self) -> Restarts:
+        return new_restarts(self._config)
+
+    def _watch_ray(self) -> None:
+        if self._ray_watch is None:
+            self._ray_watch = asyncio.create_task(self._until_ray_dies(), name="watch-ray")
+
+    async def _until_ray_dies(self) -> None:
+        """What Ray itself is made of on this node cannot be replaced: when it dies, all that waits hears why."""
+        while not (dead := dead_ray_processes()):  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(BEAT_S)
+        error = MachineError(
+            f"Ray's own {' and '.join(dead)} on this host: the run cannot go on without it; the same run_dir goes on "
+            f"from what is kept. Its log is in {log_folder()}"
+        )
+        for each in self._watched:
+            if isinstance(each, RayLearner) and not any("raylet" in one for one in dead):
+                each.start_no_more(error)  # without the GCS it still answers, and its state can be saved
+            else:
+                each.fail(error)
+
+    def reward_client(self, log_folder: Path) -> AbstractAsyncContextManager[RewardKeeper]:
+        """A client of the reward service as an actor, on a CPU node where there is one, kept alive as long as the block
+        lasts.
 
         Raises MachineError when no node takes it, ServiceStartError when it does not start there.
         """
+        start = partial(self._start_reward_service, log_folder)
+        return actor_client(self._config, start, self._end, note=self._note)
+
+    async def _start_reward_service(
+        self, log_folder: Path, life: int
+    ) -> tuple[RemoteActor[RewardServiceActor], ServiceEndpoint]:
         deployment = self._config.reward.deployment
         assert self.placement is not None, "connect() comes first"
         assert isinstance(deployment, ActorDeployment)
@@ -239,30 +336,41 @@ class Cluster:
                 node.node_id, soft=True, _spill_on_unavailable=True
             )
         actor_class = ray.remote(RewardServiceActor).options(
-            name="reward-0", max_concurrency=4, **self._environment(), **options
+            name=_named("reward-0", life), max_concurrency=4, **self._environment(), **options
         )
         actor: RemoteActor[RewardServiceActor] = RemoteActor("reward-0", actor_class.remote("reward-0", own_node))
         self._actors.append(actor)
         endpoint = await start_on(actor, self._config, driver_node_id=own_node().node_id, log_folder=log_folder)
+        actor.process = await actor.call(RewardServiceActor.process, timeout_s=self._config.reward.start_timeout_s)()
+        self._note("info", f"the reward service is on {actor.where}")
         return actor, endpoint
 
     async def shutdown(self, *, timeout_s: float = 20.0) -> None:
         """End the actors, then Ray if it was started here. Never raises: what does not end in time is killed."""
+        for pool in self._watched:
+            if isinstance(pool, RolloutPool):
+                await pool.close()
+        if self._ray_watch is not None:
+            self._ray_watch.cancel()
         goodbyes = [actor.call(Hosted.shutdown, timeout_s=timeout_s)() for actor in self._actors]
         await asyncio.gather(*goodbyes, return_exceptions=True)
-        for actor in self._actors:
-            ray.kill(actor.handle)
-        self._actors.clear()
+        await asyncio.gather(*(self._end(actor) for actor in list(self._actors)))
+        await at_most(timeout_s, self._leave)
+        await asyncio.to_thread(end_here, None)
+
+    def _leave(self) -> None:
         if self._group is not None:
-            ray.util.remove_placement_group(self._group)
+            with suppress(RayError):
+                ray.util.remove_placement_group(self._group)
         ray.shutdown()
 
 
-async def _started(actor: RemoteActor[Any], start: Coroutine[Any, Any, str]) -> None:
-    actor.where = await start
+def _named(name: str, life: int) -> str:
+    """Of an actor; Ray may still hold the name of the one before."""
+    return name if life == 1 else f"{name}.{life}"
 
 
-@contextlib.contextmanager
+@contextmanager
 def signal_handlers_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself, and dies of it; whoever asked for it before the block has it again after."""
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,42 +1,57 @@
-"""The loop's `Generator` port over rollout workers that are actors."""
+"""A rollout worker that is an actor, as a member of the pool."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from orchestration.cluster.actors import RolloutActor
 from orchestration.cluster.adapter import RayAdapter
 from orchestration.cluster.calls import RemoteActor
-from orchestration.concurrency import gather_or_cancel
 from orchestration.run.ports import AdapterHandle
-from orchestration.settings.config import RunConfig
-from rollout_server.balancing import Balancer, prefix_key
+from rollout_server.config import RolloutConfig
 from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams
 
+_MARGIN_S = 15.0
+"""What a call takes longer than the worker's own limit, which says more."""
 
-class RayGenerator:
-    """The rollout workers. A group goes to the worker with the least to do; an adapter goes to all of them."""
 
-    def __init__(self, workers: Sequence[RemoteActor[RolloutActor]], config: RunConfig) -> None:
-        self._workers, self._rollout = tuple(workers), config.rollout
-        self._balancer = Balancer(num_workers=len(workers))
+class RayMember:
+    """A rollout worker in an actor of its own.
+
+    Args:
+        end: Ends the actor's processes; never raises.
+    """
+
+    def __init__(
+        self,
+        actor: RemoteActor[RolloutActor],
+        config: RolloutConfig,
+        end: Callable[[RemoteActor[RolloutActor]], Awaitable[None]],
+    ) -> None:
+        self.actor, self._config, self._end = actor, config, end
 
     @property
-    def workers(self) -> tuple[RemoteActor[RolloutActor], ...]:
-        return self._workers
+    def name(self) -> str:
+        return f"{self.actor.name} ({self.actor.where})"
+
+    async def start(self) -> None:
+        timeout_s = self._config.start_timeout_s
+        self.actor.process = await self.actor.call(RolloutActor.here, timeout_s=timeout_s)()
+        self.actor.where = str(self.actor.process)
+        await self.actor.call(RolloutActor.start, timeout_s=timeout_s + _MARGIN_S)()
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
-        num_sequences = sampling.num_generations
-        index = self._balancer.begin(prefix=prefix_key(prompt.token_ids), num_sequences=num_sequences)
-        try:
-            generate = self._workers[index].call(RolloutActor.generate, timeout_s=self._rollout.generate_timeout_s)
-            return await generate(prompt, sampling)
-        finally:
-            self._balancer.end(index, num_sequences=num_sequences)
+        timeout_s = self._config.generate_timeout_s + _MARGIN_S
+        return await self.actor.call(RolloutActor.generate, timeout_s=timeout_s)(prompt, sampling)
 
-    async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
+    async def publish(self, adapter: AdapterHandle) -> PublishReport:
         assert isinstance(adapter, RayAdapter), "its bytes must be in the object store the workers read"
-        timeout_s = self._rollout.publish_timeout_s
-        return await gather_or_cancel(
-            worker.call(RolloutActor.publish, timeout_s=timeout_s)(adapter.reference) for worker in self._workers
-        )
+        timeout_s = self._config.publish_timeout_s + _MARGIN_S
+        return await self.actor.call(RolloutActor.publish, timeout_s=timeout_s)(adapter.reference)
+
+    async def heartbeat(self) -> int:
+        timeout_s = self._config.stall_timeout_s + _MARGIN_S
+        return await self.actor.call(RolloutActor.heartbeat, timeout_s=timeout_s)()
+
+    async def end(self) -> None:
+        await self._end(self.actor)

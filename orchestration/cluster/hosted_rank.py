@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from learner.errors import LearnerError
+from learner.errors import RankDiedError
 from learner.types import ScoredGroup, UpdateMetrics
 from rollout_server.forking.client import ADDRESS, ForkedProcess, ForkedProcessEndedError
 from rollout_server.types import AdapterPayload
@@ -36,7 +36,7 @@ class Rank(Protocol):
 
     def start(self) -> None: ...
     def notes(self) -> tuple[str, ...]: ...
-    def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int) -> UpdateMetrics: ...
+    def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int, step: int) -> UpdateMetrics: ...
     def export_adapter(self) -> AdapterPayload: ...
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None: ...
     def load_checkpoint(self, folder: str) -> int: ...
@@ -48,12 +48,13 @@ class HostedRank:
 
     Args:
         address: of the fork server.
-        settings: the arguments of `LearnerRank`.
+        on_progress: told how many passes there were.
+        settings: the other arguments of `LearnerRank`.
     """
 
-    def __init__(self, address: str, **settings: Any) -> None:
+    def __init__(self, address: str, *, on_progress: Callable[[int], None], **settings: Any) -> None:
         self._settings = settings
-        self._process = ForkedProcess(address, lambda news: None)
+        self._process = ForkedProcess(address, on_progress)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="hosted-rank", daemon=True).start()
 
@@ -64,8 +65,8 @@ class HostedRank:
     def notes(self) -> tuple[str, ...]:
         return self._call(Rank.notes)
 
-    def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int) -> UpdateMetrics:
-        return self._call(Rank.update, groups, max_staleness=max_staleness)
+    def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int, step: int) -> UpdateMetrics:
+        return self._call(Rank.update, groups, max_staleness=max_staleness, step=step)
 
     def export_adapter(self) -> AdapterPayload:
         return self._call(Rank.export_adapter)
@@ -91,9 +92,7 @@ class HostedRank:
         try:
             return asyncio.run_coroutine_threadsafe(work, self._loop).result()
         except ForkedProcessEndedError as error:
-            raise LearnerError(
-                f"the learner's process died: {error}; one that the system kills usually had too little memory"
-            ) from error
+            raise RankDiedError(f"the learner's process died: {error}") from error
 
 
 def host_rank(connection: socket.socket, settings: Mapping[str, Any]) -> None:
@@ -102,7 +101,7 @@ def host_rank(connection: socket.socket, settings: Mapping[str, Any]) -> None:
     from rollout_server.forking.hosted import host
 
     def make(tell: Callable[[Any], None]) -> Rank:
-        rank: Rank = LearnerRank(**settings)
+        rank: Rank = LearnerRank(**settings, on_progress=tell)
         rank.start()
         return rank
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestration.cluster.reward_actor import ClusterNode
+from orchestration.cluster.reward.actor import ClusterNode
+from orchestration.cluster.upkeep.whereabouts import Whereabouts, end_here
 from orchestration.machine.facts import gpu_signs
 from orchestration.machine.placement import sized
 from orchestration.settings.config import RunConfig
@@ -23,8 +27,44 @@ def alive_nodes() -> list[ClusterNode]:
 
 def own_node() -> ClusterNode:
     """The node of the calling process."""
-    node_id = ray.get_runtime_context().get_node_id()
+    node_id = own_node_id()
     return next(node for node in alive_nodes() if node.node_id == node_id)
+
+
+def own_node_id() -> str:
+    """Of the calling process, without asking anybody."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def dead_ray_processes() -> list[str]:
+    """Those of Ray's own processes on this node that nothing works without and that have ended, with how; none where
+    somebody else has started them."""
+    node = ray._private.worker.global_worker.node
+    if node is None:
+        return []
+    return [
+        f"{kind} (pid {process.pid}) {_ended(process.returncode)}"
+        for kind, process in node.dead_processes()
+        if kind in ("gcs_server", "raylet")
+    ]
+
+
+def _ended(exit_code: int) -> str:
+    return f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
+
+
+async def end_process(process: Whereabouts, *, timeout_s: float) -> None:
+    """Kill a process wherever it is; Ray itself does not reach one that is stopped. Never raises: it may be gone, and
+    its node too."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            if process.node_id == own_node_id():
+                await asyncio.to_thread(end_here, process)
+                return
+            there = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
+            await ray.remote(end_here).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(process)
+    except (TimeoutError, ray.exceptions.RayError, OSError):
+        return
 
 
 def signs_of_gpus(*, joined: bool) -> tuple[str, ...]:

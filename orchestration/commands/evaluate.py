@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from learner.errors import LearnerError
-from orchestration.cluster.deployment import reward_client
+from orchestration.cluster.reward.deployment import reward_client
 from orchestration.commands.train import import_ahead, make_judges
 from orchestration.errors import ConfigError, DataError, RlvrError
 from orchestration.machine import doctor

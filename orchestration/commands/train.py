@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from learner.errors import LearnerError
-from orchestration.cluster.deployment import WatchedScorer, actor_client, reward_client
 from orchestration.cluster.hosted_rank import LEARNER_MODULES
+from orchestration.cluster.reward.deployment import reward_client
+from orchestration.cluster.upkeep.whereabouts import claim_node
 from orchestration.concurrency import unless_set
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.source import PromptSource
-from orchestration.errors import DataError, RlvrError
+from orchestration.errors import DataError, RlvrError, in_a_sentence
 from orchestration.machine import doctor
 from orchestration.machine.facts import collect
 from orchestration.models.dequantized import served_model
@@ -29,12 +30,11 @@ from orchestration.run.folder import RunFolder
 from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.ports import Scorer
 from orchestration.run.rewards import check_rewards
-from orchestration.run.scorer import HttpScorer, RandomControlScorer
+from orchestration.run.scorer import HttpScorer, RandomControlScorer, RewardsClient
 from orchestration.run.start import StartClock
 from orchestration.settings.config import RunConfig
 from orchestration.storage.cache import Progress
 from orchestration.types import BuiltPrompt
-from reward_service.clients.asynchronous import RewardClient
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
 from rollout_server.errors import RolloutError
@@ -56,6 +56,10 @@ def run_training(config: RunConfig) -> int:
         return asyncio.run(_train(config))
     except (LearnerError, RolloutError, RewardServiceError, ServiceStartError) as error:
         raise RlvrError(str(error)) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise in_a_sentence("the run cannot go on", error) from error
     except (Interrupted, asyncio.CancelledError):
         raise KeyboardInterrupt from None
 
@@ -132,26 +136,22 @@ async def _start_rooms(
 ) -> Rooms:
     from orchestration.cluster.cluster import Cluster  # loads ray, a second or two: not before the cheap checks
 
-    cluster = Cluster(config, run_id=f"{folder.path.name}-{os.getpid()}")
+    cluster = Cluster(config, run_id=f"{folder.path.name}-{os.getpid()}", note=reporter.note)
     in_cluster = config.reward.deployment.kind == "actor"
     stack.push_async_callback(cluster.shutdown)
     connecting = asyncio.create_task(_timed(start, "ray", asyncio.to_thread(cluster.connect)))
     stack.push_async_callback(asyncio.wait, {connecting})  # shut down while it connects, Ray would stay behind
     if not in_cluster:
-        service = stack.enter_async_context(reward_client(config, folder.path / "logs"))
+        service = stack.enter_async_context(reward_client(config, folder.path / "logs", note=reporter.note))
         client = await _timed(start, "reward_service", service)
         scorer, judges = make_scorers(config, client, run_id=folder.path.name)
     placement = await connecting
     reporter.start(config, f"{placement.mode}: {cluster.describe()}")
     if in_cluster:
         reporter.phase("starting", "the reward service")
-        service_starts = cluster.start_reward_service(folder.path / "logs")
-        actor, endpoint = await _timed(start, "reward_service", service_starts)
-        reporter.note("info", f"the reward service is on {actor.where}")
-        client, watch = await stack.enter_async_context(actor_client(config.reward, actor, endpoint))
+        service = stack.enter_async_context(cluster.reward_client(folder.path / "logs"))
+        client = await _timed(start, "reward_service", service)
         scorer, judges = make_scorers(config, client, run_id=folder.path.name)
-        scorer = WatchedScorer(scorer, watch)
-        judges = {name: WatchedScorer(judge, watch) for name, judge in judges.items()}
     if config.learner.lora.modules_to_save:
         reporter.note(
             "info",
@@ -181,7 +181,8 @@ async def _start_rooms(
 
 def import_ahead(config: RunConfig) -> None:
     """Have what engines and ranks import imported from now on, while everything else is made ready, where they will be
-    forked here."""
+    forked here. Before anything is started, what killed runs have left on this machine is removed."""
+    claim_node()
     if config.ray_address is None and not collect().gpus:
         start_fork_server(LEARNER_MODULES if config.max_steps else ())
 
@@ -191,7 +192,7 @@ async def _timed(start: StartClock, phase: str, work: Awaitable[Result]) -> Resu
         return await work
 
 
-def make_scorers(config: RunConfig, client: RewardClient, *, run_id: str) -> tuple[Scorer, dict[str, Scorer]]:
+def make_scorers(config: RunConfig, client: RewardsClient, *, run_id: str) -> tuple[Scorer, dict[str, Scorer]]:
     """What training learns from, and by name what evaluations are decided by."""
     scorer: Scorer = HttpScorer(client, config.rewards, run_id=run_id)
     if config.reward.control == "random":
@@ -199,7 +200,7 @@ def make_scorers(config: RunConfig, client: RewardClient, *, run_id: str) -> tup
     return scorer, make_judges(config, client, run_id=run_id)
 
 
-def make_judges(config: RunConfig, client: RewardClient, *, run_id: str) -> dict[str, Scorer]:
+def make_judges(config: RunConfig, client: RewardsClient, *, run_id: str) -> dict[str, Scorer]:
     """What evaluations are decided by, `strict` and `lenient`; each asked apart, as both may be one reward."""
     return {name: HttpScorer(client, (spec,), run_id=run_id) for name, spec in config.judges.items()}
 

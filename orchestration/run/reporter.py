@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from orchestration.run.metrics import Number
 from orchestration.settings.config import RunConfig
 
 Level = Literal["info", "warning", "error"]
+Note = Callable[[Level, str], None]
+"""Told what a person should know, in a sentence."""
 
 
 class Reporter(Protocol):

@@ -5,22 +5,34 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Protocol
 
 from learner.types import ScoredCompletion
 from orchestration.errors import RewardsUnavailableError
 from orchestration.run.ports import Scorer
 from orchestration.run.rewards import reward_item
 from orchestration.types import Problem
-from reward_service.clients.asynchronous import RewardClient
 from reward_service.clients.errors import RewardServiceError
-from reward_service.types import RewardSpec
+from reward_service.types import ItemResult, RewardItem, RewardSpec
 from rollout_server.types import Completion
+
+
+class RewardsClient(Protocol):
+    """`RewardClient`, or what keeps its service alive."""
+
+    async def score(
+        self,
+        items: Sequence[RewardItem],
+        rewards: Sequence[RewardSpec],
+        run_id: str | None = None,
+        policy_version: int | None = None,
+    ) -> list[ItemResult]: ...
 
 
 class HttpScorer:
     """Scores over HTTP, as any other trainer would. One call scores one group."""
 
-    def __init__(self, client: RewardClient, rewards: Sequence[RewardSpec], *, run_id: str) -> None:
+    def __init__(self, client: RewardsClient, rewards: Sequence[RewardSpec], *, run_id: str) -> None:
         self._client, self._run_id = client, run_id
         self._rewards = tuple(rewards)
 

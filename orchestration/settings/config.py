@@ -96,6 +96,16 @@ class RunConfig(Section):
     save_every: int = Field(
         0, ge=0, description="Checkpoint every so many steps; 0: only when the run is stopped or fails."
     )
+    max_restarts: int = Field(
+        5,
+        ge=0,
+        description="How often within restart_window_s a rollout worker, the learner or the run's own reward service "
+        "is started again after it died or hung; then the run stops.",
+    )
+    restart_window_s: float = Field(600.0, gt=0, description="Over how long restarts are counted, seconds.")
+    retry_io_s: float = Field(
+        600.0, ge=0, description="How long the run waits for room where a disk or /dev/shm is full, seconds."
+    )
     example_every: int = Field(5, ge=0, description="Show an example completion every so many steps; 0: never.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; auto: CUDA when there is a GPU."

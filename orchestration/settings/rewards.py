@@ -71,7 +71,15 @@ class RewardConfig(Section):
         "that shows whether a gain comes from the rewards.",
     )
     timeout_s: float = Field(30.0, gt=0, description="Limit on one HTTP call, seconds.")
-    deadline_s: float = Field(120.0, gt=0, description="Retries go on so long, seconds; then the run stops.")
+    deadline_s: float = Field(
+        120.0, gt=0, description="Retries of a call go on so long, seconds; then it is said, and the call begins anew."
+    )
+    give_up_after_s: float = Field(
+        1800.0, ge=0, description="How long a group waits for a service that gives no usable answer, seconds."
+    )
+    stall_timeout_s: float = Field(
+        60.0, gt=0, description="A service of the run's own that is not ready for so long is started again, seconds."
+    )
     max_concurrency: int = Field(32, ge=1, description="Calls under way at once.")
     start_timeout_s: float = Field(60.0, gt=0, description="Limit on the start of the run's own service, seconds.")
 

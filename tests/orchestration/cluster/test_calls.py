@@ -17,6 +17,9 @@ class Counter:
     def add(self, number: int, *, times: int = 1) -> int:
         return number * times
 
+    async def export(self, number: int) -> tuple[str, int]:
+        return "receipt", number
+
     async def wait(self) -> None:
         await asyncio.Event().wait()
 
@@ -33,12 +36,23 @@ class Handle:
         vars(handle)["method"] = getattr(Counter(), name)
         return handle
 
-    def remote(self, *args: Any, **kwargs: Any) -> asyncio.Task[Any]:
+    def options(self, *, num_returns: int) -> Handle:
+        vars(self)["num_returns"] = num_returns
+        return self
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
         async def run() -> Any:
             answer = vars(self)["method"](*args, **kwargs)
             return await answer if asyncio.iscoroutine(answer) else answer
 
-        return asyncio.create_task(run())
+        if "num_returns" not in vars(self):
+            return asyncio.create_task(run())
+        whole = asyncio.create_task(run())
+
+        async def part(number: int) -> Any:
+            return (await whole)[number]
+
+        return [asyncio.create_task(part(number)) for number in range(vars(self)["num_returns"])]
 
 
 ACTOR: RemoteActor[Counter] = RemoteActor("counter-0", Handle(), where="host h, pid 7")
@@ -47,7 +61,8 @@ ACTOR: RemoteActor[Counter] = RemoteActor("counter-0", Handle(), where="host h, 
 async def test_arguments_go_there_and_the_answer_comes_back() -> None:
     assert await ACTOR.call(Counter.add, timeout_s=5)(3) == 3
     assert await ACTOR.call(Counter.add, timeout_s=5)(3, times=2) == 6
-    begun = ACTOR.begin(Counter.add)(4)
+    begun = ACTOR.begin(Counter.export)(4)
+    assert await begun.settled(timeout_s=5) == "receipt"
     assert await begun.result(timeout_s=5) == 4
 
 

@@ -5,35 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from learner.types import ScoredCompletion
-from orchestration.cluster.deployment import (
-    WatchedScorer,
-    actor_client,
+from orchestration.cluster.reward.actor import ClusterNode, RewardServiceActor, ServiceEndpoint, ServiceOrder
+from orchestration.cluster.reward.deployment import (
     preferred_node,
     reward_client,
     start_on,
 )
-from orchestration.cluster.reward_actor import ClusterNode, RewardServiceActor, ServiceEndpoint, ServiceOrder
-from orchestration.errors import ConfigError, MachineError, RemoteTimeoutError, WorkerDiedError
+from orchestration.errors import ConfigError, MachineError, RemoteTimeoutError
 from orchestration.run.rewards import service_settings
 from orchestration.settings.config import RunConfig, dump_config, load_config
 from orchestration.settings.rewards import ActorDeployment, RewardConfig
 from orchestration.settings.rewards import RewardSpec as OwnReward
-from orchestration.types import Problem
 from reward_service.clients.asynchronous import RewardClient
 from reward_service.errors import ServiceStartError
 from reward_service.types import RewardItem, RewardSpec
-from rollout_server.types import Completion
 from tests.waiting import until_async
 
-PROBLEM = Problem(problem_id="p", question="q", reference={"final_answer": "72"})
 ITEM = RewardItem(id="0", completion="#### The final answer is 72", reference={"final_answer": "72"})
 PAIR = (RewardSpec(name="gsm8k_format"), RewardSpec(name="gsm8k_correctness"))
 
@@ -152,19 +146,6 @@ class FakeRemote:
         return called
 
 
-class SlowScorer:
-    """Scores 1, when the test says so."""
-
-    reward_names: Sequence[str] = ("r",)
-
-    def __init__(self) -> None:
-        self.gate = asyncio.Event()
-
-    async def score(self, problem: Problem, prompt: str, completions: Sequence[Completion]) -> list[ScoredCompletion]:
-        await self.gate.wait()
-        return []
-
-
 class TestTheDriver:
     async def test_it_starts_the_service_where_the_actor_is(self, tmp_path: Path) -> None:
         endpoint = ServiceEndpoint(url="http://10.0.0.7:1", api_key="rlvr_secret")
@@ -181,28 +162,6 @@ class TestTheDriver:
         config = RewardConfig(deployment=ActorDeployment(resources={"reward": 1}))
         with pytest.raises(MachineError, match="no node had 1 CPU, 1 reward free for the reward service within"):
             await start_on(remote, RunConfig(reward=config), driver_node_id="d", log_folder=tmp_path)
-
-    async def test_a_service_that_ends_ends_the_scoring_under_way_and_all_that_comes(self) -> None:
-        async def watch() -> None:
-            await ended.wait()
-            raise WorkerDiedError("the reward service on node 10.0.0.7 ended: exit code -9")
-
-        ended, inner = asyncio.Event(), SlowScorer()
-        scorer = WatchedScorer(inner, asyncio.create_task(watch()))
-        assert list(scorer.reward_names) == ["r"]
-        under_way = asyncio.create_task(scorer.score(PROBLEM, "", []))
-        await asyncio.sleep(0)
-        ended.set()
-        for call in (under_way, scorer.score(PROBLEM, "", [])):
-            with pytest.raises(WorkerDiedError, match=r"10\.0\.0\.7"):
-                await call
-
-    async def test_scores_pass_while_it_runs(self) -> None:
-        inner = SlowScorer()
-        watch = asyncio.create_task(asyncio.sleep(60))
-        inner.gate.set()
-        assert list(await WatchedScorer(inner, watch).score(PROBLEM, "", [])) == []
-        watch.cancel()
 
 
 class ActorHere:
@@ -240,15 +199,15 @@ class TestTheActor:
         remote = ActorHere()
         endpoint = await remote.call(RewardServiceActor.start, timeout_s=60)(order(tmp_path))
         try:
-            config = RewardConfig()
-            async with actor_client(config, remote, endpoint) as (client, watch):
+            async with RewardClient(endpoint.url, api_key=endpoint.api_key) as client:
                 (result,) = await client.score([ITEM], PAIR)
                 assert result.total == 1.5
-                async with httpx.AsyncClient(trust_env=False) as stranger:
-                    assert (await stranger.post(f"{endpoint.url}/v1/score", json={})).status_code == 401
-                os.kill(remote.pid, signal.SIGKILL)
-                with pytest.raises(WorkerDiedError, match=r"on node 127\.0\.0\.1, host .* ended: exit code -9"):
-                    await asyncio.wait_for(asyncio.shield(watch), 20)
+            async with httpx.AsyncClient(trust_env=False) as stranger:
+                assert (await stranger.post(f"{endpoint.url}/v1/score", json={})).status_code == 401
+            os.kill(remote.pid, signal.SIGKILL)
+            reason = await remote.call(RewardServiceActor.watch, timeout_s=60)(60.0)
+            assert reason is not None
+            assert reason.startswith("exit code -9")
             assert remote.actor._folder is not None
             at_rest = [p.read_text() for p in (*tmp_path.rglob("*"), *remote.actor._folder.rglob("*")) if p.is_file()]
             assert len(at_rest) == 3  # the log, the keys and their lock
@@ -289,8 +248,8 @@ async def test_the_local_service_has_the_runs_rewards_and_ones_own(tmp_path: Pat
     file = tmp_path / "settings.yaml"
     file.write_text("custom_rewards: [{name: mine, target: 'tests.reward_service.clients.client_rewards:distance'}]")
     config = RewardConfig(settings_file=file, rewards=(OwnReward(name="mine"),))
-    async with reward_client(RunConfig(reward=config), tmp_path / "logs") as client:
-        assert await served(client) == {"mine", "gsm8k_correctness", "last_number"}
+    async with reward_client(RunConfig(reward=config), tmp_path / "logs") as keeper:
+        assert await served(keeper.client) == {"mine", "gsm8k_correctness", "last_number"}
 
 
 async def served(client: RewardClient) -> set[str]:

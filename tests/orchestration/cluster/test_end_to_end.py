@@ -23,7 +23,6 @@ import pytest
 import ray
 
 from orchestration.cluster.cluster import Cluster
-from orchestration.errors import WorkerDiedError
 from orchestration.models.resolve import resolve_model
 from orchestration.settings.config import load_config
 from rollout_server.types import Prompt, SamplingParams
@@ -191,7 +190,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], ti
     until(is_met, timeout_s, poll_s=0.2)
 
 
-async def test_names_and_metrics_in_the_dashboard_and_a_worker_that_dies() -> None:
+async def test_names_and_metrics_in_the_dashboard() -> None:
     config = load_config("tiny")
     cluster = Cluster(config, run_id=f"test-{os.getpid()}")
     try:
@@ -204,12 +203,6 @@ async def test_names_and_metrics_in_the_dashboard_and_a_worker_that_dies() -> No
         for name in ("rollout_tokens_per_s", "running_requests", "waiting_requests", "adapter_version"):
             assert re.search(rf'rlvr_{name}\{{[^}}]*worker="rollout-0"', text), name
         assert ray.util.list_named_actors() == ["rollout-0"]
-
-        (worker,) = generator.workers
-        pid = int(re.search(r"pid (\d+)", worker.where).group(1))  # type: ignore[union-attr]
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(WorkerDiedError, match=r"rollout-0 \(host .*, pid \d+\) died during generate"):
-            await generator.generate(Prompt(prompt_id="p", token_ids=(1, 2, 3)), sampling)
     finally:
         await cluster.shutdown()
 

@@ -1,4 +1,4 @@
-"""The reward service as an actor of a real Ray cluster: where it is put, and who hears when it dies.
+"""The reward service as an actor of a real Ray cluster: where it is put, and what if it dies.
 
 A run that learns from it, and what it leaves, are in `test_end_to_end`.
 """
@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 
 from orchestration.cluster.cluster import Cluster
-from orchestration.cluster.deployment import actor_client
 from orchestration.cluster.nodes import alive_nodes
-from orchestration.errors import MachineError, WorkerDiedError
+from orchestration.cluster.upkeep.whereabouts import end_here
+from orchestration.errors import MachineError
 from orchestration.settings.config import RunConfig, load_config
 from reward_service.types import RewardItem, RewardSpec
-from tests.waiting import came_true, until
+from rollout_server.forking import leftovers
+from tests.waiting import came_true, until, until_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -72,27 +73,35 @@ def texts(*folders: Path) -> Iterator[tuple[Path, bytes]]:
         yield path, path.read_bytes()
 
 
-async def test_it_goes_to_the_node_without_gpus_and_its_death_is_told(
+async def test_it_goes_to_the_node_without_gpus_and_another_starts_when_it_dies(
     two_nodes: Any, tmp_path: Path, ray_folder: Path
 ) -> None:
     settings = config(f"ray_address={two_nodes.address}", "reward.deployment.resources.reward=1")
-    cluster = Cluster(settings, run_id=f"test-{os.getpid()}")
+    notes: list[str] = []
+    cluster = Cluster(settings, run_id=f"test-{os.getpid()}", note=lambda level, message: notes.append(message))
     try:
         cluster.connect()
         assert sorted(node.resources.get("GPU", 0) for node in alive_nodes()) == [0, 1]
-        actor, endpoint = await cluster.start_reward_service(tmp_path)
-        async with actor_client(settings.reward, actor, endpoint) as (client, watch):
+        async with cluster.reward_client(tmp_path) as keeper:
             item = RewardItem(id="0", completion="#### The final answer is 7", reference={"final_answer": "7"})
-            (result,) = await client.score([item], [RewardSpec(name="gsm8k_correctness")])
+            (result,) = await keeper.score([item], [RewardSpec(name="gsm8k_correctness")])
             assert result.total == 1.0
             assert list(tmp_path.iterdir()) == []  # not the driver's node: the log is in Ray's
             service = int(await asyncio.to_thread(logged_pid, ray_folder))
-            os.kill(int(re.findall(r"pid (\d+)", actor.where)[0]), signal.SIGKILL)
-            with pytest.raises(WorkerDiedError, match=r"reward-0 \(node [\d.]+, host .*, pid \d+\) died during watch"):
-                await asyncio.wait_for(asyncio.shield(watch), 60)
-        assert await asyncio.to_thread(came_true, lambda: is_gone(service))
+            client = keeper.client
+            (where,) = re.findall(r"the reward service is on node .*, pid (\d+)", " ".join(notes))
+            os.kill(int(where), signal.SIGKILL)
+            await until_async(lambda: keeper.client is not client, 120)
+            (result,) = await keeper.score([item], [RewardSpec(name="gsm8k_correctness")])
+            assert result.total == 1.0
+            assert re.search(r"reward-0 \(node [\d.]+, host .*, pid \d+\) died during watch", " ".join(notes))
+            assert await asyncio.to_thread(came_true, lambda: is_gone(service))
     finally:
         await cluster.shutdown()
+
+
+def processes_of(owner: str) -> list[int]:
+    return [pid for pid, name in leftovers._owned_processes() if name == owner]
 
 
 def logged_pid(ray_folder: Path) -> str:
@@ -112,7 +121,8 @@ async def test_a_resource_that_no_node_has_is_said_at_once(ray_folder: Path, tmp
     try:
         cluster.connect()
         with pytest.raises(MachineError, match=r"a node with 1 CPU, 1 reward, and the cluster has .*, 0 reward;"):
-            await cluster.start_reward_service(tmp_path)
+            async with cluster.reward_client(tmp_path):
+                pass
     finally:
         await cluster.shutdown()
 
@@ -122,27 +132,35 @@ import asyncio, sys
 from pathlib import Path
 from orchestration.cluster.cluster import Cluster
 from orchestration.settings.config import load_config
+from rollout_server.forking.leftovers import mark
 
 async def main():
     config = load_config("tiny", ["reward.deployment=actor", "dashboard=false"])
     cluster = Cluster(config, run_id="killed")
     cluster.connect()
-    await cluster.start_reward_service(Path(sys.argv[1]))
-    print("ready", flush=True)
-    await asyncio.sleep(600)
+    async with cluster.reward_client(Path(sys.argv[1])):
+        print("ready", mark(), flush=True)
+        await asyncio.sleep(600)
 
 asyncio.run(main())
 """
 
 
-def test_it_ends_with_a_driver_that_is_killed(tmp_path: Path, ray_folder: Path) -> None:
+def test_it_ends_with_a_driver_that_is_killed_and_a_later_start_clears_up_the_rest(
+    tmp_path: Path, ray_folder: Path
+) -> None:
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert driver.stdout is not None
-        assert driver.stdout.readline() == "ready\n"
+        ready, owner = driver.stdout.readline().split()
+        assert ready == "ready"
+        assert processes_of(owner)
         (pid,) = STARTED.findall((tmp_path / "reward_service.log").read_text())
         assert not is_gone(int(pid))
     finally:
         driver.kill()
         driver.communicate()
     until(lambda: is_gone(int(pid)), 60)
+    end_here(None)  # as every start does; Ray's agents would stay for good
+    until(lambda: not processes_of(owner), 60)
+    assert [path for folder in (Path("/dev/shm"), Path("/tmp"), ray_folder) for path in folder.glob(f"*{owner}*")] == []

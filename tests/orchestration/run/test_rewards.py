@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from orchestration.cluster.deployment import reward_client
+from orchestration.cluster.reward.deployment import reward_client
 from orchestration.commands.train import make_scorers
 from orchestration.data.problems import Problems
 from orchestration.data.task import registered_tasks

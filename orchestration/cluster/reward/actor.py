@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestration.cluster.actors import whereabouts
+from orchestration.cluster.upkeep.whereabouts import Whereabouts
 from reward_service.child import RunningService, start_in_subprocess
 from reward_service.errors import KeysError, ServiceStartError, describe_validation
 from reward_service.keys import add_key
 from reward_service.settings import ServiceSettings
+from rollout_server.forking.leftovers import own_folder
 
 LOG_NAME = "reward_service.log"
 _POLL_S = 0.5
@@ -62,8 +62,8 @@ class RewardServiceActor:
     """Holds a service as its child process, which ends with it, however that comes about.
 
     The service listens on the node's address and demands a key that is made here: a file in a folder of its own has
-    the key's hash, and the key itself is nowhere but in the answer to `start`. An actor that is killed leaves that
-    folder behind. Calls overlap: `watch` waits while `shutdown` comes.
+    the key's hash, and the key itself is nowhere but in the answer to `start`. Calls overlap: `watch` waits while
+    `shutdown` comes.
     """
 
     def __init__(self, name: str, here: Callable[[], ClusterNode]) -> None:
@@ -77,7 +77,10 @@ class RewardServiceActor:
         return self._name
 
     def where(self) -> str:
-        return f"node {self._here().address}, {whereabouts()}"
+        return f"node {self._here().address}, {Whereabouts.here('')}"
+
+    def process(self) -> Whereabouts:
+        return Whereabouts.here(self._here().node_id)
 
     def start(self, order: ServiceOrder) -> ServiceEndpoint:
         """Returns when it is ready to score. Raises ServiceStartError, with the end of its log, if it does not get so.
@@ -85,7 +88,7 @@ class RewardServiceActor:
         Its log goes into the run's log folder on the driver's node, and to this process' output elsewhere.
         """
         node = self._here()
-        self._folder = folder = Path(tempfile.mkdtemp(prefix="rlvr-reward-"))
+        self._folder = folder = own_folder("reward", longest_name=len(LOG_NAME))
         if node.node_id == order.driver_node_id:
             log_path = Path(order.log_folder) / LOG_NAME
         else:

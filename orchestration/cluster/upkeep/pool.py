@@ -1,0 +1,317 @@
+"""The rollout workers together: who takes a group, who has died or hangs, and how its successor is let in. No Ray here.
+
+A worker is watched by its heartbeat, a number that grows with every step of its engine. One that died, does not answer,
+or makes no step with requests under way is given up: its groups are asked again elsewhere, its processes are ended, and
+a new worker starts in its place. It takes groups when it has proved that it serves the newest adapter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from orchestration.cluster.upkeep.heartbeat import BEAT_S, until_stalled
+from orchestration.cluster.upkeep.restarts import Restarts
+from orchestration.cluster.upkeep.room import when_there_is_room
+from orchestration.concurrency import before, gather_or_cancel
+from orchestration.errors import RemoteTimeoutError, RlvrError, WorkerDiedError, one_line
+from orchestration.run.ports import AdapterHandle
+from orchestration.run.reporter import Note
+from rollout_server.balancing import Balancer, prefix_key
+from rollout_server.errors import (
+    EngineDeadError,
+    EngineSpoiledError,
+    GenerationError,
+    RolloutError,
+    RolloutTimeoutError,
+)
+from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams
+
+Result = TypeVar("Result")
+
+MAX_TRIES = 3
+"""Of a group that an engine gives up on without dying."""
+_LOST = (WorkerDiedError, RemoteTimeoutError, EngineDeadError, EngineSpoiledError)
+"""What a call fails with when its worker is of no use any more."""
+
+
+class Member(Protocol):
+    """A rollout worker."""
+
+    @property
+    def name(self) -> str:
+        """For messages: its name, host and process."""
+        ...
+
+    async def start(self) -> None: ...
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]: ...
+
+    async def publish(self, adapter: AdapterHandle) -> PublishReport: ...
+
+    async def heartbeat(self) -> int:
+        """Grows with every step of the engine. Raises one of the errors above when the worker is lost."""
+        ...
+
+    async def end(self) -> None:
+        """End all its processes, whatever state they are in. Never raises, and returns in bounded time."""
+        ...
+
+
+Worker = TypeVar("Worker", bound=Member)
+
+
+class _LostError(Exception):
+    """The worker that was asked is lost."""
+
+
+@dataclass(slots=True)
+class _Place(Generic[Worker]):
+    """One worker's place, and who has it now."""
+
+    index: int
+    restarts: Restarts
+    member: Worker
+    admitted: bool = False
+    lost: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    report: PublishReport | None = None
+    """Of the last publish to it."""
+    under_way: int = 0
+    """Calls that its engine has to work for."""
+    watch: asyncio.Task[None] | None = None
+    life: int = 1
+
+
+class RolloutPool(Generic[Worker]):
+    """The `Generator` port over workers that may die at any time. Everything runs on one event loop.
+
+    Args:
+        make: Makes the worker of a place (its number), for its so-manieth life, from 1; not started yet.
+        num_workers: Places.
+        stall_timeout_s: How long a worker may be silent, or make no step with work under way.
+        new_restarts: Makes the budget of one place.
+        retry_io_s: How long a publish waits for room on a worker's node.
+        note: Told what happens.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int, int], Worker],
+        *,
+        num_workers: int,
+        stall_timeout_s: float,
+        new_restarts: Callable[[], Restarts],
+        retry_io_s: float = 0.0,
+        note: Note = lambda level, message: None,
+        beat_s: float = BEAT_S,
+    ) -> None:
+        self._make, self._note = make, note
+        self._num_workers, self._new_restarts = num_workers, new_restarts
+        self._stall_timeout_s, self._beat_s, self._retry_io_s = stall_timeout_s, beat_s, retry_io_s
+        self._places: list[_Place[Worker]] = []
+        self._balancer = Balancer(num_workers)
+        self._adapter: AdapterHandle | None = None
+        self._failure: RlvrError | None = None
+        self._changed = asyncio.Event()
+        self._revivals: set[asyncio.Task[None]] = set()
+
+    @property
+    def members(self) -> tuple[Worker, ...]:
+        """Those that take groups."""
+        return tuple(place.member for place in self._places if place.admitted)
+
+    async def start(self) -> None:
+        """Start all workers; returns when each can generate. The first that cannot ends the start with its error."""
+        self._places = [
+            _Place(index=index, restarts=self._new_restarts(), member=self._make(index, 1))
+            for index in range(self._num_workers)
+        ]
+        await gather_or_cancel(place.member.start() for place in self._places)
+        for place in self._places:
+            self._admit(place)
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
+        """A group from whichever worker has the least to do; if that one is lost, from another, or from its successor.
+
+        Raises RlvrError when the workers cannot be kept alive, and what a worker raises that goes on living.
+        """
+        num_sequences, prefix, tries = sampling.num_generations, prefix_key(prompt.token_ids), 0
+        while True:
+            among = {place.index for place in await self._admitted()}
+            index = self._balancer.begin(prefix=prefix, num_sequences=num_sequences, among=among)
+            place = self._places[index]
+            try:
+                return await self._ask(place, self._work(place, place.member.generate(prompt, sampling)))
+            except _LostError:
+                continue
+            except GenerationError:
+                tries += 1
+                if tries == MAX_TRIES:
+                    raise
+            finally:
+                self._balancer.end(index, num_sequences=num_sequences)
+
+    async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
+        """Give an adapter to all workers. Who is lost on the way gets it later, before it takes groups again.
+
+        Returns:
+            The reports of those that serve it now, at least one.
+
+        Raises:
+            RolloutError: A worker does not serve what was trained.
+            RlvrError: The workers cannot be kept alive.
+        """
+        self._adapter = adapter
+        places = await self._admitted()
+        reports = await gather_or_cancel(self._publish_to(place, adapter) for place in places)
+        served = [report for report in reports if report is not None]
+        while not served:
+            served = [place.report for place in await self._admitted() if place.report is not None]
+        return served
+
+    def fail(self, error: RlvrError) -> None:
+        """Give up: every call under way, and every later one, raises `error`."""
+        if self._failure is None:
+            self._failure = error
+            for place in self._places:
+                place.admitted = False
+                if not place.lost.done():
+                    place.lost.set_result(None)
+            self._changed.set()
+
+    async def close(self) -> None:
+        """Watch and replace no longer. The workers themselves are left as they are."""
+        tasks = [*self._revivals, *(place.watch for place in self._places if place.watch is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _admitted(self) -> list[_Place[Worker]]:
+        """Who takes groups; waits until there is somebody."""
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            if found := [place for place in self._places if place.admitted]:
+                return found
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _publish_to(self, place: _Place[Worker], adapter: AdapterHandle) -> PublishReport | None:
+        try:
+            place.report = await self._ask(place, self._placed(place, adapter), lost=(*_LOST, RolloutTimeoutError))
+        except _LostError:
+            return None
+        return place.report
+
+    async def _placed(self, place: _Place[Worker], adapter: AdapterHandle) -> PublishReport:
+        """Publish to one worker, on whose node there may be no room for a while."""
+        member = place.member
+        return await when_there_is_room(
+            lambda: self._work(place, member.publish(adapter)),
+            retry_io_s=self._retry_io_s,
+            note=self._note,
+            poll_s=2 * self._beat_s,
+        )
+
+    @staticmethod
+    async def _work(place: _Place[Worker], work: Awaitable[Result]) -> Result:
+        """Something that the engine has to make steps for."""
+        member = place.member
+        place.under_way += 1
+        try:
+            return await work
+        finally:
+            if place.member is member:
+                place.under_way -= 1
+
+    async def _ask(
+        self, place: _Place[Worker], work: Awaitable[Result], lost: tuple[type[Exception], ...] = _LOST
+    ) -> Result:
+        """A worker's answer. Raises _LostError as soon as it is known to be lost.
+
+        Args:
+            lost: Errors that give the worker up.
+        """
+        member, gone = place.member, place.lost
+        try:
+            answer = await before(gone, work)
+        except lost as error:
+            self._lose(place, member, _told(member, error))
+            raise _LostError from error
+        if answer is None:
+            raise _LostError
+        return answer[0]
+
+    def _admit(self, place: _Place[Worker]) -> None:
+        place.admitted = True
+        place.watch = asyncio.create_task(self._watch(place, place.member), name=f"watch-{place.index}")
+        self._changed.set()
+
+    def _lose(self, place: _Place[Worker], member: Worker, why: str) -> None:
+        """Give a worker up; whoever finds out first has it replaced."""
+        if place.member is not member or not place.admitted or self._failure is not None:
+            return
+        place.admitted = False
+        place.lost.set_result(None)
+        if place.watch is not None and place.watch is not asyncio.current_task():
+            place.watch.cancel()
+        revival = asyncio.create_task(self._revive(place, why), name=f"revive-{place.index}")
+        self._revivals.add(revival)
+        revival.add_done_callback(self._revivals.discard)
+
+    async def _revive(self, place: _Place[Worker], why: str) -> None:
+        """Start new workers in a place until one serves the newest adapter, or the budget is spent."""
+        began = time.monotonic()
+        while True:
+            try:
+                place.restarts.book(why)
+            except WorkerDiedError as error:
+                self.fail(error)
+                return
+            self._note("warning", f"{one_line(why, 1000)}; it is replaced, and its groups are asked again")
+            await place.member.end()
+            try:
+                report = await self._new_member(place)
+            except Exception as error:
+                why = f"{place.member.name} did not start: {one_line(error, 1000)}"
+            else:
+                break
+        version = "" if report is None else f", with adapter version {report.version.number}"
+        self._note("info", f"{place.member.name} is back after {time.monotonic() - began:.0f} s{version}")
+
+    async def _new_member(self, place: _Place[Worker]) -> PublishReport | None:
+        place.life += 1
+        member = self._make(place.index, place.life)
+        place.member, place.report, place.under_way = member, None, 0
+        place.lost = asyncio.get_running_loop().create_future()
+        await member.start()
+        served = None
+        while served is not self._adapter:  # another may be published meanwhile
+            served = self._adapter
+            assert served is not None
+            place.report = await self._placed(place, served)
+        if self._failure is None:
+            self._admit(place)
+        return place.report
+
+    async def _watch(self, place: _Place[Worker], member: Worker) -> None:
+        """Gives the worker up when it is silent, or makes no step with work under way, for `stall_timeout_s`."""
+        try:
+            stalled = await until_stalled(
+                member.heartbeat,
+                lambda: place.under_way > 0,
+                stall_timeout_s=self._stall_timeout_s,
+                beat_s=self._beat_s,
+            )
+        except Exception as error:
+            self._lose(place, member, _told(member, error))
+        else:
+            self._lose(place, member, f"{member.name} {stalled}")
+
+
+def _told(member: Member, error: Exception) -> str:
+    """An error with the worker's name: that of an engine does not know it."""
+    return f"{member.name}: {error}" if isinstance(error, RolloutError) else str(error)
