@@ -43,9 +43,10 @@ test: check ## lint, types and every test; ARGS go to pytest
 	[[ $$ran ]] || { echo "ARGS='$(ARGS)' choose no test" >&2; exit 1; }
 
 SOAK_S ?= 600
-soak: setup ## ten minutes of load with items that hang, die and eat memory; by hand, never in CI. SOAK_S=3600 for more
-	@echo "make soak runs for $(SOAK_S) s and longer; it is started by hand only" >&2
+soak: setup ## ten minutes of items that hang, die and eat memory, ten of a training whose processes are killed; by hand
+	@echo "make soak runs twice for $(SOAK_S) s and longer; it is started by hand only" >&2
 	$(BIN)/rlvr bench reward --soak $(SOAK_S) --json
+	$(BIN)/rlvr bench monkey --seconds $(SOAK_S) --json
 
 check: setup ## lint and types alone
 	$(BIN)/ruff check .

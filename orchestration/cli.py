@@ -181,6 +181,7 @@ def _add_bench(commands: Any) -> None:
         if name == "rollout":
             _add_neighbours(command)
     _add_bench_learner(names)
+    _add_bench_monkey(names)
     reward = names.add_parser("reward", help="the reward service: items per second, latency, items that hang")
     reward.add_argument("--json", action="store_true", help="print one JSON object")
     reward.add_argument("--seconds", type=_positive, default=2, help="of one measurement (default: 2)")
@@ -194,6 +195,16 @@ def _add_bench(commands: Any) -> None:
     )
     reward.add_argument("--soak", type=_positive, metavar="SECONDS", help="instead: load with items that misbehave")
     reward.set_defaults(run=_bench_reward)
+
+
+def _add_bench_monkey(names: Any) -> None:
+    monkey = names.add_parser("monkey", help="a training whose processes are killed and stopped: nothing may be lost")
+    monkey.add_argument("--json", action="store_true", help="print one JSON object")
+    monkey.add_argument("--seconds", type=_positive, default=600, help="in all (default: 600)")
+    monkey.add_argument("--every", type=_positive, default=20, help="seconds between two faults (default: 20)")
+    monkey.add_argument("--steps", type=_positive, default=40, help="of each run (default: 40)")
+    monkey.add_argument("--seed", type=_natural, default=0, help="of the faults (default: 0)")
+    monkey.set_defaults(run=_bench_monkey)
 
 
 def _add_bench_learner(names: Any) -> None:
@@ -337,6 +348,15 @@ def _bench_learner(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
     options = learner.LearnerBench(**{name: given[name] for name in learner.LearnerBench.__slots__})
     return run_bench("learner", lambda progress: learner.run(options, progress), as_json=arguments.json)
+
+
+def _bench_monkey(arguments: argparse.Namespace) -> int:
+    from orchestration.bench import monkey, run_bench
+
+    def measure(progress: Progress) -> dict[str, Any]:
+        return monkey.run(arguments.seconds, arguments.every, arguments.steps, arguments.seed, progress)
+
+    return run_bench("monkey", measure, as_json=arguments.json)
 
 
 def _bench_reward(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,198 @@
+"""`rlvr bench monkey`: trains the tiny model while something kills or stops a random process of the run every so often.
+
+Whatever happens, the run has to make exactly the planned updates and to learn from each prompt exactly as often as
+planned. Where the run itself ends, as without its driver or without Ray, the same command starts it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import psutil
+
+from orchestration.bench.machine import machine_line
+from orchestration.data.cursor import DataCursor
+from orchestration.errors import RlvrError
+from orchestration.settings.config import RunConfig, load_config
+from orchestration.storage.cache import Progress
+from rollout_server.forking.leftovers import SHARED_MEMORY, remove_leftovers
+
+KINDS: Final = {
+    "ray::RolloutActor": "rollout actor",
+    "ray::LearnerActor": "learner actor",
+    "rollout_server.forking.server": "engine, core or rank",
+    "reward_service": "reward service",
+    "raylet/raylet": "raylet",
+    "gcs_server": "GCS",
+    "orchestration.cli": "driver",
+}
+"""Part of a command line → who that is; the first that fits."""
+FATAL: Final = ("raylet", "GCS", "driver")
+"""What ends the run, which then is started again."""
+SIGNALS: Final = (signal.SIGKILL, signal.SIGSTOP)
+_SETTINGS: Final = (
+    "dashboard=false",
+    "rollout.num_workers=2",
+    "max_staleness=1",
+    "save_every=1",
+    "eval_at_ends=false",
+    "data.num_eval=8",
+    "max_restarts=1000",
+    "rollout.stall_timeout_s=10",
+    "learner.stall_timeout_s=20",
+    "reward.stall_timeout_s=10",
+)
+_POLL_S: Final = 0.2
+_START_S: Final = 600.0
+
+
+@dataclass(slots=True)
+class Mischief:
+    """What was done to a run, and what came of it."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    starts: int = 0
+    exit_codes: list[int] = field(default_factory=list)
+
+
+def run(seconds: float, every_s: float, steps: int, seed: int, progress: Progress) -> dict[str, Any]:
+    """Train `steps` steps, again and again with other seeds, until so many seconds are over.
+
+    Args:
+        every_s: Between two faults.
+
+    Returns:
+        `machine`, `settings` and `figures`.
+
+    Raises:
+        RlvrError: A run made other updates than planned, or learned from other prompts.
+    """
+    draw, mischief, rewards = random.Random(seed), Mischief(), []
+    began, memory = time.monotonic(), _shared_memory_mib()
+    num_runs = 0
+    with TemporaryDirectory(prefix="rlvr-bench-monkey-") as name:
+        while not num_runs or time.monotonic() - began < seconds:
+            words = ["tiny", *_SETTINGS, f"max_steps={steps}", f"seed={num_runs}", f"run_dir={name}/run-{num_runs}"]
+            _train(words, draw, mischief, until=began + seconds, every_s=every_s, log=Path(name, "log"))
+            rewards.append(_checked(load_config("tiny", words[1:])))
+            num_runs += 1
+            progress(f"{num_runs} runs, {sum(mischief.faults.values())} faults", (time.monotonic() - began) / seconds)
+    remove_leftovers()
+    return {
+        "machine": machine_line(),
+        "settings": {"seconds": seconds, "every_s": every_s, "steps": steps, "seed": seed},
+        "figures": {
+            "runs": num_runs,
+            "updates": num_runs * steps,
+            "starts": mischief.starts,
+            **{f"faults: {what}": number for what, number in sorted(mischief.faults.items())},
+            "reward_last_steps": sum(rewards) / len(rewards),
+            "shared_memory_growth_mib": _shared_memory_mib() - memory,
+        },
+    }
+
+
+def _train(
+    words: list[str], draw: random.Random, mischief: Mischief, *, until: float, every_s: float, log: Path
+) -> None:
+    """One run to its end, by as many starts as it takes."""
+    code = -1
+    while code != 0:
+        mischief.starts += 1
+        with log.open("ab") as output:
+            driver = subprocess.Popen(
+                [sys.executable, "-m", "orchestration.cli", "train", *words], stdout=output, stderr=output
+            )
+        fatal = _disturb(driver, draw, mischief, until=until, every_s=every_s)
+        code = driver.wait(_START_S)
+        mischief.exit_codes.append(code)
+        if code != 0 and not fatal:
+            raise RlvrError(f"the run ended with exit code {code}: {_tail(log)}")
+
+
+def _disturb(
+    driver: subprocess.Popen[bytes], draw: random.Random, mischief: Mischief, *, until: float, every_s: float
+) -> bool:
+    """Does harm until the run or the time is over. Returns whether it was of a kind that ends the run."""
+    fatal, next_at = False, time.monotonic() + every_s
+    while driver.poll() is None:
+        time.sleep(_POLL_S)
+        if fatal or not next_at <= time.monotonic() < until:
+            continue
+        next_at = time.monotonic() + every_s
+        victims = list(_victims(driver.pid))
+        if not victims:
+            continue
+        kind = draw.choice(sorted({kind for kind, _ in victims}))
+        victim = draw.choice([process for name, process in victims if name == kind])
+        number = signal.SIGKILL if kind in FATAL else draw.choice(SIGNALS)
+        try:
+            os.kill(victim.pid, number)
+        except ProcessLookupError:
+            continue
+        fatal = kind in FATAL
+        mischief.faults[f"{kind}, {number.name}"] += 1
+    return fatal
+
+
+def _victims(driver: int) -> Iterator[tuple[str, psutil.Process]]:
+    """(kind, process) of a run's processes. The fork server itself is spared: what it forks is not."""
+    processes = [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]
+    for process in processes:
+        try:
+            line = " ".join(process.cmdline())
+            parent = " ".join(process.parent().cmdline()) if process.parent() else ""
+        except psutil.Error:
+            continue
+        kind = next((kind for part, kind in KINDS.items() if part in line), None)
+        if kind is None or (kind == "engine, core or rank" and "rollout_server.forking.server" not in parent):
+            continue
+        yield kind, process
+
+
+def _checked(config: RunConfig) -> float:
+    """The mean reward of the last steps of a finished run.
+
+    Raises RlvrError if it made other updates, or learned from other prompts, than planned.
+    """
+    from pyarrow import parquet
+
+    folder = Path(str(config.run_dir))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    if (made := [row["step"] for row in rows]) != list(range(1, config.max_steps + 1)):
+        raise RlvrError(f"{folder}: the updates are {made}, and not 1 to {config.max_steps}")
+    learned: Counter[str] = Counter()
+    for step in range(1, config.max_steps + 1):
+        table = parquet.read_table(folder / "completions" / f"step-{step:06d}.parquet", columns=["prompt_id"])
+        learned.update(table["prompt_id"].to_pylist())
+    drawn = DataCursor(config.data.load().train, config.seed).take(config.max_steps * config.prompts_per_step)
+    planned = Counter(problem.problem_id for problem in drawn)
+    for name in planned:
+        planned[name] *= config.rollout.num_generations
+    if learned != planned:
+        raise RlvrError(
+            f"{folder}: learned too often: {dict(learned - planned)}, too seldom: {dict(planned - learned)} "
+            f"(completions by prompt)"
+        )
+    last = rows[-max(1, len(rows) // 10) :]
+    return float(sum(row["reward_mean"] for row in last) / len(last))
+
+
+def _shared_memory_mib() -> float:
+    return float(psutil.disk_usage(str(SHARED_MEMORY)).used) / 2**20
+
+
+def _tail(log: Path) -> str:
+    return " ".join(log.read_text(errors="replace")[-2000:].split())
