@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from learner.errors import RankDiedError
 from learner.types import ScoredGroup, UpdateMetrics
-from rollout_server.forking.client import ADDRESS, ForkedProcess, ForkedProcessEndedError
+from rollout_server.forking.client import ADDRESS, ForkedProcess, ForkedProcessEndedError, is_served
 from rollout_server.types import AdapterPayload
 
 LEARNER_MODULES = ("learner.worker",)
@@ -26,9 +26,9 @@ Result = TypeVar("Result")
 
 
 def fork_server_here() -> str | None:
-    """Where the fork server of this node listens; None when none was started above this process."""
+    """Where the fork server of this node listens; None when none was started above this process, or it is gone."""
     address = os.environ.get(ADDRESS)
-    return address if address is not None and os.path.exists(address) else None
+    return address if address is not None and is_served(address) else None
 
 
 class Rank(Protocol):

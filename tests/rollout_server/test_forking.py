@@ -14,7 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rollout_server.forking.client import ForkedProcess, ForkedProcessEndedError, ForkServerHandle, start_fork_server
+from rollout_server.forking.client import (
+    ForkedProcess,
+    ForkedProcessEndedError,
+    ForkServerHandle,
+    is_served,
+    start_fork_server,
+)
 
 HOSTED = """
 import os, subprocess, sys, asyncio
@@ -202,6 +208,7 @@ def test_a_server_that_still_imports_is_stopped_at_once(tmp_path: Path):
     server = start_fork_server(
         ["imports_forever"], {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     )
+    assert is_served(server.address)
     began = time.monotonic()
     server.stop()
     assert not server.running
@@ -217,6 +224,8 @@ async def test_a_server_that_cannot_import_says_why(tmp_path: Path):
         deadline = time.monotonic() + 20
         while server.running and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
+        assert Path(server.address).exists()
+        assert not is_served(server.address)
         with pytest.raises(ForkedProcessEndedError, match="no fork server answers"):
             await started(server)
     finally:
