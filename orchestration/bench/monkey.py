@@ -27,7 +27,7 @@ from orchestration.data.cursor import DataCursor
 from orchestration.errors import RlvrError
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.storage.cache import Progress
-from rollout_server.forking.leftovers import SHARED_MEMORY, remove_leftovers
+from rollout_server.forking.leftovers import SHARED_MEMORY, owned_prefix, remove_leftovers
 
 KINDS: Final = {
     "ray::RolloutActor": "rollout actor",
@@ -82,7 +82,7 @@ def run(seconds: float, every_s: float, steps: int, seed: int, progress: Progres
     draw, mischief, rewards = random.Random(seed), Mischief(), []
     began, memory = time.monotonic(), _shared_memory_mib()
     num_runs = 0
-    with TemporaryDirectory(prefix="rlvr-bench-monkey-") as name:
+    with TemporaryDirectory(prefix=owned_prefix("bench")) as name:
         while not num_runs or time.monotonic() - began < seconds:
             words = ["tiny", *_SETTINGS, f"max_steps={steps}", f"seed={num_runs}", f"run_dir={name}/run-{num_runs}"]
             _train(words, draw, mischief, until=began + seconds, every_s=every_s, log=Path(name, "log"))

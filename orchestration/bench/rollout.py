@@ -33,6 +33,7 @@ from orchestration.models.resolve import resolve_model
 from orchestration.report.progress import counted
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.storage.cache import Progress
+from rollout_server.forking.leftovers import owned_prefix
 from rollout_server.types import AdapterPayload, AdapterVersion, Completion, Prompt, SamplingParams
 
 NUM_ROUNDS = 5
@@ -97,7 +98,9 @@ async def _measure(config: RunConfig, progress: Progress, neighbours: int) -> di
         stack.push_async_callback(cluster.shutdown)
         placement = cluster.connect()
         generator = await cluster.start_rollout()
-        folder = stack.enter_context(tempfile.TemporaryDirectory(dir=config.rollout.adapter_dir, prefix="rlvr-bench-"))
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(dir=config.rollout.adapter_dir, prefix=owned_prefix("bench"))
+        )
         adapter = _write_adapter(payload, Path(folder))
         for member in generator.members:
             await member.actor.call(RolloutActor.publish, timeout_s=config.rollout.publish_timeout_s)(payload)

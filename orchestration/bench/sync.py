@@ -36,6 +36,7 @@ from orchestration.models.resolve import resolve_model
 from orchestration.report.progress import counted
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.storage.cache import Progress
+from rollout_server.forking.leftovers import owned_prefix
 from rollout_server.types import EngineStep, PublishReport, SamplingParams
 
 NUM_UPDATES = 8
@@ -202,7 +203,7 @@ def _copy_ms(num_bytes: int, folder: Path) -> float:
     """Median time to write the same number of bytes to the adapters' folder and read them back, milliseconds."""
     content = os.urandom(num_bytes)
     times = []
-    with tempfile.TemporaryDirectory(dir=folder, prefix="rlvr-bench-") as name:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=owned_prefix("bench")) as name:
         for index in range(NUM_UPDATES):
             path = Path(name) / str(index)
             began = time.perf_counter()

@@ -37,6 +37,7 @@ from orchestration.types import Problem
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
 from rollout_server.errors import RolloutError
+from rollout_server.forking.leftovers import owned_prefix
 from rollout_server.types import Completion
 
 
@@ -143,7 +144,7 @@ async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress, 
     held_out = builder.build_all(problems.eval)
     trained = None if adapter is None else read_adapter(Path(adapter))
     async with AsyncExitStack() as stack:
-        logs = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-eval-"))
+        logs = stack.enter_context(tempfile.TemporaryDirectory(prefix=owned_prefix("eval")))
         progress("starting the reward service and the vLLM engine", 0.0)
         client = await stack.enter_async_context(reward_client(config, Path(logs)))
         generator = await stack.enter_async_context(

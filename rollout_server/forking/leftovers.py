@@ -43,6 +43,11 @@ def is_gone(marked: str) -> bool:
     return space == _space() and _started(pid) != started
 
 
+def owned_prefix(kind: str) -> str:
+    """What the name of a file or folder of this process begins with, which it will not need any more when it ends."""
+    return f"rlvr-{kind}-{mark()}-"
+
+
 def own_folder(kind: str, *, longest_name: int) -> Path:
     """A new folder of this process for Unix sockets, whose paths may have 107 bytes.
 
@@ -50,7 +55,7 @@ def own_folder(kind: str, *, longest_name: int) -> Path:
         kind: What it is for, in small letters.
         longest_name: Of a file in it.
     """
-    prefix = f"rlvr-{kind}-{mark()}-"
+    prefix = owned_prefix(kind)
     parent = tempfile.gettempdir()
     if len(os.fsencode(parent)) + len(prefix) + 8 + longest_name + 2 > 107:
         parent = _SHORT
