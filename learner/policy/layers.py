@@ -11,6 +11,9 @@ from torch import nn
 ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 """Kinds of layers, as `transformers` names them, in which a token sees its ancestors alone."""
 
+NO_ATTENTION = 2**31
+"""`positions_per_token` of a model whose tokens cost the same wherever they stand."""
+
 _RANDOM = re.compile(r"drop|jitter")
 
 
@@ -76,6 +79,8 @@ def positions_per_token(base: Any) -> int:
     """How many ancestors a token has when attention to them costs as much as all linear layers: of these each weight is
     a multiply-add, and of each layer's attention an ancestor one for each of a head's numbers, twice."""
     text = base.config.get_text_config()
+    if not getattr(text, "num_attention_heads", None):
+        return NO_ATTENTION
     head = base.get_output_embeddings()
     weights: int = sum(
         module.in_features * module.out_features

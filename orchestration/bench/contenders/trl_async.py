@@ -202,9 +202,11 @@ def attention_in_place(device: str) -> str:
 def _by_pytorchs_flash_attention(
     query: Any, key: Any, value: Any, starts_q: Any, starts_k: Any, longest_q: int, longest_k: int, **options: Any
 ) -> Any:
-    from torch.nn.attention.varlen import varlen_attn
+    """By its operation, which has a gradient: `torch.nn.attention.varlen` knows grouped heads in late versions only."""
+    import torch
 
-    return varlen_attn(
+    left, right = _window(options)
+    return torch.ops.aten._flash_attention_forward(
         query,
         key,
         value,
@@ -212,10 +214,13 @@ def _by_pytorchs_flash_attention(
         starts_k,
         longest_q,
         longest_k,
+        0.0,
+        True,
+        False,
         scale=options["softmax_scale"],
-        window_size=_window(options),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+        window_size_left=left,
+        window_size_right=right,
+    )[0]
 
 
 def _by_segments(
