@@ -7,7 +7,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help train test soak check setup lock
+.PHONY: help train test soak check setup lock digests
 MAKEFLAGS += --no-builtin-rules
 
 # The only place that names it; asked only where pip does not find torch's CPU build by its own configuration.
@@ -78,7 +78,8 @@ $(READY): | $(LOCKED)
 	@rm -f .venv/.ready-* && touch $@
 
 # One lock serves both Pythons. Pins stay as they are unless ARGS=--upgrade. Where PyTorch's index is out of reach:
-# TORCH_SOURCE="--find-links FOLDER", with the CPU wheel in it. The images get the pins tested here.
+# TORCH_SOURCE="--find-links FOLDER", with the CPU wheel in it. The images get the pins tested here, and check the hashes
+# of what they download.
 TORCH_SOURCE ?= --torch-backend cpu
 lock: ## remake the locks from pyproject.toml; ARGS=--upgrade for newer pins
 	$(PYTHON) -m venv build/lock
@@ -89,9 +90,19 @@ lock: ## remake the locks from pyproject.toml; ARGS=--upgrade for newer pins
 	    --python-version 3.11 --python-platform x86_64-manylinux_2_28 $$torch $(ARGS) \
 	    --extra $$flavour --extra dev pyproject.toml --output-file requirements-$$flavour.lock; \
 	done
-	build/lock/bin/uv pip compile --quiet --no-annotate --custom-compile-command "make lock" \
+	build/lock/bin/uv pip compile --quiet --no-annotate --generate-hashes --custom-compile-command "make lock" \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint requirements-cpu.lock \
 	  --extra audit pyproject.toml --output-file requirements-reward.lock
-	build/lock/bin/uv pip compile --quiet --no-annotate --custom-compile-command "make lock" \
+	build/lock/bin/uv pip compile --quiet --no-annotate --generate-hashes --custom-compile-command "make lock" \
 	  --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint requirements-cuda.lock \
 	  --extra cuda pyproject.toml --output-file requirements-train.lock
+
+# By a tag alone, a registry may give another image tomorrow. A digest is asked of the registry, so it takes a network.
+digests: ## write the digests of the images that docker/ builds on and runs behind their tags
+	@for file in docker/*.Dockerfile docker/compose.yaml; do \
+	  for image in $$(sed -nE 's/^ *(FROM|ARG BASE=|image:) *([a-z][a-z/]*:[A-Za-z0-9._-]+).*/\2/p' $$file | sort -u); do \
+	    digest=$$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' $$image); \
+	    [[ $$digest =~ ^sha256:[0-9a-f]{64}$$ ]] || { echo "$$image: no digest, but '$$digest'" >&2; exit 1; }; \
+	    sed -i -E "s#$$image(@sha256:[0-9a-f]{64})?#$$image@$$digest#" $$file; echo "$$file: $$image@$$digest"; \
+	  done; \
+	done

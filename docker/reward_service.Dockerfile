@@ -24,7 +24,11 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 RUN python -m venv /opt/rlvr
 COPY requirements-reward.lock ./
-RUN /opt/rlvr/bin/python -m pip install --no-deps --requirement requirements-reward.lock setuptools==78.1.1
+# It builds the package, and goes again.
+RUN echo "setuptools==78.1.1 --hash=sha256:c3a9c4211ff4c309edb8b8c4f1cbfa7ae324c4ba9f91ff254e3d305b9fd54561" >build.lock
+# hadolint ignore=DL3059 # the layers of this stage go nowhere
+RUN /opt/rlvr/bin/python -m pip install --no-deps --require-hashes --requirement requirements-reward.lock \
+    --requirement build.lock
 COPY pyproject.toml README.md LICENSE ./
 # The command line reads the settings of all four packages; the libraries of three of them stay outside.
 COPY reward_service ./reward_service

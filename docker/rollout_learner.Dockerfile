@@ -52,7 +52,7 @@ WORKDIR /var/lib/rlvr
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY requirements-train.lock /opt/requirements-train.lock
 RUN "${PYTHON}" -m venv /opt/rlvr \
- && /opt/rlvr/bin/python -m pip install --no-deps --requirement /opt/requirements-train.lock
+ && /opt/rlvr/bin/python -m pip install --no-deps --require-hashes --requirement /opt/requirements-train.lock
 COPY docker/ray_healthcheck.py /opt/rlvr/ray_healthcheck.py
 
 RUN useradd --uid 10001 --home-dir /var/lib/rlvr --no-create-home --shell /bin/bash rlvr \

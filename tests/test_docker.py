@@ -84,10 +84,11 @@ class TestDockerfile:
 
     def test_the_lock_is_what_is_installed(self) -> None:
         commands = pip_commands()
-        assert commands[0][:4] == ["install", "--no-deps", "--requirement", "requirements-reward.lock"]
+        lock = ["--requirement", "requirements-reward.lock", "--requirement", "build.lock"]
+        assert commands[0] == ["install", "--no-deps", "--require-hashes", *lock]
         assert commands[1] == ["install", "--no-deps", "--no-build-isolation", "."]
         assert commands[2] == ["uninstall", "--yes", "setuptools", "pip"]
-        (build,) = commands[0][4:]
+        build = build_lock().words[1].split()[0]
         assert build in (ROOT / "requirements-cpu.lock").read_text().split()  # the one that installs it here
 
     def test_hadolint_finds_nothing(self) -> None:
@@ -100,6 +101,12 @@ def pip_commands() -> list[list[str]]:
     """Arguments of pip in the build stage."""
     lines = [i.words for i in named("RUN", stage=0)]
     return [words[3:] for words in lines if words[:3] == [IMAGE_PYTHON, "-m", "pip"]]
+
+
+def build_lock() -> Instruction:
+    """What writes the lock of what builds the package."""
+    (instruction,) = (i for i in named("RUN", stage=0) if i.words[0] == "echo")
+    return instruction
 
 
 def copy_sources(folder: Path) -> None:
@@ -115,6 +122,7 @@ def copy_sources(folder: Path) -> None:
 def install(folder: Path) -> Path:
     """The image's virtual environment, by its own commands."""
     copy_sources(folder)
+    subprocess.run(["sh", "-c", build_lock().text], cwd=folder, check=True, timeout=10)
     home = folder / "image"
     venv.create(home, with_pip=True)
     python = home / "bin" / "python"
@@ -138,6 +146,7 @@ def install(folder: Path) -> Path:
 def link(folder: Path) -> Path:
     """The same without pip: the lock's distributions from this environment, and our packages from the sources."""
     copy_sources(folder)
+    subprocess.run(["sh", "-c", build_lock().text], cwd=folder, check=True, timeout=10)
     home = folder / "image"
     venv.create(home, with_pip=False)
     (site,) = home.glob("lib/python*/site-packages")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
-from orchestration.cli import build_parser
+from orchestration.cli import build_parser, main
 from reward_service.api.metrics import Metrics
 from tests.dockerfiles import ROOT, Dockerfile
 from tests.test_docker_training import parse_ray_start
@@ -41,7 +45,8 @@ def dockerfile(service: dict[str, Any]) -> Dockerfile:
 class TestServices:
     def test_images_are_pinned(self, services: dict[str, dict[str, Any]]) -> None:
         for service in services.values():
-            assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+", service["image"]), service["image"]
+            pinned = r"[\w/-]+:v?\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?"
+            assert re.fullmatch(pinned, service["image"]), service["image"]
 
     def test_nobody_is_root_or_may_become_it(self, services: dict[str, dict[str, Any]]) -> None:
         for service in services.values():
@@ -89,6 +94,7 @@ class TestServices:
     ) -> None:
         assert {name: set(secret) for name, secret in compose["secrets"].items()} == {
             "ray_token": {"file"},
+            "trainer_key": {"file"},
             "grafana_password": {"file"},
         }
         for secret in compose["secrets"].values():
@@ -128,6 +134,39 @@ class TestServices:
         comments = "".join(line for line in (DOCKER / "compose.yaml").read_text().splitlines() if line.startswith("#"))
         assert "reward keys add trainer --file /etc/rlvr/reward_keys.json" in comments
         parser.parse_args(["reward", "keys", "add", "trainer", "--file", "/etc/rlvr/reward_keys.json"])
+
+
+def test_the_examples_run_is_scored_by_the_service_that_the_panels_are_about(
+    services: dict[str, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lines = [line.removeprefix("#").strip() for line in (DOCKER / "compose.yaml").read_text().splitlines()]
+    text = re.sub(r"\\\n", " ", "\n".join(line for line in lines))
+    (words,) = [shlex.split(line) for line in text.splitlines() if line.startswith("rlvr submit")]
+    assert main([*words[1:], "--dry-run", "--json"]) == 0
+    run = json.loads(capsys.readouterr().out)["run"]
+    url = urlsplit(run["reward"]["url"])
+    assert url.hostname in services
+    assert services[url.hostname]["ports"] == [f"127.0.0.1:{url.port}:{url.port}"]
+    assert run["reward"]["api_key_file"] in [f"/run/secrets/{name}" for name in services["head"]["secrets"]]
+    assert any(f">{Path('secrets', Path(run['reward']['api_key_file']).name)}" in line for line in text.splitlines())
+
+
+def test_digests_are_written_behind_tags(tmp_path: Path) -> None:
+    """By a `docker` of the test's, as here is no registry."""
+    shutil.copytree(DOCKER, tmp_path / "docker", ignore=shutil.ignore_patterns("secrets"))
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    fake = tmp_path / "bin" / "docker"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nprintf "sha256:%064d\\n" "${#6}"\n')  # another for another length of the name
+    fake.chmod(0o755)
+    command = ["make", "digests"]
+    environment = {**os.environ, "PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    for _ in range(2):  # a second time it writes the same
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=60)
+    text = "".join(path.read_text() for path in sorted((tmp_path / "docker").glob("*.*")) if path.suffix != ".py")
+    images = re.findall(r"^ *(?:FROM|ARG BASE=|image:) *([a-z][a-z/]*:[\w.-]+)(@\S+)?", text, re.MULTILINE)
+    assert len(images) == 5
+    assert {digest for _, digest in images} == {f"@sha256:{len(image):064d}" for image, _ in images}
 
 
 class TestPrometheus:

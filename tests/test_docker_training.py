@@ -56,7 +56,7 @@ class TestDockerfile:
         assert shell.words == ["/bin/bash", "-e", "-o", "pipefail", "-c"]
 
     def test_the_lock_is_what_is_installed(self) -> None:
-        assert "python -m pip install --no-deps --requirement /opt/requirements-train.lock" in set_up()
+        assert "python -m pip install --no-deps --require-hashes --requirement /opt/requirements-train.lock" in set_up()
 
     def test_what_is_copied_is_there_and_let_through(self) -> None:
         sources = [source for i in DOCKERFILE.named("COPY") for source in i.words[:-1]]

