@@ -16,7 +16,7 @@ from typing import Any
 
 from orchestration.commands.submit import add_submit_commands
 from orchestration.errors import ConfigError, RlvrError
-from orchestration.settings.config import load_config
+from orchestration.settings.config import load_config, load_settings
 from orchestration.settings.tree import recipe_names
 from orchestration.storage.cache import Progress
 from reward_service.commands import add_commands
@@ -93,7 +93,7 @@ def _add_train(commands: Any) -> None:
 def _add_eval(commands: Any) -> None:
     evaluate = commands.add_parser("eval", help="greedy accuracy on held-out problems, strict and lenient")
     evaluate.add_argument("--model", required=True, help="an embedded model's name, a local folder or a hub id")
-    evaluate.add_argument("--adapter", help="a peft folder, such as RUN/adapter")
+    evaluate.add_argument("--adapter", help="a peft folder, such as RUN/adapter or s3://…")
     evaluate.add_argument(
         "--data",
         required=True,
@@ -295,14 +295,20 @@ def _report(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     if arguments.out is None and arguments.upload is None:
         raise ConfigError("where to? give --out FOLDER, --upload s3://BUCKET/PREFIX, or both")
-    config = load_config(*_recipe_and_overrides(arguments.words))
+    settings = load_settings(*_recipe_and_overrides(arguments.words))
     from orchestration.commands.prepare import prepare
     from orchestration.report.progress import progress_printer
 
     out = None if arguments.out is None else Path(arguments.out)
     with progress_printer(sys.stderr) as progress:
-        settings = prepare(config, out=out, upload_to=arguments.upload, progress=progress)
-    print(settings)
+        said = prepare(
+            settings.run,
+            out=out,
+            upload_to=arguments.upload,
+            kms_key=settings.submit.sagemaker.kms_key,
+            progress=progress,
+        )
+    print(said)
     return 0
 
 

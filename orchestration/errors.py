@@ -41,6 +41,10 @@ class SubmitError(RlvrError):
     """A place that takes jobs refused, or did not answer."""
 
 
+class UnreachableError(SubmitError):
+    """A place did not answer, or broke off: the next try may do better."""
+
+
 def one_line(text: object, max_chars: int = 300) -> str:
     """A text, or an error's, without line breaks; what is longer is cut, and ends in `…`."""
     line = " ".join(str(text).split())

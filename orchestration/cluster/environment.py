@@ -10,6 +10,8 @@ NODE_ENVIRONMENT: Mapping[str, str] = {
     # Ray's default of 15 lets anything else on the machine starve engines and learner: they are the main job.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Some of Ray's own calls would go through HTTP_PROXY, those on loopback too; empty, it means none to gRPC.
+    "grpc_proxy": "",
 }
 """Of every node."""
 

@@ -33,6 +33,7 @@ from orchestration.run.rewards import check_rewards
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.settings.tree import recipe_names
 from orchestration.storage.cache import Progress
+from orchestration.storage.s3 import SCHEME, fetch_folder
 from orchestration.types import Problem
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
@@ -57,7 +58,7 @@ def run_evaluation(
 
     Args:
         model: embedded name, local folder or hub id.
-        adapter: a peft folder, or None for the base model.
+        adapter: a peft folder, here or on S3 (`s3://…`), or None for the base model.
         data: a recipe's name or YAML file, whose held-out problems are used, or a file of GSM8K's format.
         limit: use only the first so many problems.
         overrides: settings, as for `rlvr train`.
@@ -70,6 +71,8 @@ def run_evaluation(
     Raises:
         RlvrError: one sentence for the user.
     """
+    if adapter is not None and adapter.startswith(SCHEME):
+        adapter = str(fetch_folder(adapter, "--adapter"))
     config = evaluation_config(model=model, adapter=adapter, data=data, limit=limit, overrides=overrides)
     try:
         with noise_to_file("rlvr-eval-") as stderr, progress_printer(stderr) as progress:

@@ -24,7 +24,14 @@ from reward_service.types import ANSWER_PREFIX
 TRAIN_FILE, VALIDATION_FILE = "train.jsonl", "validation.jsonl"
 
 
-def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None, progress: Progress = ignore_progress) -> str:
+def prepare(
+    config: RunConfig,
+    *,
+    out: Path | None,
+    upload_to: str | None,
+    kms_key: str | None = None,
+    progress: Progress = ignore_progress,
+) -> str:
     """Write the training problems, with the examples among them, and the held-out ones.
 
     Problems with answer lines are written in GSM8K's format, others in one that the task `table` reads.
@@ -33,6 +40,7 @@ def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None, progr
         config: the run whose task is written.
         out: a folder; None with `upload_to`: nothing stays here.
         upload_to: s3://BUCKET/PREFIX that both files are put below.
+        kms_key: encrypts them there; None: as the bucket does by itself.
         progress: told what is being done.
 
     Returns:
@@ -46,7 +54,7 @@ def prepare(config: RunConfig, *, out: Path | None, upload_to: str | None, progr
         parse(upload_to)
     progress(f"reading the problems of {config.recipe}", 0.0)
     problems = config.data.load()
-    train, validation = _put(_contents(config, problems), out=out, upload_to=upload_to, progress=progress)
+    train, validation = _put(_contents(config, problems), out, upload_to, kms_key, progress)
     files = f"data.train_file={train} data.eval_file={validation}"
     if isinstance(config.data, AnswerLineTask):
         prefix = config.data.line_prefix()
@@ -79,7 +87,9 @@ def _contents(config: RunConfig, problems: Problems) -> dict[str, bytes]:
     }
 
 
-def _put(contents: dict[str, bytes], *, out: Path | None, upload_to: str | None, progress: Progress) -> list[str]:
+def _put(
+    contents: dict[str, bytes], out: Path | None, upload_to: str | None, kms_key: str | None, progress: Progress
+) -> list[str]:
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-data-")))
         try:
@@ -93,7 +103,7 @@ def _put(contents: dict[str, bytes], *, out: Path | None, upload_to: str | None,
         places = [str(parse(upload_to).below(name)) for name in contents]
         for number, (name, place) in enumerate(zip(contents, places, strict=True)):
             progress(f"putting {name} at {place}", (1 + number) / (1 + len(places)))
-            upload(folder / name, place)
+            upload(folder / name, place, kms_key=kms_key)
     return places
 
 

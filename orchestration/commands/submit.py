@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from orchestration.data.task import own_module_file
-from orchestration.errors import ConfigError, SubmitError
-from orchestration.settings.config import Settings, load_settings
+from orchestration.errors import ConfigError, SubmitError, one_line
+from orchestration.settings.config import RunConfig, Settings, load_settings
 from orchestration.settings.tree import recipe_names
 from orchestration.submit.common.book import JobBook, JobRecord
 from orchestration.submit.common.job import Backend, JobSpec, JobState, JobStatus, job_name
@@ -22,8 +23,7 @@ from orchestration.submit.common.package import packed_code
 from orchestration.submit.registry import PLACES, make_backend
 
 _EXIT = {JobState.SUCCEEDED: 0, JobState.STOPPED: 130}
-_EXIT_FAILED, _EXIT_INTERRUPTED = 1, 130
-_SETTLING_S = 30.0  # a job's log ends a little before its state says so
+_EXIT_FAILED, _EXIT_NOT_FOLLOWED, _EXIT_INTERRUPTED = 1, 3, 130
 
 WordsOf = Callable[[Sequence[str]], tuple[str, list[str]]]
 
@@ -42,7 +42,11 @@ def add_submit_commands(commands: Any, recipe_and_overrides: WordsOf) -> None:
     submit.add_argument("--to", required=True, choices=PLACES, help="where it runs")
     submit.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
     submit.add_argument("--json", action="store_true", help="print one JSON object")
-    submit.add_argument("--follow", action="store_true", help="print the job's log until it ends, and exit as it did")
+    submit.add_argument(
+        "--follow",
+        action="store_true",
+        help="print the job's log until it ends, and exit as it did; with 3 when it cannot be followed",
+    )
     submit.set_defaults(run=lambda arguments: _submit(arguments, recipe_and_overrides))
     jobs = commands.add_parser("jobs", help="what was submitted from here").add_subparsers(
         required=True, metavar="COMMAND"
@@ -61,7 +65,9 @@ def add_submit_commands(commands: Any, recipe_and_overrides: WordsOf) -> None:
         if name == "status":
             command.add_argument("--json", action="store_true", help="print one JSON object")
         if name == "logs":
-            command.add_argument("--follow", "-f", action="store_true", help="until it ends; exits as the job did")
+            command.add_argument(
+                "--follow", "-f", action="store_true", help="until it ends; exits as the job did, or with 3"
+            )
         command.set_defaults(run=run)
 
 
@@ -73,13 +79,20 @@ def _submit(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int
     recipe, overrides = recipe_and_overrides(arguments.words)
     settings = load_settings(recipe, overrides)
     backend, book = make_backend(arguments.to, settings.submit), JobBook()
-    with _specified(settings, recipe) as job:
+    with ExitStack() as stack:
+        job = stack.enter_context(_specified(settings, recipe))
+        plan = backend.plan(job)
         if arguments.dry_run:
-            plan = backend.plan(job)
-            print(json.dumps(dict(plan.request), indent=2) if arguments.json else plan.text.rstrip("\n"))
+            request = {**plan.request, **({"notes": list(plan.notes)} if plan.notes else {})}
+            print(json.dumps(request, indent=2) if arguments.json else plan.text.rstrip("\n"))
+            for note in () if arguments.json else plan.notes:
+                print(f"# {note}")
             return 0
-        book.refuse_taken(job.name)
+        for note in plan.notes:
+            _say(note)
+        stack.enter_context(book.reserved(job.name))
         reference = backend.submit(job, _say)
+        adapter = backend.adapter(reference)
         record = JobRecord(
             name=job.name,
             place=arguments.to,
@@ -87,11 +100,14 @@ def _submit(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int
             submitted_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             reference=reference,
             settings=getattr(settings.submit, arguments.to).model_dump(mode="json"),
+            adapter=adapter,
+            evaluate=_evaluation(job.run, recipe, overrides, adapter),
         )
-    book.write(record)
+        book.write(record)
     hint = backend.dashboard_hint(reference)
     if arguments.json:
-        print(json.dumps({"job": job.name, "place": arguments.to, "reference": reference, "dashboard": hint}))
+        row = {"job": job.name, "place": arguments.to, "reference": reference, "dashboard": hint}
+        print(json.dumps({**row, "adapter": adapter, "evaluate": record.evaluate}))
         return 0
     print(f"submitted {job.name}")
     _say(f"dashboard: {hint}")
@@ -99,6 +115,14 @@ def _submit(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int
         return _follow(backend, record)
     _say(f"to see it: rlvr jobs logs -f {job.name}; to stop it: rlvr jobs stop {job.name}")
     return 0
+
+
+def _evaluation(run: RunConfig, recipe: str, overrides: Sequence[str], adapter: str) -> str:
+    """The command that measures a job's adapter here: on the recipe's held-out problems, with the base it was trained
+    on."""
+    data = str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe
+    settings = [word for word in overrides if word.startswith(("data.", "data=", "learner.quantization="))]
+    return shlex.join(["rlvr", "eval", "--model", run.model.name, "--adapter", adapter, "--data", data, *settings])
 
 
 @contextmanager
@@ -122,21 +146,26 @@ def _follow(backend: Backend, record: JobRecord) -> int:
         for piece in backend.logs(record.reference, follow=True):
             sys.stdout.write(piece)
             sys.stdout.flush()
-        status = _settled(backend, record)
+        status = backend.status(record.reference)
     except KeyboardInterrupt:
         _say(f"the job goes on; to see it: rlvr jobs logs -f {record.name}; to stop it: rlvr jobs stop {record.name}")
         return _EXIT_INTERRUPTED
     except SubmitError as error:
-        raise SubmitError(f"{error}; the job may go on: rlvr jobs status {record.name}") from error
-    _say(f"{record.name} {_worded(status)}")
-    return _EXIT.get(status.state, _EXIT_FAILED)
+        _say(f"rlvr: {one_line(error)}; the job may go on: rlvr jobs status {record.name}")
+        return _EXIT_NOT_FOLLOWED
+    for line in (f"{record.name} {_worded(status)}", *_results(record, status)):
+        _say(line)
+    if not status.state.ended:
+        return _EXIT_NOT_FOLLOWED
+    own = status.exit_code if status.state is JobState.FAILED else None
+    return own or _EXIT.get(status.state, _EXIT_FAILED)
 
 
-def _settled(backend: Backend, record: JobRecord) -> JobStatus:
-    deadline = time.monotonic() + _SETTLING_S
-    while not (status := backend.status(record.reference)).state.ended and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return status
+def _results(record: JobRecord, status: JobStatus) -> tuple[str, ...]:
+    """What is left of a job that has ended."""
+    if status.state not in (JobState.SUCCEEDED, JobState.STOPPED) or not record.adapter:
+        return ()
+    return f"adapter: {record.adapter}", f"to measure it here: {record.evaluate}"
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -170,9 +199,11 @@ def _status(arguments: argparse.Namespace) -> int:
     hint = backend.dashboard_hint(record.reference)
     if arguments.json:
         row = {**_described(record), "state": status.state.value, "message": status.message, "dashboard": hint}
+        row |= {"adapter": record.adapter, "evaluate": record.evaluate}
         print(json.dumps({**row, "reference": dict(record.reference)}))
         return 0
-    print(f"{record.name} on {record.place} {_worded(status)}")
+    for line in (f"{record.name} on {record.place} {_worded(status)}", *_results(record, status)):
+        print(line)
     if not status.state.ended:
         print(f"dashboard: {hint}")
     return 0

@@ -35,13 +35,8 @@ class GpuGroup(Section):
 
 
 class HyperPodConfig(Section):
-    """A RayCluster that is there (`address`), or a KubeRay RayJob that is made for the run."""
+    """A KubeRay RayJob that is made for the run; for a RayCluster that is there see `ray.address`."""
 
-    address: str | None = Field(
-        None,
-        description="An existing RayCluster, sagemaker_ray://CLUSTER/NAMESPACE or sagemaker_ray://DASHBOARD-HOST; the "
-        "kubeconfig's current context says which Kubernetes.",
-    )
     context: str | None = Field(None, description="Context of the kubeconfig; unset: its current one.")
     namespace: str = Field("default", description="Namespace of the RayJob.")
     image: str | None = Field(
@@ -71,6 +66,10 @@ class HyperPodConfig(Section):
         description="Size of /dev/shm of pods with GPUs, GiB of their memory: half of it is Ray's object store.",
     )
     user_id: int = Field(10001, ge=1, le=2**31 - 1, description="User and group that everything runs as; not root.")
+    secrets: dict[str, str] = Field(
+        default_factory=dict,
+        description="Environment variables of the pods out of Kubernetes Secrets: {HF_TOKEN: SECRET/KEY}.",
+    )
     service_account: str | None = Field(
         None, description="Kubernetes service account of the pods, such as one that may read S3."
     )
@@ -88,6 +87,14 @@ class HyperPodConfig(Section):
         600, ge=0, description="The cluster stays so long after the run has ended, with its dashboard, seconds."
     )
     timeout_s: float = Field(30.0, gt=0, le=600, description="Limit on one call of Kubernetes, seconds.")
+
+    @field_validator("secrets")
+    @classmethod
+    def _are_names(cls, secrets: dict[str, str]) -> dict[str, str]:
+        for variable, name in secrets.items():
+            if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*/[\w.-]+", name):
+                raise ValueError(f"{variable} wants the name of a Kubernetes Secret and a key in it, SECRET/KEY")
+        return secrets
 
     @field_validator("namespace", "queue")
     @classmethod

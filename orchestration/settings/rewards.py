@@ -49,6 +49,9 @@ class RewardConfig(Section):
     url: str | None = Field(None, description="A running reward service; unset: the run starts one, see `deployment`.")
     api_key: str | None = Field(None, description="Key of that service.", repr=False, exclude=True)
     api_key_file: Path | None = Field(None, description="File that holds that key, where the run's driver is.")
+    use_proxy: bool = Field(
+        False, description="Reach it through the proxies of HTTP_PROXY and HTTPS_PROXY, with the key, and not straight."
+    )
     deployment: Deployment = Field(
         default_factory=LocalDeployment,
         description="Where the run starts its own service: local or actor; `rlvr eval` always takes local.",

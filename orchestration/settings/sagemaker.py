@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from orchestration.section import Section
 
 Role = Literal["learner", "rollout", "reward"]
+AwsService = Literal["logs", "s3", "sagemaker", "secretsmanager", "ssm"]
 
 
 class InstanceGroup(Section):
@@ -51,8 +53,24 @@ class SageMakerConfig(Section):
     join_timeout_s: float = Field(900.0, gt=0, description="All hosts have joined within so long, seconds.")
     subnets: tuple[str, ...] = Field((), description="Of a VPC of your own, with security_group_ids.")
     security_group_ids: tuple[str, ...] = Field((), description="Of that VPC.")
+    registry_credentials: str | None = Field(
+        None, description="ARN of the Lambda function that gives a private registry's password to SageMaker."
+    )
+    endpoints: dict[AwsService, Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+$")]] = Field(
+        default_factory=dict, description="VPC endpoints in place of AWS's own, such as {s3: https://bucket.vpce-….}."
+    )
+    network_isolation: bool = Field(
+        False, description="Hosts reach each other and nothing else: no hub, no reward.url, no dashboard."
+    )
+    encrypt_traffic: bool = Field(False, description="Encrypt what hosts say to each other, NCCL's data too: slower.")
     kms_key: str | None = Field(
-        None, description="KMS key, id or ARN, that encrypts uploads and results; unset: S3's own key."
+        None, description="KMS key, id or ARN, that encrypts uploads and results; unset: as the bucket does by itself."
+    )
+    volume_kms_key: str | None = Field(None, description="KMS key of the hosts' volumes; instance stores take none.")
+    secrets: dict[str, str] = Field(
+        default_factory=dict,
+        description="Environment variables whose values the hosts fetch at their start, by name: {HF_TOKEN: "
+        "secretsmanager:NAME} or ssm:NAME of a parameter; the role may read it.",
     )
     resume: str | None = Field(
         None,
@@ -60,3 +78,14 @@ class SageMakerConfig(Section):
         description="Name of an earlier job, whose checkpoints this one goes on from and adds to.",
     )
     tags: dict[str, str] = Field(default_factory=dict, description="Tags of the job.")
+    session_tags: bool = Field(
+        False, description="The tags of the assumed role's session hold for the job too (session tag chaining)."
+    )
+
+    @field_validator("secrets")
+    @classmethod
+    def _are_names(cls, secrets: dict[str, str]) -> dict[str, str]:
+        for variable, name in secrets.items():
+            if not re.fullmatch(r"(secretsmanager|ssm):[\w/+=.@:-]+", name):
+                raise ValueError(f"{variable} wants the name of a secret, secretsmanager:NAME or ssm:NAME")
+        return secrets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from pydantic import Field, field_validator
@@ -14,6 +15,12 @@ MAX_NAME_CHARS = 57
 """Of a job's name: SageMaker takes 63, Kubernetes 63 for a label, and KubeRay appends to it."""
 
 
+_SECRET = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|SECRET|PRIVATE)_?KEY|APIKEY)(_?\d+)?$"
+)
+"""Last words of names; TOKENIZERS_PARALLELISM, MAX_TOKENS and RAY_AUTH_TOKEN_PATH hold no secret."""
+
+
 class JobConfig(Section):
     """What every place is told."""
 
@@ -21,7 +28,7 @@ class JobConfig(Section):
         None,
         max_length=MAX_NAME_CHARS,
         pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
-        description="The job's name: small letters, digits and hyphens; unset: rlvr-RECIPE-TIME.",
+        description="The job's name: small letters, digits and hyphens; unset: rlvr-RECIPE-TIME-RANDOM.",
     )
     environment: dict[str, str] = Field(
         default_factory=dict,
@@ -37,8 +44,11 @@ class JobConfig(Section):
     @classmethod
     def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
         for name in environment:
-            if any(word in name.upper() for word in ("SECRET", "TOKEN", "PASSWORD", "API_KEY", "ACCESS_KEY")):
-                raise ValueError(f"{name} looks like a secret, and a job's environment is there for many to read")
+            if _SECRET.search(name.upper()):
+                raise ValueError(
+                    f"{name} looks like a secret, and a job's environment is there for many to read; give its name to "
+                    f"sagemaker.secrets or hyperpod.secrets, or set it on the cluster"
+                )
         return environment
 
 
@@ -59,7 +69,8 @@ class RayConfig(Section):
 
     address: str | None = Field(
         None,
-        description="Its dashboard: http://HOST:8265 or https://…; unset: RAY_API_SERVER_ADDRESS.",
+        description="Its dashboard: http://HOST:8265, https://…, or for a RayCluster on HyperPod "
+        "sagemaker_ray://CLUSTER/NAMESPACE, found by the kubeconfig's current context; unset: RAY_API_SERVER_ADDRESS.",
     )
     token_file: Path | None = Field(
         None,
@@ -67,6 +78,9 @@ class RayConfig(Section):
         "~/.ray/auth_token, and none of them for a cluster without authentication.",
     )
     ca_file: Path | None = Field(None, description="Certificate authority of an https address, PEM.")
+    use_proxy: bool = Field(
+        False, description="Go through the proxies of HTTP_PROXY and HTTPS_PROXY, with the token, instead of straight."
+    )
     run_root: str = Field(
         "~/rlvr-runs",
         description="Folder on the cluster that run folders go to: shared storage, or it stays on the driver's node.",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from orchestration.errors import ConfigError, SubmitError, one_line
+from orchestration.errors import ConfigError, SubmitError, UnreachableError, one_line
 from orchestration.extras import require
 
 CONNECT_TIMEOUT_S = 10.0
@@ -22,6 +22,7 @@ _REMEDIES: Mapping[str, str] = {
     "ExpiredToken": "sign in again, such as by `aws sso login`",
     "InvalidCredentials": "check the credentials that `aws sts get-caller-identity` uses",
     "NoSuchBucket": "correct the bucket's name, or make it in the region you use",
+    "PreconditionFailed": "something lies there already, which another has put there: submit again",
     "Throttling": "try again in a minute",
     "ValidationException": "change the setting it comes from",
 }
@@ -53,8 +54,31 @@ def configured_region(setting: str | None) -> str | None:
     return region
 
 
-def client(service: str, region: str) -> Any:
-    """A boto3 client whose calls end within bounds. Raises SubmitError when the AWS configuration is broken."""
+def known_regions(service: str) -> set[str]:
+    """Where botocore knows a service to be, in all partitions."""
+    session = _offline()
+    return {r for part in session.get_available_partitions() for r in session.get_available_regions(service, part)}
+
+
+def input_shape(service: str, operation: str) -> Any:
+    """botocore's model of what an operation takes."""
+    return _offline().get_service_model(service).operation_model(operation).input_shape
+
+
+def _offline() -> Any:
+    """A session of botocore's data alone: a profile that is not there does not matter to it."""
+    require("botocore", by="AWS", extra="sagemaker")
+    from botocore.session import Session
+
+    return Session(session_vars={"profile": (None, None, None, None)})
+
+
+def client(service: str, region: str, endpoint: str | None = None) -> Any:
+    """A boto3 client whose calls end within bounds. Raises SubmitError when the AWS configuration is broken.
+
+    Args:
+        endpoint: URL in place of AWS's own, such as a VPC endpoint's.
+    """
     require("boto3", by="AWS", extra="sagemaker")
     import boto3
     from botocore.config import Config
@@ -65,23 +89,28 @@ def client(service: str, region: str) -> Any:
         retries={"total_max_attempts": MAX_ATTEMPTS, "mode": "standard"},
     )
     with explained(f"{service} in {region}"):
-        return boto3.Session(region_name=region).client(service, config=config)
+        return boto3.Session(region_name=region).client(service, config=config, endpoint_url=endpoint)
 
 
 @contextmanager
 def explained(doing: str) -> Iterator[None]:
-    """Turns what boto3 raises into SubmitError: one sentence, with the remedy where there is one.
+    """Turns what boto3 raises into SubmitError: one sentence, with the remedy where there is one; UnreachableError for
+    what another try may mend.
 
     Args:
         doing: the start of the sentence, such as `starting the training job`.
     """
     from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
     try:
         yield
     except ClientError as error:
-        raise SubmitError(f"{doing}: {_refusal(error)}") from error
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+        transient = error_code(error) == "Throttling" or status >= 500
+        raise (UnreachableError if transient else SubmitError)(f"{doing}: {_refusal(error)}") from error
+    except (ConnectionError, HTTPClientError) as error:
+        raise UnreachableError(f"{doing}: {one_line(error, 500).rstrip('.')}{_remedy(error)}") from error
     except (BotoCoreError, Boto3Error) as error:
         raise SubmitError(f"{doing}: {one_line(error, 500).rstrip('.')}{_remedy(error)}") from error
 

@@ -112,11 +112,21 @@ def fetch_folder(uri: str, setting: str, cache_dir: Path | None = None, progress
         return cached_folder(_root(cache_dir) / settings_hash(uri, state), build, progress=progress)
 
 
-def upload(path: Path, uri: str) -> None:
-    """Put a file at a place, encrypted at rest. Raises DataError."""
+def upload(path: Path, uri: str, *, kms_key: str | None = None) -> None:
+    """Put a file at a place. Raises DataError.
+
+    Args:
+        kms_key: as of `encryption`.
+    """
     place = parse(uri)
     with _as_data_error(f"putting {path.name} at {uri}"):
-        _client().upload_file(str(path), place.bucket, place.key, ExtraArgs={"ServerSideEncryption": "AES256"})
+        _client().upload_file(str(path), place.bucket, place.key, ExtraArgs=encryption(kms_key))
+
+
+def encryption(kms_key: str | None) -> dict[str, str]:
+    """Arguments of an upload that is encrypted by a KMS key; with None by what the bucket has as its default, which a
+    method that is named here would override."""
+    return {} if kms_key is None else {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key}
 
 
 def _inside(folder: Path, name: str) -> Path:

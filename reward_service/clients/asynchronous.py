@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import os
 import re
 import ssl
 from collections.abc import Sequence
@@ -54,6 +54,7 @@ class RewardClient:
         ca_file: str | Path | None = None,
         batch_window_s: float = 0.0,
         batch_items: int = 256,
+        use_proxy: bool = False,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """A client that has not connected yet.
@@ -67,6 +68,7 @@ class RewardClient:
             ca_file: certificates (PEM) to trust, instead of the public ones.
             batch_window_s: how long a call waits for others to be sent with; 0 sends each by itself.
             batch_items: most items of calls that are sent together.
+            use_proxy: go through the proxies that the environment names, with the key, instead of straight.
             transport: replaces the network, for tests.
 
         Raises:
@@ -95,8 +97,8 @@ class RewardClient:
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=max_concurrency + 1, max_keepalive_connections=max_concurrency + 1),
             transport=transport,
-            verify=True if ca_file is None else trusting(ca_file),
-            trust_env=not is_near(parsed.host),
+            verify=authorities(ca_file),
+            trust_env=use_proxy,
         )
         self._batcher = (
             Batcher(self._send, window_s=batch_window_s, max_items=batch_items) if batch_window_s > 0 else None
@@ -213,13 +215,10 @@ class RewardClient:
         raise RequestRefusedError(f"reward service {self._shown_url} refused the request: {message}", status)
 
 
-def is_near(host: str) -> bool:
-    """Whether a host is this machine, or a private network's address: a proxy for the outside is none for these."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return address.is_loopback or address.is_private
+def authorities(ca_file: str | Path | None) -> ssl.SSLContext | bool:
+    """Whose certificates are trusted: those of a file, of SSL_CERT_FILE, or the public ones."""
+    named = ca_file or os.environ.get("SSL_CERT_FILE")
+    return True if named is None else trusting(named)
 
 
 def parse_url(url: str) -> httpx.URL:

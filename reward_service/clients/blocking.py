@@ -39,6 +39,7 @@ class ClientSettings:
     deadline_s: float = 300.0
     max_concurrency: int = 16
     batch_window_s: float = 0.0
+    use_proxy: bool = False
     max_items: int = 256
     """Most items of one request: a larger call is sent as several at once, a smaller one may be sent with others."""
 
@@ -110,6 +111,7 @@ class BlockingRewardClient:
             api_key=settings.api_key,
             ca_file=settings.ca_file,
             batch_window_s=settings.batch_window_s,
+            use_proxy=settings.use_proxy,
             batch_items=settings.max_items,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from reward_service.clients.asynchronous import is_near, parse_url, shown_url, trusting
+from reward_service.clients.asynchronous import authorities, parse_url, shown_url
 from reward_service.clients.blocking import ClientSettings
 from reward_service.clients.errors import RequestRefusedError
 from reward_service.clients.wire import error_detail
@@ -32,8 +32,8 @@ def ask_for_rewards(settings: ClientSettings) -> Rewards | None:
             f"{settings.url.rstrip('/')}/v1/rewards",
             headers=headers,
             timeout=min(_TIMEOUT_S, settings.timeout_s),
-            trust_env=not is_near(url.host),
-            verify=True if settings.ca_file is None else trusting(settings.ca_file),
+            trust_env=settings.use_proxy,
+            verify=authorities(settings.ca_file),
         )
         if answer.status_code == httpx.codes.OK:
             return {reward["name"]: reward for reward in msgspec.json.decode(answer.content)["rewards"]}

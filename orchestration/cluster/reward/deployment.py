@@ -240,6 +240,7 @@ async def _ready_client(config: RewardConfig, url: str, api_key: str | None) -> 
             deadline_s=config.deadline_s,
             max_concurrency=config.max_concurrency,
             api_key=api_key,
+            use_proxy=config.use_proxy,
         )
     except ValueError as error:
         raise ConfigError(f"reward.url={url!r}: {error}") from error

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from orchestration.errors import ConfigError, MachineError
 from orchestration.settings.tree import nearest
@@ -28,6 +31,10 @@ class JobRecord:
     """What the backend finds it by. Nothing secret."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The backend's section of the settings it was submitted with."""
+    adapter: str = ""
+    """Where a finished run's adapter lies."""
+    evaluate: str = ""
+    """The command that measures it from here."""
 
 
 def state_root() -> Path:
@@ -43,10 +50,24 @@ class JobBook:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or state_root() / "jobs"
 
-    def refuse_taken(self, name: str) -> None:
-        """Raises ConfigError when a job of that name was submitted before."""
-        if self._path(name).exists():
-            raise ConfigError(f"a job {name!r} was submitted before; choose another job.name")
+    @contextmanager
+    def reserved(self, name: str) -> Iterator[None]:
+        """Keep a name for a submission under way.
+
+        Raises ConfigError when a job of that name was submitted before, or is being submitted by another process.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self._path(name).with_suffix(".lock"), blocking=False):
+                if self._path(name).exists():
+                    raise ConfigError(f"a job {name!r} was submitted before; choose another job.name")
+                yield
+        except Timeout:
+            raise ConfigError(f"a job {name!r} is being submitted from here; choose another job.name") from None
+        except OSError as error:
+            raise MachineError(
+                f"{self._folder} cannot be written ({error}); set RLVR_STATE to another folder"
+            ) from error
 
     def write(self, record: JobRecord) -> None:
         """Raises MachineError when it cannot be written."""

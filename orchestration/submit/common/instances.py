@@ -18,12 +18,51 @@ class Instance:
     """Network adapters with RDMA, which learner ranks on several hosts want."""
 
 
-EFA_ENVIRONMENT: Mapping[str, str] = {
-    "FI_PROVIDER": "efa",
-    "FI_EFA_USE_DEVICE_RDMA": "1",
-    "NCCL_SOCKET_IFNAME": "eth0",
+@dataclass(frozen=True, slots=True)
+class GpuKind:
+    """A GPU's name and compute capability."""
+
+    name: str
+    capability: tuple[int, int]
+
+
+EFA_ENVIRONMENT: Mapping[str, str] = {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1"}
+"""For NCCL between hosts: data over EFA with RDMA."""
+
+LEAST_CAPABILITY = (7, 5)
+"""CUDA 13, which torch and vLLM of the image are built for, compiles for nothing older."""
+
+GPU_KINDS = {
+    "p2": GpuKind("K80", (3, 7)),
+    "p3": GpuKind("V100", (7, 0)),
+    "p3dn": GpuKind("V100", (7, 0)),
+    "p4d": GpuKind("A100", (8, 0)),
+    "p4de": GpuKind("A100", (8, 0)),
+    "p5": GpuKind("H100", (9, 0)),
+    "p5e": GpuKind("H200", (9, 0)),
+    "p5en": GpuKind("H200", (9, 0)),
+    "p6-b200": GpuKind("B200", (10, 0)),
+    "p6-b300": GpuKind("B300", (10, 3)),
+    "g3": GpuKind("M60", (5, 2)),
+    "g3s": GpuKind("M60", (5, 2)),
+    "g4dn": GpuKind("T4", (7, 5)),
+    "g5": GpuKind("A10G", (8, 6)),
+    "g6": GpuKind("L4", (8, 9)),
+    "g6e": GpuKind("L40S", (8, 9)),
 }
-"""For NCCL between hosts: data over EFA with RDMA, the first contact over the network that all training hosts have."""
+"""By the families of instance types."""
+
+_G_SIZES = {  # GPUs and cores
+    "xlarge": (1, 4),
+    "2xlarge": (1, 8),
+    "4xlarge": (1, 16),
+    "8xlarge": (1, 32),
+    "12xlarge": (4, 48),
+    "16xlarge": (1, 64),
+    "24xlarge": (4, 96),
+    "48xlarge": (8, 192),
+}
+_G_GIB_PER_CORE = {"g4dn": 4, "g5": 4, "g6": 4, "g6e": 8}
 
 INSTANCES = {
     "ml.p4d.24xlarge": Instance(gpus=8, cpus=96, memory_gib=1152, efa=4),
@@ -33,35 +72,16 @@ INSTANCES = {
     "ml.p5e.48xlarge": Instance(gpus=8, cpus=192, memory_gib=2048, efa=32),
     "ml.p5en.48xlarge": Instance(gpus=8, cpus=192, memory_gib=2048, efa=16),
     "ml.p6-b200.48xlarge": Instance(gpus=8, cpus=192, memory_gib=2048, efa=8),
-    "ml.g4dn.xlarge": Instance(gpus=1, cpus=4, memory_gib=16),
-    "ml.g4dn.2xlarge": Instance(gpus=1, cpus=8, memory_gib=32),
-    "ml.g4dn.4xlarge": Instance(gpus=1, cpus=16, memory_gib=64),
-    "ml.g4dn.8xlarge": Instance(gpus=1, cpus=32, memory_gib=128),
-    "ml.g4dn.12xlarge": Instance(gpus=4, cpus=48, memory_gib=192),
-    "ml.g4dn.16xlarge": Instance(gpus=1, cpus=64, memory_gib=256),
-    "ml.g5.xlarge": Instance(gpus=1, cpus=4, memory_gib=16),
-    "ml.g5.2xlarge": Instance(gpus=1, cpus=8, memory_gib=32),
-    "ml.g5.4xlarge": Instance(gpus=1, cpus=16, memory_gib=64),
-    "ml.g5.8xlarge": Instance(gpus=1, cpus=32, memory_gib=128),
-    "ml.g5.12xlarge": Instance(gpus=4, cpus=48, memory_gib=192),
-    "ml.g5.16xlarge": Instance(gpus=1, cpus=64, memory_gib=256),
-    "ml.g5.24xlarge": Instance(gpus=4, cpus=96, memory_gib=384),
-    "ml.g5.48xlarge": Instance(gpus=8, cpus=192, memory_gib=768),
-    "ml.g6.xlarge": Instance(gpus=1, cpus=4, memory_gib=16),
-    "ml.g6.2xlarge": Instance(gpus=1, cpus=8, memory_gib=32),
-    "ml.g6.4xlarge": Instance(gpus=1, cpus=16, memory_gib=64),
-    "ml.g6.8xlarge": Instance(gpus=1, cpus=32, memory_gib=128),
-    "ml.g6.12xlarge": Instance(gpus=4, cpus=48, memory_gib=192),
-    "ml.g6.16xlarge": Instance(gpus=1, cpus=64, memory_gib=256),
-    "ml.g6.24xlarge": Instance(gpus=4, cpus=96, memory_gib=384),
-    "ml.g6.48xlarge": Instance(gpus=8, cpus=192, memory_gib=768),
-    "ml.g6e.xlarge": Instance(gpus=1, cpus=4, memory_gib=32),
-    "ml.g6e.2xlarge": Instance(gpus=1, cpus=8, memory_gib=64),
-    "ml.g6e.4xlarge": Instance(gpus=1, cpus=16, memory_gib=128),
-    "ml.g6e.8xlarge": Instance(gpus=1, cpus=32, memory_gib=256),
-    "ml.g6e.12xlarge": Instance(gpus=4, cpus=48, memory_gib=384),
-    "ml.g6e.16xlarge": Instance(gpus=1, cpus=64, memory_gib=512),
-    "ml.g6e.24xlarge": Instance(gpus=4, cpus=96, memory_gib=768),
-    "ml.g6e.48xlarge": Instance(gpus=8, cpus=192, memory_gib=1536),
+    **{
+        f"ml.{family}.{size}": Instance(gpus=gpus, cpus=cpus, memory_gib=cpus * gib)
+        for family, gib in _G_GIB_PER_CORE.items()
+        for size, (gpus, cpus) in _G_SIZES.items()
+        if family != "g4dn" or size not in ("24xlarge", "48xlarge")
+    },
 }
 """By their names as SageMaker and HyperPod spell them."""
+
+
+def gpu_kind(instance_type: str) -> GpuKind | None:
+    """The GPUs of ml.FAMILY.SIZE; None: it has none, or they are not known here."""
+    return GPU_KINDS.get(instance_type.split(".")[1])

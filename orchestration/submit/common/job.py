@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ class JobStatus:
 
     state: JobState
     message: str = ""
+    exit_code: int | None = None
+    """Of the job's own process, where the place tells it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,11 +50,13 @@ class JobSpec:
     """One run, ready to be sent somewhere; the same wherever it goes."""
 
     name: str
-    """Small letters, digits and hyphens, at most `settings.MAX_NAME_CHARS`; unique by its time."""
+    """Small letters, digits and hyphens, at most `settings.MAX_NAME_CHARS`."""
     run: RunConfig
     """Resolved. Paths in it are those of the machine that submits: a backend makes them those of its place."""
     code: CodePackage
     environment: Mapping[str, str] = field(default_factory=dict)
+    submission: str = field(default_factory=lambda: secrets.token_hex(6))
+    """Tells this submission from all others, those of the same name too."""
 
     @property
     def data_files(self) -> dict[str, str]:
@@ -67,6 +72,8 @@ class Plan:
     """The request as JSON, secrets left out."""
     text: str
     """The same for a person, as YAML."""
+    notes: tuple[str, ...] = ()
+    """What works, and may not be meant: a sentence each."""
 
 
 class Backend(Protocol):
@@ -88,11 +95,15 @@ class Backend(Protocol):
         ...
 
     def logs(self, reference: Mapping[str, str], *, follow: bool) -> Iterator[str]:
-        """What it printed so far, in pieces; with `follow` until it ends."""
+        """What it printed so far, in pieces; with `follow` until it ends, unless nobody answers for minutes."""
         ...
 
     def stop(self, reference: Mapping[str, str]) -> None:
         """Ask it to save its state and end. A job that has ended already is left as it is."""
+        ...
+
+    def adapter(self, reference: Mapping[str, str]) -> str:
+        """Where a finished run's adapter lies: s3://…, or a path of the place."""
         ...
 
     def dashboard_hint(self, reference: Mapping[str, str]) -> str:
@@ -101,6 +112,6 @@ class Backend(Protocol):
 
 
 def job_name(recipe: str, *, now: time.struct_time | None = None) -> str:
-    """`rlvr-gsm8k-20261121-172233`, from a recipe's name."""
-    words = "".join(c if c.isascii() and c.isalnum() else "-" for c in recipe.lower()).strip("-")
-    return f"rlvr-{words[:26].strip('-') or 'run'}-{time.strftime('%Y%m%d-%H%M%S', now or time.gmtime())}"
+    """`rlvr-gsm8k-20261121-172233-5f0c1a`, from a recipe's name; no other has it."""
+    words = "".join(c if c.isascii() and c.isalnum() else "-" for c in recipe.lower()).strip("-")[:19].strip("-")
+    return f"rlvr-{words or 'run'}-{time.strftime('%Y%m%d-%H%M%S', now or time.gmtime())}-{secrets.token_hex(3)}"

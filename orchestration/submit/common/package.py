@@ -22,7 +22,9 @@ from orchestration.errors import ConfigError
 
 ROOMS = ("learner", "orchestration", "reward_service", "rollout_server")
 MAX_INCLUDED_BYTES = 50 * 2**20
-"""Of `job.include`: more than that is data."""
+"""Of one entry of `job.include`: more than that is data."""
+MAX_TOGETHER_BYTES = 500 * 2**20
+"""Of all of them: Ray takes no larger package."""
 
 _DISTRIBUTION = "rlvr"
 _METADATA = ("METADATA", "entry_points.txt")
@@ -110,26 +112,40 @@ def _found(source: Path, recipe_folder: Path | None) -> Path:
 
 
 def _copy_included(include: Sequence[Path], folder: Path) -> None:
-    for source in include:
+    files = {source: _included_files(source) for source in include}
+    sizes = {source: sum(path.stat().st_size for path in paths) for source, paths in files.items()}
+    for what, size, most in (
+        *((f"job.include={str(source)!r}", size, MAX_INCLUDED_BYTES) for source, size in sizes.items()),
+        ("job.include together", sum(sizes.values()), MAX_TOGETHER_BYTES),
+    ):
+        if size > most:
+            raise ConfigError(
+                f"{what} has {size / 2**20:.0f} MiB, and code has at most {most // 2**20}; put data on S3, or on "
+                f"storage that the cluster shares"
+            )
+    for source, paths in files.items():
         place = folder / source.name
-        if place.exists() or not source.name:
+        if place.exists():
             raise ConfigError(f"job.include={str(source)!r}: the name {source.name!r} is taken; rename it")
-        files = [source] if source.is_file() else list(_files(source))
-        if secret := next((path for path in files if _is_secret(path)), None):
-            raise ConfigError(
-                f"job.include={str(source)!r} holds {secret.name!r}, which looks like a secret; code is stored where "
-                f"others can read it: leave it out"
-            )
-        num_bytes = sum(path.stat().st_size for path in files)
-        if num_bytes > MAX_INCLUDED_BYTES:
-            raise ConfigError(
-                f"job.include={str(source)!r} has {num_bytes / 2**20:.0f} MiB, and code has at most "
-                f"{MAX_INCLUDED_BYTES // 2**20}; put data on S3 or on storage that the cluster shares"
-            )
-        for path in files:
+        for path in paths:
             target = place if source.is_file() else place / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
+
+
+def _included_files(source: Path) -> list[Path]:
+    if source.name in ("", ".."):
+        raise ConfigError(
+            f"job.include={str(source)!r} has no name that it could be imported by; name the files and folders in it, "
+            f"such as my_task.py"
+        )
+    files = [source] if source.is_file() else list(_files(source))
+    if secret := next((path for path in files if _is_secret(path)), None):
+        raise ConfigError(
+            f"job.include={str(source)!r} holds {secret.name!r}, which looks like a secret; code is stored where "
+            f"others can read it: leave it out"
+        )
+    return files
 
 
 def _is_secret(path: Path) -> bool:

@@ -34,8 +34,8 @@ def local_model_folder(run: RunConfig) -> Path | None:
     return folder if run.model.name not in EMBEDDED_MODELS and folder.is_dir() else None
 
 
-def refuse_what_stays_here(run: RunConfig, *, place: str) -> None:
-    """Refuse what cannot work, or leaks, on any other machine.
+def refuse_what_stays_here(run: RunConfig, *, place: str, is_here: bool = False) -> None:
+    """Refuse what cannot work, or leaks, in a job at `place`, which is another machine unless `is_here`.
 
     Raises ConfigError naming the setting.
     """
@@ -46,7 +46,7 @@ def refuse_what_stays_here(run: RunConfig, *, place: str) -> None:
             "reward.api_key would be stored where others can read it; put the key into a file there and set "
             "reward.api_key_file to its path"
         )
-    if run.reward.url is not None and is_loopback(run.reward.url):
+    if run.reward.url is not None and is_loopback(run.reward.url) and not is_here:
         raise ConfigError(
             f"reward.url={run.reward.url!r} is this machine, which {place} does not reach; leave it out, and the run "
             f"starts a service of its own, or give an address that is reached from there"

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from orchestration.errors import SubmitError, one_line
+from orchestration.errors import SubmitError, UnreachableError, one_line
 from orchestration.submit.hyperpod.manifest import TOKEN_KEY, Manifest
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
 
@@ -38,6 +38,8 @@ class KubernetesApi:
             raise SubmitError(f"no kubeconfig that can be used ({one_line(error)}); {_LOGIN}") from error
         api = client.ApiClient(self._configuration)
         self._core, self._objects = client.CoreV1Api(api), client.CustomObjectsApi(api)
+        self._heard: dict[str, tuple[bytes, float]] = {}
+        """Of each pod, the stamp of the last line that was read, and when."""
 
     def create(self, manifest: Manifest) -> dict[str, Any]:
         """The object as Kubernetes has it now, its `uid` among the rest."""
@@ -104,35 +106,33 @@ class KubernetesApi:
         return [pod.metadata.name for pod in sorted(begun, key=lambda pod: pod.metadata.creation_timestamp)]
 
     def pod_log(self, pod: str, *, follow: bool) -> Iterator[str]:
-        """Its lines; with `follow` until its container ends. A quiet pod is asked again and again, not given up."""
+        """Its lines since the last call; with `follow` until its container ends, or prints nothing for a while."""
         from urllib3.exceptions import ReadTimeoutError
 
-        latest, heard = b"", time.monotonic()
-        since: dict[str, Any] = {}
-        while True:
-            with self._explained("read the log of the pod", name=pod):
-                answer = self._core.read_namespaced_pod_log(
-                    pod,
-                    self._namespace,
-                    follow=follow,
-                    timestamps=True,
-                    _preload_content=False,
-                    _request_timeout=self._timeout_s,
-                    **since,
-                )
-                try:
-                    for line in _lines(answer):
-                        stamp, _, text = line.partition(b" ")
-                        if stamp > latest:  # what was asked for twice comes once
-                            latest, heard = stamp, time.monotonic()
-                            yield text.decode(errors="replace")
-                    return
-                except ReadTimeoutError:
-                    if not follow:
-                        raise
-                finally:
-                    answer.release_conn()
-            since = {"since_seconds": math.ceil(time.monotonic() - heard) + 1} if latest else {}
+        latest, heard = self._heard.get(pod, (b"", 0.0))
+        since = {"since_seconds": math.ceil(time.monotonic() - heard) + 1} if latest else {}
+        with self._explained("read the log of the pod", name=pod):
+            answer = self._core.read_namespaced_pod_log(
+                pod,
+                self._namespace,
+                follow=follow,
+                timestamps=True,
+                _preload_content=False,
+                _request_timeout=self._timeout_s,
+                **since,
+            )
+            try:
+                for line in _lines(answer):
+                    stamp, _, text = line.partition(b" ")
+                    if stamp > latest:  # what was asked for twice comes once
+                        latest = stamp
+                        self._heard[pod] = stamp, time.monotonic()
+                        yield text.decode(errors="replace")
+            except ReadTimeoutError:
+                if not follow:
+                    raise
+            finally:
+                answer.release_conn()
 
     @contextmanager
     def _explained(self, doing: str, *, name: str = "") -> Iterator[None]:
@@ -149,11 +149,11 @@ class KubernetesApi:
             raise SubmitError(f"the certificate of Kubernetes is not trusted ({one_line(error)}); {_LOGIN}") from error
         except (HTTPError, OSError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, NewConnectionError):  # which is one to urllib3
-                raise SubmitError(
+                raise UnreachableError(
                     f"Kubernetes did not answer within {self._timeout_s:g} s when asked to {what}; raise "
                     f"hyperpod.timeout_s, and look by `kubectl -n {self._namespace} get rayjobs` what there is"
                 ) from error
-            raise SubmitError(
+            raise UnreachableError(
                 f"Kubernetes does not answer at {self._configuration.host} ({one_line(error)}); is the cluster up, "
                 f"and the kubeconfig its own? {_LOGIN}"
             ) from error
@@ -180,7 +180,8 @@ class KubernetesApi:
             case 409:
                 return SubmitError(f"cannot {what} in {where}: there is one of that name; choose another job.name")
             case _:
-                return SubmitError(f"Kubernetes refused to {what} in {where}, with {status}: {reason}")
+                kind = UnreachableError if status in (429, *range(500, 600)) else SubmitError
+                return kind(f"Kubernetes refused to {what} in {where}, with {status}: {reason}")
 
 
 def _lines(answer: Any) -> Iterator[bytes]:

@@ -1,43 +1,37 @@
-"""SageMaker HyperPod on EKS: a job of a RayCluster that is there, or a KubeRay RayJob that is made for the run."""
+"""SageMaker HyperPod on EKS: a KubeRay RayJob that is made for the run."""
 
 from __future__ import annotations
 
 import secrets
 import shlex
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from orchestration.errors import SubmitError, one_line
+from orchestration.errors import SubmitError
 from orchestration.extras import require
-from orchestration.settings.config import RunConfig
+from orchestration.run.folder import ADAPTER_FOLDER
 from orchestration.settings.submit import SubmitConfig
+from orchestration.submit.common.follow import follow as followed
 from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
 from orchestration.submit.hyperpod.api import KubernetesApi, NotThereError
-from orchestration.submit.hyperpod.checks import require_address, run_in_pods
+from orchestration.submit.hyperpod.checks import run_in_pods
 from orchestration.submit.hyperpod.manifest import TOKEN_KEY, job_manifests, make_plan, owned_by
-from orchestration.submit.ray.cluster import cluster_run, ray_plan, send
-from orchestration.submit.ray.jobs import DASHBOARD_PORT, Endpoint, RayJobs
+from orchestration.submit.ray.jobs import DASHBOARD_PORT
 
 POLL_S = 3.0
-"""How often a job that does not print yet is looked at."""
+"""Between two looks at a job that is followed."""
 
 
 class HyperPodBackend:
-    """`--to hyperpod`. A reference has `address`, or `name`, `namespace` and `context` of the RayJob."""
+    """`--to hyperpod`. A reference has `name`, `namespace` and `context` of the RayJob."""
 
     def __init__(self, settings: SubmitConfig) -> None:
-        self._settings, self._run_root = settings.hyperpod, settings.ray.run_root
+        self._settings = settings.hyperpod
 
     def plan(self, job: JobSpec) -> Plan:
-        if self._settings.address is None:
-            return make_plan(job, self._settings)
-        address = require_address(self._settings)
-        return ray_plan(job, self._run_there(job), address=address, stop_timeout_s=self._settings.stop_timeout_s)
+        return make_plan(job, self._settings)
 
     def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
-        if self._settings.address is not None:
-            return self._submit_there(job, say)
         manifests = job_manifests(job, self._settings, token=secrets.token_hex(32))
         kubernetes = self._kubernetes(self._settings.namespace, self._settings.context)
         first, *rest = manifests
@@ -60,8 +54,6 @@ class HyperPodBackend:
         }
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
-        if "address" in reference:
-            return self._jobs(reference["address"]).status(reference["job_id"])
         try:
             ray_job = self._kubernetes(reference["namespace"], reference["context"]).ray_job(reference["name"])
         except NotThereError as error:
@@ -69,27 +61,23 @@ class HyperPodBackend:
         return status_of(ray_job)
 
     def logs(self, reference: Mapping[str, str], *, follow: bool) -> Iterator[str]:
-        if "address" in reference:
-            yield from self._jobs(reference["address"]).logs(reference["job_id"], follow=follow)
-            return
         kubernetes = self._kubernetes(reference["namespace"], reference["context"])
-        printed: set[str] = set()
-        while True:
-            # Asked before the pods: what began before the job ended is still printed.
-            state = self.status(reference).state
+
+        def news(*, over: bool) -> Iterator[str]:
             for pod in kubernetes.submitter_pods(reference["name"]):
-                if pod not in printed:
-                    printed.add(pod)
-                    yield from kubernetes.pod_log(pod, follow=follow)
-            if not follow or state.ended or state is JobState.UNKNOWN:
-                return
-            time.sleep(POLL_S)
+                yield from kubernetes.pod_log(pod, follow=not over)
+
+        def ended() -> bool:
+            state = self.status(reference).state
+            return state.ended or state is JobState.UNKNOWN
+
+        return followed(ended, news, poll_s=POLL_S) if follow else news(over=True)
+
+    def adapter(self, reference: Mapping[str, str]) -> str:
+        return f"{reference['run_dir']}/{ADAPTER_FOLDER}"
 
     def stop(self, reference: Mapping[str, str]) -> None:
         """A run that is under way saves its state, and its RayJob stays; one that waits is deleted."""
-        if "address" in reference:
-            self._jobs(reference["address"]).stop(reference["job_id"])
-            return
         kubernetes = self._kubernetes(reference["namespace"], reference["context"])
         try:
             ray_job = kubernetes.ray_job(reference["name"])
@@ -102,8 +90,6 @@ class HyperPodBackend:
             kubernetes.delete_ray_job(reference["name"])
 
     def dashboard_hint(self, reference: Mapping[str, str]) -> str:
-        if "address" in reference:
-            return f"the cluster's owner opens the dashboard of {reference['address']} from the HyperPod console"
         kubectl = ["kubectl", "--namespace", reference["namespace"]]
         if reference["context"]:
             kubectl += ["--context", reference["context"]]
@@ -114,27 +100,6 @@ class HyperPodBackend:
             f'{shlex.join(kubectl)} port-forward "service/{cluster}-head-svc" {DASHBOARD_PORT}, then '
             f"http://127.0.0.1:{DASHBOARD_PORT} with the token that {shlex.join(kubectl)} {secret} prints"
         )
-
-    def _submit_there(self, job: JobSpec, say: Say) -> dict[str, str]:
-        address = require_address(self._settings)
-        run = self._run_there(job)
-        jobs = self._jobs(address)
-        say(f"{address} runs Ray {jobs.check_version()}")
-        send(jobs, job, run, stop_timeout_s=self._settings.stop_timeout_s)
-        return {"address": address, "job_id": job.name, "run_dir": str(run.run_dir)}
-
-    def _run_there(self, job: JobSpec) -> RunConfig:
-        return cluster_run(job.run, job.name, run_root=self._run_root, place="the RayCluster")
-
-    def _jobs(self, address: str) -> RayJobs:
-        """The jobs of a cluster that is there; access to it takes a call of Kubernetes and one of the dashboard."""
-        require("sagemaker_ray", by="HyperPod", extra="hyperpod", package="toolkit-for-ray-on-sagemaker-ai")
-        from toolkit_for_ray_on_sagemaker_ai.job_submission import _kubeconfig, _token_provider
-
-        try:
-            return RayJobs(Endpoint(address=address, timeout_s=self._settings.timeout_s))
-        except (_kubeconfig.KubeconfigError, _token_provider.TokenAcquisitionError) as error:
-            raise SubmitError(f"no access to {address}: {one_line(error)}") from error
 
     def _kubernetes(self, namespace: str, context: str | None) -> KubernetesApi:
         require("kubernetes", by="HyperPod", extra="hyperpod")

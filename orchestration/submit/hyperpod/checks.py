@@ -24,30 +24,6 @@ CONFIG_FOLDER = "/etc/rlvr"
 LEARNER, ROLLOUT, REWARD = "learner", "rollout", "reward"
 """Names of worker groups, and of the Ray resources that mark their nodes."""
 
-_ADDRESS = re.compile(
-    r"sagemaker_ray://(?:[a-z0-9]([a-z0-9-]*[a-z0-9])?(?:/[a-z0-9]([a-z0-9-]*[a-z0-9])?)?|[\w-]+(?:\.[\w-]+)+)/?"
-)
-_WITH_ADDRESS = frozenset({"address", "stop_timeout_s", "timeout_s"})
-
-
-def require_address(settings: HyperPodConfig) -> str:
-    """The address of the cluster that is there.
-
-    Raises ConfigError when it is none (the toolkit would try one without a cluster's name as plain HTTP), or when
-    settings of a cluster to be made stand beside it.
-    """
-    address = settings.address or ""
-    if not _ADDRESS.fullmatch(address):
-        raise ConfigError(
-            f"hyperpod.address={address!r} is no address of a RayCluster; write sagemaker_ray://CLUSTER/NAMESPACE"
-        )
-    if others := sorted(settings.model_fields_set - _WITH_ADDRESS):
-        raise ConfigError(
-            f"hyperpod.address={address!r} names a cluster that is there, and hyperpod.{others[0]} is about one to be "
-            f"made: leave one of them out"
-        )
-    return address
-
 
 def host_of(group: GpuGroup, role: str) -> Instance:
     """What a pod of the group gets of its host.

@@ -188,7 +188,7 @@ def _gpu_group(role: str, group: GpuGroup, job: JobSpec, settings: HyperPodConfi
         efa=str(host.efa) if host.efa else None,
         tolerations=_GPU_TOLERATIONS,
         # Pods ask for no huge pages, which a fork would not inherit either.
-        environment={**EFA_ENVIRONMENT, "FI_EFA_USE_HUGE_PAGE": "0"} if host.efa else {},
+        environment={**EFA_ENVIRONMENT, "NCCL_SOCKET_IFNAME": "eth0", "FI_EFA_USE_HUGE_PAGE": "0"} if host.efa else {},
     )
     marks = [LEARNER, ROLLOUT] if settings.rollout is None else [role]
     return _group(role, group.count, marks, settings.shm_gib, pod)
@@ -242,11 +242,19 @@ def _pod(
         gpus=gpus,
         efa=efa,
         tolerations=tolerations,
-        environment=[{"name": name, "value": value} for name, value in variables.items()],
+        environment=[
+            *({"name": name, "value": value} for name, value in variables.items()),
+            *({"name": name, "valueFrom": {"secretKeyRef": _key(place)}} for name, place in settings.secrets.items()),
+        ],
     )
     (made,) = pod["spec"]["containers"]
     made["env"] = list({entry["name"]: entry for entry in made["env"]}.values())  # the last of each name
     return pod
+
+
+def _key(place: str) -> dict[str, str]:
+    secret, _, key = place.partition("/")
+    return {"name": secret, "key": key}
 
 
 def _filled(part: str, values: Mapping[str, Any] | None = None, **more: Any) -> Manifest:

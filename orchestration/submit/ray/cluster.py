@@ -1,8 +1,9 @@
-"""A Ray cluster that is there already: the run becomes one of its jobs."""
+"""A Ray cluster that is there already, HyperPod's too: the run becomes one of its jobs."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,10 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from orchestration.errors import ConfigError, MachineError, SubmitError
+from orchestration.errors import ConfigError, MachineError, SubmitError, one_line
+from orchestration.extras import require
 from orchestration.machine.placement import place
+from orchestration.run.folder import ADAPTER_FOLDER
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.settings.submit import RayConfig, SubmitConfig
 from orchestration.submit.common.job import JobSpec, JobStatus, Plan, Say
@@ -22,8 +25,14 @@ from orchestration.submit.common.package import CodePackage
 from orchestration.submit.common.paths import refuse_relative_paths, refuse_what_stays_here, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE, Endpoint, RayJobs, entrypoint
 
+HYPERPOD = "sagemaker_ray://"
+"""Scheme of a RayCluster on HyperPod: access to it takes a call of Kubernetes and one of AWS's gateway."""
+
 _PLACE = "the Ray cluster"
 _SERVICE_SETTINGS = "reward_settings.yaml"
+_HYPERPOD_ADDRESS = re.compile(
+    HYPERPOD + r"(?:[a-z0-9]([a-z0-9-]*[a-z0-9])?(?:/[a-z0-9]([a-z0-9-]*[a-z0-9])?)?|[\w-]+(?:\.[\w-]+)+)/?"
+)
 
 
 class RayBackend:
@@ -57,16 +66,40 @@ class RayBackend:
     def stop(self, reference: Mapping[str, str]) -> None:
         self._jobs(reference["address"]).stop(reference["job_id"])
 
+    def adapter(self, reference: Mapping[str, str]) -> str:
+        return f"{reference['run_dir']}/{ADAPTER_FOLDER}"
+
     def dashboard_hint(self, reference: Mapping[str, str]) -> str:
+        if reference["address"].startswith(HYPERPOD):
+            return f"the cluster's owner opens the dashboard of {reference['address']} from the HyperPod console"
         return f"{reference['address']}/#/jobs/{reference['job_id']}"
 
     def _jobs(self, address: str) -> RayJobs:
         config = self._settings
         if config.ca_file is not None and not config.ca_file.exists():
             raise ConfigError(f"ray.ca_file={str(config.ca_file)!r} does not exist; give a PEM file")
+        if address.startswith(HYPERPOD):
+            return _hyperpod_jobs(Endpoint(address=address, timeout_s=config.timeout_s, use_proxy=True))
         return RayJobs(
-            Endpoint(address=address, token=_token(config), ca_file=config.ca_file, timeout_s=config.timeout_s)
+            Endpoint(
+                address=address,
+                token=_token(config),
+                ca_file=config.ca_file,
+                timeout_s=config.timeout_s,
+                use_proxy=config.use_proxy,
+            )
         )
+
+
+def _hyperpod_jobs(endpoint: Endpoint) -> RayJobs:
+    """Those behind AWS's gateway, which is reached as all of AWS is and asks for a cookie instead of a token."""
+    require("sagemaker_ray", by="HyperPod", extra="hyperpod", package="toolkit-for-ray-on-sagemaker-ai")
+    from toolkit_for_ray_on_sagemaker_ai.job_submission import _kubeconfig, _token_provider
+
+    try:
+        return RayJobs(endpoint)
+    except (_kubeconfig.KubeconfigError, _token_provider.TokenAcquisitionError) as error:
+        raise SubmitError(f"no access to {endpoint.address}: {one_line(error)}") from error
 
 
 def cluster_run(run: RunConfig, name: str, *, run_root: str, place: str = _PLACE) -> RunConfig:
@@ -202,13 +235,21 @@ def _address(config: RayConfig) -> str:
     address = config.address or os.environ.get("RAY_API_SERVER_ADDRESS")
     if address is None:
         raise ConfigError("no Ray cluster is named: set ray.address=http://HOST:8265, its dashboard")
+    if address.startswith(HYPERPOD[:-2]):
+        if not _HYPERPOD_ADDRESS.fullmatch(address):  # the toolkit would try one without a cluster as plain HTTP
+            raise ConfigError(
+                f"ray.address={address!r} is no address of a RayCluster; write {HYPERPOD}CLUSTER/NAMESPACE"
+            )
+        return address
     parts = urlsplit(address)
     try:
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         valid = False
     if not valid:
-        raise ConfigError(f"ray.address={address!r} is not a dashboard's address; write http://HOST:8265 or https://…")
+        raise ConfigError(
+            f"ray.address={address!r} is not a dashboard's address; write http://HOST:8265, https://… or {HYPERPOD}…"
+        )
     return address.rstrip("/")
 
 

@@ -1,12 +1,14 @@
 """Ray's job interface, with a limit on every call and its errors in words. Imports ray's job client, not its core.
 
-Used by every place that has a Ray dashboard: this machine, a cluster, HyperPod.
+Used by every place that has a Ray dashboard: this machine, a cluster, the hosts of a training job. Calls go straight to
+the dashboard, past the proxies of the environment, and to no other host: the cluster's token goes with them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,14 +20,20 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from orchestration.errors import SubmitError, one_line
+from orchestration.errors import SubmitError, UnreachableError, one_line
 from orchestration.extras import require
+from orchestration.submit.common.follow import follow
 from orchestration.submit.common.job import JobState, JobStatus
 
 DASHBOARD_PORT = 8265
 """Ray's own choice, where it is free."""
 RUN_FILE = "run.yaml"
 """The run's settings, in the job's working directory."""
+
+_SILENT_S = 60.0
+"""A stream that brings nothing for so long may be one that nobody is at the other end of."""
+_FRUITLESS_STREAMS = 2
+"""After so many that brought nothing the log is asked for instead: there are proxies that let no stream through."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +45,8 @@ class Endpoint:
     token: str | None = field(default=None, repr=False)
     ca_file: Path | None = None
     timeout_s: float = 30.0
+    use_proxy: bool = False
+    """Through the proxies that the environment names."""
 
 
 def entrypoint(config_path: str = RUN_FILE, *, python: str = "python") -> str:
@@ -72,7 +82,8 @@ class RayJobs:
     def status(self, name: str) -> JobStatus:
         with self._explained(name):
             info = self._client.get_job_info(name)
-        return JobStatus(state=JobState(str(info.status.value).lower()), message=one_line(info.message or ""))
+        state, code = JobState(str(info.status.value).lower()), info.driver_exit_code
+        return JobStatus(state=state, message=one_line(info.message or ""), exit_code=code)
 
     def unfinished(self) -> list[str]:
         """Names of the submitted jobs that have not ended."""
@@ -82,19 +93,24 @@ class RayJobs:
             job.submission_id for job in jobs if job.submission_id and not JobState(str(job.status.value).lower()).ended
         ]
 
+    def log(self, name: str) -> str:
+        """All that the job printed so far."""
+        with self._explained(name):
+            return str(self._client.get_job_logs(name))
+
     def logs(self, name: str, *, follow: bool) -> Iterator[str]:
-        """What the job printed, in pieces; with `follow` until it ends."""
-        if not follow:
-            with self._explained(name):
-                yield self._client.get_job_logs(name)
-            return
+        """What the job printed, in pieces; with `follow` until it ends, over as many connections as that takes."""
+        return _Followed(self, name).pieces() if follow else iter([self.log(name)])
+
+    def stream(self, name: str) -> Iterator[str]:
+        """The log from its beginning on, until the connection ends or brings nothing for a while."""
         pieces = self._client.tail_job_logs(name)
         with asyncio.Runner() as runner, self._explained(name):
             try:
                 while True:
                     try:
-                        yield runner.run(anext(pieces))
-                    except StopAsyncIteration:
+                        yield runner.run(asyncio.wait_for(anext(pieces), _SILENT_S))
+                    except (StopAsyncIteration, TimeoutError):
                         return
             finally:
                 with suppress(RuntimeError):
@@ -149,12 +165,12 @@ class RayJobs:
                 f"the certificate of {address} is not trusted ({one_line(error)}); set ray.ca_file to its authority"
             ) from error
         except (requests.exceptions.Timeout, TimeoutError) as error:
-            raise SubmitError(
+            raise UnreachableError(
                 f"the Ray dashboard at {address} did not answer within {self._endpoint.timeout_s:g} s; raise "
                 f"ray.timeout_s, or look after the cluster"
             ) from error
         except (ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError) as error:
-            raise SubmitError(
+            raise UnreachableError(
                 f"no Ray dashboard answers at {address} ({one_line(error)}); is the cluster up, and its address "
                 f"http(s)://HOST:8265?"
             ) from error
@@ -164,25 +180,69 @@ class RayJobs:
                 raise SubmitError(f"the Ray cluster at {address} knows no job {job!r}; was it restarted?") from error
             if "already" in text and "submission_id" in text:
                 raise SubmitError(f"the Ray cluster at {address} has a job {job!r}; choose another job.name") from error
+            if "WebSocket" in text or "status code 5" in text:  # cut, or said by what stands before the dashboard
+                raise UnreachableError(f"{address} broke off: {text}") from error
             raise SubmitError(f"the Ray cluster at {address} refused: {text}") from error
 
 
+class _Followed:
+    """A job's log, of which no character comes twice, however often it is asked for from its beginning."""
+
+    def __init__(self, jobs: RayJobs, name: str) -> None:
+        self._jobs, self._name = jobs, name
+        self._printed = self._fruitless = 0
+
+    def pieces(self) -> Iterator[str]:
+        return follow(lambda: self._jobs.status(self._name).state.ended, self._news)
+
+    def _news(self, *, over: bool) -> Iterator[str]:
+        streams, seen = not over and self._fruitless < _FRUITLESS_STREAMS, 0
+        self._fruitless += streams
+        for piece in self._jobs.stream(self._name) if streams else [self._jobs.log(self._name)]:
+            news = piece[max(0, self._printed - seen) :]
+            seen += len(piece)
+            self._printed = max(self._printed, seen)
+            if news:
+                self._fruitless = 0 if streams else self._fruitless
+                yield news
+
+
 def _timed_client(endpoint: Endpoint) -> Any:
+    import requests
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     class TimedClient(JobSubmissionClient):  # type: ignore[misc]  # untyped
-        """Ray's client waits for ever: it hands no time-out to `requests`."""
+        """Ray's own waits for ever, follows redirections, and obeys the proxies and the .netrc of this machine."""
 
-        def _do_request(self, method: str, endpoint_path: str, **options: Any) -> Any:
-            options.setdefault("timeout", endpoint.timeout_s)
-            return super()._do_request(method, endpoint_path, **options)
+        def _do_request(
+            self, method: str, path: str, *, data: bytes | None = None, json_data: Any = None, **options: Any
+        ) -> Any:
+            with requests.Session() as http:
+                http.trust_env = endpoint.use_proxy
+                answer = http.request(
+                    method,
+                    self._address + path,
+                    data=data,
+                    json=json_data,
+                    headers=self._headers,
+                    cookies=self._cookies,
+                    verify=self._verify,
+                    **{"timeout": endpoint.timeout_s, **options},
+                    allow_redirects=False,
+                )
+            if answer.status_code in (401, 403):
+                raise AuthenticationError(answer.text)
+            if answer.is_redirect:
+                raise ValueError(f"it sends on to {answer.headers['location']}; give the dashboard's own address")
+            return answer
 
     # They log every request.
     for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
         logging.getLogger(name).setLevel(logging.WARNING)
     headers = {"Authorization": f"Bearer {endpoint.token}"} if endpoint.token else None
-    verify: str | bool = True if endpoint.ca_file is None else str(endpoint.ca_file)
-    return TimedClient(endpoint.address, headers=headers, verify=verify)
+    authority = endpoint.ca_file or os.environ.get("REQUESTS_CA_BUNDLE")
+    return TimedClient(endpoint.address, headers=headers, verify=True if authority is None else str(authority))
 
 
 def _supported_ray() -> Requirement:

@@ -12,6 +12,7 @@ from orchestration.errors import SubmitError
 from orchestration.extras import require
 from orchestration.machine.model_sizes import model_size
 from orchestration.machine.needs import object_store_bytes
+from orchestration.run.folder import ADAPTER_FOLDER, read_status
 from orchestration.settings.config import RunConfig
 from orchestration.settings.submit import SubmitConfig
 from orchestration.submit.common.book import state_root
@@ -74,6 +75,9 @@ class LocalBackend:
         if (jobs := self._jobs(reference)) is not None:
             jobs.stop(reference["job_id"])
 
+    def adapter(self, reference: Mapping[str, str]) -> str:
+        return f"{reference['run_dir']}/{ADAPTER_FOLDER}"
+
     def dashboard_hint(self, reference: Mapping[str, str]) -> str:
         token = self._folder / local_head.TOKEN_FILE
         return f"{reference['address']}/#/jobs/{reference['job_id']}; the token it asks for is in {token}"
@@ -88,7 +92,7 @@ class LocalBackend:
 
 def local_run(run: RunConfig, name: str) -> RunConfig:
     """The run with whole paths, as the job works in another folder. Raises ConfigError for what a job cannot have."""
-    refuse_what_stays_here(run, place="this machine's Ray")
+    refuse_what_stays_here(run, place="this machine's Ray", is_here=True)
     changes: dict[str, Any] = {
         "ray_address": "auto",
         "run_dir": os.path.abspath(Path(run.run_dir or f"runs/{name}").expanduser()),
@@ -107,8 +111,6 @@ def local_run(run: RunConfig, name: str) -> RunConfig:
 
 def _from_run_folder(run_dir: Path) -> JobStatus:
     """How a job ended whose Ray head is gone, from its run folder."""
-    from orchestration.run.folder import read_status
-
     status = read_status(run_dir)
     states = {"finished": JobState.SUCCEEDED, "stopped": JobState.STOPPED, "failed": JobState.FAILED}
     if status in states:

@@ -35,6 +35,8 @@ from orchestration.submit.ray.jobs import DASHBOARD_PORT, Endpoint, RayJobs
 HOST = "127.0.0.1"
 TOKEN_FILE, STATE_FILE, LOCK_FILE, LOG_FILE = "auth_token", "head.json", "lock", "head.log"
 
+# As on macOS: else Ray puts another of this machine's addresses in place of loopback, and listens on all of them.
+_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _POLL_S = 2.0
 _ANSWER_S = 10.0
 _END_S = 15.0
@@ -168,7 +170,7 @@ def _start_ray(port: int, token_file: Path, ray_folder: Path, object_store_bytes
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", *words],
-        env={**os.environ, **NODE_ENVIRONMENT, **with_token(token_file), "PATH": path},
+        env={**os.environ, **NODE_ENVIRONMENT, **with_token(token_file), **_ON_LOOPBACK, "PATH": path},
         stdin=subprocess.DEVNULL,
     )
 

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import secrets
 import shlex
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from orchestration.errors import SubmitError
+from orchestration.run.folder import ADAPTER_FOLDER
 from orchestration.settings.config import dump_config
+from orchestration.settings.sagemaker import AwsService
 from orchestration.settings.submit import SubmitConfig
 from orchestration.storage.aws import client, configured_region, error_code, explained
-from orchestration.storage.s3 import parse
 from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
 from orchestration.submit.sagemaker.checks import check
-from orchestration.submit.sagemaker.container import Layout
-from orchestration.submit.sagemaker.fitting import groups_by_role
-from orchestration.submit.sagemaker.host.places import AUTH, TOKEN_FILE
+from orchestration.submit.sagemaker.fitting import instance_kinds, notes
 from orchestration.submit.sagemaker.logs import follow_logs, read_logs
-from orchestration.submit.sagemaker.request import StagedJob, staged
+from orchestration.submit.sagemaker.request import form, has_dashboard
+from orchestration.submit.sagemaker.uploads import check_resumable, put_all
 
-_TOKEN_BYTES = 32
-_UPLOADS_AT_ONCE = 8
 _STATES = {
     "InProgress": JobState.RUNNING,
     "Stopping": JobState.RUNNING,
@@ -50,7 +45,7 @@ _LIMITS = {
 
 
 class SageMakerBackend:
-    """Training jobs. A reference holds `job_name`, `region`, `bucket`, `prefix` and `remote_debug`; with groups
+    """Training jobs. A reference holds `job_name`, `region`, `token` and `adapter` on S3, `remote_debug`; with groups
     `head_group` too."""
 
     def __init__(self, settings: SubmitConfig) -> None:
@@ -58,44 +53,44 @@ class SageMakerBackend:
 
     def plan(self, job: JobSpec) -> Plan:
         region = self._checked(job)
-        with staged(self._settings, job, region=region) as ready:
-            request = {
-                "region": region,
-                "uploads": {
-                    **{upload.uri: upload.describe() for upload in ready.uploads},
-                    ready.token_uri: "made at submission",
-                },
-                "run": yaml.safe_load(dump_config(ready.inputs.run)),
-                "CreateTrainingJob": dict(ready.request),
-            }
-        return Plan(request=request, text=yaml.safe_dump(request, sort_keys=False, width=120))
+        formed = form(self._settings, job)
+        request = {
+            "region": region,
+            "uploads": {
+                formed.layout.token: "made at submission",
+                **{upload.uri: upload.describe() for upload in formed.inputs.uploads},
+            },
+            "run": yaml.safe_load(dump_config(formed.inputs.run)),
+            "CreateTrainingJob": dict(formed.request),
+        }
+        text = yaml.dump(request, Dumper=_Dumper, sort_keys=False, width=120)
+        return Plan(request=request, text=text, notes=notes(self._settings, job.run))
 
     def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
         region, settings = self._checked(job), self._settings
-        sagemaker = client("sagemaker", region)
-        _refuse_taken_name(sagemaker, job.name)
-        with staged(settings, job, region=region) as ready:
-            self._upload(ready, region, say)
-            _create(sagemaker, ready.request, say)
-        if settings.spot and not job.run.save_every:
-            say("spot hosts may vanish without notice, and save_every=0 keeps nothing for that case")
-        hosts = groups_by_role(settings).values()
-        what = ", ".join(f"{group.instance_count} × {group.instance_type}" for group in hosts)
-        say(f"training job {job.name} in {region} on {what or f'{settings.instance_count} × {settings.instance_type}'}")
+        formed = form(settings, job)
+        sagemaker, s3 = (self._client(service, region) for service in ("sagemaker", "s3"))
+        if settings.resume is not None:
+            check_resumable(s3, formed.layout, settings.resume)
+        put_all(s3, formed.layout, formed.inputs.uploads, kms_key=settings.kms_key, say=say)
+        _create(sagemaker, formed.request, say)
+        hosts = ", ".join(f"{count} × {kind}" for kind, count in instance_kinds(settings).values())
+        say(f"training job {job.name} in {region} on {hosts}")
         reference = {
             "job_name": job.name,
             "region": region,
-            "bucket": str(settings.bucket),
-            "prefix": settings.prefix,
-            "remote_debug": str(settings.remote_debug).lower(),
+            "token": formed.layout.token,
+            "adapter": f"{formed.layout.run_folder(settings.resume)}/{ADAPTER_FOLDER}",
+            "remote_debug": str(has_dashboard(settings)).lower(),
         }
         return reference | ({"head_group": "learner"} if settings.instance_groups else {})
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
-        return training_status(_describe(reference))
+        name, sagemaker = reference["job_name"], self._client("sagemaker", reference["region"])
+        return training_status(_describe(sagemaker, name))
 
     def logs(self, reference: Mapping[str, str], *, follow: bool) -> Iterator[str]:
-        logs = client("logs", reference["region"])
+        logs = self._client("logs", reference["region"])
         if not follow:
             return read_logs(logs, reference["job_name"])
 
@@ -109,7 +104,7 @@ class SageMakerBackend:
         name = reference["job_name"]
         if self.status(reference).state.ended:
             return
-        sagemaker = client("sagemaker", reference["region"])
+        sagemaker = self._client("sagemaker", reference["region"])
         try:
             with explained(f"stopping the training job {name}"):
                 sagemaker.stop_training_job(TrainingJobName=name)
@@ -117,10 +112,13 @@ class SageMakerBackend:
             if not self.status(reference).state.ended:  # else it ended by itself between the two calls
                 raise
 
+    def adapter(self, reference: Mapping[str, str]) -> str:
+        return reference["adapter"]
+
     def dashboard_hint(self, reference: Mapping[str, str]) -> str:
         name, region = reference["job_name"], reference["region"]
         if reference.get("remote_debug") == "false":
-            return f"{name} was started with sagemaker.remote_debug=false, and without it there is no way in"
+            return f"{name} was started without sagemaker.remote_debug, or isolated: there is no way in"
         forward = shlex.join(
             [
                 *("aws", "ssm", "start-session", "--region", region),
@@ -129,8 +127,7 @@ class SageMakerBackend:
                 *("--parameters", f'{{"portNumber":["{DASHBOARD_PORT}"],"localPortNumber":["{DASHBOARD_PORT}"]}}'),
             ]
         )
-        layout = Layout(bucket=reference["bucket"], folder=f"{reference['prefix']}/jobs", name=name)
-        token = f"aws s3 cp --region {region} {layout.channel(AUTH)}/{TOKEN_FILE} -"
+        token = f"aws s3 cp --region {region} {reference['token']} -"
         where = " (the log says which host is the head, should it not be algo-1)" if "head_group" in reference else ""
         return f"{forward}{where}, then open http://localhost:{DASHBOARD_PORT} with the token that `{token}` prints"
 
@@ -141,34 +138,8 @@ class SageMakerBackend:
         assert region is not None
         return region
 
-    def _upload(self, ready: StagedJob, region: str, say: Say) -> None:
-        s3, encrypted = client("s3", region), self._encryption()
-        with explained("uploading the cluster's token"):  # first: it says in the clearest words what S3 refuses
-            token = parse(ready.token_uri)
-            s3.put_object(
-                Bucket=token.bucket, Key=token.key, Body=secrets.token_hex(_TOKEN_BYTES).encode(), **encrypted
-            )
-        for upload in ready.uploads:
-            say(f"uploading {upload.describe()} to {upload.uri}")
-
-        def send(file: tuple[Path, str]) -> None:
-            path, uri = file
-            place = parse(uri)
-            with explained(f"uploading {path.name} to {uri}"):
-                s3.upload_file(str(path), place.bucket, place.key, ExtraArgs=encrypted)
-
-        files = [file for upload in ready.uploads for file in upload.files()]
-        with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as pool:
-            try:
-                for sent in [pool.submit(send, file) for file in files]:
-                    sent.result()
-            finally:
-                pool.shutdown(cancel_futures=True)  # what has not begun when one fails is not tried
-
-    def _encryption(self) -> dict[str, str]:
-        if self._settings.kms_key is None:
-            return {"ServerSideEncryption": "AES256"}
-        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": self._settings.kms_key}
+    def _client(self, service: AwsService, region: str) -> Any:
+        return client(service, region, self._settings.endpoints.get(service))
 
 
 def training_status(description: Mapping[str, Any] | None) -> JobStatus:
@@ -186,12 +157,8 @@ def training_status(description: Mapping[str, Any] | None) -> JobStatus:
     return JobStatus(state=state, message=": ".join(part for part in (secondary, " ".join(detail.split())) if part))
 
 
-def _describe(reference: Mapping[str, str]) -> Mapping[str, Any] | None:
+def _describe(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
     """None for a job that SageMaker does not know."""
-    return _describe_by(client("sagemaker", reference["region"]), reference["job_name"])
-
-
-def _describe_by(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
     from botocore.exceptions import ClientError
 
     with explained(f"asking for the training job {name}"):
@@ -205,18 +172,29 @@ def _describe_by(sagemaker: Any, name: str) -> Mapping[str, Any] | None:
     return description
 
 
-def _refuse_taken_name(sagemaker: Any, name: str) -> None:
-    """Before anything is uploaded: another job's token and configuration lie below its name."""
-    if _describe_by(sagemaker, name) is not None:
-        raise SubmitError(f"there is a training job named {name!r} already; give another job.name")
-
-
 def _create(sagemaker: Any, request: Mapping[str, Any], say: Say) -> None:
+    name = request["TrainingJobName"]
     try:
-        with explained("starting the training job"):
+        with explained(f"starting the training job {name}"):
             sagemaker.create_training_job(**request)
-    except SubmitError:
-        # An answer that is lost makes botocore ask again, and then the name is taken, by this job.
-        if _describe_by(sagemaker, request["TrainingJobName"]) is None:
+    except SubmitError as refused:
+        # An answer that is lost makes botocore ask again, and then the name is taken: by this job, or by another's.
+        try:
+            there = _describe(sagemaker, name)
+        except SubmitError:
+            raise refused from None
+        if there is None or _inputs(there) != _inputs(request):
             raise
         say("AWS did not say so in time, but the training job is there")
+
+
+def _inputs(job: Mapping[str, Any]) -> set[str]:
+    """Where a job's channels lie: some of them are of one submission alone."""
+    return {channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in job.get("InputDataConfig") or ()}
+
+
+class _Dumper(yaml.SafeDumper):
+    """What is there twice is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

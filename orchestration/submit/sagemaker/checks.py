@@ -8,20 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestration.errors import ConfigError, DataError
-from orchestration.models.resolve import check_model_folder
+from orchestration.models.resolve import EMBEDDED_MODELS, check_model_folder
 from orchestration.settings.config import RunConfig
 from orchestration.settings.sagemaker import SageMakerConfig
+from orchestration.settings.tree import nearest
+from orchestration.storage.aws import known_regions
 from orchestration.submit.common.paths import local_model_folder, refuse_what_stays_here
-from orchestration.submit.sagemaker.fitting import check_capacity, groups_by_role
+from orchestration.submit.sagemaker.fitting import check_capacity, check_gpu_kinds, groups_by_role
 from orchestration.submit.sagemaker.host.places import RUN_FOLDER
 
 MAX_KEEP_ALIVE_S = 3600
 MAX_RUNTIME_S = 28 * 86400
 
 _ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+", re.ASCII)
-_IMAGE = re.compile(
-    r"\d{12}\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.[a-z0-9.-]+/[a-z0-9._/-]+(:[\w.-]{1,128})?(@sha256:[0-9a-f]{64})?"
-)
+_ECR = re.compile(r"\d{12}\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.[a-z0-9.-]+")
+_REGISTRY = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+(:\d{1,5})?")
+_IMAGE = re.compile(r"[a-z0-9._/-]+(:[\w.-]{1,128})?(@sha256:[0-9a-f]{64})?")
 _BUCKET = re.compile(r"(?!.*\.\.)(?!\d+\.\d+\.\d+\.\d+$)(?!xn--)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _S3_OBJECT = re.compile(r"s3://[a-z0-9][a-z0-9.-]+/.*[^/]")
 _S3_FOLDER = re.compile(r"s3://[a-z0-9][a-z0-9.-]+/.*[^/]/?")
@@ -38,7 +40,9 @@ def check(settings: SageMakerConfig, run: RunConfig, data_files: Mapping[str, st
 
     Raises ConfigError: the first problem, with the value and the remedy.
     """
-    _check_account(settings, region)
+    _check_account(settings)
+    _check_region(region)
+    _check_image(settings, str(region))
     _check_instances(settings)
     _check_times(settings)
     refuse_what_stays_here(run, place="a training job")
@@ -47,10 +51,13 @@ def check(settings: SageMakerConfig, run: RunConfig, data_files: Mapping[str, st
     for name, file in data_files.items():
         _check_data_file(name, file)
     _check_model(run)
+    if settings.network_isolation:
+        _check_isolated(settings, run)
+    check_gpu_kinds(settings, run)
     check_capacity(settings, run)
 
 
-def _check_account(settings: SageMakerConfig, region: str | None) -> None:
+def _check_account(settings: SageMakerConfig) -> None:
     if settings.role is None:
         raise ConfigError(
             "sagemaker.role is not set; give the ARN of an IAM role that SageMaker may assume, such as "
@@ -69,21 +76,61 @@ def _check_account(settings: SageMakerConfig, region: str | None) -> None:
             f"sagemaker.bucket={settings.bucket!r} is not a bucket's name; give the name alone, without s3:// and "
             f"without a folder: 3 to 63 small letters, digits, dots and hyphens"
         )
+    if bool(settings.subnets) != bool(settings.security_group_ids):
+        missing = "security_group_ids" if settings.subnets else "subnets"
+        raise ConfigError(f"sagemaker.{missing} is empty; a VPC takes both subnets and security_group_ids, or neither")
+
+
+def _check_region(region: str | None) -> None:
+    if region is None:
+        raise ConfigError("sagemaker.region is not set, and neither is AWS_DEFAULT_REGION; give one, such as us-east-1")
+    known = known_regions("sagemaker")
+    if region not in known:
+        raise ConfigError(
+            f"sagemaker.region={region!r} is none that this botocore knows SageMaker to be in"
+            f"{nearest(region, sorted(known))}; correct it, or install a newer boto3"
+        )
+
+
+def _check_image(settings: SageMakerConfig, region: str) -> None:
     if settings.image is None:
         raise ConfigError(
             "sagemaker.image is not set; build docker/rollout_learner.Dockerfile, push it to ECR and give "
             "ACCOUNT.dkr.ecr.REGION.amazonaws.com/NAME:TAG"
         )
-    if not _IMAGE.fullmatch(settings.image):
+    registry, _, name = settings.image.partition("/")
+    ecr = _ECR.fullmatch(registry)
+    if not _IMAGE.fullmatch(name) or not (ecr or _REGISTRY.fullmatch(registry)):
         raise ConfigError(
-            f"sagemaker.image={settings.image!r} is not an image in ECR, the only place a training job takes one "
-            f"from; write ACCOUNT.dkr.ecr.REGION.amazonaws.com/NAME:TAG"
+            f"sagemaker.image={settings.image!r} is not the whole name of an image; write "
+            f"ACCOUNT.dkr.ecr.REGION.amazonaws.com/NAME:TAG, or REGISTRY/NAME:TAG of one in your VPC"
         )
-    if region is None:
-        raise ConfigError("sagemaker.region is not set, and neither is AWS_DEFAULT_REGION; give one, such as us-east-1")
-    if bool(settings.subnets) != bool(settings.security_group_ids):
-        missing = "security_group_ids" if settings.subnets else "subnets"
-        raise ConfigError(f"sagemaker.{missing} is empty; a VPC takes both subnets and security_group_ids, or neither")
+    if ecr and ecr[1] != region:
+        raise ConfigError(
+            f"sagemaker.image={settings.image!r} is in {ecr[1]}, and the job in {region}: SageMaker takes an image of "
+            f"the job's region; push it to ECR there"
+        )
+    if not ecr and not settings.subnets:
+        raise ConfigError(
+            f"sagemaker.image={settings.image!r} is not in ECR, and a registry of your own is only reached from a VPC; "
+            f"give sagemaker.subnets and sagemaker.security_group_ids, or push the image to ECR"
+        )
+    if ecr and settings.registry_credentials:
+        raise ConfigError(
+            f"sagemaker.registry_credentials is about a registry of your own, and {settings.image!r} is in ECR, which "
+            f"the job's role reads; leave it out"
+        )
+
+
+def _check_isolated(settings: SageMakerConfig, run: RunConfig) -> None:
+    why = "sagemaker.network_isolation=true leaves the hosts without any network but their own"
+    if run.reward.url is not None:
+        raise ConfigError(f"{why}: reward.url={run.reward.url!r} is not reached; leave it out, and the run starts one")
+    if settings.secrets:
+        raise ConfigError(f"{why}: sagemaker.secrets cannot be fetched; leave one of them out")
+    name = run.model.name
+    if name not in EMBEDDED_MODELS and not name.startswith("s3://") and local_model_folder(run) is None:
+        raise ConfigError(f"{why}: model.name={name!r} is not fetched from the hub; give a folder here or s3://…")
 
 
 def _check_instances(settings: SageMakerConfig) -> None:

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from orchestration.machine.placement import MARK
-from orchestration.settings.config import RunConfig
+from orchestration.run.folder import ADAPTER_FOLDER
+from orchestration.settings.config import RunConfig, dump_config
 from orchestration.settings.sagemaker import SageMakerConfig
+from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.paths import local_model_folder, with_settings
-from orchestration.submit.sagemaker.fitting import groups_by_role, learner_on_head
+from orchestration.submit.ray.jobs import RUN_FILE
+from orchestration.submit.sagemaker.fitting import expected_gpus, groups_by_role, learner_on_head
+from orchestration.submit.sagemaker.host import places
 from orchestration.submit.sagemaker.host.facts import HEAD
-from orchestration.submit.sagemaker.host.places import AUTH, CHANNELS_FOLDER, CONFIG, MODEL, RUN_FOLDER
 
 _CHANNELS = {"data.train_file": "train", "data.eval_file": "validation"}  # SageMaker's own names for them
+_CODE = "code"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Where a job's things are on S3."""
+    """Where a job's things are on S3. What is uploaded for it lies below a name that is this submission's alone."""
 
     bucket: str
     folder: str
     """Key prefix of all jobs."""
     name: str
+    submission: str
 
     @classmethod
-    def of(cls, settings: SageMakerConfig, name: str) -> Layout:
+    def of(cls, settings: SageMakerConfig, job: JobSpec) -> Layout:
         assert settings.bucket is not None, "checked before"
-        return cls(bucket=settings.bucket, folder=f"{settings.prefix}/jobs", name=name)
+        return cls(bucket=settings.bucket, folder=f"{settings.prefix}/jobs", name=job.name, submission=job.submission)
 
     @property
     def output(self) -> str:
@@ -38,34 +44,55 @@ class Layout:
         return f"s3://{self.bucket}/{self.folder}"
 
     def channel(self, channel: str) -> str:
-        return f"s3://{self.bucket}/{self.folder}/{self.name}/input/{channel}"
+        """With the slash, without which folders beside it whose names begin alike would come too."""
+        return f"{self.output}/{self.name}/input-{self.submission}/{channel}/"
 
-    def checkpoints(self, job: str | None) -> str:
+    def checkpoints(self, job: str | None = None) -> str:
         """Those of `job`, or of this job."""
-        return f"s3://{self.bucket}/{self.folder}/{job or self.name}/checkpoints"
+        return f"{self.output}/{job or self.name}/checkpoints"
+
+    def run_folder(self, job: str | None = None) -> str:
+        """What SageMaker copies of a job's run folder."""
+        return f"{self.checkpoints(job)}/{places.RUN_FOLDER.name}"
+
+    @property
+    def token(self) -> str:
+        """The cluster's, made when the job is submitted."""
+        return f"{self.channel(places.AUTH)}{places.TOKEN_FILE}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Upload:
-    """A file or a folder for a place on S3. A folder's files keep their names below it."""
+    """A text, a file or a folder for a place on S3. A folder's files keep their names below it."""
 
     uri: str
-    source: Path
+    source: Path | str
 
-    def files(self) -> list[tuple[Path, str]]:
+    def files(self) -> list[tuple[Path | bytes, str]]:
         """Each file and its URI, without Python's caches; a link, as in the hub's own cache, counts as its file."""
+        if isinstance(self.source, str):
+            return [(self.source.encode(), self.uri)]
         if self.source.is_file():
             return [(self.source, self.uri)]
         return [
-            (path, f"{self.uri}/{path.relative_to(self.source).as_posix()}")
+            (path, f"{self.uri}{path.relative_to(self.source).as_posix()}")
             for path in sorted(self.source.rglob("*"))
             if path.is_file() and "__pycache__" not in path.parts
         ]
 
     def describe(self) -> str:
-        files = [path for path, _ in self.files()]
-        size = f"{sum(path.stat().st_size for path in files) / 1000:.0f} kB"
-        return f"{len(files)} files, {size}" if self.source.is_dir() else size
+        sizes = [len(file) if isinstance(file, bytes) else file.stat().st_size for file, _ in self.files()]
+        size = f"{sum(sizes) / 1000:.0f} kB"
+        return f"{len(sizes)} files, {size}" if self.uri.endswith("/") else size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Channel:
+    """What SageMaker copies into a folder of every host."""
+
+    uri: str
+    manifest: bool = False
+    """The URI is of a list of objects, and not a prefix of theirs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,64 +101,84 @@ class Inputs:
 
     run: RunConfig
     """With the container's paths."""
-    channels: Mapping[str, str]
-    """URI of each, in the order of the request."""
+    channels: Mapping[str, Channel]
+    """In the order of the request."""
     uploads: tuple[Upload, ...]
 
 
-def container_inputs(
-    settings: SageMakerConfig, run: RunConfig, data_files: Mapping[str, str], layout: Layout
-) -> Inputs:
+def container_inputs(settings: SageMakerConfig, job: JobSpec, layout: Layout) -> Inputs:
     """Rewrite a checked run's paths to the container's, and say which channels and uploads that takes.
 
-    Args:
-        data_files: the files that the run reads, by the setting that names them.
-        layout: where the job's things are on S3.
-
-    Files on S3 stay where they lie. `config` and `auth` are always there: what is in them is made at submission.
+    Files on S3 stay where they lie. `config`, `auth` and `code` are always there; the token in `auth` is made when the
+    job is submitted.
     """
-    channels = {CONFIG: layout.channel(CONFIG), AUTH: layout.channel(AUTH)}
-    uploads: list[Upload] = []
-    changes: dict[str, Any] = {"run_dir": str(RUN_FOLDER), "ray_address": "auto"}
-    for name, file in data_files.items():
+    run = job.run
+    channels = {name: Channel(uri=layout.channel(name)) for name in (places.CONFIG, places.AUTH, _CODE)}
+    uploads = [Upload(uri=layout.channel(_CODE), source=job.code.folder)]
+    changes: dict[str, Any] = {"run_dir": str(places.RUN_FOLDER), "ray_address": "auto"}
+    for name, file in job.data_files.items():
         channel = _CHANNELS.get(name) or name.removeprefix("data.").replace("_", "-")
-        basename = PurePosixPath(file).name
-        uri = file if file.startswith("s3://") else f"{layout.channel(channel)}/{basename}"
-        if not file.startswith("s3://"):
-            uploads.append(Upload(uri=uri, source=Path(file).expanduser()))
-        channels[channel] = uri
-        changes[name] = str(CHANNELS_FOLDER / channel / basename)
+        folder, _, basename = file.rpartition("/")
+        if file.startswith("s3://"):
+            # As a prefix, train.jsonl would bring train.jsonl.bak along.
+            manifest = f"{layout.channel('manifests')}{channel}.json"
+            uploads.append(Upload(uri=manifest, source=json.dumps([{"prefix": f"{folder}/"}, basename])))
+            channels[channel] = Channel(uri=manifest, manifest=True)
+        else:
+            channels[channel] = Channel(uri=layout.channel(channel))
+            uploads.append(Upload(uri=f"{layout.channel(channel)}{basename}", source=Path(file).expanduser()))
+        changes[name] = str(places.CHANNELS_FOLDER / channel / basename)
     if (model := _model_uri(run, layout)) is not None:
-        if (folder := local_model_folder(run)) is not None:
-            uploads.append(Upload(uri=model, source=folder))
-        channels[MODEL] = model
-        changes["model.name"] = str(CHANNELS_FOLDER / MODEL)
+        if (own := local_model_folder(run)) is not None:
+            uploads.append(Upload(uri=model, source=own))
+        channels[places.MODEL] = Channel(uri=model)
+        changes["model.name"] = str(places.CHANNELS_FOLDER / places.MODEL)
     for name, source, channel, beside in (
-        ("reward.settings_file", run.reward.settings_file, CONFIG, "reward.yaml"),
-        ("reward.api_key_file", run.reward.api_key_file, AUTH, "reward_api_key"),
+        ("reward.settings_file", run.reward.settings_file, places.CONFIG, "reward.yaml"),
+        ("reward.api_key_file", run.reward.api_key_file, places.AUTH, "reward_api_key"),
     ):
         if source is not None:
-            uploads.append(Upload(uri=f"{layout.channel(channel)}/{beside}", source=source))
-            changes[name] = str(CHANNELS_FOLDER / channel / beside)
-    changes |= _role_changes(settings, run)
-    return Inputs(run=with_settings(run, changes), channels=channels, uploads=tuple(uploads))
+            uploads.append(Upload(uri=f"{layout.channel(channel)}{beside}", source=source.expanduser()))
+            changes[name] = str(places.CHANNELS_FOLDER / channel / beside)
+    there = with_settings(run, changes | _role_changes(settings, run))
+    config = layout.channel(places.CONFIG)
+    uploads += [
+        Upload(uri=f"{config}{RUN_FILE}", source=dump_config(there)),
+        Upload(uri=f"{config}{places.HOSTS_FILE}", source=json.dumps(host_settings(settings, run, layout), indent=1)),
+    ]
+    return Inputs(run=there, channels=channels, uploads=tuple(uploads))
+
+
+def host_settings(settings: SageMakerConfig, run: RunConfig, layout: Layout) -> dict[str, Any]:
+    """What the hosts are told beside the run's own settings; nothing secret."""
+    groups = groups_by_role(settings)
+    return {
+        "join_timeout_s": settings.join_timeout_s,
+        "head_group": "learner" if groups else None,
+        "roles": {role: role for role in groups},
+        "gpus": expected_gpus(settings, run),
+        "adapter": f"{layout.run_folder(settings.resume)}/{ADAPTER_FOLDER}",
+        "secrets": settings.secrets,
+        "endpoints": settings.endpoints,
+    }
 
 
 def _model_uri(run: RunConfig, layout: Layout) -> str | None:
     """Where the model lies on S3, None when the container finds it by its name."""
     if run.model.name.startswith("s3://"):
-        # Without the slash, folders beside it whose names begin alike would come too.
         return run.model.name.rstrip("/") + "/"
-    return None if local_model_folder(run) is None else layout.channel(MODEL)
+    return None if local_model_folder(run) is None else layout.channel(places.MODEL)
 
 
 def _role_changes(settings: SageMakerConfig, run: RunConfig) -> dict[str, Any]:
-    """Settings that send each room to its hosts, by the Ray resources that these carry."""
+    """Settings that send each room to its hosts, by the Ray resources that these carry, and to GPUs where there are
+    any: `auto` would train on the processor of a host whose driver is broken."""
     groups = groups_by_role(settings)
-    on_head = {"learner_nodes": HEAD} if learner_on_head(settings, run) else {}
-    if not groups:
-        return on_head
-    changes: dict[str, Any] = {"rollout_nodes": "rollout", "learner_nodes": "learner"} | on_head
+    changes: dict[str, Any] = {"device": "cuda"} if expected_gpus(settings, run) else {}
+    if groups:
+        changes |= {"rollout_nodes": "rollout", "learner_nodes": "learner"}
+    if learner_on_head(settings, run):
+        changes["learner_nodes"] = HEAD
     if "reward" in groups:
         deployment = run.reward.deployment
         cores = {"num_cpus": deployment.num_cpus} if deployment.kind == "actor" else {}

@@ -9,7 +9,7 @@ from orchestration.errors import ConfigError, MachineError
 from orchestration.machine.placement import place
 from orchestration.settings.config import RunConfig
 from orchestration.settings.sagemaker import InstanceGroup, SageMakerConfig
-from orchestration.submit.common.instances import EFA_ENVIRONMENT, INSTANCES
+from orchestration.submit.common.instances import EFA_ENVIRONMENT, INSTANCES, LEAST_CAPABILITY, gpu_kind
 
 
 def num_gpus(instance_type: str) -> int | None:
@@ -26,6 +26,21 @@ def groups_by_role(settings: SageMakerConfig) -> dict[str, InstanceGroup]:
     """The groups of a heterogeneous cluster, the learner's first: the head is on its first host."""
     order = ("learner", "rollout", "reward")
     return {group.role: group for group in sorted(settings.instance_groups, key=lambda group: order.index(group.role))}
+
+
+def instance_kinds(settings: SageMakerConfig) -> dict[str, tuple[str, int]]:
+    """Type and number of the hosts, by role; of hosts that do everything, under no name."""
+    if settings.instance_type is not None:
+        return {"": (settings.instance_type, settings.instance_count)}
+    return {role: (group.instance_type, group.instance_count) for role, group in groups_by_role(settings).items()}
+
+
+def expected_gpus(settings: SageMakerConfig, run: RunConfig) -> dict[str, int]:
+    """GPUs that each host must be seen to have, by role as `instance_kinds`; of a type that is not known, one."""
+    if run.device == "cpu":
+        return {}
+    found = {role: num_gpus(kind) for role, (kind, _) in instance_kinds(settings).items() if role != "reward"}
+    return {role: 1 if gpus is None else gpus for role, gpus in found.items() if gpus != 0}
 
 
 def learner_on_head(settings: SageMakerConfig, run: RunConfig) -> bool:
@@ -49,11 +64,66 @@ def learner_on_head(settings: SageMakerConfig, run: RunConfig) -> bool:
 
 def efa_environment(settings: SageMakerConfig) -> dict[str, str]:
     """What NCCL needs where GPU hosts with EFA speak to each other; nothing within one host, which has NVSwitch."""
-    kinds = [(group.instance_type, group.instance_count) for group in settings.instance_groups]
-    if settings.instance_type is not None:
-        kinds.append((settings.instance_type, settings.instance_count))
+    kinds = instance_kinds(settings).values()
     num_hosts = sum(count for kind, count in kinds if kind in INSTANCES and INSTANCES[kind].efa)
     return dict(EFA_ENVIRONMENT) if num_hosts > 1 else {}
+
+
+def check_gpu_kinds(settings: SageMakerConfig, run: RunConfig) -> None:
+    """Raises ConfigError for GPUs that what the image holds cannot compute on."""
+    for role in expected_gpus(settings, run):
+        kind, _ = instance_kinds(settings)[role]
+        gpu = gpu_kind(kind)
+        if gpu is None:
+            continue
+        capability = ".".join(map(str, gpu.capability))
+        if gpu.capability < LEAST_CAPABILITY:
+            raise ConfigError(
+                f"{kind} has the GPU {gpu.name} with compute capability {capability}, and the image's CUDA 13 needs "
+                f"{'.'.join(map(str, LEAST_CAPABILITY))}; take ml.g5.xlarge, ml.p4d.24xlarge or the like"
+            )
+        dtypes = {run.rollout.dtype, run.learner.dtype}
+        if gpu.capability < (8, 0) and dtypes & {"auto", "bfloat16"}:
+            raise ConfigError(
+                f"{kind} has the GPU {gpu.name} with compute capability {capability}, and bfloat16 needs 8.0; set "
+                f"rollout.dtype=float16 and learner.dtype=float32, or take another type"
+            )
+
+
+def notes(settings: SageMakerConfig, run: RunConfig) -> tuple[str, ...]:
+    """What would be paid for and not used, or needs something of the hosts that is not known here."""
+    said = []
+    if settings.spot and not run.save_every:
+        said.append("spot hosts vanish at two minutes' notice, and save_every=0 keeps nothing: set save_every=STEPS")
+    kinds, gpus = instance_kinds(settings), expected_gpus(settings, run)
+    if idle := _idle_gpus(settings, run):
+        said.append(f"idle: {idle}; more rollout.num_workers or learner.num_ranks would use them, or take fewer hosts")
+    said += [
+        f"{kind} has the GPU {gpu.name}: the image's CUDA 13 needs its hosts to have NVIDIA's driver R580 or later, or "
+        f"R535 or later by the compatibility libraries, which the image has and the hosts turn on"
+        for kind in sorted({kinds[role][0] for role in gpus})
+        if (gpu := gpu_kind(kind)) is not None
+    ]
+    return tuple(said)
+
+
+def _idle_gpus(settings: SageMakerConfig, run: RunConfig) -> str:
+    """`6 of 8 GPUs`, or nothing where all have work or the types are not known."""
+    gpus = expected_gpus(settings, run)
+    kinds = instance_kinds(settings)
+    if not gpus or any(num_gpus(kinds[role][0]) is None for role in gpus):
+        return ""
+    total = {role: each * kinds[role][1] for role, each in gpus.items()}
+    if "" in total:
+        used = {"": int(place(run, num_gpus=total[""]).num_gpus)}
+    else:
+        workers = run.rollout.num_workers * run.rollout.tensor_parallel_size
+        used = {"learner": run.learner.num_ranks, "rollout": workers}
+    return ", ".join(
+        f"{total[role] - used[role]} of {total[role]} GPUs{f' of the {role} group' if role else ''}"
+        for role in total
+        if used[role] < total[role]
+    )
 
 
 def check_capacity(settings: SageMakerConfig, run: RunConfig) -> None:

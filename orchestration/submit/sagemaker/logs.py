@@ -1,4 +1,4 @@
-"""A training job's log: one CloudWatch stream for each host, read together."""
+"""A training job's log: one CloudWatch stream for each host, read together by the SageMaker SDK."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from orchestration.extras import require
 from orchestration.storage.aws import error_code, explained
+from orchestration.submit.common.follow import follow
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
-POLL_S = 5.0
 _LAST_ROUNDS = 2  # CloudWatch is some seconds behind the job
 
 
@@ -17,20 +18,22 @@ class _Streams:
     """How far each host's stream has been read."""
 
     def __init__(self, logs: Any, job_name: str) -> None:
+        require("sagemaker", by="a training job's log", extra="sagemaker")
         self._logs, self._job_name = logs, job_name
-        self._position: dict[str, str | None] = {}
+        self._positions: dict[str, Any] = {}
 
-    def news(self) -> tuple[list[str], bool]:
-        """A page of each stream, in the order of time, and whether there may be more: a page can be empty before the
-        end of a stream, where CloudWatch repeats the position."""
-        before = dict(self._position)
-        events = [
-            (event["timestamp"], stream, event["message"]) for stream in self._names() for event in self._page(stream)
-        ]
-        events.sort(key=lambda event: event[0])
-        several = len(self._position) > 1
-        lines = [f"{f'[{_host(stream)}] ' if several else ''}{text.rstrip()}\n" for _, stream, text in events]
-        return lines, self._position != before
+    def news(self, *, over: bool = False) -> Iterator[str]:
+        """Lines of all hosts in the order of time. Raises SubmitError when CloudWatch does not answer."""
+        from sagemaker.core.logs import Position, multi_stream_iter
+
+        names = self._names()
+        positions = {name: self._positions.setdefault(name, Position(timestamp=0, skip=0)) for name in names}
+        with explained(f"reading the log of {self._job_name}"):
+            for number, event in multi_stream_iter(self._logs, LOG_GROUP, names, positions):
+                name, at = names[number], event["timestamp"]
+                last = self._positions[name]
+                self._positions[name] = Position(timestamp=at, skip=last.skip + 1 if at == last.timestamp else 1)
+                yield f"{f'[{_host(name)}] ' if len(names) > 1 else ''}{event['message'].rstrip()}\n"
 
     def _names(self) -> list[str]:
         from botocore.exceptions import ClientError
@@ -46,15 +49,6 @@ class _Streams:
                     return []
                 raise
 
-    def _page(self, stream: str) -> list[dict[str, Any]]:
-        position = self._position.setdefault(stream, None)
-        after = {} if position is None else {"nextToken": position}
-        with explained(f"reading the log {stream}"):
-            page = self._logs.get_log_events(logGroupName=LOG_GROUP, logStreamName=stream, startFromHead=True, **after)
-        self._position[stream] = page["nextForwardToken"]
-        events: list[dict[str, Any]] = page["events"]
-        return events
-
 
 def read_logs(logs: Any, job_name: str) -> Iterator[str]:
     """Lines so far. Raises SubmitError when CloudWatch does not answer.
@@ -63,10 +57,7 @@ def read_logs(logs: Any, job_name: str) -> Iterator[str]:
         logs: boto3's client of CloudWatch Logs.
         job_name: the training job's.
     """
-    streams, more = _Streams(logs, job_name), True
-    while more:
-        lines, more = streams.news()
-        yield from lines
+    return _Streams(logs, job_name).news()
 
 
 def follow_logs(
@@ -78,16 +69,7 @@ def follow_logs(
         ended: asked between polls; waits for SageMaker's answer.
         sleep: waits so many seconds.
     """
-    streams, rounds_left = _Streams(logs, job_name), _LAST_ROUNDS
-    while rounds_left:
-        over, more = ended(), True  # asked first: what was written before the end is read after it
-        while more:
-            lines, more = streams.news()
-            yield from lines
-        if over:
-            rounds_left -= 1
-        if rounds_left:
-            sleep(POLL_S)
+    return follow(ended, _Streams(logs, job_name).news, last_rounds=_LAST_ROUNDS, sleep=sleep)
 
 
 def _host(stream: str) -> str:

@@ -121,6 +121,27 @@ def test_what_prepare_puts_on_s3_is_read_back(
     assert sorted(asked_before) == sorted(asked_after)  # the file is shuffled again
 
 
+def test_what_prepare_puts_on_s3_is_encrypted_as_the_bucket_or_the_settings_say(s3: Any) -> None:
+    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": "of-the-bucket"}}
+    s3.put_bucket_encryption(Bucket="bucket", ServerSideEncryptionConfiguration={"Rules": [rule]})
+    for words, key in (((), "of-the-bucket"), (("sagemaker.kms_key=of-the-settings",), "of-the-settings")):
+        assert (
+            main(["prepare", "tiny", "data.num_train=30", "data.num_eval=5", *words, "--upload", "s3://bucket/s"]) == 0
+        )
+        stored = s3.head_object(Bucket="bucket", Key="s/train.jsonl")
+        assert (stored["ServerSideEncryption"], stored["SSEKMSKeyId"].rpartition("/")[2]) == ("aws:kms", key)
+
+
+def test_an_adapter_on_s3_is_evaluated_from_the_cache(
+    s3: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3.put_object(Bucket="bucket", Key="run/adapter/adapter_config.json", Body=b"{}")  # of no rank: told from where
+    assert main(["eval", "--model", "tiny", "--adapter", "s3://bucket/run/adapter", "--data", "tiny"]) == 1
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/cache/s3/" in error
+    assert "adapter_config.json is not a LoRA adapter's configuration" in error
+
+
 def test_prepare_wants_to_know_where(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "tiny"]) == 2
     assert "--out FOLDER" in capsys.readouterr().err

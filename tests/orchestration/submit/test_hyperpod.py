@@ -139,10 +139,6 @@ class TestWhatIsRefused:
             (["hyperpod.retries=2"], "hyperpod.retries=2 would begin again each time"),
             (["hyperpod.priority=high"], "hyperpod.priority='high' is of a queue"),
             (["job.environment={RAY_AUTH_MODE: disabled}"], "job.environment has RAY_AUTH_MODE"),
-            (
-                ["hyperpod.address=sagemaker_ray://c/ns"],
-                "hyperpod.address='sagemaker_ray://c/ns' names a cluster that is there",
-            ),
         ],
     )
     def test_it_says_what_and_what_to_do(self, code: CodePackage, overrides: list[str], says: str) -> None:
@@ -157,23 +153,6 @@ class TestWhatIsRefused:
 
     def test_names_that_are_made_are_never_too_long(self, code: CodePackage) -> None:
         assert plan(code, *SETTINGS, name=job_name("a-recipe-of-a-very-long-name-indeed-and-longer"))
-
-    @pytest.mark.parametrize(
-        "address",
-        [
-            "sagemaker_ray://",
-            "sagemaker_ray:///team-a",
-            "http://c/ns",
-            "c/ns",
-            "sagemaker_ray://c/ns/x",
-            "sagemaker_ray://C",
-        ],
-    )
-    def test_an_address_without_a_cluster_is_refused_before_anything_tries_it(
-        self, code: CodePackage, address: str
-    ) -> None:
-        with pytest.raises(ConfigError, match="is no address of a RayCluster"):
-            plan(code, f"hyperpod.address={address}")
 
     def test_a_ray_without_tokens(self, code: CodePackage, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("orchestration.submit.hyperpod.manifest.metadata.version", lambda name: "2.51.1")

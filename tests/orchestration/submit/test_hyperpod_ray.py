@@ -47,13 +47,14 @@ SUBMIT = """
 import json, sys
 from pathlib import Path
 from orchestration.settings.config import load_settings
-from orchestration.submit.hyperpod.backend import HyperPodBackend
+from orchestration.submit.ray.cluster import RayBackend
 from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.package import CodePackage
 
 folder, address, quick = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-settings = load_settings("tiny", [f"hyperpod.address={address}", f"ray.run_root={folder}/runs"])
-backend = HyperPodBackend(settings.submit)
+words = [f"ray.address={address}", f"ray.run_root={folder}/runs", "ray.check_gpus=false"]
+settings = load_settings("tiny", words)
+backend = RayBackend(settings.submit)
 code = CodePackage(folder=folder / "code", digest="0" * 64, num_files=2, num_bytes=1)
 run = settings.run.model_copy(update={"recipe": quick})
 reference = backend.submit(JobSpec(name="rlvr-" + quick, run=run, code=code), print)

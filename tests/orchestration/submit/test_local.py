@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,6 +24,7 @@ from orchestration.submit.common.package import packed_code
 from orchestration.submit.ray import local_head
 from orchestration.submit.ray.cluster import RayBackend
 from orchestration.submit.ray.jobs import RayJobs
+from tests.proxies import RecordingProxy, recording_proxy
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -40,11 +43,11 @@ START_S = 240.0
 
 
 class Place:
-    """A state folder, and commands that use it."""
+    """A state folder, and commands that use it, in an environment that names a proxy."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, proxy: RecordingProxy) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "RLVR_STATE": str(folder / "state"), "HOME": str(folder)}
+        self.environment = {**os.environ, **proxy.environment, "RLVR_STATE": str(folder / "state"), "HOME": str(folder)}
         self.environment.setdefault("RLVR_CACHE", str(Path.home() / ".cache" / "rlvr"))
         for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
             self.environment.pop(name, None)
@@ -72,14 +75,29 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """Its head is started by the first test's job, kept by another until all tests have ended, and ends by itself."""
-    place = Place(tmp_path_factory.mktemp("local"))
-    yield place
-    head = place.head
+    with recording_proxy() as proxy:
+        place = Place(tmp_path_factory.mktemp("local"), proxy)
+        yield place
+        head = place.head
+        # Ray looks for a cloud around it, and where its makers count users.
+        assert [line for line in proxy.seen if re.search(r"127\.0\.0\.1|localhost|Bearer", line)] == []
     place.jobs.stop(KEEPER)
     family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
     assert len(family) > 5
+    assert not open_to_others(family)
     until(lambda: local_head.find(place.folder / "state" / "head") is None, timeout_s=LINGER_S + 60)
     until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], timeout_s=30)
+
+
+def open_to_others(family: Iterable[psutil.Process]) -> list[str]:
+    """Where they listen, other than on loopback."""
+    found = []
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            listening = [c.laddr for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
+            outside = [at for at in listening if at.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")]
+            found += [f"{process.name()} {at.ip}:{at.port}" for at in outside]
+    return found
 
 
 KEEPER = "keeper"
@@ -123,6 +141,10 @@ def test_a_job_that_succeeds_with_a_module_of_ones_own(place: Place) -> None:
     assert following.returncode == 0, output + error
     assert "step 1/1" in output
     assert "good succeeded" in error
+    assert f"adapter: {run}/adapter\n" in error
+    evaluate = f"rlvr eval --model tiny --adapter {run}/adapter --data {recipe} data.num_eval=8 data.num_train=16"
+    assert f"to measure it here: {evaluate}\n" in error
+    assert json.loads(place.rlvr("jobs", "status", "good", "--json").stdout)["evaluate"] == evaluate
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
     table = pyarrow.parquet.read_table(run / "completions" / "step-000001.parquet").to_pydict()
     assert table["reward_mine"] == [1 / (1 + len(text)) for text in table["completion"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import socket
@@ -12,8 +13,8 @@ from typing import Any
 
 import boto3
 import botocore.handlers
-import jsonschema
 import pytest
+from botocore.exceptions import ClientError
 from botocore.session import Session as BotocoreSession
 from botocore.stub import Stubber
 from botocore.validate import ParamValidator
@@ -25,14 +26,16 @@ from orchestration.settings.config import load_config, load_settings
 from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.package import CodePackage
 from orchestration.submit.sagemaker import backend as sagemaker
-from orchestration.submit.sagemaker import request
+from orchestration.submit.sagemaker import uploads
 from orchestration.submit.sagemaker.backend import SageMakerBackend
-from orchestration.submit.sagemaker.container import Layout, container_inputs
+from orchestration.submit.sagemaker.container import Inputs, Layout, container_inputs
 from orchestration.submit.sagemaker.limits import breaches
 
 EXPECTED = Path(__file__).parent / "expected"
 REGION, BUCKET, NAME = "us-west-2", "runs.example", "rlvr-tiny-20261121-172233"
 FOLDER = f"rlvr/jobs/{NAME}"
+SUBMISSION = "0123456789ab"
+INPUT = f"{FOLDER}/input-{SUBMISSION}"
 ACCOUNT = (
     "sagemaker.role=arn:aws:iam::123456789012:role/rlvr",
     f"sagemaker.bucket={BUCKET}",
@@ -56,6 +59,19 @@ CASES = {
     "heterogeneous": (GROUPS, "rollout.num_workers=8", "learner.num_ranks=8", "sagemaker.remote_debug=false"),
     "spot": (*ONE_HOST, "sagemaker.spot=true", "sagemaker.max_wait_s=172800", "sagemaker.resume=rlvr-earlier-1"),
     "warm_pool": (*ONE_HOST, "sagemaker.keep_alive_s=1800", "sagemaker.kms_key=1234abcd-12ab-34cd-56ef-1234567890ab"),
+    "guarded": (
+        *ONE_HOST,
+        "sagemaker.instance_count=2",
+        "sagemaker.image=registry.corp.example:5000/ml/rlvr:1.0",
+        "sagemaker.registry_credentials=arn:aws:lambda:us-west-2:123456789012:function:registry",
+        "sagemaker.subnets=[subnet-1, subnet-2]",
+        "sagemaker.security_group_ids=[sg-1]",
+        "sagemaker.network_isolation=true",
+        "sagemaker.encrypt_traffic=true",
+        "sagemaker.kms_key=arn:aws:kms:us-west-2:123456789012:key/results",
+        "sagemaker.volume_kms_key=arn:aws:kms:us-west-2:123456789012:key/volumes",
+        "sagemaker.session_tags=true",
+    ),
 }
 
 Captured = list[dict[str, Any]]
@@ -63,7 +79,7 @@ Captured = list[dict[str, Any]]
 
 @pytest.fixture
 def code(tmp_path: Path) -> CodePackage:
-    """As little as the SDK takes."""
+    """As little as is sent."""
     entry = tmp_path / "code" / "orchestration" / "cli.py"
     entry.parent.mkdir(parents=True)
     entry.write_text("pass")
@@ -72,7 +88,7 @@ def code(tmp_path: Path) -> CodePackage:
 
 @pytest.fixture
 def captured(monkeypatch: pytest.MonkeyPatch) -> Captured:
-    """Parameters of every CreateTrainingJob, as botocore is given them: first by the SDK, then by us."""
+    """Parameters of every CreateTrainingJob, as botocore is given them."""
     seen: Captured = []
     event = ("provide-client-params.sagemaker.CreateTrainingJob", lambda params, **_: seen.append(params))
     monkeypatch.setattr(botocore.handlers, "BUILTIN_HANDLERS", [*botocore.handlers.BUILTIN_HANDLERS, event])
@@ -90,7 +106,8 @@ def aws() -> Iterator[Any]:
 
 def prepared(code: CodePackage, settings: Sequence[str], recipe: str = "tiny") -> tuple[SageMakerBackend, JobSpec]:
     both = load_settings(recipe, [*ACCOUNT, *settings])
-    job = JobSpec(name=NAME, run=both.run, code=code, environment=both.submit.job.environment)
+    environment = both.submit.job.environment
+    job = JobSpec(name=NAME, run=both.run, code=code, environment=environment, submission=SUBMISSION)
     return SageMakerBackend(both.submit), job
 
 
@@ -100,12 +117,12 @@ def objects(s3: Any) -> dict[str, bytes]:
     return {key: s3.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
 
 
-def test_the_sdks_defaults_are_as_its_schema_wants_them() -> None:
-    from sagemaker.core.config.config_schema import SAGEMAKER_PYTHON_SDK_CONFIG_SCHEMA
-
-    jsonschema.validate(request._SDK_DEFAULTS, SAGEMAKER_PYTHON_SDK_CONFIG_SCHEMA)
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**request._SDK_DEFAULTS, "SageMakr": {}}, SAGEMAKER_PYTHON_SDK_CONFIG_SCHEMA)
+def leave_checkpoint(s3: Any, job: str, **summary: Any) -> None:
+    """What a job's run has left in the bucket."""
+    run = f"rlvr/jobs/{job}/checkpoints/run"
+    s3.put_object(Bucket=BUCKET, Key=f"{run}/checkpoints/step-000004/state.json", Body=b"{}")
+    if summary:
+        s3.put_object(Bucket=BUCKET, Key=f"{run}/summary.json", Body=json.dumps(summary).encode())
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -113,12 +130,12 @@ def test_what_is_sent_is_what_is_expected_and_what_was_planned(
     case: str, code: CodePackage, aws: Any, captured: Captured
 ) -> None:
     backend, job = prepared(code, CASES[case])
+    leave_checkpoint(aws, "rlvr-earlier-1")
     plan = backend.plan(job)
     backend.submit(job, lambda line: None)
-    by_sdk, by_sdk_again, sent = captured
+    (sent,) = captured
 
-    assert sent == plan.request["CreateTrainingJob"] == by_sdk | {"TrainingJobName": NAME}
-    assert by_sdk_again["TrainingJobName"].startswith(f"{NAME}-")  # the SDK's habit
+    assert sent == plan.request["CreateTrainingJob"]
     definitions = sent["AlgorithmSpecification"].pop("MetricDefinitions")
     assert definitions == [{"Name": name, "Regex": metric_regex(name)} for name in (*LINE_METRICS, *EVALUATION_METRICS)]
     expected = json.loads((EXPECTED / f"{case}.json").read_text())
@@ -150,29 +167,29 @@ def test_everything_that_a_run_reads_is_uploaded(code: CodePackage, aws: Any, tm
     )
     said: list[str] = []
     reference = backend.submit(job, said.append)
-    stored = {key.removeprefix(f"{FOLDER}/input/"): content for key, content in objects(aws).items()}
+    stored = {key.removeprefix(f"{INPUT}/"): content for key, content in objects(aws).items()}
 
     assert stored["model/model.safetensors"] == b"weights"
     assert stored["model/linked.json"] == b"{}"
     assert stored["train/train #1.jsonl"] == b"training problems"
     assert stored["config/reward.yaml"] == b"max_batch_items: 8"
     assert stored["code/orchestration/cli.py"] == (code.folder / "orchestration" / "cli.py").read_bytes()
-    assert "sm_drivers/distributed_drivers/driver.py" in stored
-    assert json.loads(stored["sm_drivers/distributed.json"]) == {
+    assert json.loads(stored["manifests/validation.json"]) == [{"prefix": "s3://elsewhere/gsm8k/"}, "test.jsonl"]
+    assert json.loads(stored["config/hosts.json"]) == {
         "join_timeout_s": 900.0,
         "roles": {"learner": "learner", "rollout": "rollout", "reward": "reward"},
         "head_group": "learner",
+        "gpus": {"learner": 8, "rollout": 4},
+        "adapter": f"s3://{BUCKET}/{FOLDER}/checkpoints/run/adapter",
+        "secrets": {},
+        "endpoints": {},
     }
     assert not [key for key in stored if key.endswith(".pyc")]
-    # `eval` of it makes the driver what SageMaker sends SIGTERM to
-    assert (
-        b"exec $SM_PYTHON_CMD /opt/ml/input/data/sm_drivers/distributed_drivers/driver.py"
-        in stored["sm_drivers/sm_train.sh"]
-    )
 
     (tmp_path / "run.yaml").write_bytes(stored["config/run.yaml"])
     run = load_config(str(tmp_path / "run.yaml"))
     assert (run.run_dir, run.ray_address) == ("/opt/ml/checkpoints/run", "auto")
+    assert run.device == "cuda", "auto would go on without the GPUs that are paid for"
     assert run.model.name == "/opt/ml/input/data/model"
     assert run.data.model_dump(include={"train_file", "eval_file"}) == {
         "train_file": "/opt/ml/input/data/train/train #1.jsonl",
@@ -184,40 +201,49 @@ def test_everything_that_a_run_reads_is_uploaded(code: CodePackage, aws: Any, tm
     assert reference == {
         "job_name": NAME,
         "region": REGION,
-        "bucket": BUCKET,
-        "prefix": "rlvr",
+        "token": f"s3://{BUCKET}/{INPUT}/auth/auth_token",
+        "adapter": f"s3://{BUCKET}/{FOLDER}/checkpoints/run/adapter",
         "remote_debug": "false",
         "head_group": "learner",
     }
     assert "1 × ml.p4d.24xlarge, 2 × ml.g5.12xlarge, 1 × ml.c5.4xlarge" in said[-1]
 
 
-def test_a_reward_service_key_goes_beside_the_token(tmp_path: Path) -> None:
+def inputs_of(code: CodePackage, *settings: str) -> Inputs:
+    both = load_settings("tiny", [*ACCOUNT, *ONE_HOST, *settings])
+    job = JobSpec(name=NAME, run=both.run, code=code, submission=SUBMISSION)
+    return container_inputs(both.submit.sagemaker, job, Layout.of(both.submit.sagemaker, job))
+
+
+def test_a_reward_service_key_goes_beside_the_token(code: CodePackage, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("hunter2")
-    both = load_settings("tiny", [*ACCOUNT, "reward.url=http://10.0.0.7", f"reward.api_key_file={tmp_path}/key"])
-    inputs = container_inputs(both.submit.sagemaker, both.run, {}, Layout.of(both.submit.sagemaker, NAME))
+    inputs = inputs_of(code, "reward.url=http://10.0.0.7", f"reward.api_key_file={tmp_path}/key")
     assert str(inputs.run.reward.api_key_file) == "/opt/ml/input/data/auth/reward_api_key"
-    (upload,) = inputs.uploads
-    assert upload.uri == f"s3://{BUCKET}/{FOLDER}/input/auth/reward_api_key"
+    assert f"s3://{BUCKET}/{INPUT}/auth/reward_api_key" in [upload.uri for upload in inputs.uploads]
 
 
-def test_a_model_on_s3_is_read_where_it_lies() -> None:
-    both = load_settings("tiny", [*ACCOUNT, "model.name=s3://elsewhere/models/qwen"])
-    inputs = container_inputs(both.submit.sagemaker, both.run, {}, Layout.of(both.submit.sagemaker, NAME))
+def test_a_model_on_s3_is_read_where_it_lies(code: CodePackage) -> None:
+    inputs = inputs_of(code, "model.name=s3://elsewhere/models/qwen")
     assert inputs.run.model.name == "/opt/ml/input/data/model"
-    assert (inputs.channels["model"], inputs.uploads) == ("s3://elsewhere/models/qwen/", ())
+    assert inputs.channels["model"].uri == "s3://elsewhere/models/qwen/"
+    assert not [upload for upload in inputs.uploads if "model" in upload.uri]
 
 
-def test_the_token_is_in_one_place_and_encrypted(code: CodePackage, aws: Any, captured: Captured) -> None:
+def test_no_channel_brings_its_neighbours(code: CodePackage) -> None:
+    inputs = inputs_of(code, "data={kind: gsm8k, train_file: 's3://b-1/train.jsonl', eval_file: 's3://b-1/test.jsonl'}")
+    assert all(channel.manifest or channel.uri.endswith("/") for channel in inputs.channels.values())
+    assert {name for name, channel in inputs.channels.items() if channel.manifest} == {"train", "validation"}
+
+
+def test_the_token_is_in_one_place(code: CodePackage, aws: Any, captured: Captured) -> None:
     said: list[str] = []
     backend, job = prepared(code, ONE_HOST)
     reference = backend.submit(job, said.append)
     planned = backend.plan(job).request
-    token_key = f"{FOLDER}/input/auth/auth_token"
+    token_key = f"{INPUT}/auth/auth_token"
     stored = objects(aws)
     token = stored.pop(token_key)
     assert re.fullmatch(rb"[0-9a-f]{64}", token)
-    assert aws.head_object(Bucket=BUCKET, Key=token_key)["ServerSideEncryption"] == "AES256"
     assert not [key for key, content in stored.items() if token in content]
     told = json.dumps([captured, reference, said, planned], default=str)
     assert token.decode() not in told
@@ -238,9 +264,9 @@ def test_a_plan_needs_no_account_and_no_network(
     backend, job = prepared(code, ONE_HOST)
     plan = backend.plan(job)
     assert json.loads(json.dumps(plan.request)) == plan.request
-    assert plan.request["uploads"][f"s3://{BUCKET}/{FOLDER}/input/auth/auth_token"] == "made at submission"
+    assert plan.request["uploads"][f"s3://{BUCKET}/{INPUT}/auth/auth_token"] == "made at submission"
     assert "TrainingJobName: " + NAME in plan.text
-    assert capfd.readouterr() == ("", ""), "the SDK is quiet"
+    assert capfd.readouterr() == ("", "")
 
 
 def test_hosts_have_the_disk_that_the_settings_say(code: CodePackage) -> None:
@@ -255,13 +281,88 @@ def test_the_services_limits_are_kept_before_it_is_asked(code: CodePackage) -> N
         backend.plan(job)
 
 
-def test_a_name_that_is_taken_is_refused_before_anything_is_uploaded(code: CodePackage, aws: Any) -> None:
-    request = json.loads((EXPECTED / "one_host.json").read_text())
-    boto3.client("sagemaker", region_name=REGION).create_training_job(**request)
+class Unique:
+    """moto's SageMaker, which takes a name twice, as the real one, which does not."""
+
+    def __init__(self) -> None:
+        self._client = boto3.Session(region_name=REGION).client("sagemaker")
+
+    def create_training_job(self, **request: Any) -> None:
+        if self._client.list_training_jobs(NameContains=request["TrainingJobName"])["TrainingJobSummaries"]:
+            error = {"Code": "ResourceInUse", "Message": "Training job names must be unique"}
+            raise ClientError({"Error": error}, "CreateTrainingJob")
+        self._client.create_training_job(**request)
+
+    def describe_training_job(self, **request: Any) -> Any:
+        return self._client.describe_training_job(**request)
+
+
+def test_of_two_submissions_of_a_name_one_is_refused(
+    code: CodePackage, aws: Any, captured: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SageMaker alone: they write nothing that the other reads, and neither takes the other's job for its own."""
+    monkeypatch.setattr(sagemaker, "client", lambda name, *_: Unique() if name == "sagemaker" else aws)
+    backend, first = prepared(code, ONE_HOST)
+    second = dataclasses.replace(first, submission="ba9876543210")
+    backend.submit(first, print)
+    before = objects(aws)
+    with pytest.raises(SubmitError, match=r"ResourceInUse.*give another job\.name"):
+        backend.submit(second, print)
+    after = objects(aws)
+    assert {key: after[key] for key in before} == before
+    assert {key.split("/")[3] for key in after.keys() - before.keys()} == {"input-ba9876543210"}
+    uris = [channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in captured[0]["InputDataConfig"]]
+    assert all(f"/input-{SUBMISSION}/" in uri for uri in uris)
+
+
+def test_nothing_that_is_there_is_written_over(code: CodePackage, aws: Any) -> None:
+    key = f"{INPUT}/auth/auth_token"
+    aws.put_object(Bucket=BUCKET, Key=key, Body=b"another's")
     backend, job = prepared(code, ONE_HOST)
-    with pytest.raises(SubmitError, match="there is a training job named"):
-        backend.submit(job, lambda line: None)
-    assert objects(aws) == {}
+    with pytest.raises(SubmitError, match=r"PreconditionFailed.*submit again"):
+        backend.submit(job, print)
+    assert objects(aws) == {key: b"another's"}
+
+
+@pytest.mark.parametrize("large_bytes", [uploads._LARGE_BYTES, 0])
+def test_uploads_name_a_key_or_leave_it_to_the_bucket(
+    large_bytes: int, code: CodePackage, aws: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "_LARGE_BYTES", large_bytes)
+    rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": "of-the-bucket"}}
+    aws.put_bucket_encryption(Bucket=BUCKET, ServerSideEncryptionConfiguration={"Rules": [rule]})
+    keys = []
+    for number, words in enumerate(((), ("sagemaker.kms_key=of-the-job",))):
+        backend, job = prepared(code, [*ONE_HOST, *words])
+        backend.submit(dataclasses.replace(job, name=f"job-{number}"), print)
+        heads = [aws.head_object(Bucket=BUCKET, Key=key) for key in objects(aws) if f"/job-{number}/" in key]
+        assert {head["ServerSideEncryption"] for head in heads} == {"aws:kms"}
+        keys.append({head["SSEKMSKeyId"].rpartition("/")[2] for head in heads})
+    assert keys == [{"of-the-bucket"}, {"of-the-job"}]
+
+
+def test_a_job_that_left_nothing_is_not_resumed(code: CodePackage, aws: Any, captured: Captured) -> None:
+    for job in ("rlvr-gsm8k-1", "rlvr-gsm8k-2"):
+        leave_checkpoint(aws, job)
+    leave_checkpoint(aws, "rlvr-done", status="finished", steps=40)
+    for name, says in (
+        ("rlvr-gsm8k-7", r"no checkpoint to go on from; did you mean 'rlvr-gsm8k-\d'"),
+        ("elsewhere", r"no checkpoint to go on from; there are rlvr-done, rlvr-gsm8k-1, rlvr-gsm8k-2"),
+        ("rlvr-done", r"finished, after 40 steps, and does not go on"),
+    ):
+        backend, job = prepared(code, [*ONE_HOST, f"sagemaker.resume={name}", "max_steps=100"])
+        with pytest.raises(ConfigError, match=says):
+            backend.submit(job, print)
+    assert captured == []
+    backend, job = prepared(code, [*ONE_HOST, "sagemaker.resume=rlvr-gsm8k-1"])
+    assert backend.submit(job, print)["adapter"] == f"s3://{BUCKET}/rlvr/jobs/rlvr-gsm8k-1/checkpoints/run/adapter"
+
+
+def test_endpoints_of_a_vpc_are_asked(code: CodePackage) -> None:
+    endpoints = {name: f"https://{name}.vpce-1.example" for name in ("s3", "sagemaker", "logs")}
+    backend, _ = prepared(code, [*ONE_HOST, f"sagemaker.endpoints={json.dumps(endpoints)}"])
+    asked = {name: backend._client(name, REGION).meta.endpoint_url for name in ("s3", "sagemaker", "logs")}
+    assert asked == endpoints
 
 
 def test_no_bucket_is_said_with_the_remedy(code: CodePackage) -> None:
@@ -294,22 +395,41 @@ A_DESCRIPTION = {
 }
 
 
-@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("there", ["ours", "another's", "nothing"])
 def test_a_job_whose_start_was_not_answered_is_not_lost(
-    is_there: bool, code: CodePackage, aws: Any, monkeypatch: pytest.MonkeyPatch
+    there: str, code: CodePackage, aws: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = boto3.client("sagemaker", region_name=REGION)
-    monkeypatch.setattr(sagemaker, "client", lambda name, region: client if name == "sagemaker" else aws)
+    monkeypatch.setattr(sagemaker, "client", lambda name, *_: client if name == "sagemaker" else aws)
     backend, job = prepared(code, ONE_HOST)
     said: list[str] = []
     with Stubber(client) as stubber:
-        stubber.add_client_error("describe_training_job", "ValidationException", "Requested resource not found.")
         stubber.add_client_error("create_training_job", "ResourceInUse", "The name is taken")
-        if is_there:
-            stubber.add_response("describe_training_job", A_DESCRIPTION)
+        if there == "nothing":
+            stubber.add_client_error("describe_training_job", "ValidationException", "Requested resource not found.")
+        else:
+            channels = backend.plan(job).request["CreateTrainingJob"]["InputDataConfig"]
+            if there == "another's":
+                channels = json.loads(json.dumps(channels).replace(SUBMISSION, "ba9876543210"))
+            stubber.add_response("describe_training_job", {**A_DESCRIPTION, "InputDataConfig": channels})
+        if there == "ours":
             backend.submit(job, said.append)
         else:
-            stubber.add_client_error("describe_training_job", "ValidationException", "Requested resource not found.")
-            with pytest.raises(SubmitError, match=r"starting the training job: .*ResourceInUse"):
+            with pytest.raises(SubmitError, match=r"starting the training job .*ResourceInUse"):
                 backend.submit(job, said.append)
-    assert any("the training job is there" in line for line in said) is is_there
+    assert any("the training job is there" in line for line in said) is (there == "ours")
+
+
+def test_what_is_paid_for_and_idle_is_said_before_anything_is_sent(code: CodePackage) -> None:
+    def notes(*settings: str) -> str:
+        backend, job = prepared(code, settings)
+        return " | ".join(backend.plan(job).notes)
+
+    said = notes(*ONE_HOST, "rollout.num_workers=1", "learner.num_ranks=1", *CASES["spot"][2:4])
+    assert "idle: 6 of 8 GPUs" in said
+    assert "save_every=0 keeps nothing" in said
+    assert "ml.p4d.24xlarge has the GPU A100" in said
+    assert "driver R580" in said
+    assert "idle" not in notes(*ONE_HOST, "rollout.num_workers=4", "learner.num_ranks=4")
+    assert "idle: 4 of 8 GPUs of the rollout group" in notes(GROUPS, "rollout.num_workers=4", "learner.num_ranks=8")
+    assert notes("sagemaker.instance_type=ml.m5.large") == ""

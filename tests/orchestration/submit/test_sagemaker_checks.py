@@ -32,6 +32,8 @@ def groups(**kinds: tuple[str, int]) -> str:
 
 TWO_GROUPS = (*ACCOUNT, groups(rollout=("ml.g5.12xlarge", 1), learner=("ml.p4d.24xlarge", 1)))
 
+ISOLATED = (*ONE_P4D, "sagemaker.network_isolation=true")
+VPC = ("sagemaker.subnets=[subnet-1]", "sagemaker.security_group_ids=[sg-1]")
 THREE_GROUPS = groups(learner=("ml.g5.xlarge", 1), rollout=("ml.g5.xlarge", 1), reward=("ml.c5.large", 1))
 
 
@@ -49,12 +51,16 @@ def checked(settings: Sequence[str], recipe: str = "tiny") -> None:
         (*ONE_P4D, "sagemaker.spot=true", "sagemaker.max_wait_s=100000"),
         (*ONE_P4D, "sagemaker.keep_alive_s=3600"),
         (*ONE_P4D, "sagemaker.max_runtime_s=2419200"),
-        (*ONE_P4D, "sagemaker.subnets=[subnet-1]", "sagemaker.security_group_ids=[sg-1]"),
+        (*ONE_P4D, *VPC),
         (*ONE_P4D, "data=gsm8k", "data.train_file=s3://b-1/x/train.jsonl", "data.eval_file=s3://b-1/x/test.jsonl"),
         (*ONE_P4D, "model.name=s3://b-1/models/qwen"),
         (*ONE_P4D, "model.name=Qwen/Qwen2.5-0.5B"),
         (*ONE_P4D, "reward.url=http://10.0.0.7:8000"),
         (*ACCOUNT, "sagemaker.instance_type=ml.m5.large"),
+        (*ISOLATED, "model.name=s3://b-1/models/qwen"),
+        (*ONE_P4D, *VPC, "sagemaker.image=registry.corp.example:5000/ml/rlvr:1.0"),
+        (*ACCOUNT, "sagemaker.instance_type=ml.g4dn.xlarge", "rollout.dtype=float16", "learner.dtype=float32"),
+        (*ACCOUNT, "sagemaker.instance_type=ml.p3.2xlarge", "device=cpu"),
         # 2 hosts of 8: 3 workers of 3 leave 2 GPUs of each host, and a rank takes one
         (*ONE_P4D, "sagemaker.instance_count=2", "rollout.tensor_parallel_size=3", "rollout.num_workers=3"),
         TWO_GROUPS,
@@ -81,9 +87,26 @@ def without(name: str) -> tuple[str, ...]:
         ((*ONE_P4D, "sagemaker.bucket=Runs"), "'Runs' is not a bucket's name"),
         ((*ONE_P4D, "sagemaker.bucket=10.0.0.1"), "'10.0.0.1' is not a bucket's name"),
         (without("image"), "sagemaker.image is not set"),
-        ((*ONE_P4D, "sagemaker.image=rlvr:latest"), "'rlvr:latest' is not an image in ECR"),
-        ((*ONE_P4D, "sagemaker.image=https://123456789012.dkr.ecr.eu-west-1.amazonaws.com/a"), "not an image in ECR"),
+        ((*ONE_P4D, "sagemaker.image=rlvr:latest"), "'rlvr:latest' is not the whole name of an image"),
+        ((*ONE_P4D, "sagemaker.image=https://123456789012.dkr.ecr.eu-west-1.amazonaws.com/a"), "not the whole name of"),
+        (
+            (*ONE_P4D, "sagemaker.image=123456789012.dkr.ecr.eu-west-1.amazonaws.com/rlvr:1.0"),
+            "is in eu-west-1, and the job in us-west-2",
+        ),
+        ((*ONE_P4D, "sagemaker.image=registry.corp.example/rlvr:1.0"), "is not in ECR, and a registry of your own"),
+        ((*ONE_P4D, "sagemaker.registry_credentials=arn:aws:lambda:x"), "is about a registry of your own"),
         (without("region"), "sagemaker.region is not set"),
+        ((*ONE_P4D, "sagemaker.region=us-west-9"), "'us-west-9' is none that this botocore knows"),
+        ((*ISOLATED, "model.name=Qwen/Qwen2.5-0.5B"), "model.name='Qwen/Qwen2.5-0.5B' is not fetched from the hub"),
+        ((*ISOLATED, "reward.url=http://10.0.0.7"), "reward.url='http://10.0.0.7' is not reached"),
+        ((*ISOLATED, "sagemaker.secrets={HF_TOKEN: ssm:/hf}"), "sagemaker.secrets cannot be fetched"),
+        ((*ACCOUNT, "sagemaker.instance_type=ml.p3.2xlarge"), "has the GPU V100 with compute capability 7.0"),
+        ((*ACCOUNT, "sagemaker.instance_type=ml.p2.xlarge"), "has the GPU K80 with compute capability 3.7"),
+        ((*ACCOUNT, "sagemaker.instance_type=ml.g4dn.xlarge"), "set rollout.dtype=float16 and learner.dtype=float32"),
+        (
+            (*ACCOUNT, groups(learner=("ml.p4d.24xlarge", 1), rollout=("ml.p3.16xlarge", 1))),
+            "ml.p3.16xlarge has the GPU V100",
+        ),
         ((*ONE_P4D, "sagemaker.subnets=[subnet-1]"), "sagemaker.security_group_ids is empty"),
         (ACCOUNT, "sagemaker.instance_type is not set"),
         ((*TWO_GROUPS, "sagemaker.instance_type=ml.p4d.24xlarge"), "both set"),

@@ -64,6 +64,7 @@ def test_a_dry_run_without_an_account(environment: dict[str, str]) -> None:
     assert plan["region"] == REGION
     assert plan["CreateTrainingJob"]["ResourceConfig"]["InstanceType"] == "ml.p4d.24xlarge"
     assert plan["run"]["run_dir"] == "/opt/ml/checkpoints/run"
+    assert "idle: 6 of 8 GPUs" in plan["notes"][0]
 
     refused = rlvr(environment, *SUBMIT, "--dry-run", "sagemaker.keep_alive_s=99999")
     assert (refused.returncode, refused.stdout) == (2, "")
@@ -72,7 +73,7 @@ def test_a_dry_run_without_an_account(environment: dict[str, str]) -> None:
     unsent = rlvr(environment, *SUBMIT)
     assert unsent.returncode == 1
     assert "Unable to locate credentials; run `aws configure`" in unsent.stderr
-    assert len(unsent.stderr.splitlines()) == 1
+    assert unsent.stderr.splitlines()[-1].startswith("rlvr: ")
 
 
 @pytest.mark.slow
@@ -91,8 +92,8 @@ def test_a_job_from_its_submission_to_its_end(environment: dict[str, str], endpo
     submitted = rlvr(with_account, *SUBMIT, "--json")
     assert submitted.returncode == 0, submitted.stderr
     assert json.loads(submitted.stdout)["reference"]["job_name"] == "tiny-1"
-    keys_stored = [entry["Key"] for entry in s3.list_objects_v2(Bucket=BUCKET)["Contents"]]
-    assert {"rlvr/jobs/tiny-1/input/config/run.yaml", "rlvr/jobs/tiny-1/input/auth/auth_token"} <= set(keys_stored)
+    keys_stored = {entry["Key"].split("/", 4)[-1] for entry in s3.list_objects_v2(Bucket=BUCKET)["Contents"]}
+    assert {"config/run.yaml", "config/hosts.json", "auth/auth_token"} <= keys_stored
 
     logs.create_log_group(logGroupName=LOG_GROUP)
     stream = {"logGroupName": LOG_GROUP, "logStreamName": "tiny-1/algo-1-1"}
@@ -102,7 +103,14 @@ def test_a_job_from_its_submission_to_its_end(environment: dict[str, str], endpo
     status = rlvr(with_account, "jobs", "status", "tiny-1", "--json")
     assert json.loads(status.stdout)["state"] == "succeeded"  # moto's jobs end at once
     assert rlvr(with_account, "jobs", "stop", "tiny-1").returncode == 0
-    token = s3.get_object(Bucket=BUCKET, Key="rlvr/jobs/tiny-1/input/auth/auth_token")["Body"].read().decode()
+    where = "s3://runs.example/rlvr/jobs/tiny-1/checkpoints/run/adapter"
+    assert json.loads(status.stdout)["evaluate"] == f"rlvr eval --model tiny --adapter {where} --data tiny"
+    assert f"adapter: {where}\n" in rlvr(with_account, "jobs", "status", "tiny-1").stdout
+    followed = rlvr(with_account, "jobs", "logs", "-f", "tiny-1")
+    assert (followed.returncode, followed.stdout) == (0, "step 1/2 loss=0.5\n")
+    assert f"to measure it here: rlvr eval --model tiny --adapter {where} --data tiny\n" in followed.stderr
+    place = json.loads(submitted.stdout)["reference"]["token"].removeprefix(f"s3://{BUCKET}/")
+    token = s3.get_object(Bucket=BUCKET, Key=place)["Body"].read().decode()
     state = "".join(path.read_text() for path in Path(environment["RLVR_STATE"]).rglob("*.json"))
     assert "tiny-1" in state
     assert token not in state + submitted.stdout + submitted.stderr

@@ -26,7 +26,7 @@ from orchestration.settings.config import load_settings
 from orchestration.storage.cache import cache_root
 from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.package import packed_code
-from orchestration.submit.sagemaker.request import staged
+from orchestration.submit.sagemaker.request import form
 from tests.orchestration.submit import stub_run
 from tests.orchestration.submit.sagemaker_emulator import EmulatedJob, Host, namespaces_missing
 
@@ -96,17 +96,14 @@ class Workplace:
         with packed_code() as code:
             environment = settings.submit.job.environment
             job = JobSpec(name="rlvr-tiny-20261121-172233", run=settings.run, code=code, environment=environment)
-            with staged(settings.submit.sagemaker, job, region="eu-west-1") as ready:
-                for upload in ready.uploads:
-                    for file, uri in upload.files():
-                        target = place / uri.partition("/input/")[2]
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(file, target)
-                token = place / ready.token_uri.partition("/input/")[2]
-        token.parent.mkdir()
-        token.write_text(TOKEN)
-        names = [channel["ChannelName"] for channel in ready.request["InputDataConfig"]]
-        return Prepared(request=dict(ready.request), channels={name: place / name for name in names})
+            formed = form(settings.submit.sagemaker, job)
+            uploads = [file for upload in formed.inputs.uploads for file in upload.files()]
+            for content, uri in [*uploads, (TOKEN.encode(), formed.layout.token)]:
+                target = place / uri.partition(f"/input-{job.submission}/")[2]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        names = [channel["ChannelName"] for channel in formed.request["InputDataConfig"]]
+        return Prepared(request=dict(formed.request), channels={name: place / name for name in names})
 
     def job(self, prepared: Prepared, name: str = "job", *, checkpoints: Path | None = None) -> EmulatedJob:
         return EmulatedJob(
@@ -118,6 +115,8 @@ class Workplace:
                 **{variable: str(folder) for variable, folder in caches().items()},
                 "RLVR_OBJECT_STORE_BYTES": str(150 * 2**20),  # of each host, and all share this machine's memory
                 "HF_HUB_OFFLINE": "1",
+                # Nobody listens there: what went through a proxy would not arrive.
+                **dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9"),
                 "VLLM_NO_USAGE_STATS": "1",
             },
             keep=tuple(caches().values()),
@@ -165,7 +164,11 @@ def test_each_group_of_hosts_has_its_role_in_a_run_that_trains(workplace: Workpl
         metrics = job.metrics()
     assert [ran_there(host) for host in (learner, rollout, reward)] == [{"learner-0"}, {"rollout-0"}, {"reward-0"}]
     assert learner.files("model") == MODEL_FILES
-    assert json.loads((learner.ml / "model/summary.json").read_text())["status"] == "finished"
+    summary = json.loads((learner.ml / "model/summary.json").read_text())
+    assert summary["status"] == "finished"
+    place = "s3://jobs-of-tests/rlvr/jobs/rlvr-tiny-20261121-172233/checkpoints/run/adapter"
+    assert summary["adapter"] == place
+    assert f"algo-3: adapter: {place}" in learner.log
     assert [host.files("model") + host.files("checkpoints") for host in (rollout, reward)] == [[], []]
     assert all(host.failure is None for host in job.hosts.values())
     assert {name: len(values) for name, values in metrics.items()} == dict.fromkeys(
@@ -209,10 +212,10 @@ def test_a_job_that_was_stopped_goes_on_where_its_checkpoints_are(workplace: Wor
     assert worker.files("model") == []
     assert head.failure is worker.failure is None
 
-    # Interrupted again, after the run's end: it is not made a second time, and Ray is not started for it.
+    # Interrupted again, after the run's end: it is not made a second time.
     with workplace.job(prepared, "third", checkpoints=head.ml / "checkpoints") as job:
         job.start()
-        assert ended(job, 60) == {"algo-1": 0, "algo-2": 0}
+        assert ended(job, 120) == {"algo-1": 0, "algo-2": 0}
         assert "nothing to do" in job.hosts["algo-1"].log
         assert job.hosts["algo-1"].files("model") == MODEL_FILES
 
@@ -241,7 +244,7 @@ def test_hosts_that_do_not_join_are_named_in_order(workplace: Workplace) -> None
 
 def test_workers_leave_a_head_that_is_gone(workplace: Workplace) -> None:
     prepared = workplace.prepare(*TWO_HOSTS, "job.environment={STUB_WAITS: algo-2}").with_stub()
-    shorter = ("orchestration/submit/sagemaker/host/facts.py", "HEAD_GONE_S = 30.0", "HEAD_GONE_S = 8.0")
+    shorter = ("orchestration/submit/sagemaker/host/facts.py", "HEAD_GONE_S = 120.0", "HEAD_GONE_S = 8.0")
     with workplace.job(prepared.with_constant(*shorter)) as job:
         job.start()
         job.wait_for_line("algo-1", "2 of 2 hosts have joined", 120)

@@ -11,40 +11,44 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from moto import mock_aws
 
+from orchestration.errors import SubmitError
 from orchestration.run.folder import read_status
 from orchestration.settings.config import load_settings
+from orchestration.submit.common.job import JobSpec, JobState, JobStatus
+from orchestration.submit.common.package import CodePackage
 from orchestration.submit.sagemaker.container import Layout, container_inputs
 from orchestration.submit.sagemaker.driver import driver
 from orchestration.submit.sagemaker.host import ray_process as sagemaker_host_ray
 from orchestration.submit.sagemaker.host import run as sagemaker_host
+from orchestration.submit.sagemaker.host.environment import cuda_compatibility, fetch_secrets
 from orchestration.submit.sagemaker.host.facts import (
     HEAD,
     HEAD_GONE_S,
     MAX_FAILURE_CHARS,
     STOP_JOB_S,
     STOPPED_WORKER_S,
-    Ending,
     HostError,
     HostFacts,
-    Notice,
-    Phase,
     WorkerView,
     by_number,
     failure_text,
     host_facts,
+    lacking_gpus,
     missing,
     object_store_bytes,
     ray_environment,
     ray_start,
+    run_ending,
     run_failure,
     worker_ending,
 )
-from orchestration.submit.sagemaker.host.notice import NoticeBoard, ask, asking
 from orchestration.submit.sagemaker.host.ray_process import JobLog, RayProcess
 
-SETTINGS = {"join_timeout_s": 600.0, "roles": {}, "head_group": None}
+SETTINGS = {"join_timeout_s": 600.0, "roles": {}, "head_group": None, "gpus": {}, "adapter": "s3://b/adapter"}
 
 
 def resources(current: str, **groups: list[str]) -> dict[str, Any]:
@@ -120,8 +124,10 @@ P4D = "sagemaker.instance_type=ml.p4d.24xlarge"
 )
 def test_a_learner_that_fits_is_held_on_the_head(overrides: tuple[str, ...], held: bool) -> None:
     settings = load_settings("tiny", overrides)
-    layout = Layout(bucket="b", folder="f", name="n")
-    inputs = container_inputs(settings.submit.sagemaker, settings.run, {}, layout)
+    code = CodePackage(folder=Path(), digest="", num_files=0, num_bytes=0)
+    job = JobSpec(name="n", run=settings.run, code=code)
+    layout = Layout(bucket="b", folder="f", name="n", submission="s")
+    inputs = container_inputs(settings.submit.sagemaker, job, layout)
     assert (inputs.run.learner_nodes == HEAD) is held
 
 
@@ -172,6 +178,7 @@ def test_a_stop_fits_into_the_two_minutes_before_the_kill() -> None:
         (1152, 500, None, 16),  # our own bound
         (1152, 10, None, 8),  # four fifths of /dev/shm
         (2, 1, None, 0.25),  # no less than Ray is any good with
+        (1152, 0.25, None, 0.2),  # and never more than fits
         (16, 8, 0.125, 0.125),  # as was asked for
     ],
 )
@@ -186,6 +193,67 @@ def test_the_object_store_is_bounded(
     assert size / 2**30 == pytest.approx(expected_gib)
 
 
+def test_a_host_whose_shared_memory_is_too_small_is_refused() -> None:
+    with pytest.raises(HostError, match=r"/dev/shm has 64 MiB free, and Ray's object store needs 94"):
+        object_store_bytes(memory=2**40, shared_memory=64 * 2**20)
+
+
+def test_gpus_that_are_paid_for_and_not_seen_are_named() -> None:
+    groups = {"learner": ["algo-1"], "rollout": ["algo-2", "algo-3"], "reward": ["algo-4"]}
+    settings = {**SETTINGS, "roles": {name: name for name in groups}, "gpus": {"learner": 8, "rollout": 4}}
+    known = host_facts(resources("algo-1", **groups), settings, job_name="job")
+    nodes = [{"algo-1": 1, "GPU": 8.0}, {"algo-2": 1, "GPU": 3.0}, {"algo-3": 1}, {"algo-4": 1}]
+    assert lacking_gpus(known, nodes) == "algo-2 has 3 of 4 GPUs, algo-3 has 0 of 4 GPUs"
+    one_type = host_facts(
+        resources("algo-1", homogeneousCluster=["algo-1"]), {**SETTINGS, "gpus": {"": 8}}, job_name="j"
+    )
+    assert lacking_gpus(one_type, [{"algo-1": 1.0, "GPU": 8.0}]) == ""
+    assert lacking_gpus(one_type, [{"algo-1": 1.0}]) == "algo-1 has 0 of 8 GPUs"
+    assert lacking_gpus(facts(), [{"algo-1": 1.0}]) == ""
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [
+        (None, {}),
+        ("590.44.01", {}),  # the libraries would be in its way
+        ("580.65.06", {}),
+        ("570.172.08", {"LD_LIBRARY_PATH": "{compat}:/opt/efa"}),
+        ("535.54.03", {"LD_LIBRARY_PATH": "{compat}:/opt/efa"}),
+        ("470.256.02", None),
+    ],
+)
+def test_an_old_driver_gets_the_compatibility_libraries(
+    driver: str | None, expected: dict[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/efa")
+    (tmp_path / "compat").mkdir()
+    if driver is not None:
+        (tmp_path / "version").write_text(f"{driver}\n")
+    if expected is None:
+        with pytest.raises(HostError, match=r"driver is 470\.256\.02, and CUDA 13 needs 580"):
+            cuda_compatibility(tmp_path / "version", tmp_path / "compat")
+        return
+    found = cuda_compatibility(tmp_path / "version", tmp_path / "compat")
+    assert found == {name: value.format(compat=tmp_path / "compat") for name, value in expected.items()}
+
+
+def test_secrets_are_fetched_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    with mock_aws():
+        manager, parameters = (boto3.client(name, region_name="eu-west-1") for name in ("secretsmanager", "ssm"))
+        manager.create_secret(Name="team/hub", SecretString="hf_plain")
+        arn = manager.create_secret(Name="team/both", SecretString='{"WANDB_API_KEY": "w", "OTHER": "o"}')["ARN"]
+        parameters.put_parameter(Name="/team/judge", Value="j", Type="SecureString")
+        secrets = {"HF_TOKEN": "secretsmanager:team/hub", "WANDB_API_KEY": f"secretsmanager:{arn}"}
+        found = fetch_secrets({**secrets, "JUDGE_KEY": "ssm:/team/judge"}, {})
+        assert found == {"HF_TOKEN": "hf_plain", "WANDB_API_KEY": "w", "JUDGE_KEY": "j"}
+        with pytest.raises(HostError, match="holds no text for HF_TOKEN"):
+            fetch_secrets({"HF_TOKEN": "secretsmanager:team/both"}, {})
+        with pytest.raises(SubmitError, match="fetching HF_TOKEN from ssm:/nowhere: AWS refused"):
+            fetch_secrets({"HF_TOKEN": "ssm:/nowhere"}, {})
+
+
 def test_a_host_has_joined_when_a_node_bears_its_name() -> None:
     assert missing(facts(), [{"CPU": 2.0, "algo-1": 1.0}, {"CPU": 2.0}]) == ("algo-2",)
     assert missing(facts(), [{"algo-2": 1.0}, {"algo-1": 1.0}]) == ()
@@ -193,39 +261,45 @@ def test_a_host_has_joined_when_a_node_bears_its_name() -> None:
 
 # When a worker leaves
 
-JOINABLE = Notice(phase=Phase.JOINABLE)
+RUNNING = JobStatus(state=JobState.RUNNING)
 
 
 @pytest.mark.parametrize(
     ("view", "expected"),
     [
-        (WorkerView(notice=None, silent_s=599), None),
-        (WorkerView(notice=None, silent_s=601), (1, "the head, algo-1, did not answer algo-2 within 600 s")),
-        (WorkerView(notice=None, silent_s=5, stopping_s=0), (130, "algo-2 was stopped before the head was up")),
-        (WorkerView(notice=JOINABLE, silent_s=0), None),
-        (WorkerView(notice=JOINABLE, silent_s=HEAD_GONE_S - 1), None),
-        (WorkerView(notice=JOINABLE, silent_s=HEAD_GONE_S + 1), (1, "the head, algo-1, is gone")),
+        (WorkerView(run=None, silent_s=599), None),
+        (WorkerView(run=None, silent_s=601), (1, "the head, algo-1, did not answer algo-2 within 600 s")),
+        (WorkerView(run=None, silent_s=5, stopping_s=0), (130, "algo-2 was stopped before the head was up")),
+        (WorkerView(run=RUNNING, silent_s=0), None),
+        (WorkerView(run=RUNNING, silent_s=HEAD_GONE_S - 1), None),
+        (WorkerView(run=RUNNING, silent_s=HEAD_GONE_S + 1), (1, "the head, algo-1, is gone")),
         # The run on the head still needs a worker that was told to stop first.
-        (WorkerView(notice=JOINABLE, silent_s=0, stopping_s=100), None),
+        (WorkerView(run=RUNNING, silent_s=0, stopping_s=100), None),
         (
-            WorkerView(notice=JOINABLE, silent_s=0, stopping_s=STOPPED_WORKER_S + 1),
+            WorkerView(run=RUNNING, silent_s=0, stopping_s=STOPPED_WORKER_S + 1),
             (130, "algo-2 was stopped, and the head, algo-1, was not"),
         ),
         # Ray ended here because the head is gone, or by itself: the head's answer tells.
-        (WorkerView(notice=JOINABLE, silent_s=3, ray_ended="lost its head"), None),
-        (WorkerView(notice=JOINABLE, silent_s=0, ray_ended="no room"), (1, "Ray ended on algo-2: no room")),
-        (WorkerView(notice=Notice(phase=Phase.ENDED, ending=Ending(exit_code=0)), silent_s=0), (0, "")),
-        (
-            WorkerView(
-                notice=Notice(phase=Phase.ENDED, ending=Ending(exit_code=1, reason="no such model")), silent_s=0
-            ),
-            (1, "the head, algo-1, ended: no such model"),
-        ),
+        (WorkerView(run=RUNNING, silent_s=3, ray_ended="lost its head"), None),
+        (WorkerView(run=RUNNING, silent_s=0, ray_ended="no room"), (1, "Ray ended on algo-2: no room")),
     ],
 )
 def test_a_worker_leaves_when_there_is_a_reason(view: WorkerView, expected: tuple[int, str] | None) -> None:
     ending = worker_ending(facts(), view)
     assert (None if ending is None else (ending.exit_code, ending.reason)) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (JobState.SUCCEEDED, (0, "")),
+        (JobState.STOPPED, (130, "stopped; a job with the same checkpoint folder goes on from here")),
+        (JobState.FAILED, (1, "no such model")),
+    ],
+)
+def test_a_host_leaves_as_the_run_ended(state: JobState, expected: tuple[int, str]) -> None:
+    ending = run_ending(JobStatus(state=state, message="exit code 1"), ["step 1", "rlvr: no such model"])
+    assert (ending.exit_code, ending.reason) == expected
 
 
 # What is said of a failure
@@ -245,35 +319,6 @@ def test_a_failure_file_has_what_sagemaker_shows() -> None:
     assert failure_text("one\n  line") == "one line"
     assert len(failure_text("x" * 5000)) == MAX_FAILURE_CHARS
     assert failure_text("x" * MAX_FAILURE_CHARS) == "x" * MAX_FAILURE_CHARS
-
-
-# The notice board
-
-
-def test_a_worker_is_told_with_the_token_only() -> None:
-    with asking() as http, NoticeBoard("127.0.0.1", token="right", port=0) as board:
-        url = f"http://127.0.0.1:{board.port}/"
-        assert ask(http, url, host="algo-2", token="wrong") is None
-        assert ask(http, url, host="algo-2", token="right") == Notice(phase=Phase.STARTING)
-        board.post(JOINABLE)
-        assert ask(http, url, host="algo-2", token="right") == JOINABLE
-    with asking() as http:
-        assert ask(http, url, host="algo-2", token="right") is None
-
-
-def test_the_head_waits_for_its_workers_to_be_told_and_not_for_ever() -> None:
-    ended = Notice(phase=Phase.ENDED, ending=Ending(exit_code=1, reason="why"))
-    with asking() as http, NoticeBoard("127.0.0.1", token="t", port=0) as board:
-        url = f"http://127.0.0.1:{board.port}/"
-        assert board.wait_until_told([], timeout_s=10) == ()
-        ask(http, url, host="algo-2", token="t")
-        board.post(ended)
-        assert board.wait_until_told(["algo-2", "algo-3"], timeout_s=0.05) == ("algo-2", "algo-3")
-        later = threading.Timer(0.05, ask, args=(http, url), kwargs={"host": "algo-2", "token": "t"})
-        later.start()
-        assert board.wait_until_told(["algo-2"], timeout_s=10) == ()
-        later.join()
-        assert ask(http, url, host="algo-3", token="t") == ended
 
 
 # Processes and files
@@ -336,9 +381,12 @@ def test_what_is_put_out_is_the_adapter_the_summary_and_the_configuration(tmp_pa
         (run / "summary.json").write_text(json.dumps({"status": status}))
         assert (read_status(run) == "finished") is finished
     for _ in range(2):  # a second start finds the first one's
-        sagemaker_host.put_out(run, tmp_path / "model")
+        sagemaker_host.put_out(run, tmp_path / "model", adapter="s3://b/adapter")
     kept = {str(path.relative_to(tmp_path / "model")) for path in (tmp_path / "model").rglob("*") if path.is_file()}
     assert kept == {"adapter/adapter_model.safetensors", "config.yaml", "summary.json"}
+    for folder in (run, tmp_path / "model"):
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary == {"status": "finished", "adapter": "s3://b/adapter"}
 
 
 @pytest.mark.parametrize("broken", ["", "[]", "{}"])

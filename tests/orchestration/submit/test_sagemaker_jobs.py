@@ -29,14 +29,20 @@ from orchestration.submit.sagemaker.logs import LOG_GROUP, follow_logs, read_log
 
 REGION, BUCKET, NAME = "us-west-2", "runs.example", "rlvr-tiny-20261121-172233"
 STARTED_MS = int(datetime.now(UTC).timestamp() * 1000)
-REFERENCE = {"job_name": NAME, "region": REGION, "bucket": BUCKET, "prefix": "rlvr", "remote_debug": "true"}
+REFERENCE = {
+    "job_name": NAME,
+    "region": REGION,
+    "token": f"s3://{BUCKET}/rlvr/jobs/{NAME}/input-1/auth/auth_token",
+    "adapter": f"s3://{BUCKET}/rlvr/jobs/{NAME}/checkpoints/run/adapter",
+    "remote_debug": "true",
+}
 
 
 @pytest.fixture
 def stubbed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stubber]:
     """The backend's SageMaker client with scripted answers."""
     client = boto3.client("sagemaker", region_name=REGION, aws_access_key_id="a", aws_secret_access_key="b")
-    monkeypatch.setattr(sagemaker, "client", lambda service, region: client)
+    monkeypatch.setattr(sagemaker, "client", lambda service, region, endpoint: client)
     with Stubber(client) as stubber:
         yield stubber
         stubber.assert_no_pending_responses()
@@ -203,6 +209,6 @@ def test_logs_are_followed_until_the_job_has_ended(logs: Any) -> None:
 def test_the_dashboard_is_reached_through_ssm() -> None:
     hint = a_backend().dashboard_hint(REFERENCE)
     assert f"--target sagemaker-training-job:{NAME}_algo-1" in hint
-    assert f"s3://{BUCKET}/rlvr/jobs/{NAME}/input/auth/auth_token" in hint
+    assert f"s3://{BUCKET}/rlvr/jobs/{NAME}/input-1/auth/auth_token" in hint
     closed = a_backend().dashboard_hint({**REFERENCE, "remote_debug": "false"})
     assert "no way in" in closed

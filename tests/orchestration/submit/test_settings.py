@@ -41,7 +41,6 @@ BASES = {"hyperpod": HYPERPOD, "ray": RAY, "local": (), "sagemaker": SAGEMAKER}
 # setting → a value, and what of it stands in the request and did not before
 SENT = {
     "hyperpod.context": None,  # of the client, not of what is sent: see ELSEWHERE
-    "hyperpod.address": None,
     "hyperpod.timeout_s": None,
     "hyperpod.namespace": ("team-a", '"namespace": "team-a"'),
     "hyperpod.image": ("r/rlvr:2", '"image": "r/rlvr:2"'),
@@ -68,6 +67,7 @@ SENT = {
     "hyperpod.fsx_path": ("/mnt/fast", '"mountPath": "/mnt/fast"'),
     "hyperpod.shm_gib": ("21", '"sizeLimit": "21Gi"'),
     "hyperpod.user_id": ("4321", '"runAsUser": 4321'),
+    "hyperpod.secrets": ("{HF_TOKEN: hub/token}", '{"secretKeyRef": {"name": "hub", "key": "token"}}'),
     "hyperpod.service_account": ("reads-s3", '"serviceAccountName": "reads-s3"'),
     "hyperpod.queue": ("other", '"kueue.x-k8s.io/queue-name": "other"'),
     "hyperpod.priority": ("high", '"kueue.x-k8s.io/priority-class": "high"'),
@@ -80,7 +80,7 @@ SENT = {
     "ray.run_root": ("/fsx/runs", '"run_dir": "/fsx/runs/rlvr-tiny"'),
     "ray.stop_timeout_s": ("80", '"RAY_JOB_STOP_WAIT_TIME_S": "80"'),
     "local.stop_timeout_s": ("81", '"RAY_JOB_STOP_WAIT_TIME_S": "81"'),
-    "sagemaker.prefix": ("team/a", "s3://runs.example/team/a/jobs/rlvr-tiny/input/config"),
+    "sagemaker.prefix": ("team/a", "s3://runs.example/team/a/jobs/rlvr-tiny/input-"),
     "sagemaker.volume_size_gib": ("333", '"VolumeSizeInGB": 333'),
     "sagemaker.max_runtime_s": ("7777", '"MaxRuntimeInSeconds": 7777'),
 }
@@ -92,7 +92,7 @@ ELSEWHERE = {
     "job.include": "test_local.py",
     "local.linger_s": "test_local.py",
     "ray.token_file": "test_local.py",
-    "hyperpod.address": "test_hyperpod_ray.py",
+    "ray.use_proxy": "test_follow.py",
     "hyperpod.context": "test_hyperpod_api.py",
     "hyperpod.timeout_s": "test_hyperpod_api.py",
     **dict.fromkeys(
@@ -100,11 +100,14 @@ ELSEWHERE = {
             *("sagemaker.role", "sagemaker.bucket", "sagemaker.region", "sagemaker.image", "sagemaker.instance_type"),
             *("sagemaker.instance_count", "sagemaker.instance_groups", "sagemaker.spot", "sagemaker.max_wait_s"),
             *("sagemaker.keep_alive_s", "sagemaker.remote_debug", "sagemaker.subnets", "sagemaker.security_group_ids"),
-            *("sagemaker.kms_key", "sagemaker.resume", "sagemaker.tags"),
+            *("sagemaker.kms_key", "sagemaker.resume", "sagemaker.tags", "sagemaker.volume_kms_key"),
+            *("sagemaker.encrypt_traffic", "sagemaker.network_isolation", "sagemaker.endpoints"),
+            *("sagemaker.registry_credentials", "sagemaker.session_tags"),
         ],
         "test_sagemaker.py",  # whole requests, compared with those expected
     ),
     "sagemaker.join_timeout_s": "test_sagemaker_emulated.py",
+    "sagemaker.secrets": "test_sagemaker_host.py",
 }
 
 # settings whose tests are below

@@ -24,7 +24,6 @@ from orchestration.submit.common.book import JobBook, JobRecord
 from orchestration.submit.common.job import JobSpec, job_name
 from orchestration.submit.common.package import MAX_INCLUDED_BYTES, ROOMS, CodePackage, packed_code
 from orchestration.submit.common.paths import is_loopback, with_settings
-from orchestration.submit.hyperpod.backend import HyperPodBackend
 from orchestration.submit.ray.cluster import RayBackend, check_gpus, cluster_run
 from orchestration.submit.ray.local import LocalBackend, local_run
 
@@ -100,13 +99,25 @@ def test_relative_paths_are_found_here_and_beside_the_recipe(tmp_path: Path, mon
         ("server.pem", 1, "looks like a secret"),
         ("learner", 1, "is taken"),
         ("data.bin", MAX_INCLUDED_BYTES + 1, "code has at most 50"),
+        (".", None, "has no name that it could be imported by"),
+        ("..", None, "has no name that it could be imported by"),
     ],
 )
 def test_what_is_no_code_stays_here(name: str, size: int | None, what: str, tmp_path: Path) -> None:
     if size is not None:
         with (tmp_path / name).open("wb") as file:
             file.truncate(size)
-    with pytest.raises(ConfigError, match=what), packed_code([tmp_path / name]):
+    source = tmp_path / name if name.strip(".") else Path(name)
+    with pytest.raises(ConfigError, match=what), packed_code([source]):
+        pass
+
+
+def test_what_is_included_has_a_limit_together(tmp_path: Path) -> None:
+    for number in range(11):
+        with (tmp_path / f"part{number}.bin").open("wb") as file:
+            file.truncate(MAX_INCLUDED_BYTES)  # holes: nothing is written, and nothing may be copied
+    says = "together has 550 MiB, and code has at most 500"
+    with pytest.raises(ConfigError, match=says), packed_code(sorted(tmp_path.iterdir())):
         pass
 
 
@@ -151,6 +162,11 @@ def test_here_relative_paths_become_whole(tmp_path: Path, monkeypatch: pytest.Mo
     assert there.data.eval_file == "s3://b/c"
     assert there.model.name == str(tmp_path / "model")
     assert there.run_dir == str(tmp_path / "runs" / "job")
+
+
+def test_a_reward_service_of_this_machine_is_here_for_a_job_that_is(tmp_path: Path) -> None:
+    there = local_run(run(*HERE, "reward.url=http://127.0.0.1:8300"), "job")
+    assert there.reward.url == "http://127.0.0.1:8300"
 
 
 def test_changed_settings_are_checked_again() -> None:
@@ -215,10 +231,9 @@ def test_the_clusters_gpus_are_counted_unless_that_is_switched_off(
     assert jobs.sent == ([] if check else ["gpu"])
 
 
-STOP_WITHIN: dict[str, tuple[type[LocalBackend] | type[RayBackend] | type[HyperPodBackend], list[str]]] = {
+STOP_WITHIN: dict[str, tuple[type[LocalBackend] | type[RayBackend], list[str]]] = {
     "local.stop_timeout_s": (LocalBackend, []),
     "ray.stop_timeout_s": (RayBackend, ["ray.address=http://cluster:8265"]),
-    "hyperpod.stop_timeout_s": (HyperPodBackend, ["hyperpod.address=sagemaker_ray://cluster/namespace"]),
 }
 
 
@@ -233,9 +248,13 @@ def test_ray_gives_a_stopped_job_as_long_as_the_settings_say(key: str, tmp_path:
 
 def test_names_fit_every_place() -> None:
     name = job_name("My recipe_with/a-very-long-name-that-goes-on-and-on", now=time.gmtime(0))
-    assert name == "rlvr-my-recipe-with-a-very-long-19700101-000000"
+    assert re.fullmatch("rlvr-my-recipe-with-a-ve-19700101-000000-[0-9a-f]{6}", name)
     assert len(name) <= MAX_NAME_CHARS
     load_settings("tiny", [f"job.name={name}"])
+
+
+def test_names_of_one_second_differ() -> None:
+    assert len({job_name("tiny", now=time.gmtime(0)) for _ in range(100)}) == 100
 
 
 @pytest.mark.parametrize(
@@ -243,6 +262,11 @@ def test_names_fit_every_place() -> None:
     [
         ("job.name=Bad_Name", "job.name='Bad_Name'"),
         ("job.environment={HF_TOKEN: x}", "HF_TOKEN looks like a secret"),
+        ("job.environment={AWS_SECRET_ACCESS_KEY: x}", "AWS_SECRET_ACCESS_KEY looks like a secret"),
+        ("job.environment={WANDB_API_KEY_2: x}", "WANDB_API_KEY_2 looks like a secret"),
+        ("sagemaker.secrets={HF_TOKEN: hf_abc}", "HF_TOKEN wants the name of a secret"),
+        ("hyperpod.secrets={HF_TOKEN: hf_abc}", "HF_TOKEN wants the name of a Kubernetes Secret"),
+        ("sagemaker.endpoints={s3: vpce-1}", "sagemaker.endpoints.s3"),
         ("ray.adress=x", "did you mean 'ray.address'"),
         ("local.linger_s=-1", "local.linger_s=-1"),
         ("sagemaker=ml.p4d.24xlarge", "sagemaker"),
@@ -252,6 +276,12 @@ def test_wrong_settings_of_a_submission_are_named(override: str, what: str) -> N
     for read in (load_settings, load_config):  # `rlvr train` does not use them, and reads them all the same
         with pytest.raises(ConfigError, match=what):
             read("tiny", [override])
+
+
+def test_what_is_no_secret_may_be_in_the_environment() -> None:
+    names = ("TOKENIZERS_PARALLELISM", "MAX_TOKENS", "RAY_AUTH_TOKEN_PATH", "MONKEY", "TOKENS_PER_STEP")
+    settings = load_settings("tiny", [f"job.environment={json.dumps(dict.fromkeys(names, 'x'))}"])
+    assert set(settings.submit.job.environment) == set(names)
 
 
 def record(name: str, at: str = "2026-01-01T00:00:00Z") -> JobRecord:
@@ -266,8 +296,10 @@ def test_what_was_submitted_is_found_again(tmp_path: Path) -> None:
     (tmp_path / "jobs" / "c.json").write_text("{")
     assert [job.name for job in book.all()] == ["b", "a"]
     assert book.read("a") == record("a")
-    with pytest.raises(ConfigError, match="submitted before"):
-        book.refuse_taken("a")
+    with pytest.raises(ConfigError, match="submitted before"), book.reserved("a"):
+        pass
+    with book.reserved("new"), pytest.raises(ConfigError, match="'new' is being submitted"), book.reserved("new"):
+        pass
     for name, what in (("aa", "did you mean 'a'"), ("../a", "is not a job's name"), ("c", "remove it")):
         with pytest.raises(ConfigError, match=what):
             book.read(name)
@@ -316,6 +348,11 @@ def test_a_module_beside_the_recipe_is_in_the_plan(capsys: pytest.CaptureFixture
     [
         (["--to", "ray"], "set ray.address"),
         (["--to", "ray", "ray.address=head:8265"], "is not a dashboard's address"),
+        # the toolkit would try these as plain HTTP
+        (["--to", "ray", "ray.address=sagemaker_ray://"], "is no address of a RayCluster"),
+        (["--to", "ray", "ray.address=sagemaker_ray:///team-a"], "is no address of a RayCluster"),
+        (["--to", "ray", "ray.address=sagemaker_ray://c/ns/x"], "is no address of a RayCluster"),
+        (["--to", "ray", "ray.address=sagemaker_ray:c"], "is no address of a RayCluster"),
         (["--to", "ray", "ray.address=http://127.0.0.1:1", "ray.token_file=/nowhere"], "cannot be read"),
         (["--to", "ray", "ray.address=http://127.0.0.1:1", "ray.ca_file=/nowhere"], "does not exist"),
         (["--to", "local", "--dry-run", "--follow"], "leave one out"),
@@ -329,7 +366,7 @@ def test_wrong_words_are_refused_in_one_line(
     error = capsys.readouterr().err
     assert what in error
     assert error.count("\n") == 1
-    assert not state.exists()
+    assert not list(state.rglob("*.json"))
 
 
 def test_a_library_that_is_missing_is_named_with_its_extra(
@@ -344,7 +381,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(
 def test_no_cluster_is_an_error_with_its_address(capsys: pytest.CaptureFixture[str], state: Path) -> None:
     assert main(["submit", "tiny", "--to", "ray", "ray.address=http://127.0.0.1:1"]) == 1
     assert "no Ray dashboard answers at http://127.0.0.1:1" in capsys.readouterr().err
-    assert not state.exists()
+    assert not list(state.rglob("*.json"))
 
 
 def test_jobs_whose_place_does_not_answer_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

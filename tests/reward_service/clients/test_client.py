@@ -20,6 +20,8 @@ import pytest
 from reward_service.api.app import create_app
 from reward_service.child import start_in_subprocess
 from reward_service.clients.asynchronous import RewardClient
+from reward_service.clients.blocking import ClientSettings
+from reward_service.clients.checks import ask_for_rewards
 from reward_service.clients.errors import (
     BadAnswerError,
     RequestRefusedError,
@@ -29,6 +31,7 @@ from reward_service.clients.errors import (
 from reward_service.retry import retry_after_s
 from reward_service.settings import ServiceSettings
 from reward_service.types import ItemResult, RewardItem, RewardScore, RewardSpec
+from tests.proxies import recording_proxy
 from tests.waiting import until_async
 
 URL = "http://rewards.test:8300"
@@ -344,6 +347,22 @@ async def test_tls_with_a_certificate_of_ones_own(certificate: tuple[Path, Path]
         async with RewardClient(service.url, deadline_s=0.3) as client:
             with pytest.raises(RewardServiceUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
                 await client.score(ITEMS, REWARDS)
+
+
+async def test_proxies_of_the_environment_see_nothing_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "http://127.0.0.1:9"  # where nobody answers
+    with recording_proxy() as proxy:
+        for name, value in proxy.environment.items():
+            monkeypatch.setenv(name, value)
+        for use_proxy in (False, True):
+            settings = ClientSettings(url=url, api_key="hunter2", use_proxy=use_proxy)
+            assert await asyncio.to_thread(ask_for_rewards, settings) is None
+            assert len(proxy.seen) == use_proxy
+            async with RewardClient(url, api_key="hunter2", deadline_s=0.3, use_proxy=use_proxy) as client:
+                with pytest.raises(RewardServiceUnavailable):
+                    await client.score(ITEMS, REWARDS)
+            assert bool(proxy.seen) is use_proxy
+        assert all("Bearer hunter2" in line for line in proxy.seen)
 
 
 def test_a_ca_file_that_is_none(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""What SageMaker's training script starts on every host: the container's first process, and under it our own.
+"""What SageMaker starts on every host, by Python alone: the container's first process, and under it our own.
 
-The script should `exec` this file. SageMaker sends SIGTERM to process 1 alone, a shell there passes nothing on, and the
-run would be killed two minutes later without having saved anything. As process 1 this one passes SIGTERM on and reaps
-what others leave behind; the container ends with it. Started by a shell it works too, but cannot be stopped in order.
+SageMaker sends SIGTERM to process 1 alone. As that this one passes it on and reaps what others leave behind; the
+container ends with it. Started by a shell it works too, but cannot be stopped in order.
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ def _host() -> int:
             failure.write(reason)
         print(reason, file=sys.stderr)
         return 1
+    os.chdir(CODE)
     return host()
 
 

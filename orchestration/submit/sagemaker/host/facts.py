@@ -9,16 +9,16 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestration.cluster.environment import NODE_ENVIRONMENT, with_token
 from orchestration.errors import one_line
+from orchestration.submit.common.job import JobState, JobStatus
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
 
-GCS_PORT, NOTICE_PORT = 6379, 8266
+GCS_PORT = 6379
 RAY_FOLDER = "/tmp/ray"  # Ray's own default; said aloud, as the job's log is read there
 HEAD = "head"
 """A Ray resource that the head alone has."""
@@ -29,14 +29,17 @@ STOP_JOB_S = 80.0
 """After SIGTERM the run may finish its update and save a checkpoint for so long; then Ray kills it."""
 STOPPED_WORKER_S = 110.0
 """After SIGTERM a worker stays so long for the head, whose run still needs it."""
-HEAD_GONE_S = 30.0
-"""A head that does not answer for so long is gone."""
+HEAD_GONE_S = 120.0
+"""A head whose dashboard does not answer for so long is gone."""
 POLL_S = 1.0
 
 EXIT_FAILED, EXIT_STOPPED = 1, 130
 
 _OBJECT_STORE_SHARE = 0.1
+_RAYS_LEAST_OBJECT_STORE = 75 * 2**20
 _MIN_OBJECT_STORE, _MAX_OBJECT_STORE = 2**28, 2**34
+
+GOES_ON = "stopped; a job with the same checkpoint folder goes on from here"
 
 
 class HostError(Exception):
@@ -56,6 +59,10 @@ class HostFacts:
     """`rollout`, `learner` or `reward` in a heterogeneous cluster: a Ray resource of this host."""
     network_interface: str
     join_timeout_s: float
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    """What Ray must see on each host, by its name; hosts without GPUs are left out."""
+    adapter: str = ""
+    """Where SageMaker copies the run's adapter to."""
 
     @property
     def is_head(self) -> bool:
@@ -76,7 +83,7 @@ def host_facts(resources: Mapping[str, Any], settings: Mapping[str, Any], *, job
 
     Args:
         resources: the content of `resourceconfig.json`.
-        settings: fields of our distributed configuration: `head_group`, `roles` by group, `join_timeout_s`.
+        settings: the content of `hosts.json`, as `container.host_settings` writes it.
 
     Raises:
         HostError: the settings name a group that the job does not have.
@@ -88,14 +95,18 @@ def host_facts(resources: Mapping[str, Any], settings: Mapping[str, Any], *, job
     if head_group and head_group not in groups:
         raise HostError(f"head_group={head_group!r} is no instance group of this job, which has {sorted(groups)}")
     roles: Mapping[str, str] = settings.get("roles") or {}
+    role_of = {host: roles.get(group) for group, members in groups.items() for host in members}
+    gpus = {host: settings["gpus"].get(role_of.get(host) or "", 0) for host in hosts}
     return HostFacts(
         job_name=job_name,
         name=name,
         hosts=hosts,
         head=groups[head_group][0] if head_group else hosts[0],
-        role=next((roles.get(group) for group, members in groups.items() if name in members), None),
+        role=role_of.get(name),
         network_interface=resources.get("network_interface_name") or "eth0",
         join_timeout_s=float(settings["join_timeout_s"]),
+        gpus={host: count for host, count in gpus.items() if count},
+        adapter=settings["adapter"],
     )
 
 
@@ -145,18 +156,18 @@ def object_store_bytes(*, memory: int, shared_memory: int, limit: int | None = N
         memory: of the host, bytes.
         shared_memory: free in /dev/shm, bytes; what does not fit there would lie on the disk.
         limit: upper bound instead of ours.
+
+    Raises:
+        HostError: /dev/shm is smaller than the least that Ray takes.
     """
     most = _MAX_OBJECT_STORE if limit is None else limit
-    return max(min(int(memory * _OBJECT_STORE_SHARE), int(shared_memory * 0.8), most), min(_MIN_OBJECT_STORE, most))
-
-
-class Phase(StrEnum):
-    """How far the head is, as it tells the workers."""
-
-    STARTING = "starting"
-    JOINABLE = "joinable"
-    """Ray is up: workers may join, or have joined."""
-    ENDED = "ended"
+    wanted = min(max(int(memory * _OBJECT_STORE_SHARE), _MIN_OBJECT_STORE), most, int(shared_memory * 0.8))
+    if wanted < _RAYS_LEAST_OBJECT_STORE:
+        raise HostError(
+            f"/dev/shm has {shared_memory / 2**20:.0f} MiB free, and Ray's object store needs "
+            f"{_RAYS_LEAST_OBJECT_STORE / 0.8 / 2**20:.0f}: take a larger instance type"
+        )
+    return wanted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,27 +180,11 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Notice:
-    """What the head tells the workers."""
-
-    phase: Phase
-    ending: Ending | None = None
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Notice:
-        tree = json.loads(text)
-        return cls(phase=Phase(tree["phase"]), ending=None if tree["ending"] is None else Ending(**tree["ending"]))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerView:
     """What a worker knows at one moment."""
 
-    notice: Notice | None
-    """The head's last answer; None: there was none yet."""
+    run: JobStatus | None
+    """As the head last told it; None: it has not answered yet."""
     silent_s: float
     """Since that answer, 0 if it came just now; without one, since this host's start."""
     ray_ended: str | None = None
@@ -198,9 +193,22 @@ class WorkerView:
     """Since SIGTERM."""
 
 
+def run_ending(status: JobStatus, lines: Sequence[str]) -> Ending:
+    """How a host leaves whose run has ended.
+
+    Args:
+        lines: the end of the run's log.
+    """
+    if status.state is JobState.SUCCEEDED:
+        return Ending(exit_code=0)
+    if status.state is JobState.STOPPED:
+        return Ending(exit_code=EXIT_STOPPED, reason=GOES_ON)
+    return Ending(exit_code=EXIT_FAILED, reason=run_failure(lines, status.message))
+
+
 def worker_ending(facts: HostFacts, view: WorkerView) -> Ending | None:
-    """How a worker has to leave now; None: it stays."""
-    if view.notice is None:
+    """How a worker has to leave while the run goes on; None: it stays."""
+    if view.run is None:
         if view.stopping_s is not None:
             return Ending(exit_code=EXIT_STOPPED, reason=f"{facts.name} was stopped before the head was up")
         if view.silent_s > facts.join_timeout_s:
@@ -209,9 +217,6 @@ def worker_ending(facts: HostFacts, view: WorkerView) -> Ending | None:
                 reason=f"the head, {facts.head}, did not answer {facts.name} within {facts.join_timeout_s:g} s",
             )
         return None
-    if (ending := view.notice.ending) is not None:
-        named = f"the head, {facts.head}, ended: {ending.reason}" if ending.reason else ""
-        return Ending(exit_code=ending.exit_code, reason=named)
     if view.silent_s > HEAD_GONE_S:
         return Ending(exit_code=EXIT_FAILED, reason=f"the head, {facts.head}, is gone")
     if view.stopping_s is not None and view.stopping_s > STOPPED_WORKER_S:
@@ -220,6 +225,13 @@ def worker_ending(facts: HostFacts, view: WorkerView) -> Ending | None:
     if view.ray_ended is not None and view.silent_s == 0:
         return Ending(exit_code=EXIT_FAILED, reason=f"Ray ended on {facts.name}: {view.ray_ended}")
     return None
+
+
+def lacking_gpus(facts: HostFacts, nodes: Iterable[Mapping[str, float]]) -> str:
+    """Hosts that Ray sees too few GPUs on, in words; empty when all have theirs."""
+    seen = {name: int(node.get("GPU", 0)) for node in nodes for name in node if name in facts.gpus}
+    words = [f"{host} has {seen.get(host, 0)} of {n} GPUs" for host, n in facts.gpus.items() if seen.get(host, 0) < n]
+    return ", ".join(words)
 
 
 def missing(facts: HostFacts, nodes: Iterable[Mapping[str, float]]) -> tuple[str, ...]:

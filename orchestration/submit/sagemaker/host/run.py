@@ -1,14 +1,15 @@
 """What runs on every host of a SageMaker training job: a Ray cluster of all hosts, and the run as a job in it.
 
-The head starts Ray, waits for the workers, submits the run, relays its log and tells the workers how it ended. A worker
-joins, and waits for the head's word, for SIGTERM and for the head's silence. All hosts leave with the same exit code,
-and those that fail with the reason in the failure file. Only the head writes checkpoints and the model.
+The head starts Ray, waits for the workers, submits the run and relays its log. A worker joins, and asks the head's Ray
+how the run is, until that has ended, SIGTERM comes or the head is silent. The head stays until the workers know. Hosts
+that fail write the reason to the failure file. Only the head writes checkpoints and the model.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -16,48 +17,48 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from orchestration.errors import SubmitError
+from orchestration.errors import RlvrError, SubmitError, UnreachableError
 from orchestration.run.folder import ADAPTER_FOLDER, CONFIG_FILE, SUMMARY_FILE, read_status
-from orchestration.submit.common.job import JobState
+from orchestration.storage.atomic import atomic_write
+from orchestration.submit.common.job import JobState, JobStatus
 from orchestration.submit.ray.jobs import DASHBOARD_PORT, RUN_FILE, Endpoint, RayJobs, entrypoint
 from orchestration.submit.sagemaker.host import places
+from orchestration.submit.sagemaker.host.environment import cuda_compatibility, fetch_secrets
 from orchestration.submit.sagemaker.host.facts import (
     EXIT_FAILED,
     EXIT_STOPPED,
-    NOTICE_PORT,
     POLL_S,
     STOP_JOB_S,
     Ending,
     HostError,
     HostFacts,
-    Notice,
-    Phase,
     WorkerView,
     failure_text,
     host_facts,
+    lacking_gpus,
     missing,
     object_store_bytes,
     ray_environment,
     ray_start,
-    run_failure,
+    run_ending,
     worker_ending,
 )
-from orchestration.submit.sagemaker.host.notice import NoticeBoard, ask, asking
 from orchestration.submit.sagemaker.host.ray_process import JobLog, RayProcess
 
 ML = Path(places.ML)
 CODE = Path(places.CHANNELS_FOLDER / "code")
 TOKEN_PATH = Path(places.CHANNELS_FOLDER / places.AUTH / places.TOKEN_FILE)
-RUN_CONFIG = Path(places.CHANNELS_FOLDER / places.CONFIG / RUN_FILE)
+CONFIG = Path(places.CHANNELS_FOLDER / places.CONFIG)
 RUN_FOLDER = Path(places.RUN_FOLDER)
 OBJECT_STORE_VARIABLE = "RLVR_OBJECT_STORE_BYTES"
 """Upper bound of this host's object store, bytes."""
 
+_INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 _TELL_WORKERS_S = 15.0
 _CALL_TIMEOUT_S = 15.0
 _DASHBOARD_SILENT_S = 120.0
@@ -70,20 +71,21 @@ def main() -> int:
     try:
         facts = host_facts(
             json.loads((ML / "input/config/resourceconfig.json").read_bytes()),
-            json.loads(os.environ["SM_DISTRIBUTED_CONFIG"]),
+            settings := json.loads((CONFIG / places.HOSTS_FILE).read_bytes()),
             job_name=os.environ["TRAINING_JOB_NAME"],
         )
         token = TOKEN_PATH.read_text(encoding="utf-8").strip()
+        os.environ.update(fetch_secrets(settings["secrets"], settings["endpoints"]))  # Ray's processes inherit them
         say(facts, f"{'head' if facts.is_head else f'worker of {facts.head}'}, {len(facts.hosts)} hosts in all")
         ending = run_head(facts, token, stop) if facts.is_head else run_worker(facts, token, stop)
-    except HostError as error:
+    except (HostError, RlvrError) as error:
         ending = Ending(exit_code=EXIT_FAILED, reason=str(error))
     except Exception as error:  # nobody above would write the reason where SageMaker looks for it
         traceback.print_exc()
         ending = Ending(exit_code=EXIT_FAILED, reason=f"{type(error).__name__}: {error}")
     if ending.reason:
         text = failure_text(ending.reason)
-        print(f"{os.environ.get('SM_CURRENT_HOST', 'this host')} leaves: {text}", flush=True)
+        print(f"{socket.gethostname()} leaves: {text}", flush=True)
         (ML / "output/failure").write_text(text, encoding="utf-8")
     return ending.exit_code
 
@@ -127,65 +129,130 @@ def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
         stop: set by SIGTERM.
 
     Returns:
-        How this host leaves; the workers have been told.
+        How this host leaves; the workers have left, or were given time to.
     """
-    with ExitStack() as stack:
-        board = stack.enter_context(NoticeBoard(own_ip(facts), token=token))
+    ray = start_ray(facts, head_ip=own_ip(facts))
+    jobs = _Jobs(facts, token)
+    try:
         try:
-            ending = _head_ending(facts, token, stop, board, stack)
+            ending = _head_ending(facts, ray, jobs, stop)
             if ending.exit_code != EXIT_FAILED:
-                put_out(RUN_FOLDER, ML / "model")
+                put_out(RUN_FOLDER, ML / "model", adapter=facts.adapter)
+                say(facts, f"adapter: {facts.adapter}")
         except (HostError, SubmitError, OSError) as error:
             ending = Ending(exit_code=EXIT_FAILED, reason=str(error))
-        board.post(Notice(phase=Phase.ENDED, ending=ending))
-        if untold := board.wait_until_told(facts.workers, timeout_s=_TELL_WORKERS_S):
-            say(facts, f"did not ask how it ended: {', '.join(untold)}")
-    return ending
+        jobs.tell(ending.reason)
+        if left := jobs.wait_for_workers_to_leave(timeout_s=_TELL_WORKERS_S):
+            say(facts, f"did not leave before the head: {', '.join(left)}")
+        return ending
+    finally:
+        ray.stop()
 
 
-def _head_ending(facts: HostFacts, token: str, stop: _Stop, board: NoticeBoard, stack: ExitStack) -> Ending:
-    """Start Ray, which ends with `stack`: after the workers know how the run ended, and have left it."""
+class _Jobs:
+    """The head's Ray, as the hosts ask it. The run's state there is what the workers go by."""
+
+    def __init__(self, facts: HostFacts, token: str, address: str = "127.0.0.1") -> None:
+        self._facts, self._submitted = facts, False
+        self._jobs: RayJobs | None = None
+        self._endpoint = Endpoint(address=f"http://{address}:{DASHBOARD_PORT}", token=token, timeout_s=_CALL_TIMEOUT_S)
+
+    @property
+    def ray(self) -> RayJobs:
+        """Raises SubmitError while it does not answer."""
+        self._jobs = self._jobs or RayJobs(self._endpoint)
+        return self._jobs
+
+    def submit(self, command: str) -> None:
+        self._submitted = True
+        self.ray.submit(name=self._facts.job_name, command=command, runtime_env={})
+
+    def tell(self, reason: str) -> None:
+        """In place of a run that does not come: a job that says why, and fails."""
+        if not self._submitted and self._jobs is not None and self._facts.workers:
+            try:
+                self.submit(shlex.join(["sh", "-c", f"echo {shlex.quote(f'rlvr: {reason}')}; exit 1"]))
+            except SubmitError as error:
+                say(self._facts, f"the workers are not told: {error}")
+
+    def wait_for_workers_to_leave(self, *, timeout_s: float) -> tuple[str, ...]:
+        """Those that are still there after `timeout_s`."""
+        deadline, there = time.monotonic() + timeout_s, self._facts.workers
+        while there and self._jobs is not None and time.monotonic() < deadline:
+            try:
+                absent = missing(self._facts, self._jobs.nodes())
+            except SubmitError:
+                break
+            there = tuple(host for host in self._facts.workers if host not in absent)
+            time.sleep(POLL_S / 2)
+        return there
+
+    def status(self) -> JobStatus | None:
+        """The run's; pending while there is none, and None when the head does not answer."""
+        try:
+            ray = self.ray
+        except SubmitError:
+            return None
+        try:
+            return ray.status(self._facts.job_name)
+        except UnreachableError:
+            return None
+        except SubmitError:
+            return JobStatus(state=JobState.PENDING)
+
+    def ending(self, status: JobStatus) -> Ending:
+        """A worker's, whose head's run has ended."""
+        try:
+            lines = self.ray.log(self._facts.job_name).splitlines()
+        except SubmitError:
+            lines = []
+        ending = run_ending(status, lines)
+        told = f"the head, {self._facts.head}, ended: {ending.reason}" if ending.reason else ""
+        return Ending(exit_code=ending.exit_code, reason=told)
+
+
+def _head_ending(facts: HostFacts, ray: RayProcess, jobs: _Jobs, stop: _Stop) -> Ending:
+    if not _all_joined(facts, ray, jobs, stop):
+        return Ending(exit_code=EXIT_STOPPED, reason="stopped before all hosts had joined")
     if read_status(RUN_FOLDER) == "finished":  # an interruption came between the run's end and the job's
         say(facts, "the checkpoint folder holds a finished run: nothing to do")
-        return Ending(exit_code=0)
-    ray = start_ray(facts, head_ip=own_ip(facts))
-    stack.callback(ray.stop)
-    jobs = _all_joined(facts, ray, token, board, stop)
-    if jobs is None:
-        return Ending(exit_code=EXIT_STOPPED, reason="stopped before all hosts had joined")
-    jobs.submit(name=facts.job_name, command=entrypoint(str(RUN_CONFIG), python=sys.executable), runtime_env={})
-    say(facts, f"submitted the run as Ray job {facts.job_name}")
+        jobs.submit("true")
+    else:
+        jobs.submit(entrypoint(str(CONFIG / RUN_FILE), python=sys.executable))
+        say(facts, f"submitted the run as Ray job {facts.job_name}")
     return _followed(facts, ray, jobs, stop)
 
 
-def _all_joined(facts: HostFacts, ray: RayProcess, token: str, board: NoticeBoard, stop: _Stop) -> RayJobs | None:
-    """Wait for all hosts; None: stopped meanwhile. Raises HostError naming those that are missing in time."""
-    endpoint = Endpoint(address=f"http://127.0.0.1:{DASHBOARD_PORT}", token=token, timeout_s=_CALL_TIMEOUT_S)
+def _all_joined(facts: HostFacts, ray: RayProcess, jobs: _Jobs, stop: _Stop) -> bool:
+    """Wait for all hosts; False: stopped meanwhile. Raises HostError naming those that are missing in time, or that
+    lack GPUs."""
     deadline = time.monotonic() + facts.join_timeout_s
-    jobs: RayJobs | None = None
     absent, trouble = facts.hosts, ""
+    nodes: list[dict[str, float]] = []
     while not stop.wait(POLL_S):
         if (words := ray.ended()) is not None:
             raise HostError(f"Ray ended on the head, {facts.name}: {words}")
         before = absent
         try:
-            jobs = jobs or RayJobs(endpoint)
-            absent, trouble = missing(facts, jobs.nodes()), ""
+            nodes = jobs.ray.nodes()
+            absent, trouble = missing(facts, nodes), ""
         except SubmitError as error:  # it is starting
             trouble = str(error)
-        if facts.name not in absent:
-            board.post(Notice(phase=Phase.JOINABLE))
         if absent != before:
             say(facts, f"{len(facts.hosts) - len(absent)} of {len(facts.hosts)} hosts have joined")
         if not absent:
-            return jobs
+            if lacking := lacking_gpus(facts, nodes):
+                raise HostError(
+                    f"{lacking} that Ray can see: the driver may be too old for CUDA 13, see the host's log"
+                )
+            return True
         if time.monotonic() > deadline:
             names = f"{', '.join(absent)} did not join Ray within {facts.join_timeout_s:g} s"
             raise HostError(f"{names}: {trouble}" if trouble else names)
-    return None
+    return False
 
 
-def _followed(facts: HostFacts, ray: RayProcess, jobs: RayJobs, stop: _Stop) -> Ending:
+def _followed(facts: HostFacts, ray: RayProcess, jobs: _Jobs, stop: _Stop) -> Ending:
     """Relay the run's log until it has ended; after SIGTERM ask it to stop."""
     log = JobLog(facts.job_name)
     asked_to_stop, answered = False, time.monotonic()
@@ -196,13 +263,13 @@ def _followed(facts: HostFacts, ray: RayProcess, jobs: RayJobs, stop: _Stop) -> 
         try:
             if stopping_s is not None and not asked_to_stop:
                 say(facts, f"asked to stop: the run may save its state for {STOP_JOB_S:g} s")
-                jobs.stop(facts.job_name)
+                jobs.ray.stop(facts.job_name)
                 asked_to_stop = True
-            status = jobs.status(facts.job_name)
+            status = jobs.ray.status(facts.job_name)
             answered = time.monotonic()
             if status.state.ended:
                 log.relay(all_of_it=True)
-                return _run_ending(status.state, list(log.tail), status.message)
+                return run_ending(status, list(log.tail))
         except SubmitError as error:
             trouble = str(error)
         if stopping_s is not None and stopping_s > STOP_JOB_S + 5:
@@ -213,22 +280,18 @@ def _followed(facts: HostFacts, ray: RayProcess, jobs: RayJobs, stop: _Stop) -> 
             raise HostError(f"Ray's dashboard on {facts.name} stopped answering: {trouble}")
 
 
-def _run_ending(state: JobState, tail: list[str], message: str) -> Ending:
-    if state is JobState.SUCCEEDED:
-        return Ending(exit_code=0)
-    if state is JobState.STOPPED:
-        return Ending(exit_code=EXIT_STOPPED, reason="stopped; a job with the same checkpoint folder goes on from here")
-    return Ending(exit_code=EXIT_FAILED, reason=run_failure(tail, message))
-
-
-def put_out(run_folder: Path, model_folder: Path) -> None:
-    """Copy what SageMaker shall keep as the job's model: the adapter, the summary and the configuration."""
+def put_out(run_folder: Path, model_folder: Path, *, adapter: str) -> None:
+    """Copy what SageMaker shall keep as the job's model: the adapter, the configuration, and the summary, which is told
+    where the adapter lies on S3."""
     model_folder.mkdir(parents=True, exist_ok=True)
     if (run_folder / ADAPTER_FOLDER).is_dir():
         shutil.copytree(run_folder / ADAPTER_FOLDER, model_folder / ADAPTER_FOLDER, dirs_exist_ok=True)
-    for name in (SUMMARY_FILE, CONFIG_FILE):
-        if (run_folder / name).is_file():
-            shutil.copyfile(run_folder / name, model_folder / name)
+    if (run_folder / CONFIG_FILE).is_file():
+        shutil.copyfile(run_folder / CONFIG_FILE, model_folder / CONFIG_FILE)
+    for path in (run_folder / SUMMARY_FILE, model_folder / SUMMARY_FILE):
+        if (run_folder / SUMMARY_FILE).is_file():
+            summary: dict[str, Any] = json.loads((run_folder / SUMMARY_FILE).read_bytes())
+            atomic_write(path, json.dumps({**summary, "adapter": adapter}, ensure_ascii=False, indent=2).encode())
 
 
 # A worker
@@ -238,34 +301,35 @@ def run_worker(facts: HostFacts, token: str, stop: _Stop) -> Ending:
     """The whole life of a worker: join, and stay until there is a reason to leave. Arguments as of `run_head`."""
     began = heard = time.monotonic()
     ray: RayProcess | None = None
-    ray_ended: str | None = None
-    notice: Notice | None = None
+    run: JobStatus | None = None
+    jobs: _Jobs | None = None
     started_at = 0.0
-    http = asking()
     try:
         while True:
             now = time.monotonic()
             ray_ended = ray.ended() if ray is not None else None
             head_ip = _address_of(facts.head)
-            answer = head_ip and ask(http, f"http://{head_ip}:{NOTICE_PORT}/", host=facts.name, token=token)
-            if answer:
-                notice, heard = answer, time.monotonic()
+            jobs = jobs or (_Jobs(facts, token, head_ip) if head_ip else None)
+            answer = jobs.status() if jobs else None
+            if jobs and answer:
+                run, heard = answer, time.monotonic()
+                if answer.state.ended:
+                    return jobs.ending(answer)
             retry = ray_ended is not None and now - began < facts.join_timeout_s
             view = WorkerView(
-                notice=notice,
+                run=run,
                 silent_s=0.0 if answer else time.monotonic() - heard,
                 ray_ended=None if retry else ray_ended,
                 stopping_s=stop.for_s,
             )
             if (ending := worker_ending(facts, view)) is not None:
                 return ending
-            if answer and answer.phase is Phase.JOINABLE and (ray is None or retry) and now - started_at > _RESTART_S:
+            if answer and (ray is None or retry) and now - started_at > _RESTART_S:
                 if ray_ended is not None:
                     say(facts, f"Ray did not start, trying again: {ray_ended}")
                 ray, started_at = start_ray(facts, head_ip=str(head_ip)), now
-            time.sleep(POLL_S)
+            time.sleep(2 * POLL_S)
     finally:
-        http.close()
         if ray is not None:
             ray.stop()
 
@@ -284,9 +348,8 @@ def start_ray(facts: HostFacts, *, head_ip: str) -> RayProcess:
     command = ray_start(facts, node_ip=own_ip(facts), head_ip=head_ip, object_store_bytes=store)
     environment = {
         # What the job's environment says of them wins.
-        **{
-            name: os.environ.get(name, facts.network_interface) for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
-        },
+        **{name: os.environ.get(name, facts.network_interface) for name in _INTERFACE_VARIABLES},
+        **cuda_compatibility(),
         **ray_environment(code=str(CODE), token_file=str(TOKEN_PATH), python_path=os.environ.get("PYTHONPATH", "")),
     }
     log = ML / "output/data/ray_start.log"

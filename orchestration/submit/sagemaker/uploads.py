@@ -1,0 +1,108 @@
+"""A submission's files on S3: put where nobody else writes. And what an earlier job has left there."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from orchestration.errors import ConfigError
+from orchestration.run.folder import SUMMARY_FILE
+from orchestration.run.resume import CHECKPOINTS_FOLDER
+from orchestration.settings.tree import nearest
+from orchestration.storage.aws import error_code, explained
+from orchestration.storage.s3 import encryption, parse
+from orchestration.submit.common.job import Say
+from orchestration.submit.sagemaker.container import Layout, Upload
+
+_TOKEN_BYTES = 32
+_AT_ONCE = 8
+_LARGE_BYTES = 64 * 2**20
+"""A larger file goes in parts, which botocore puts together without a condition: the token holds the place."""
+
+
+def put_all(s3: Any, layout: Layout, uploads: Iterable[Upload], *, kms_key: str | None, say: Say) -> None:
+    """Put the cluster's token, made now, and then everything else.
+
+    Args:
+        kms_key: encrypts all of it; None: as the bucket does by itself.
+
+    Raises SubmitError when S3 refuses, or when there is something already.
+    """
+    put(s3, secrets.token_hex(_TOKEN_BYTES).encode(), layout.token, kms_key)  # first: what is wrong shows at one file
+    files = []
+    for upload in uploads:
+        say(f"uploading {upload.describe()} to {upload.uri}")
+        files += upload.files()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            for sent in [pool.submit(put, s3, source, uri, kms_key) for source, uri in files]:
+                sent.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # what has not begun when one fails is not tried
+
+
+def put(s3: Any, source: Path | bytes, uri: str, kms_key: str | None) -> None:
+    """Put a file where there is none. Raises SubmitError."""
+    place, encrypted = parse(uri), encryption(kms_key)
+    with explained(f"uploading to {uri}"):
+        if isinstance(source, Path) and source.stat().st_size > _LARGE_BYTES:
+            s3.upload_file(str(source), place.bucket, place.key, ExtraArgs=encrypted)
+            return
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        s3.put_object(Bucket=place.bucket, Key=place.key, Body=content, IfNoneMatch="*", **encrypted)
+
+
+def check_resumable(s3: Any, layout: Layout, job: str) -> None:
+    """Whether an earlier job left something to go on from.
+
+    Raises ConfigError, with what there is, when it did not, or when its run is finished.
+    """
+    folder = f"{layout.run_folder(job)}/"
+    if f"{CHECKPOINTS_FOLDER}/" not in _below(s3, folder):
+        jobs = sorted(name.rstrip("/") for name in _below(s3, f"{layout.output}/") if name.endswith("/"))
+        named = nearest(job, jobs) or (f"; there are {', '.join(jobs[-5:])}" if jobs else "; no job has left any there")
+        raise ConfigError(f"sagemaker.resume={job!r}: {folder} has no checkpoint to go on from{named}")
+    summary = _summary(s3, f"{folder}{SUMMARY_FILE}")
+    if summary.get("status") == "finished":
+        raise ConfigError(
+            f"sagemaker.resume={job!r}: its run is finished, after {summary.get('steps')} steps, and does not go "
+            f"on; its adapter is in {folder}adapter, and a new run is submitted without sagemaker.resume"
+        )
+
+
+def _below(s3: Any, folder: str) -> set[str]:
+    """Names of folders, with their slash, and of objects right below a folder."""
+    place = parse(folder)
+    with explained(f"looking into {folder}"):
+        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=place.bucket, Prefix=place.key, Delimiter="/")
+        found = [
+            name
+            for page in pages
+            for name in (
+                *(entry["Prefix"] for entry in page.get("CommonPrefixes", ())),
+                *(entry["Key"] for entry in page.get("Contents", ())),
+            )
+        ]
+    return {name.removeprefix(place.key) for name in found}
+
+
+def _summary(s3: Any, uri: str) -> dict[str, Any]:
+    """Of a run that has ended; empty while there is none."""
+    from botocore.exceptions import ClientError
+
+    place = parse(uri)
+    with explained(f"reading {uri}"):
+        try:
+            content = s3.get_object(Bucket=place.bucket, Key=place.key)["Body"].read()
+        except ClientError as error:
+            if error_code(error) == "NoSuchKey":
+                return {}
+            raise
+    try:
+        return dict(json.loads(content))
+    except (ValueError, TypeError):
+        return {}
