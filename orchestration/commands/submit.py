@@ -83,16 +83,13 @@ def _submit(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int
         job = stack.enter_context(_specified(settings, recipe))
         plan = backend.plan(job)
         if arguments.dry_run:
-            request = {**plan.request, **({"notes": list(plan.notes)} if plan.notes else {})}
-            print(json.dumps(request, indent=2) if arguments.json else plan.text.rstrip("\n"))
-            for note in () if arguments.json else plan.notes:
-                print(f"# {note}")
+            request = {**plan.request, **({"notes": plan.notes} if plan.notes else {})}
+            print(json.dumps(request, indent=2) if arguments.json else plan.text().rstrip("\n"))
             return 0
         for note in plan.notes:
             _say(note)
         stack.enter_context(book.reserved(job.name))
         reference = backend.submit(job, _say)
-        adapter = backend.adapter(reference)
         record = JobRecord(
             name=job.name,
             place=arguments.to,
@@ -100,14 +97,13 @@ def _submit(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int
             submitted_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             reference=reference,
             settings=getattr(settings.submit, arguments.to).model_dump(mode="json"),
-            adapter=adapter,
-            evaluate=_evaluation(job.run, recipe, overrides, adapter),
+            evaluate=_evaluation(job.run, recipe, overrides, reference["adapter"]),
         )
         book.write(record)
     hint = backend.dashboard_hint(reference)
     if arguments.json:
         row = {"job": job.name, "place": arguments.to, "reference": reference, "dashboard": hint}
-        print(json.dumps({**row, "adapter": adapter, "evaluate": record.evaluate}))
+        print(json.dumps({**row, "evaluate": record.evaluate}))
         return 0
     print(f"submitted {job.name}")
     _say(f"dashboard: {hint}")
@@ -163,9 +159,9 @@ def _follow(backend: Backend, record: JobRecord) -> int:
 
 def _results(record: JobRecord, status: JobStatus) -> tuple[str, ...]:
     """What is left of a job that has ended."""
-    if status.state not in (JobState.SUCCEEDED, JobState.STOPPED) or not record.adapter:
+    if status.state not in (JobState.SUCCEEDED, JobState.STOPPED) or not record.evaluate:
         return ()
-    return f"adapter: {record.adapter}", f"to measure it here: {record.evaluate}"
+    return f"adapter: {record.reference['adapter']}", f"to measure it here: {record.evaluate}"
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -199,8 +195,7 @@ def _status(arguments: argparse.Namespace) -> int:
     hint = backend.dashboard_hint(record.reference)
     if arguments.json:
         row = {**_described(record), "state": status.state.value, "message": status.message, "dashboard": hint}
-        row |= {"adapter": record.adapter, "evaluate": record.evaluate}
-        print(json.dumps({**row, "reference": dict(record.reference)}))
+        print(json.dumps({**row, "evaluate": record.evaluate, "reference": dict(record.reference)}))
         return 0
     for line in (f"{record.name} on {record.place} {_worded(status)}", *_results(record, status)):
         print(line)
@@ -240,9 +235,16 @@ def _asked(record: JobRecord) -> JobStatus:
 
 
 def _backend(record: JobRecord) -> Backend:
+    from pydantic import ValidationError
+
     from orchestration.settings.submit import SubmitConfig
 
-    return make_backend(record.place, SubmitConfig.model_validate({record.place: dict(record.settings)}))
+    try:
+        return make_backend(record.place, SubmitConfig.model_validate({record.place: dict(record.settings)}))
+    except ValidationError as error:
+        raise ConfigError(
+            f"the job {record.name} was submitted by another version, with other settings: {one_line(error)}"
+        ) from error
 
 
 def _described(record: JobRecord) -> dict[str, str]:

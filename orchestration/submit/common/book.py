@@ -31,10 +31,8 @@ class JobRecord:
     """What the backend finds it by. Nothing secret."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The backend's section of the settings it was submitted with."""
-    adapter: str = ""
-    """Where a finished run's adapter lies."""
     evaluate: str = ""
-    """The command that measures it from here."""
+    """The command that measures the adapter from here."""
 
 
 def state_root() -> Path:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from orchestration.errors import ConfigError
+from orchestration.settings.config import RunConfig
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Instance:
@@ -85,3 +88,13 @@ INSTANCES = {
 def gpu_kind(instance_type: str) -> GpuKind | None:
     """The GPUs of ml.FAMILY.SIZE; None: it has none, or they are not known here."""
     return GPU_KINDS.get(instance_type.split(".")[1])
+
+
+def refuse_workers_on_two_hosts(run: RunConfig, *, gpus: int, hosts: int, where: str) -> None:
+    """Raises ConfigError when so many hosts do not hold all of a run's workers, whose GPUs are on one host each."""
+    width, workers = run.rollout.tensor_parallel_size, run.rollout.num_workers or 1
+    if workers > (fitting := gpus // width * hosts):
+        raise ConfigError(
+            f"rollout.num_workers={workers} with tensor_parallel_size={width} needs {workers * width} GPUs, {width} of "
+            f"a worker on one host, and {where} takes {fitting} such workers; lower either, or take more hosts"
+        )

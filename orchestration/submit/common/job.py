@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
+import yaml
+
 from orchestration.settings.config import RunConfig
 from orchestration.submit.common.package import CodePackage
 from orchestration.submit.common.paths import data_files
@@ -69,15 +71,34 @@ class Plan:
     """What would be sent."""
 
     request: Mapping[str, Any]
-    """The request as JSON, secrets left out."""
-    text: str
-    """The same for a person, as YAML."""
+    """The request as JSON, secrets left out; under `manifests` alone those that Kubernetes would be given."""
     notes: tuple[str, ...] = ()
     """What works, and may not be meant: a sentence each."""
 
+    def text(self) -> str:
+        """The same for a person, as YAML."""
+        documents = self.request.get("manifests", [dict(self.request)])
+        dumped = [yaml.dump(each, Dumper=_Dumper, sort_keys=False, width=110) for each in documents]
+        return "---\n".join(dumped) + "".join(f"# {note}\n" for note in self.notes)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks, and what is there twice written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _as_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _as_block)
+
 
 class Backend(Protocol):
-    """A place that takes jobs. A `reference` is what it needs to find a job again, in strings."""
+    """A place that takes jobs. A `reference` is what it needs to find a job again, in strings; its `adapter` is where a
+    finished run's adapter lies, s3://… or a path there."""
 
     def plan(self, job: JobSpec) -> Plan:
         """What `submit` would send. Needs no account, no credentials and no network.
@@ -100,10 +121,6 @@ class Backend(Protocol):
 
     def stop(self, reference: Mapping[str, str]) -> None:
         """Ask it to save its state and end. A job that has ended already is left as it is."""
-        ...
-
-    def adapter(self, reference: Mapping[str, str]) -> str:
-        """Where a finished run's adapter lies: s3://…, or a path of the place."""
         ...
 
     def dashboard_hint(self, reference: Mapping[str, str]) -> str:

@@ -50,7 +50,7 @@ class HyperPodBackend:
             "name": job.name,
             "namespace": self._settings.namespace,
             "context": self._settings.context or "",
-            "run_dir": str(run_in_pods(job, self._settings).run_dir),
+            "adapter": f"{run_in_pods(job, self._settings).run_dir}/{ADAPTER_FOLDER}",
         }
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
@@ -72,9 +72,6 @@ class HyperPodBackend:
             return state.ended or state is JobState.UNKNOWN
 
         return followed(ended, news, poll_s=POLL_S) if follow else news(over=True)
-
-    def adapter(self, reference: Mapping[str, str]) -> str:
-        return f"{reference['run_dir']}/{ADAPTER_FOLDER}"
 
     def stop(self, reference: Mapping[str, str]) -> None:
         """A run that is under way saves its state, and its RayJob stays; one that waits is deleted."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from orchestration.errors import ConfigError, MachineError
-from orchestration.machine.placement import MARK, place
+from orchestration.machine.placement import MARK, place, sized
 from orchestration.settings.config import RunConfig
 from orchestration.settings.hyperpod import GpuGroup, HyperPodConfig
 from orchestration.settings.rewards import ActorDeployment
-from orchestration.submit.common.instances import INSTANCES, Instance
+from orchestration.submit.common.instances import INSTANCES, Instance, refuse_workers_on_two_hosts
 from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.paths import local_model_folder, refuse_what_stays_here, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE
@@ -79,12 +78,13 @@ def run_in_pods(job: JobSpec, settings: HyperPodConfig) -> RunConfig:
             raise ConfigError(
                 f"{key}={nodes!r}: hyperpod.rollout and hyperpod.learner mark the nodes themselves; leave it out"
             )
-    _check_gpus(run, settings)
+    division_of_gpus(run, settings)
     return with_settings(run, _changes(run, run_dir, settings))
 
 
 def _changes(run: RunConfig, run_dir: str, settings: HyperPodConfig) -> dict[str, Any]:
-    changes: dict[str, Any] = {"ray_address": "auto", "run_dir": run_dir}
+    # Kubernetes gives the pods GPUs; `auto` would go on without those that the driver hides.
+    changes: dict[str, Any] = {"ray_address": "auto", "run_dir": run_dir, "device": "cuda"}
     if settings.rollout is not None:
         changes |= {"rollout_nodes": ROLLOUT, "learner_nodes": LEARNER}
     if settings.reward is not None:
@@ -170,11 +170,19 @@ def _check_rewards(run: RunConfig, settings: HyperPodConfig) -> None:
         raise ConfigError(f"reward.settings_file={str(path)!r} is no YAML file here; give one, or one on the volume")
 
 
-def _check_gpus(run: RunConfig, settings: HyperPodConfig) -> None:
+def division_of_gpus(run: RunConfig, settings: HyperPodConfig) -> str:
+    """Who gets which of the hosts' GPUs, in words. Raises ConfigError when they do not suffice."""
     assert settings.learner is not None, "check_cluster() comes first"
     hosts = {role: host_of(group, role) for role, group in gpu_groups(settings).items()}
     totals = {role: hosts[role].gpus * group.count for role, group in gpu_groups(settings).items()}
-    _check_workers(run, hosts, settings)
+    if run.device == "cpu":
+        raise ConfigError("device=cpu would leave the GPUs of hyperpod.learner idle; use device=auto")
+    of_role = {} if settings.rollout is None else {f"{role}_gpus": total for role, total in totals.items()}
+    total, on_a_host = sum(totals.values()), max(host.gpus for host in hosts.values())
+    run = sized(run, num_gpus=total, on_a_host=on_a_host, **of_role)
+    role = LEARNER if settings.rollout is None else ROLLOUT
+    count = gpu_groups(settings)[role].count
+    refuse_workers_on_two_hosts(run, gpus=hosts[role].gpus, hosts=count, where=f"hyperpod.{role}")
     if settings.rollout is not None:
         if run.placement == "colocated":
             raise ConfigError(
@@ -185,30 +193,13 @@ def _check_gpus(run: RunConfig, settings: HyperPodConfig) -> None:
             raise ConfigError(
                 f"learner.num_ranks={run.learner.num_ranks} is more than the {totals[LEARNER]} GPUs of hyperpod.learner"
             )
-    if run.device == "cpu":
-        raise ConfigError("device=cpu would leave the GPUs of hyperpod.learner idle; use device=auto")
-    if settings.rollout is not None:
         run = run.model_copy(update={"rollout_nodes": ROLLOUT, "learner_nodes": LEARNER})
     try:
-        place(run, num_gpus=sum(totals.values()))
+        return f"{total} GPUs: {place(run, num_gpus=total).describe(total)}"
     except MachineError as error:
         raise ConfigError(
             f"{error} (hyperpod: {', '.join(f'{role} {n} GPUs' for role, n in totals.items())})"
         ) from None
-
-
-def _check_workers(run: RunConfig, hosts: Mapping[str, Instance], settings: HyperPodConfig) -> None:
-    """A worker's GPUs are all on one host."""
-    role = LEARNER if settings.rollout is None else ROLLOUT
-    group = gpu_groups(settings)[role]
-    width, workers = run.rollout.tensor_parallel_size, run.rollout.num_workers or 1
-    fitting = hosts[role].gpus // width * group.count
-    if workers > fitting:
-        raise ConfigError(
-            f"rollout.num_workers={workers} with rollout.tensor_parallel_size={width} needs {workers * width} GPUs, "
-            f"{width} of a worker on one host, and hyperpod.{role} takes {fitting} such workers; lower either, or "
-            f"enlarge the group"
-        )
 
 
 def is_below(path: str, mount: str) -> bool:

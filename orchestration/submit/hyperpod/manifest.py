@@ -34,6 +34,7 @@ from orchestration.submit.hyperpod.checks import (
     REWARD,
     ROLLOUT,
     check_cluster,
+    division_of_gpus,
     gpu_groups,
     host_of,
     run_in_pods,
@@ -87,9 +88,8 @@ def owned_by(manifest: Manifest, owner: Mapping[str, Any]) -> Manifest:
 def make_plan(job: JobSpec, settings: HyperPodConfig) -> Plan:
     """What would be applied, with the token and the code's bytes told rather than shown. Raises as `job_manifests`."""
     manifests = job_manifests(job, settings, token="-")
-    shown = [json.loads(json.dumps(_for_reading(manifest))) for manifest in manifests]  # YAML: nothing by reference
-    text = "---\n".join(yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=110) for manifest in shown)
-    return Plan(request={"manifests": shown}, text=text)
+    shown = [_for_reading(manifest) for manifest in manifests]
+    return Plan(request={"manifests": shown}, notes=(division_of_gpus(job.run, settings),))
 
 
 def _for_reading(manifest: Manifest) -> Manifest:
@@ -284,14 +284,3 @@ def _fill(node: Any, values: Mapping[str, Any]) -> Any:
             return [entry for value in filled for entry in (value if isinstance(value, list) else [value])]
         case _:
             return node
-
-
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines as blocks."""
-
-
-def _as_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _as_block)

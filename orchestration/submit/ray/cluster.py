@@ -55,7 +55,7 @@ class RayBackend:
         if self._settings.check_gpus:
             check_gpus(run, jobs.nodes(), address=address)
         send(jobs, job, run, stop_timeout_s=self._settings.stop_timeout_s)
-        return {"address": address, "job_id": job.name, "run_dir": str(run.run_dir)}
+        return {"address": address, "job_id": job.name, "adapter": f"{run.run_dir}/{ADAPTER_FOLDER}"}
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
         return self._jobs(reference["address"]).status(reference["job_id"])
@@ -65,9 +65,6 @@ class RayBackend:
 
     def stop(self, reference: Mapping[str, str]) -> None:
         self._jobs(reference["address"]).stop(reference["job_id"])
-
-    def adapter(self, reference: Mapping[str, str]) -> str:
-        return f"{reference['run_dir']}/{ADAPTER_FOLDER}"
 
     def dashboard_hint(self, reference: Mapping[str, str]) -> str:
         if reference["address"].startswith(HYPERPOD):
@@ -155,7 +152,7 @@ def ray_plan(job: JobSpec, run: RunConfig, *, address: str, stop_timeout_s: floa
         "runtime_env": runtime_environment(job, working_dir=working_dir, stop_timeout_s=stop_timeout_s),
         "run": yaml.safe_load(dump_config(run)),
     }
-    return Plan(request=request, text=yaml.safe_dump(request, sort_keys=False, width=120))
+    return Plan(request=request)
 
 
 def send(jobs: RayJobs, job: JobSpec, run: RunConfig, *, stop_timeout_s: float, python: str = "python") -> None:

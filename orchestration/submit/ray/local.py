@@ -53,8 +53,8 @@ class LocalBackend:
         )
         jobs = RayJobs(local_head.endpoint(self._folder, head))
         send(jobs, job, run, stop_timeout_s=self._settings.stop_timeout_s, python=sys.executable)
-        reference = {"address": head.address, "head": head.identity}
-        return {**reference, "job_id": job.name, "run_dir": str(run.run_dir)}
+        reference = {"address": head.address, "head": head.identity, "job_id": job.name}
+        return {**reference, "run_dir": str(run.run_dir), "adapter": f"{run.run_dir}/{ADAPTER_FOLDER}"}
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
         jobs = self._jobs(reference)
@@ -74,9 +74,6 @@ class LocalBackend:
     def stop(self, reference: Mapping[str, str]) -> None:
         if (jobs := self._jobs(reference)) is not None:
             jobs.stop(reference["job_id"])
-
-    def adapter(self, reference: Mapping[str, str]) -> str:
-        return f"{reference['run_dir']}/{ADAPTER_FOLDER}"
 
     def dashboard_hint(self, reference: Mapping[str, str]) -> str:
         token = self._folder / local_head.TOKEN_FILE

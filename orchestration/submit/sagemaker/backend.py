@@ -18,7 +18,7 @@ from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, 
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
 from orchestration.submit.sagemaker.checks import check
 from orchestration.submit.sagemaker.fitting import instance_kinds, notes
-from orchestration.submit.sagemaker.logs import follow_logs, read_logs
+from orchestration.submit.sagemaker.logs import logs_of
 from orchestration.submit.sagemaker.request import form, has_dashboard
 from orchestration.submit.sagemaker.uploads import check_resumable, put_all
 
@@ -63,8 +63,7 @@ class SageMakerBackend:
             "run": yaml.safe_load(dump_config(formed.inputs.run)),
             "CreateTrainingJob": dict(formed.request),
         }
-        text = yaml.dump(request, Dumper=_Dumper, sort_keys=False, width=120)
-        return Plan(request=request, text=text, notes=notes(self._settings, job.run))
+        return Plan(request=request, notes=notes(self._settings, job.run))
 
     def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
         region, settings = self._checked(job), self._settings
@@ -90,15 +89,12 @@ class SageMakerBackend:
         return training_status(_describe(sagemaker, name))
 
     def logs(self, reference: Mapping[str, str], *, follow: bool) -> Iterator[str]:
-        logs = self._client("logs", reference["region"])
-        if not follow:
-            return read_logs(logs, reference["job_name"])
-
         def ended() -> bool:
             state = self.status(reference).state
             return state.ended or state is JobState.UNKNOWN  # else a job that is not there is waited for
 
-        return follow_logs(logs, reference["job_name"], ended=ended)
+        logs = self._client("logs", reference["region"])
+        return logs_of(logs, reference["job_name"], ended=ended if follow else None)
 
     def stop(self, reference: Mapping[str, str]) -> None:
         name = reference["job_name"]
@@ -112,9 +108,6 @@ class SageMakerBackend:
             if not self.status(reference).state.ended:  # else it ended by itself between the two calls
                 raise
 
-    def adapter(self, reference: Mapping[str, str]) -> str:
-        return reference["adapter"]
-
     def dashboard_hint(self, reference: Mapping[str, str]) -> str:
         name, region = reference["job_name"], reference["region"]
         if reference.get("remote_debug") == "false":
@@ -127,7 +120,7 @@ class SageMakerBackend:
                 *("--parameters", f'{{"portNumber":["{DASHBOARD_PORT}"],"localPortNumber":["{DASHBOARD_PORT}"]}}'),
             ]
         )
-        token = f"aws s3 cp --region {region} {reference['token']} -"
+        token = f"aws s3 cp --region {region} {reference.get('token')} -"
         where = " (the log says which host is the head, should it not be algo-1)" if "head_group" in reference else ""
         return f"{forward}{where}, then open http://localhost:{DASHBOARD_PORT} with the token that `{token}` prints"
 
@@ -191,10 +184,3 @@ def _create(sagemaker: Any, request: Mapping[str, Any], say: Say) -> None:
 def _inputs(job: Mapping[str, Any]) -> set[str]:
     """Where a job's channels lie: some of them are of one submission alone."""
     return {channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in job.get("InputDataConfig") or ()}
-
-
-class _Dumper(yaml.SafeDumper):
-    """What is there twice is written twice."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True

@@ -6,10 +6,16 @@ import re
 from collections.abc import Mapping
 
 from orchestration.errors import ConfigError, MachineError
-from orchestration.machine.placement import place
+from orchestration.machine.placement import place, sized
 from orchestration.settings.config import RunConfig
 from orchestration.settings.sagemaker import InstanceGroup, SageMakerConfig
-from orchestration.submit.common.instances import EFA_ENVIRONMENT, INSTANCES, LEAST_CAPABILITY, gpu_kind
+from orchestration.submit.common.instances import (
+    EFA_ENVIRONMENT,
+    INSTANCES,
+    LEAST_CAPABILITY,
+    gpu_kind,
+    refuse_workers_on_two_hosts,
+)
 
 
 def num_gpus(instance_type: str) -> int | None:
@@ -49,11 +55,9 @@ def learner_on_head(settings: SageMakerConfig, run: RunConfig) -> bool:
     Elsewhere its checkpoints lie on the disk of another host. Not held are ranks that need more than one host, or that
     share GPUs with rollout workers.
     """
-    groups = groups_by_role(settings)
-    kind, hosts = settings.instance_type, settings.instance_count
-    if groups:
-        kind, hosts = groups["learner"].instance_type, groups["learner"].instance_count
-    on_a_host = None if kind is None else num_gpus(kind)
+    groups, run = groups_by_role(settings), sized_there(settings, run)
+    kind, hosts = instance_kinds(settings)["learner" if groups else ""]
+    on_a_host = num_gpus(kind)
     if hosts < 2 or on_a_host is None:
         return False
     if on_a_host == 0 or run.device == "cpu":
@@ -91,13 +95,13 @@ def check_gpu_kinds(settings: SageMakerConfig, run: RunConfig) -> None:
 
 
 def notes(settings: SageMakerConfig, run: RunConfig) -> tuple[str, ...]:
-    """What would be paid for and not used, or needs something of the hosts that is not known here."""
+    """Who gets which GPUs, so that idle ones are seen before they are paid for, and what is not known of the hosts."""
+    kinds, gpus = instance_kinds(settings), expected_gpus(settings, run)
     said = []
     if settings.spot and not run.save_every:
         said.append("spot hosts vanish at two minutes' notice, and save_every=0 keeps nothing: set save_every=STEPS")
-    kinds, gpus = instance_kinds(settings), expected_gpus(settings, run)
-    if idle := _idle_gpus(settings, run):
-        said.append(f"idle: {idle}; more rollout.num_workers or learner.num_ranks would use them, or take fewer hosts")
+    if total := known_gpus(settings, run):
+        said.append(f"{total} GPUs: {place(sized_there(settings, run), num_gpus=total).describe(total)}")
     said += [
         f"{kind} has the GPU {gpu.name}: the image's CUDA 13 needs its hosts to have NVIDIA's driver R580 or later, or "
         f"R535 or later by the compatibility libraries, which the image has and the hosts turn on"
@@ -107,28 +111,26 @@ def notes(settings: SageMakerConfig, run: RunConfig) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _idle_gpus(settings: SageMakerConfig, run: RunConfig) -> str:
-    """`6 of 8 GPUs`, or nothing where all have work or the types are not known."""
+def known_gpus(settings: SageMakerConfig, run: RunConfig) -> int:
+    """Of all hosts that the run may use; 0 without any, or where a type's figures are not known here."""
+    kinds, gpus = instance_kinds(settings), expected_gpus(settings, run)
+    if any(num_gpus(kinds[role][0]) is None for role in gpus):
+        return 0
+    return sum(each * kinds[role][1] for role, each in gpus.items())
+
+
+def sized_there(settings: SageMakerConfig, run: RunConfig) -> RunConfig:
+    """The run with as many workers and ranks as it will have on those hosts."""
+    if not (total := known_gpus(settings, run)):
+        return run
     gpus = expected_gpus(settings, run)
-    kinds = instance_kinds(settings)
-    if not gpus or any(num_gpus(kinds[role][0]) is None for role in gpus):
-        return ""
-    total = {role: each * kinds[role][1] for role, each in gpus.items()}
-    if "" in total:
-        used = {"": int(place(run, num_gpus=total[""]).num_gpus)}
-    else:
-        workers = run.rollout.num_workers * run.rollout.tensor_parallel_size
-        used = {"learner": run.learner.num_ranks, "rollout": workers}
-    return ", ".join(
-        f"{total[role] - used[role]} of {total[role]} GPUs{f' of the {role} group' if role else ''}"
-        for role in total
-        if used[role] < total[role]
-    )
+    of_role = {f"{role}_gpus": each * instance_kinds(settings)[role][1] for role, each in gpus.items() if role}
+    return sized(run, num_gpus=total, on_a_host=max(gpus.values()), **of_role)
 
 
 def check_capacity(settings: SageMakerConfig, run: RunConfig) -> None:
     """Raises ConfigError when the run needs more GPUs than its hosts have, or has them on the wrong hosts."""
-    groups = groups_by_role(settings)
+    groups, run = groups_by_role(settings), sized_there(settings, run)
     if groups:
         _check_groups(groups, run)
         _check_learner(settings, run)
@@ -144,17 +146,14 @@ def check_capacity(settings: SageMakerConfig, run: RunConfig) -> None:
     except MachineError as error:
         raise ConfigError(f"the recipe does not fit on {where} ({total} GPUs): {error}") from error
     if mode == "split":
-        _check_workers(run, on_a_host, settings.instance_count, f"sagemaker.instance_type={settings.instance_type}")
+        refuse_workers_on_two_hosts(run, gpus=on_a_host, hosts=settings.instance_count, where=where)
     _check_learner(settings, run)
 
 
 def _check_learner(settings: SageMakerConfig, run: RunConfig) -> None:
     """Hosts of a training job share no disk, so what the ranks save of a state has to be saved on one."""
-    learner = groups_by_role(settings).get("learner")
-    num_hosts, kind = settings.instance_count, settings.instance_type
-    if learner is not None:
-        num_hosts, kind = learner.instance_count, learner.instance_type
-    if kind is None or num_gpus(kind) is None:
+    kind, num_hosts = instance_kinds(settings)["learner" if settings.instance_groups else ""]
+    if num_gpus(kind) is None:
         return
     if num_hosts > 1 and run.learner_nodes is None and not learner_on_head(settings, run):
         raise ConfigError(
@@ -183,16 +182,5 @@ def _check_groups(groups: Mapping[str, InstanceGroup], run: RunConfig) -> None:
         )
     on_rollout = gpus["rollout"]
     if on_rollout is not None:
-        _check_workers(run, on_rollout, rollout.instance_count, f"the rollout group's {rollout.instance_type}")
-
-
-def _check_workers(run: RunConfig, on_a_host: int, num_hosts: int, where: str) -> None:
-    """A worker's GPUs are all on one host."""
-    width, workers = run.rollout.tensor_parallel_size, run.rollout.num_workers or 1
-    fitting = on_a_host // width * num_hosts
-    if workers > fitting:
-        raise ConfigError(
-            f"rollout.num_workers={workers} with tensor_parallel_size={width} needs {workers * width} GPUs, "
-            f"{width} of a worker on one host, and {where} × {num_hosts} takes {fitting} such workers; lower either, "
-            f"or take more hosts"
-        )
+        where = f"the rollout group's {rollout.instance_type} × {rollout.instance_count}"
+        refuse_workers_on_two_hosts(run, gpus=on_rollout, hosts=rollout.instance_count, where=where)

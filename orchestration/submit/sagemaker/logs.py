@@ -50,26 +50,19 @@ class _Streams:
                 raise
 
 
-def read_logs(logs: Any, job_name: str) -> Iterator[str]:
-    """Lines so far. Raises SubmitError when CloudWatch does not answer.
+def logs_of(
+    logs: Any, job_name: str, *, ended: Callable[[], bool] | None = None, sleep: Callable[[float], None] = time.sleep
+) -> Iterator[str]:
+    """Lines so far, or as they come until the job has ended. Raises SubmitError when CloudWatch does not answer.
 
     Args:
         logs: boto3's client of CloudWatch Logs.
         job_name: the training job's.
-    """
-    return _Streams(logs, job_name).news()
-
-
-def follow_logs(
-    logs: Any, job_name: str, *, ended: Callable[[], bool], sleep: Callable[[float], None] = time.sleep
-) -> Iterator[str]:
-    """Lines as they come, until the job has ended and nothing more arrives. Raises as `read_logs`.
-
-    Args:
-        ended: asked between polls; waits for SageMaker's answer.
+        ended: asked between looks; None: look once.
         sleep: waits so many seconds.
     """
-    return follow(ended, _Streams(logs, job_name).news, last_rounds=_LAST_ROUNDS, sleep=sleep)
+    news = _Streams(logs, job_name).news
+    return news() if ended is None else follow(ended, news, last_rounds=_LAST_ROUNDS, sleep=sleep)
 
 
 def _host(stream: str) -> str:

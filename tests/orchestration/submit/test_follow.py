@@ -50,9 +50,8 @@ def recorded(made: Dashboard, tmp_path: Path) -> JobRecord:
         place="ray",
         recipe="tiny",
         submitted_at="2026-11-26T08:00:00Z",
-        reference={"address": made.address, "job_id": JOB, "run_dir": "/runs/a-job"},
+        reference={"address": made.address, "job_id": JOB, "adapter": "/runs/a-job/adapter"},
         settings={"token_file": str(tmp_path / "token")},
-        adapter="/runs/a-job/adapter",
         evaluate="rlvr eval --model tiny --adapter /runs/a-job/adapter --data tiny",
     )
     JobBook().write(record)

@@ -273,14 +273,14 @@ class TestManifests:
 
     def test_a_dry_run_shows_all_but_the_token_and_the_codes_bytes(self, code: CodePackage) -> None:
         shown = plan(code, *SETTINGS, *LARGE)
-        read = list(yaml.safe_load_all(shown.text))
+        read = list(yaml.safe_load_all(shown.text()))
         assert read == shown.request["manifests"] == json.loads(json.dumps(shown.request))["manifests"]
         ray_job, secret, config_map = read
         assert (ray_job["kind"], secret["kind"], config_map["kind"]) == ("RayJob", "Secret", "ConfigMap")
         assert secret["stringData"] == {"auth_token": "<made when the job is submitted>"}
         assert config_map["binaryData"]["code-0123456789ab.zip"].startswith("<0 kB, sha256 ")
         assert yaml.safe_load(config_map["data"]["run.yaml"])["recipe"] == "tiny"
-        assert "&id" not in shown.text
+        assert "&id" not in shown.text()
 
 
 def crds() -> Path:

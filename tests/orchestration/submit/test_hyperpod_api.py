@@ -69,7 +69,7 @@ class TestSubmit:
             "name": NAME,
             "namespace": "team-a",
             "context": "",
-            "run_dir": f"/fsx/rlvr-runs/{NAME}",
+            "adapter": f"/fsx/rlvr-runs/{NAME}/adapter",
         }
         assert said == [f"RayJob {NAME} is in namespace team-a"]
         uid = kubernetes.objects["rayjobs", NAME]["metadata"]["uid"]
@@ -251,7 +251,7 @@ def test_the_command_line_from_submission_to_stop(
         return capsys.readouterr().out
 
     submission = json.loads(rlvr("submit", "tiny", *SETTINGS, f"job.name={NAME}", "--to", "hyperpod", "--json"))
-    assert submission["reference"]["run_dir"] == f"/fsx/rlvr-runs/{NAME}"
+    assert submission["reference"]["adapter"] == f"/fsx/rlvr-runs/{NAME}/adapter"
     assert "pending" in rlvr("jobs", "status", NAME)
     ray_job = kubernetes.objects["rayjobs", NAME]
     ray_job["status"] = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "message": "exit code 1"}

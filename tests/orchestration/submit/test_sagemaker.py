@@ -265,7 +265,7 @@ def test_a_plan_needs_no_account_and_no_network(
     plan = backend.plan(job)
     assert json.loads(json.dumps(plan.request)) == plan.request
     assert plan.request["uploads"][f"s3://{BUCKET}/{INPUT}/auth/auth_token"] == "made at submission"
-    assert "TrainingJobName: " + NAME in plan.text
+    assert "TrainingJobName: " + NAME in plan.text()
     assert capfd.readouterr() == ("", "")
 
 
@@ -426,10 +426,10 @@ def test_what_is_paid_for_and_idle_is_said_before_anything_is_sent(code: CodePac
         return " | ".join(backend.plan(job).notes)
 
     said = notes(*ONE_HOST, "rollout.num_workers=1", "learner.num_ranks=1", *CASES["spot"][2:4])
-    assert "idle: 6 of 8 GPUs" in said
+    assert "1 rollout worker on 1 GPU, 1 learner rank on 1 GPU, 6 of 8 idle" in said
     assert "save_every=0 keeps nothing" in said
     assert "ml.p4d.24xlarge has the GPU A100" in said
     assert "driver R580" in said
-    assert "idle" not in notes(*ONE_HOST, "rollout.num_workers=4", "learner.num_ranks=4")
-    assert "idle: 4 of 8 GPUs of the rollout group" in notes(GROUPS, "rollout.num_workers=4", "learner.num_ranks=8")
+    assert notes(*ONE_HOST).startswith("8 GPUs: 4 rollout workers on 4 GPUs, 4 learner ranks on 4 GPUs | ")
+    assert "8 learner ranks on 8 GPUs, 4 of 16 idle" in notes(GROUPS, "rollout.num_workers=4", "learner.num_ranks=8")
     assert notes("sagemaker.instance_type=ml.m5.large") == ""

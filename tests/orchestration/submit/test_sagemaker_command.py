@@ -64,7 +64,7 @@ def test_a_dry_run_without_an_account(environment: dict[str, str]) -> None:
     assert plan["region"] == REGION
     assert plan["CreateTrainingJob"]["ResourceConfig"]["InstanceType"] == "ml.p4d.24xlarge"
     assert plan["run"]["run_dir"] == "/opt/ml/checkpoints/run"
-    assert "idle: 6 of 8 GPUs" in plan["notes"][0]
+    assert plan["notes"][0].startswith("8 GPUs: 4 rollout workers")
 
     refused = rlvr(environment, *SUBMIT, "--dry-run", "sagemaker.keep_alive_s=99999")
     assert (refused.returncode, refused.stdout) == (2, "")

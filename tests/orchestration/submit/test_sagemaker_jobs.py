@@ -25,7 +25,7 @@ from orchestration.storage.aws import explained
 from orchestration.submit.common.job import JobState
 from orchestration.submit.sagemaker import backend as sagemaker
 from orchestration.submit.sagemaker.backend import SageMakerBackend, training_status
-from orchestration.submit.sagemaker.logs import LOG_GROUP, follow_logs, read_logs
+from orchestration.submit.sagemaker.logs import LOG_GROUP, logs_of
 
 REGION, BUCKET, NAME = "us-west-2", "runs.example", "rlvr-tiny-20261121-172233"
 STARTED_MS = int(datetime.now(UTC).timestamp() * 1000)
@@ -200,10 +200,10 @@ def test_logs_are_followed_until_the_job_has_ended(logs: Any) -> None:
         if len(pauses) == 1:
             log_to(logs, "algo-1", (0, "late"))
 
-    pieces = follow_logs(logs, NAME, ended=lambda: len(pauses) >= 1, sleep=sleep)
+    pieces = logs_of(logs, NAME, ended=lambda: len(pauses) >= 1, sleep=sleep)
     assert list(pieces) == ["late\n"]
     assert len(pauses) == 2
-    assert list(read_logs(logs, NAME)) == ["late\n"]
+    assert list(logs_of(logs, NAME)) == ["late\n"]
 
 
 def test_the_dashboard_is_reached_through_ssm() -> None:
