@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -22,11 +21,11 @@ from typing import Any
 
 import psutil
 
-from orchestration.errors import RlvrError, SubmitError, UnreachableError
+from orchestration.errors import RlvrError, SubmitError
 from orchestration.run.folder import ADAPTER_FOLDER, CONFIG_FILE, SUMMARY_FILE, read_status
 from orchestration.storage.atomic import atomic_write
-from orchestration.submit.common.job import JobState, JobStatus
-from orchestration.submit.ray.jobs import DASHBOARD_PORT, RUN_FILE, Endpoint, RayJobs, entrypoint
+from orchestration.submit.common.job import JobStatus
+from orchestration.submit.ray.jobs import RUN_FILE, entrypoint
 from orchestration.submit.sagemaker.host import places
 from orchestration.submit.sagemaker.host.environment import cuda_compatibility, fetch_secrets
 from orchestration.submit.sagemaker.host.facts import (
@@ -48,6 +47,7 @@ from orchestration.submit.sagemaker.host.facts import (
     run_ending,
     worker_ending,
 )
+from orchestration.submit.sagemaker.host.head_ray import HeadRay
 from orchestration.submit.sagemaker.host.ray_process import JobLog, RayProcess
 
 ML = Path(places.ML)
@@ -60,7 +60,6 @@ OBJECT_STORE_VARIABLE = "RLVR_OBJECT_STORE_BYTES"
 
 _INTERFACE_VARIABLES = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 _TELL_WORKERS_S = 15.0
-_CALL_TIMEOUT_S = 15.0
 _DASHBOARD_SILENT_S = 120.0
 _RESTART_S = 3.0
 
@@ -132,7 +131,7 @@ def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
         How this host leaves; the workers have left, or were given time to.
     """
     ray = start_ray(facts, head_ip=own_ip(facts))
-    jobs = _Jobs(facts, token)
+    jobs = HeadRay(facts, token)
     try:
         try:
             ending = _head_ending(facts, ray, jobs, stop)
@@ -149,69 +148,7 @@ def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
         ray.stop()
 
 
-class _Jobs:
-    """The head's Ray, as the hosts ask it. The run's state there is what the workers go by."""
-
-    def __init__(self, facts: HostFacts, token: str, address: str = "127.0.0.1") -> None:
-        self._facts, self._submitted = facts, False
-        self._jobs: RayJobs | None = None
-        self._endpoint = Endpoint(address=f"http://{address}:{DASHBOARD_PORT}", token=token, timeout_s=_CALL_TIMEOUT_S)
-
-    @property
-    def ray(self) -> RayJobs:
-        """Raises SubmitError while it does not answer."""
-        self._jobs = self._jobs or RayJobs(self._endpoint)
-        return self._jobs
-
-    def submit(self, command: str) -> None:
-        self._submitted = True
-        self.ray.submit(name=self._facts.job_name, command=command, runtime_env={})
-
-    def tell(self, reason: str) -> None:
-        """In place of a run that does not come: a job that says why, and fails."""
-        if not self._submitted and self._jobs is not None and self._facts.workers:
-            try:
-                self.submit(shlex.join(["sh", "-c", f"echo {shlex.quote(f'rlvr: {reason}')}; exit 1"]))
-            except SubmitError as error:
-                say(self._facts, f"the workers are not told: {error}")
-
-    def wait_for_workers_to_leave(self, *, timeout_s: float) -> tuple[str, ...]:
-        """Those that are still there after `timeout_s`."""
-        deadline, there = time.monotonic() + timeout_s, self._facts.workers
-        while there and self._jobs is not None and time.monotonic() < deadline:
-            try:
-                absent = missing(self._facts, self._jobs.nodes())
-            except SubmitError:
-                break
-            there = tuple(host for host in self._facts.workers if host not in absent)
-            time.sleep(POLL_S / 2)
-        return there
-
-    def status(self) -> JobStatus | None:
-        """The run's; pending while there is none, and None when the head does not answer."""
-        try:
-            ray = self.ray
-        except SubmitError:
-            return None
-        try:
-            return ray.status(self._facts.job_name)
-        except UnreachableError:
-            return None
-        except SubmitError:
-            return JobStatus(state=JobState.PENDING)
-
-    def ending(self, status: JobStatus) -> Ending:
-        """A worker's, whose head's run has ended."""
-        try:
-            lines = self.ray.log(self._facts.job_name).splitlines()
-        except SubmitError:
-            lines = []
-        ending = run_ending(status, lines)
-        told = f"the head, {self._facts.head}, ended: {ending.reason}" if ending.reason else ""
-        return Ending(exit_code=ending.exit_code, reason=told)
-
-
-def _head_ending(facts: HostFacts, ray: RayProcess, jobs: _Jobs, stop: _Stop) -> Ending:
+def _head_ending(facts: HostFacts, ray: RayProcess, jobs: HeadRay, stop: _Stop) -> Ending:
     if not _all_joined(facts, ray, jobs, stop):
         return Ending(exit_code=EXIT_STOPPED, reason="stopped before all hosts had joined")
     if read_status(RUN_FOLDER) == "finished":  # an interruption came between the run's end and the job's
@@ -223,7 +160,7 @@ def _head_ending(facts: HostFacts, ray: RayProcess, jobs: _Jobs, stop: _Stop) ->
     return _followed(facts, ray, jobs, stop)
 
 
-def _all_joined(facts: HostFacts, ray: RayProcess, jobs: _Jobs, stop: _Stop) -> bool:
+def _all_joined(facts: HostFacts, ray: RayProcess, jobs: HeadRay, stop: _Stop) -> bool:
     """Wait for all hosts; False: stopped meanwhile. Raises HostError naming those that are missing in time, or that
     lack GPUs."""
     deadline = time.monotonic() + facts.join_timeout_s
@@ -252,7 +189,7 @@ def _all_joined(facts: HostFacts, ray: RayProcess, jobs: _Jobs, stop: _Stop) -> 
     return False
 
 
-def _followed(facts: HostFacts, ray: RayProcess, jobs: _Jobs, stop: _Stop) -> Ending:
+def _followed(facts: HostFacts, ray: RayProcess, jobs: HeadRay, stop: _Stop) -> Ending:
     """Relay the run's log until it has ended; after SIGTERM ask it to stop."""
     log = JobLog(facts.job_name)
     asked_to_stop, answered = False, time.monotonic()
@@ -302,14 +239,14 @@ def run_worker(facts: HostFacts, token: str, stop: _Stop) -> Ending:
     began = heard = time.monotonic()
     ray: RayProcess | None = None
     run: JobStatus | None = None
-    jobs: _Jobs | None = None
+    jobs: HeadRay | None = None
     started_at = 0.0
     try:
         while True:
             now = time.monotonic()
             ray_ended = ray.ended() if ray is not None else None
             head_ip = _address_of(facts.head)
-            jobs = jobs or (_Jobs(facts, token, head_ip) if head_ip else None)
+            jobs = jobs or (HeadRay(facts, token, head_ip) if head_ip else None)
             answer = jobs.status() if jobs else None
             if jobs and answer:
                 run, heard = answer, time.monotonic()
