@@ -106,42 +106,48 @@ def sent_settings_file(run: RunConfig, settings: HyperPodConfig) -> Path | None:
 
 def check_cluster(job: JobSpec, settings: HyperPodConfig) -> None:
     """Raises ConfigError for what Kubernetes, KubeRay or HyperPod would not take."""
+    for problem in _problems(job, settings):
+        raise ConfigError(problem)
+
+
+def _problems(job: JobSpec, settings: HyperPodConfig) -> Iterator[str]:
     if len(job.name) > MAX_NAME_CHARS or not job.name[0].isalpha():
-        raise ConfigError(
+        yield (
             f"job.name={job.name!r}: KubeRay takes names that begin with a letter and have at most {MAX_NAME_CHARS} "
             f"characters; this has {len(job.name)}"
         )
     if settings.image is None:
-        raise ConfigError("hyperpod.image is needed: docker/rollout_learner.Dockerfile, built and pushed to ECR")
-    _check_image(settings.image)
+        yield "hyperpod.image is needed: docker/rollout_learner.Dockerfile, built and pushed to ECR"
+    else:
+        yield from _of_image(settings.image)
     if settings.fsx_claim is None:
-        raise ConfigError(
+        yield (
             "hyperpod.fsx_claim is needed: the PersistentVolumeClaim of the FSx for Lustre volume that run folders, "
             "caches, data and models lie on"
         )
     if settings.learner is None:
-        raise ConfigError("hyperpod.learner.instance_type is needed, such as ml.p4d.24xlarge")
+        yield "hyperpod.learner.instance_type is needed, such as ml.p4d.24xlarge"
     for role, group in gpu_groups(settings).items():
         memory_gib = host_of(group, role).memory_gib
         if settings.shm_gib * 2 > memory_gib:
-            raise ConfigError(
+            yield (
                 f"hyperpod.shm_gib={settings.shm_gib} is over half of the {memory_gib} GiB of memory that a pod of "
                 f"{role} has, and is part of it; lower it"
             )
     if settings.start_timeout_s >= settings.max_runtime_s:
-        raise ConfigError(
+        yield (
             f"hyperpod.start_timeout_s={settings.start_timeout_s} must be less than hyperpod.max_runtime_s="
             f"{settings.max_runtime_s}, which begins with it"
         )
     if settings.retries and not job.run.save_every:
-        raise ConfigError(
+        yield (
             f"hyperpod.retries={settings.retries} would begin again each time: a pod that is lost saves nothing; set "
             f"save_every=STEPS"
         )
     if settings.priority is not None and settings.queue is None:
-        raise ConfigError(f"hyperpod.priority={settings.priority!r} is of a queue; give hyperpod.queue as well")
+        yield f"hyperpod.priority={settings.priority!r} is of a queue; give hyperpod.queue as well"
     if reserved := next((name for name in job.environment if name.startswith("RAY_AUTH_")), None):
-        raise ConfigError(f"job.environment has {reserved}, which is made for the job's cluster; leave it out")
+        yield f"job.environment has {reserved}, which is made for the job's cluster; leave it out"
 
 
 def gpu_groups(settings: HyperPodConfig) -> dict[str, GpuGroup]:
@@ -150,16 +156,16 @@ def gpu_groups(settings: HyperPodConfig) -> dict[str, GpuGroup]:
     return {role: group for role, group in groups.items() if group is not None}
 
 
-def _check_image(image: str) -> None:
+def _of_image(image: str) -> Iterator[str]:
     name, _, digest = image.partition("@")
     tag = name.rpartition("/")[2].partition(":")[2]
-    if (not tag and not digest) or (tag == "latest" and not digest):
-        raise ConfigError(
+    if not digest and tag in ("", "latest"):
+        yield (
             f"hyperpod.image={image!r} may be another image tomorrow, and on another node today; give it a tag of its "
             f"own, or a digest"
         )
     if re.search(r"\s", image):
-        raise ConfigError(f"hyperpod.image={image!r} is no name of an image")
+        yield f"hyperpod.image={image!r} is no name of an image"
 
 
 def _check_rewards(run: RunConfig, settings: HyperPodConfig) -> None:

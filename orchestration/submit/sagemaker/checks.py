@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from orchestration.errors import ConfigError, DataError
@@ -33,228 +33,187 @@ def check(settings: SageMakerConfig, run: RunConfig, data_files: Mapping[str, st
     """Refuse what cannot work.
 
     Args:
-        settings: where the job goes.
         run: what it runs, with the paths of this machine.
         data_files: the files that the run reads, by setting.
         region: the settings' or the AWS configuration's.
 
     Raises ConfigError: the first problem, with the value and the remedy.
     """
-    _check_account(settings)
-    _check_region(region)
-    _check_image(settings, str(region))
-    _check_instances(settings)
-    _check_times(settings)
+    for problem in (*_of_account(settings, region), *_of_instances(settings), *_of_times(settings)):
+        raise ConfigError(problem)
     refuse_what_stays_here(run, place="a training job")
-    _check_run(settings, run)
-    _check_reward(settings, run)
-    for name, file in data_files.items():
-        _check_data_file(name, file)
-    _check_model(run)
-    if settings.network_isolation:
-        _check_isolated(settings, run)
+    files = (problem for name, file in data_files.items() for problem in _of_data_file(name, file))
+    for problem in (*_of_run(settings, run), *_of_reward(settings, run), *files, *_of_model(run)):
+        raise ConfigError(problem)
+    for problem in _of_isolation(settings, run) if settings.network_isolation else ():
+        raise ConfigError(problem)
     check_gpu_kinds(settings, run)
     check_capacity(settings, run)
 
 
-def _check_account(settings: SageMakerConfig) -> None:
+def _of_account(settings: SageMakerConfig, region: str | None) -> Iterator[str]:
     if settings.role is None:
-        raise ConfigError(
-            "sagemaker.role is not set; give the ARN of an IAM role that SageMaker may assume, such as "
-            "arn:aws:iam::123456789012:role/rlvr"
-        )
-    if not _ROLE.fullmatch(settings.role):
-        raise ConfigError(
-            f"sagemaker.role={settings.role!r} is not the ARN of an IAM role; write arn:aws:iam::ACCOUNT:role/NAME"
-        )
+        yield "sagemaker.role is not set; give the ARN of a role for SageMaker, arn:aws:iam::ACCOUNT:role/NAME"
+    elif not _ROLE.fullmatch(settings.role):
+        yield f"sagemaker.role={settings.role!r} is not the ARN of an IAM role; write arn:aws:iam::ACCOUNT:role/NAME"
     if settings.bucket is None:
-        raise ConfigError(
-            "sagemaker.bucket is not set; give an S3 bucket in the job's region, for code, configuration and results"
-        )
-    if not _BUCKET.fullmatch(settings.bucket):
-        raise ConfigError(
+        yield "sagemaker.bucket is not set; give an S3 bucket of the job's region, for code, configuration and results"
+    elif not _BUCKET.fullmatch(settings.bucket):
+        yield (
             f"sagemaker.bucket={settings.bucket!r} is not a bucket's name; give the name alone, without s3:// and "
             f"without a folder: 3 to 63 small letters, digits, dots and hyphens"
         )
     if bool(settings.subnets) != bool(settings.security_group_ids):
         missing = "security_group_ids" if settings.subnets else "subnets"
-        raise ConfigError(f"sagemaker.{missing} is empty; a VPC takes both subnets and security_group_ids, or neither")
-
-
-def _check_region(region: str | None) -> None:
+        yield f"sagemaker.{missing} is empty; a VPC takes both subnets and security_group_ids, or neither"
     if region is None:
-        raise ConfigError("sagemaker.region is not set, and neither is AWS_DEFAULT_REGION; give one, such as us-east-1")
-    known = known_regions("sagemaker")
-    if region not in known:
-        raise ConfigError(
-            f"sagemaker.region={region!r} is none that this botocore knows SageMaker to be in"
-            f"{nearest(region, sorted(known))}; correct it, or install a newer boto3"
+        yield "sagemaker.region is not set, and neither is AWS_DEFAULT_REGION; give one, such as us-east-1"
+    elif region not in (known := known_regions("sagemaker")):
+        yield (
+            f"sagemaker.region={region!r} is none where this version of botocore knows SageMaker to be; correct it, or "
+            f"install a newer boto3{nearest(region, sorted(known))}"
         )
-
-
-def _check_image(settings: SageMakerConfig, region: str) -> None:
-    if settings.image is None:
-        raise ConfigError(
+    elif settings.image is None:
+        yield (
             "sagemaker.image is not set; build docker/rollout_learner.Dockerfile, push it to ECR and give "
             "ACCOUNT.dkr.ecr.REGION.amazonaws.com/NAME:TAG"
         )
-    registry, _, name = settings.image.partition("/")
+    else:
+        yield from _of_image(settings, settings.image, region)
+
+
+def _of_image(settings: SageMakerConfig, image: str, region: str) -> Iterator[str]:
+    registry, _, name = image.partition("/")
     ecr = _ECR.fullmatch(registry)
     if not _IMAGE.fullmatch(name) or not (ecr or _REGISTRY.fullmatch(registry)):
-        raise ConfigError(
-            f"sagemaker.image={settings.image!r} is not the whole name of an image; write "
+        yield (
+            f"sagemaker.image={image!r} is not the whole name of an image; write "
             f"ACCOUNT.dkr.ecr.REGION.amazonaws.com/NAME:TAG, or REGISTRY/NAME:TAG of one in your VPC"
         )
-    if ecr and ecr[1] != region:
-        raise ConfigError(
-            f"sagemaker.image={settings.image!r} is in {ecr[1]}, and the job in {region}: SageMaker takes an image of "
-            f"the job's region; push it to ECR there"
-        )
-    if not ecr and not settings.subnets:
-        raise ConfigError(
-            f"sagemaker.image={settings.image!r} is not in ECR, and a registry of your own is only reached from a VPC; "
-            f"give sagemaker.subnets and sagemaker.security_group_ids, or push the image to ECR"
-        )
-    if ecr and settings.registry_credentials:
-        raise ConfigError(
-            f"sagemaker.registry_credentials is about a registry of your own, and {settings.image!r} is in ECR, which "
-            f"the job's role reads; leave it out"
+    elif ecr and ecr[1] != region:
+        yield f"sagemaker.image={image!r} is in {ecr[1]}, and the job in {region}; push it to ECR there"
+    elif ecr and settings.registry_credentials:
+        yield f"sagemaker.registry_credentials is about a registry of your own, and {image!r} is in ECR; leave it out"
+    elif not ecr and not settings.subnets:
+        yield (
+            f"sagemaker.image={image!r} is not in ECR, and a registry of your own is only reached from a VPC; give "
+            f"sagemaker.subnets and sagemaker.security_group_ids, or push the image to ECR"
         )
 
 
-def _check_isolated(settings: SageMakerConfig, run: RunConfig) -> None:
+def _of_isolation(settings: SageMakerConfig, run: RunConfig) -> Iterator[str]:
     why = "sagemaker.network_isolation=true leaves the hosts without any network but their own"
     if run.reward.url is not None:
-        raise ConfigError(f"{why}: reward.url={run.reward.url!r} is not reached; leave it out, and the run starts one")
+        yield f"{why}: reward.url={run.reward.url!r} is not reached; leave it out, and the run starts one"
     if settings.secrets:
-        raise ConfigError(f"{why}: sagemaker.secrets cannot be fetched; leave one of them out")
+        yield f"{why}: sagemaker.secrets cannot be fetched; leave one of them out"
     name = run.model.name
     if name not in EMBEDDED_MODELS and not name.startswith("s3://") and local_model_folder(run) is None:
-        raise ConfigError(f"{why}: model.name={name!r} is not fetched from the hub; give a folder here or s3://…")
+        yield f"{why}: model.name={name!r} is not fetched from the hub; give a folder here or s3://…"
 
 
-def _check_instances(settings: SageMakerConfig) -> None:
+def _of_instances(settings: SageMakerConfig) -> Iterator[str]:
     groups = settings.instance_groups
     if settings.instance_type is not None and groups:
-        raise ConfigError(
-            f"sagemaker.instance_type={settings.instance_type} and sagemaker.instance_groups are both set; a job "
-            f"has hosts of one type or groups: leave one out"
+        yield (
+            f"sagemaker.instance_type={settings.instance_type} and sagemaker.instance_groups are both set; a job has "
+            f"hosts of one type or groups: leave one out"
         )
     if settings.instance_type is None and not groups:
-        raise ConfigError("sagemaker.instance_type is not set; give one, such as ml.p4d.24xlarge, or instance_groups")
-    if not groups:
-        return
-    if settings.instance_count != 1:
-        raise ConfigError(
-            f"sagemaker.instance_count={settings.instance_count} belongs to instance_type; with instance_groups each "
-            f"group has an instance_count of its own"
+        yield "sagemaker.instance_type is not set; give one, such as ml.p4d.24xlarge, or instance_groups"
+    if groups and settings.instance_count != 1:
+        yield (
+            f"sagemaker.instance_count={settings.instance_count} belongs to instance_type; each of instance_groups has "
+            f"an instance_count of its own"
         )
     counts = Counter(group.role for group in groups)
-    for role in ("learner", "rollout"):
+    for role in ("learner", "rollout") if groups else ():
         if role not in counts:
-            raise ConfigError(
+            yield (
                 f"sagemaker.instance_groups has no group with role={role}, only {', '.join(counts)}; add one, or use "
                 f"instance_type for hosts that do everything"
             )
-    if twice := next((role for role, count in counts.items() if count > 1), None):
-        raise ConfigError(
-            f"sagemaker.instance_groups has {counts[twice]} groups with role={twice}; make them one, with a larger "
-            f"instance_count"
-        )
+    for role, count in counts.items():
+        if count > 1:
+            yield f"sagemaker.instance_groups has {count} groups with role={role}; make them one, with more hosts"
 
 
-def _check_times(settings: SageMakerConfig) -> None:
-    if settings.max_runtime_s > MAX_RUNTIME_S:
-        raise ConfigError(
-            f"sagemaker.max_runtime_s={settings.max_runtime_s} is over 28 days ({MAX_RUNTIME_S} s), the longest a "
-            f"training job may run; lower it, and go on with sagemaker.resume=NAME"
+def _of_times(settings: SageMakerConfig) -> Iterator[str]:
+    runtime, keep, wait = settings.max_runtime_s, settings.keep_alive_s, settings.max_wait_s
+    if runtime > MAX_RUNTIME_S:
+        yield (
+            f"sagemaker.max_runtime_s={runtime} is over 28 days ({MAX_RUNTIME_S} s), the longest a training job may "
+            f"run; lower it, and go on with sagemaker.resume=NAME"
         )
-    if settings.keep_alive_s > MAX_KEEP_ALIVE_S:
-        raise ConfigError(
-            f"sagemaker.keep_alive_s={settings.keep_alive_s} is over {MAX_KEEP_ALIVE_S} s, the longest a warm pool "
-            f"waits for a job; lower it"
+    if keep > MAX_KEEP_ALIVE_S:
+        yield f"sagemaker.keep_alive_s={keep} is over {MAX_KEEP_ALIVE_S} s, the longest a warm pool waits; lower it"
+    exclude = f"sagemaker.keep_alive_s={keep} and sagemaker.{{}} exclude each other: warm pools do not take {{}}; {{}}"
+    if keep and settings.spot:
+        yield exclude.format("spot=true", "spot capacity", "leave one out")
+    if keep and settings.instance_groups:
+        yield exclude.format("instance_groups", "heterogeneous clusters", "leave one out")
+    if settings.spot and wait is None:
+        yield (
+            f"sagemaker.spot=true needs sagemaker.max_wait_s, the limit on waiting for capacity and running together; "
+            f"give at least max_runtime_s={runtime}"
         )
-    if settings.keep_alive_s and settings.spot:
-        raise ConfigError(
-            f"sagemaker.keep_alive_s={settings.keep_alive_s} and sagemaker.spot=true exclude each other: warm pools "
-            f"do not take spot capacity; leave one out"
-        )
-    if settings.keep_alive_s and settings.instance_groups:
-        raise ConfigError(
-            f"sagemaker.keep_alive_s={settings.keep_alive_s} and sagemaker.instance_groups exclude each other: warm "
-            f"pools do not take heterogeneous clusters; leave one out"
-        )
-    if settings.spot and settings.max_wait_s is None:
-        raise ConfigError(
-            "sagemaker.spot=true needs sagemaker.max_wait_s, the limit on waiting for capacity and running together; "
-            f"give at least max_runtime_s={settings.max_runtime_s}"
-        )
-    if settings.max_wait_s is not None and not settings.spot:
-        raise ConfigError(
-            f"sagemaker.max_wait_s={settings.max_wait_s} is about spot capacity; add sagemaker.spot=true, or drop it"
-        )
-    if settings.max_wait_s is not None and settings.max_wait_s < settings.max_runtime_s:
-        raise ConfigError(
-            f"sagemaker.max_wait_s={settings.max_wait_s} is less than sagemaker.max_runtime_s="
-            f"{settings.max_runtime_s}, which it includes; raise the one or lower the other"
-        )
+    if wait is not None and not settings.spot:
+        yield f"sagemaker.max_wait_s={wait} is about spot capacity; add sagemaker.spot=true, or drop it"
+    if wait is not None and wait < runtime:
+        yield f"sagemaker.max_wait_s={wait} is less than sagemaker.max_runtime_s={runtime}, which it includes; raise it"
 
 
-def _check_run(settings: SageMakerConfig, run: RunConfig) -> None:
+def _of_run(settings: SageMakerConfig, run: RunConfig) -> Iterator[str]:
     """The configuration of a run that was submitted before has what the container's has, and is let through."""
     if run.run_dir not in (None, str(RUN_FOLDER)):
-        raise ConfigError(
+        yield (
             f"run_dir={run.run_dir!r} cannot be kept: in a training job it is the folder that SageMaker copies to S3; "
             f"leave it out, and use sagemaker.resume=NAME to go on from an earlier job"
         )
-    roles = groups_by_role(settings)
     for name, value in (("rollout_nodes", run.rollout_nodes), ("learner_nodes", run.learner_nodes)):
-        if value is not None and not (roles and value == name.removesuffix("_nodes")):
-            raise ConfigError(
+        if value is not None and not (settings.instance_groups and value == name.removesuffix("_nodes")):
+            yield (
                 f"{name}={value!r} is set by sagemaker.instance_groups in a training job; leave it out, and give "
                 f"groups with the roles rollout and learner"
             )
     if run.placement == "colocated" and settings.instance_groups:
-        raise ConfigError(
+        yield (
             "placement=colocated shares GPUs between rooms that sagemaker.instance_groups keeps on different hosts; "
             "use placement=split, or instance_type for hosts that do everything"
         )
 
 
-def _check_reward(settings: SageMakerConfig, run: RunConfig) -> None:
+def _of_reward(settings: SageMakerConfig, run: RunConfig) -> Iterator[str]:
     reward, groups = run.reward, groups_by_role(settings)
     if reward.url is not None and "reward" in groups:
-        raise ConfigError(f"reward.url={reward.url!r} leaves the reward group without work; leave one of them out")
+        yield f"reward.url={reward.url!r} leaves the reward group without work; leave one of them out"
     for name, file in (("settings_file", reward.settings_file), ("api_key_file", reward.api_key_file)):
-        if file is not None and not file.is_file():
-            raise ConfigError(f"reward.{name}={str(file)!r} is not a file here; give one, and it is sent along")
+        if file is not None and not file.expanduser().is_file():
+            yield f"reward.{name}={str(file)!r} is not a file here; give one, and it is sent along"
     if reward.deployment.kind == "actor" and (strange := set(reward.deployment.resources) - set(groups)):
-        raise ConfigError(
+        yield (
             f"reward.deployment.resources asks for {min(strange)!r}, which no host of this job has; add a group with "
             f"role=reward to sagemaker.instance_groups, or leave it out"
         )
 
 
-def _check_data_file(name: str, file: str) -> None:
+def _of_data_file(name: str, file: str) -> Iterator[str]:
     if file.startswith("s3://"):
         if not _S3_OBJECT.fullmatch(file):
-            raise ConfigError(f"{name}={file!r} is not an object on S3; write s3://BUCKET/KEY of one file")
+            yield f"{name}={file!r} is not an object on S3; write s3://BUCKET/KEY of one file"
     elif not Path(file).expanduser().is_file():
-        raise ConfigError(
-            f"{name}={file!r} is not a file here; give one, or s3://BUCKET/KEY of one (`rlvr prepare` makes and "
-            f"uploads them)"
-        )
+        yield f"{name}={file!r} is not a file here; give one, or s3://BUCKET/KEY (`rlvr prepare` puts them there)"
 
 
-def _check_model(run: RunConfig) -> None:
+def _of_model(run: RunConfig) -> Iterator[str]:
     name = run.model.name
     if name.startswith("s3://"):
         if not _S3_FOLDER.fullmatch(name):
-            raise ConfigError(f"model.name={name!r} is not a folder on S3; write s3://BUCKET/FOLDER/")
+            yield f"model.name={name!r} is not a folder on S3; write s3://BUCKET/FOLDER/"
     elif (folder := local_model_folder(run)) is not None:
         try:
             check_model_folder(folder)
         except DataError as error:
-            raise ConfigError(f"model.name={name!r}: {error}") from error
+            yield f"model.name={name!r}: {error}"
     elif name.startswith(("/", ".", "~")):
-        raise ConfigError(f"model.name={name!r} is not a folder here; give one, s3://BUCKET/FOLDER/ or a hub id")
+        yield f"model.name={name!r} is not a folder here; give one, s3://BUCKET/FOLDER/ or a hub id"

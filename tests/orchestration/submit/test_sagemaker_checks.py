@@ -96,7 +96,7 @@ def without(name: str) -> tuple[str, ...]:
         ((*ONE_P4D, "sagemaker.image=registry.corp.example/rlvr:1.0"), "is not in ECR, and a registry of your own"),
         ((*ONE_P4D, "sagemaker.registry_credentials=arn:aws:lambda:x"), "is about a registry of your own"),
         (without("region"), "sagemaker.region is not set"),
-        ((*ONE_P4D, "sagemaker.region=us-west-9"), "'us-west-9' is none that this botocore knows"),
+        ((*ONE_P4D, "sagemaker.region=us-west-9"), "'us-west-9' is none where this version of botocore"),
         ((*ISOLATED, "model.name=Qwen/Qwen2.5-0.5B"), "model.name='Qwen/Qwen2.5-0.5B' is not fetched from the hub"),
         ((*ISOLATED, "reward.url=http://10.0.0.7"), "reward.url='http://10.0.0.7' is not reached"),
         ((*ISOLATED, "sagemaker.secrets={HF_TOKEN: ssm:/hf}"), "sagemaker.secrets cannot be fetched"),
