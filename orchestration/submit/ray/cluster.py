@@ -125,25 +125,14 @@ def cluster_run(run: RunConfig, name: str, *, run_root: str, place: str = _PLACE
 
 
 def runtime_environment(job: JobSpec, *, working_dir: str, stop_timeout_s: float) -> dict[str, Any]:
-    """Ray's runtime environment of the job.
-
-    Args:
-        working_dir: folder to upload, or where one lies; its modules are importable in the job and its actors.
-        stop_timeout_s: a stopped job has so long between SIGTERM and SIGKILL.
-    """
+    """Ray's runtime environment of the job: a folder to upload, whose modules the job and its actors import, and how
+    long a stopped job has between SIGTERM and SIGKILL."""
     variables = {**job.environment, "RAY_JOB_STOP_WAIT_TIME_S": f"{stop_timeout_s:g}"}
     return {"working_dir": working_dir, "env_vars": variables}
 
 
 def ray_plan(job: JobSpec, run: RunConfig, *, address: str, stop_timeout_s: float, python: str = "python") -> Plan:
-    """What goes to Ray's job interface.
-
-    Args:
-        run: with the place's paths, as `cluster_run` makes it.
-        address: the dashboard's, for people.
-        stop_timeout_s: as in `runtime_environment`.
-        python: the cluster's interpreter.
-    """
+    """What `send` would give to Ray's job interface at `address`."""
     working_dir = f"uploaded: {job.code.describe()}, and {RUN_FILE}"
     request = {
         "address": address,
@@ -156,17 +145,14 @@ def ray_plan(job: JobSpec, run: RunConfig, *, address: str, stop_timeout_s: floa
 
 
 def send(jobs: RayJobs, job: JobSpec, run: RunConfig, *, stop_timeout_s: float, python: str = "python") -> None:
-    """Upload code and settings, and start the job.
+    """Upload code and settings, and start the job. Raises ConfigError when the reward service's settings cannot be
+    read, SubmitError when the cluster refuses or does not answer.
 
     Args:
         job: as it was specified here.
         run: with the place's paths, as `cluster_run` makes it.
         stop_timeout_s: as in `runtime_environment`.
         python: the cluster's interpreter.
-
-    Raises:
-        ConfigError: the reward service's settings cannot be read.
-        SubmitError: the cluster refuses, or does not answer.
     """
     carried = job.run.reward.settings_file if str(run.reward.settings_file) == _SERVICE_SETTINGS else None
     with working_directory(job.code, run, carried) as folder:
@@ -181,14 +167,8 @@ def send(jobs: RayJobs, job: JobSpec, run: RunConfig, *, stop_timeout_s: float, 
 
 @contextmanager
 def working_directory(code: CodePackage, run: RunConfig, service_settings: Path | None) -> Iterator[Path]:
-    """A folder with the code and the run's settings in it, for as long as the block lasts.
-
-    Args:
-        service_settings: the reward service's settings file, which goes along; None: there is none.
-
-    Raises:
-        ConfigError: that file cannot be read.
-    """
+    """A folder with the code, the run's settings and the reward service's, if there are any, for as long as the block
+    lasts. Raises ConfigError when they cannot be read."""
     with tempfile.TemporaryDirectory(prefix="rlvr-job-") as name:
         folder = Path(name) / "code"
         shutil.copytree(code.folder, folder)
@@ -204,14 +184,7 @@ def working_directory(code: CodePackage, run: RunConfig, service_settings: Path 
 
 
 def check_gpus(run: RunConfig, nodes: list[dict[str, float]], *, address: str) -> None:
-    """Refuse a run that the cluster can never place.
-
-    Args:
-        nodes: what each has in all, as `RayJobs.nodes` says.
-
-    Raises:
-        SubmitError: with what the cluster has and what is wanted.
-    """
+    """Raises SubmitError for a run that the cluster, whose `nodes` have so much of each resource, can never place."""
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     try:
         place(run, num_gpus=num_gpus)

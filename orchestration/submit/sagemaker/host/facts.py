@@ -79,15 +79,8 @@ def by_number(hosts: Iterable[str]) -> tuple[str, ...]:
 
 
 def host_facts(resources: Mapping[str, Any], settings: Mapping[str, Any], *, job_name: str) -> HostFacts:
-    """Who this host is, from what SageMaker and the request say.
-
-    Args:
-        resources: the content of `resourceconfig.json`.
-        settings: the content of `hosts.json`, as `container.host_settings` writes it.
-
-    Raises:
-        HostError: the settings name a group that the job does not have.
-    """
+    """Who this host is, by `resourceconfig.json` and by `hosts.json`, which `container.host_settings` writes. Raises
+    HostError when the settings name a group that the job does not have."""
     name, hosts = resources["current_host"], by_number(resources["hosts"])
     # A job of one instance type has a group as well, and then its name says nothing.
     groups = {g["instance_group_name"]: by_number(g["hosts"]) for g in resources.get("instance_groups") or ()}
@@ -132,13 +125,8 @@ def ray_start(facts: HostFacts, *, node_ip: str, head_ip: str, object_store_byte
 
 
 def ray_environment(*, code: str, token_file: str, python_path: str = "") -> dict[str, str]:
-    """What Ray's processes on this host, and so the run and its actors, have in their environment.
-
-    Args:
-        code: folder of our packages.
-        token_file: the cluster's token.
-        python_path: what the image has as PYTHONPATH.
-    """
+    """What Ray's processes on this host, and so the run and its actors, have in their environment: our packages before
+    the image's `python_path`, and the file of the cluster's token."""
     return {
         **NODE_ENVIRONMENT,
         **with_token(Path(token_file)),
@@ -194,11 +182,7 @@ class WorkerView:
 
 
 def run_ending(status: JobStatus, lines: Sequence[str]) -> Ending:
-    """How a host leaves whose run has ended.
-
-    Args:
-        lines: the end of the run's log.
-    """
+    """How a host leaves whose run has ended, with these lines at the end of its log."""
     if status.state is JobState.SUCCEEDED:
         return Ending(exit_code=0)
     if status.state is JobState.STOPPED:
@@ -246,12 +230,8 @@ def last_words(lines: Sequence[str]) -> str:
 
 
 def run_failure(lines: Sequence[str], message: str) -> str:
-    """Why a run failed: its own sentence, which `rlvr` prints last; without one, it was killed or broke off.
-
-    Args:
-        lines: the end of its log.
-        message: what Ray says of the job.
-    """
+    """Why a run failed: its own sentence, which `rlvr` prints last in its log; without one, it was killed or broke off,
+    and Ray's message of the job has to do."""
     if (sentence := next((line for line in reversed(lines) if line.startswith("rlvr: ")), None)) is not None:
         return sentence.removeprefix("rlvr: ")
     said = message.partition(", last available logs")[0] or "the run failed"

@@ -121,15 +121,7 @@ def say(facts: HostFacts, message: str) -> None:
 
 
 def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
-    """The whole life of the head, its workers' end included.
-
-    Args:
-        token: the cluster's.
-        stop: set by SIGTERM.
-
-    Returns:
-        How this host leaves; the workers have left, or were given time to.
-    """
+    """The whole life of the head, its workers' end included; returns how this host leaves. SIGTERM sets `stop`."""
     ray = start_ray(facts, head_ip=own_ip(facts))
     jobs = HeadRay(facts, token)
     try:
@@ -235,7 +227,7 @@ def put_out(run_folder: Path, model_folder: Path, *, adapter: str) -> None:
 
 
 def run_worker(facts: HostFacts, token: str, stop: _Stop) -> Ending:
-    """The whole life of a worker: join, and stay until there is a reason to leave. Arguments as of `run_head`."""
+    """The whole life of a worker: join, and stay until there is a reason to leave."""
     began = heard = time.monotonic()
     ray: RayProcess | None = None
     run: JobStatus | None = None
@@ -295,10 +287,7 @@ def start_ray(facts: HostFacts, *, head_ip: str) -> RayProcess:
 
 
 def own_ip(facts: HostFacts) -> str:
-    """This host's address on the network of the job.
-
-    Raises HostError when there is no such interface.
-    """
+    """This host's address on the network of the job. Raises HostError when there is no such interface."""
     for address in psutil.net_if_addrs().get(facts.network_interface, ()):
         if address.family is socket.AF_INET:
             return str(address.address)
