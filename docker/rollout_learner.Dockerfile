@@ -13,6 +13,9 @@
 #   --build-arg BASE=763104351884.dkr.ecr.REGION.amazonaws.com/pytorch-training:TAG --build-arg EFA_VERSION= \
 #   --build-arg PYTHON=python3.12
 #
+# Its CUDA 13 needs NVIDIA's driver R580 on the host; to an older one it brings the compatibility libraries that its base
+# has (for GPUs of data centres), by its entry point and by every bash it starts.
+#
 # What NCCL is told about EFA belongs to jobs of several hosts, and comes with them: `rlvr submit` sets FI_PROVIDER,
 # FI_EFA_USE_DEVICE_RDMA and NCCL_SOCKET_IFNAME. Here is only what is right everywhere.
 
@@ -54,11 +57,13 @@ COPY requirements-train.lock /opt/requirements-train.lock
 RUN "${PYTHON}" -m venv /opt/rlvr \
  && /opt/rlvr/bin/python -m pip install --no-deps --require-hashes --requirement /opt/requirements-train.lock
 COPY docker/ray_healthcheck.py /opt/rlvr/ray_healthcheck.py
+COPY docker/cuda_compat.sh /opt/rlvr/cuda_compat.sh
 
 RUN useradd --uid 10001 --home-dir /var/lib/rlvr --no-create-home --shell /bin/bash rlvr \
  && install --directory --owner=10001 --group=10001 /var/lib/rlvr /tmp/ray
 ENV PATH=/opt/rlvr/bin:$PATH \
     LD_LIBRARY_PATH=/opt/amazon/efa/lib:/opt/amazon/ofi-nccl/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} \
+    BASH_ENV=/opt/rlvr/cuda_compat.sh \
     HOME=/var/lib/rlvr \
     PYTHONUNBUFFERED=1 \
     NCCL_DEBUG=WARN \
@@ -71,6 +76,6 @@ USER ${USER_ID}
 HEALTHCHECK --interval=15s --timeout=6s --start-period=90s --retries=4 \
   CMD ["/opt/rlvr/bin/python", "/opt/rlvr/ray_healthcheck.py"]
 STOPSIGNAL SIGTERM
-ENTRYPOINT ["tini", "-g", "--"]
+ENTRYPOINT ["tini", "-g", "--", "/opt/rlvr/cuda_compat.sh"]
 # A head for this container alone: Ray runs whatever it is sent, so more than loopback needs a token, as in compose.yaml.
 CMD ["ray", "start", "--head", "--block", "--disable-usage-stats"]

@@ -3,6 +3,7 @@ check asks a server, its command is parsed by Ray."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -60,7 +61,11 @@ class TestDockerfile:
 
     def test_what_is_copied_is_there_and_let_through(self) -> None:
         sources = [source for i in DOCKERFILE.named("COPY") for source in i.words[:-1]]
-        assert sources == ["requirements-train.lock", "docker/ray_healthcheck.py"]  # our code comes with every job
+        assert sources == [
+            "requirements-train.lock",
+            "docker/ray_healthcheck.py",
+            "docker/cuda_compat.sh",
+        ]  # our code comes with every job
         assert all(let_through(source) for source in sources)
 
     def test_it_runs_as_a_user_who_may_nothing_unless_sagemaker_asks(self) -> None:
@@ -88,9 +93,41 @@ class TestDockerfile:
 
     def test_signals_reach_it(self) -> None:
         (entry_point,) = DOCKERFILE.named("ENTRYPOINT")
-        assert entry_point.words == ["tini", "-g", "--"]
+        assert entry_point.words == ["tini", "-g", "--", "/opt/rlvr/cuda_compat.sh"]
         (check,) = DOCKERFILE.named("HEALTHCHECK")
         assert check.text.endswith('CMD ["/opt/rlvr/bin/python", "/opt/rlvr/ray_healthcheck.py"]')
+
+
+COMPAT = ROOT / "docker" / "cuda_compat.sh"
+
+
+@pytest.mark.parametrize(
+    ("driver", "before", "after"),
+    [
+        ("550.54.15", "", "{compat}"),
+        ("570.86.10", "/opt/efa", "{compat}:/opt/efa"),
+        ("580.65.06", "/opt/efa", "{compat}:/opt/efa"),
+        ("580.95.05", "/opt/efa", "/opt/efa"),
+        ("590.44.01", "", ""),
+        ("1000.1.1", "", ""),
+        (None, "/opt/efa", "/opt/efa"),  # no GPU
+    ],
+)
+@pytest.mark.parametrize("sourced", [False, True])
+def test_compatibility_libraries_are_for_older_drivers(
+    tmp_path: Path, driver: str | None, before: str, after: str, sourced: bool
+) -> None:
+    (tmp_path / "libcuda.so.580.95.05").touch()
+    (tmp_path / "libcuda.so.1").symlink_to("libcuda.so.580.95.05")
+    version = tmp_path / "version"
+    if driver is not None:
+        version.write_text(f"{driver}\n")
+    environment = {"CUDA_COMPAT": str(tmp_path), "NVIDIA_VERSION": str(version), "PATH": os.environ["PATH"]}
+    environment |= {"LD_LIBRARY_PATH": before} | ({"BASH_ENV": str(COMPAT)} if sourced else {})
+    words = ["bash", "-c", "printenv LD_LIBRARY_PATH"] if sourced else [COMPAT, "printenv", "LD_LIBRARY_PATH"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout.strip() == after.format(compat=tmp_path)
+    assert done.stderr == ""
 
 
 def parse_ray_start(words: list[str]) -> dict[str, object]:
