@@ -7,6 +7,10 @@ import sys
 
 def main() -> int:
     """The command line, where its libraries are installed."""
+    if sys.argv[1:3] == ["bench", "gpu"]:  # for machines that have torch and little else
+        from orchestration.bench.gpu.command import main as bench_gpu
+
+        return bench_gpu(sys.argv[3:])
     try:
         from orchestration.cli import main as run
     except ModuleNotFoundError as error:

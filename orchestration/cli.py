@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from orchestration.bench.gpu.command import add_arguments as add_gpu_arguments
+from orchestration.bench.gpu.command import run as run_gpu_bench
 from orchestration.commands.submit import add_submit_commands
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.settings.config import load_config, load_settings
@@ -182,6 +184,9 @@ def _add_bench(commands: Any) -> None:
             _add_neighbours(command)
     _add_bench_learner(names)
     _add_bench_monkey(names)
+    gpu = names.add_parser("gpu", help="all that needs a GPU, part by part, each a line of JSON; then tables")
+    add_gpu_arguments(gpu)
+    gpu.set_defaults(run=run_gpu_bench)
     reward = names.add_parser("reward", help="the reward service: items per second, latency, items that hang")
     reward.add_argument("--json", action="store_true", help="print one JSON object")
     reward.add_argument("--seconds", type=_positive, default=2, help="of one measurement (default: 2)")

@@ -37,6 +37,15 @@ NEIGHBOURS = {
 
 # What is compared with the inside of a room must reach it: benchmark → modules behind the doors
 OPENINGS = {
+    "orchestration/bench/gpu/attention.py": (
+        "learner.tree.blocks",
+        "learner.tree.flex",
+        "learner.tree.levels",
+        "learner.tree.prefix_tree",
+    ),
+    "orchestration/bench/gpu/learner.py": ("learner.tree.prefix_tree",),
+    "orchestration/bench/gpu/probe.py": ("learner.policy.policy", "learner.tree.prefix_tree"),
+    "orchestration/bench/gpu/trees.py": ("learner.tree.prefix_tree",),
     "orchestration/bench/learner.py": ("learner.tree.prefix_tree",),
     "orchestration/bench/contenders/__init__.py": ("learner.tree.attention",),
     "orchestration/bench/contenders/trl_trainer.py": ("learner.policy.policy", "learner.step.plan"),

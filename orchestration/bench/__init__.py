@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestration.errors import RlvrError
-from orchestration.noise import noise_to_file
-from orchestration.report.progress import progress_printer
-from orchestration.storage.cache import Progress
+if TYPE_CHECKING:
+    from orchestration.storage.cache import Progress
 
 
 def run_bench(name: str, measure: Callable[[Progress], dict[str, Any]], *, as_json: bool) -> int:
@@ -28,6 +26,9 @@ def run_bench(name: str, measure: Callable[[Progress], dict[str, Any]], *, as_js
         RlvrError: It cannot be measured.
     """
     from learner.errors import LearnerError
+    from orchestration.errors import RlvrError
+    from orchestration.noise import noise_to_file
+    from orchestration.report.progress import progress_printer
     from rollout_server.errors import RolloutError
 
     try:

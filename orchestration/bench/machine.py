@@ -16,6 +16,11 @@ def machine_line() -> str:
     return f"{facts.num_cores} cores of {_processor()}, {gpus}"
 
 
+def num_gpus() -> int:
+    """GPUs that a process of this machine would see."""
+    return len(collect().gpus)
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rollout_server.config import Device, RolloutConfig
 from rollout_server.engine import completion_from, lora_request, vllm_sampling_parameters
@@ -15,12 +16,13 @@ _SHUTDOWN_TIMEOUT_S = 15.0
 class PlainVllm:
     """`vllm.LLM` with the settings of a worker's engine and nothing of ours around it."""
 
-    def __init__(self, model_path: str, config: RolloutConfig, device: Device, seed: int) -> None:
+    def __init__(self, model_path: str, config: RolloutConfig, device: Device, seed: int, **changes: Any) -> None:
+        """`changes` are vLLM's own arguments, instead of those of a worker's engine."""
         prepare_environment(config, device)
         from vllm import LLM
 
         self._max_model_len = config.max_model_len
-        self._llm = LLM(**engine_arguments(model_path, config, device, seed))
+        self._llm = LLM(**(engine_arguments(model_path, config, device, seed) | changes))
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: SamplingParams, lora: AdapterVersion | None

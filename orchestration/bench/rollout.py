@@ -47,7 +47,6 @@ _FIXED = {
     "dashboard": "false",
     "rollout.num_workers": "1",
     "learner.num_ranks": "1",
-    "rollout.max_num_seqs": str(NUM_SEQUENCES),
     "rollout.max_num_batched_tokens": "2048",  # vLLM's own choice differs between its two ways in
     "rollout.gpu_memory_utilization": "0.4",  # two engines share the GPU
 }
@@ -64,13 +63,16 @@ class _Round:
     """Beside busy neighbours."""
 
 
-def run(overrides: Sequence[str], progress: Progress, *, neighbours: int = 0) -> dict[str, Any]:
+def run(
+    overrides: Sequence[str], progress: Progress, *, neighbours: int = 0, num_sequences: int = NUM_SEQUENCES
+) -> dict[str, Any]:
     """Measure a worker and plain vLLM side by side.
 
     Args:
         overrides: A recipe, if one is named first, and settings, as for `rlvr train`.
         neighbours: Busy loops that the worker is measured beside too, once a round.
         progress: Told what is being done.
+        num_sequences: Under way at once.
 
     Returns:
         `machine`, `settings` and `figures`.
@@ -81,16 +83,17 @@ def run(overrides: Sequence[str], progress: Progress, *, neighbours: int = 0) ->
     """
     words = list(overrides)
     recipe = words.pop(0) if words and "=" not in words[0] else "arithmetic"
-    config = load_config(recipe, [*(f"{name}={value}" for name, value in _FIXED.items()), *words])
+    fixed = _FIXED | {"rollout.max_num_seqs": str(num_sequences)}
+    config = load_config(recipe, [*(f"{name}={value}" for name, value in fixed.items()), *words])
     doctor.require_machine(config)
-    return asyncio.run(_measure(config, progress, neighbours))
+    return asyncio.run(_measure(config, progress, neighbours, num_sequences))
 
 
-async def _measure(config: RunConfig, progress: Progress, neighbours: int) -> dict[str, Any]:
+async def _measure(config: RunConfig, progress: Progress, neighbours: int, num_sequences: int) -> dict[str, Any]:
     begin = counted(progress, 3 + (3 + bool(neighbours)) * (NUM_ROUNDS + 1))
     begin(f"preparing the model {config.model.name} and its prompts")
     model_path = resolve_model(config.model.name, config.model.revision, progress=progress)
-    prompts, sampling = _workload(config, model_path)
+    prompts, sampling = _workload(config, model_path, num_sequences)
     payload = random_adapter(model_path, rank=config.learner.lora.r)
     async with AsyncExitStack() as stack:
         begin("starting Ray and a rollout worker")
@@ -120,14 +123,14 @@ async def _measure(config: RunConfig, progress: Progress, neighbours: int) -> di
     }
 
 
-def _workload(config: RunConfig, model_path: Path) -> tuple[list[list[Prompt]], SamplingParams]:
+def _workload(config: RunConfig, model_path: Path, num_sequences: int) -> tuple[list[list[Prompt]], SamplingParams]:
     """Prompts for each round, all different, and how their groups are drawn."""
     problems = config.data.load()
     builder = make_prompt_builder(config, problems, model_path)
     source = PromptSource(problems.train, builder.build, config.seed)
     sampling = training_sampling(config, builder)
     sampling = replace(sampling, stop=(), stop_token_ids=(), ignore_end_token=True)
-    num_prompts = max(1, NUM_SEQUENCES // sampling.num_generations)
+    num_prompts = max(1, num_sequences // sampling.num_generations)
     return [[source.next().prompt for _ in range(num_prompts)] for _ in range(NUM_ROUNDS + 1)], sampling
 
 
