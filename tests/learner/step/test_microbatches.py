@@ -32,16 +32,16 @@ def all_cuts(count: int, max_parts: int) -> list[list[tuple[int, int]]]:
     return found
 
 
-@given(sequences, st.integers(1, 4), st.integers(1, 60), st.booleans())
+@given(sequences, st.integers(1, 4), st.integers(1, 60), st.booleans(), st.booleans())
 def test_ranks_and_microbatches_hold_every_sequence_once(
-    given_sequences: list[TokenSequence], num_ranks: int, max_tokens: int, share: bool
+    given_sequences: list[TokenSequence], num_ranks: int, max_tokens: int, share: bool, coarse: bool
 ) -> None:
-    plan = plan_ranks(given_sequences, num_ranks, max_tokens=max_tokens, share=share)
-    assert plan == plan_ranks(given_sequences, num_ranks, max_tokens=max_tokens, share=share)
+    plan = plan_ranks(given_sequences, num_ranks, max_tokens=max_tokens, share=share, coarse=coarse)
+    assert plan == plan_ranks(given_sequences, num_ranks, max_tokens=max_tokens, share=share, coarse=coarse)
     assert len(plan) == num_ranks
     assert sorted(index for rank in plan for batch in rank for index in batch) == list(range(len(given_sequences)))
     for batch in (batch for rank in plan for batch in rank):
-        size = build_tree([given_sequences[index] for index in batch], share=share).num_tokens
+        size = build_tree([given_sequences[index] for index in batch], share=share, coarse=coarse).num_tokens
         assert size <= max_tokens or len(batch) == 1
 
 

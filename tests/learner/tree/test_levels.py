@@ -115,6 +115,30 @@ def test_the_descendants_of_a_long_header_are_cut() -> None:
     assert two.num_queries == (5, 5)
 
 
+def test_a_usual_batch_is_three_calls_of_which_the_header_is_cut() -> None:
+    # A header of 700 tokens, 16 questions of 60, 8 completions each of 150 with nothing in common; and the questions'
+    # first word is one of four, the completions' one of two.
+    header = tuple(range(1000, 1700))
+    batch = [
+        TokenSequence(
+            prompt_token_ids=(*header, q % 4, *range(100 * q, 100 * q + 59)),
+            completion_token_ids=(c % 2, *range(2000 + 200 * (8 * q + c), 2149 + 200 * (8 * q + c))),
+        )
+        for q in range(16)
+        for c in range(8)
+    ]
+    tree = build_tree(batch, coarse=True)
+    # The header up to a multiple of 16; its rest once a question. The last token of a completion is no input.
+    assert tree.num_tokens == 688 + 16 * (12 + 60) + 128 * 149
+    diagonals, first, second = plan_calls(tree.segments)
+    assert len(diagonals.num_queries) == 1 + 16 + 128
+    assert first.num_keys == (688,) * 4
+    assert max(first.num_queries) - min(first.num_queries) <= 1
+    assert second.num_keys == (72, *(0, 72) * 15)  # from question to question a gap: that question's own tokens
+    # With every branch shared the same batch has two levels more.
+    assert len(plan_calls(build_tree(batch).segments)) == 5
+
+
 def test_each_depth_is_one_call_forward_and_one_backward() -> None:
     tree = build_tree([sequence for prompt in (1, 2) for sequence in questions_behind(prompt)])
     calls = {"forward": 0, "backward": 0}
