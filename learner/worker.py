@@ -102,6 +102,7 @@ class LearnerRank:
             torch.set_num_threads(self._config.num_threads or max(1, cores // self._world_size))
         else:
             let_segments_expand()
+            _require_gpu(self._device)
             torch.cuda.set_device(self._device)
         self._policy: Policy = load_policy(self._model_path, self._config, device=self._device, seed=self._seed)
         if self._policy.own_attention:
@@ -398,6 +399,16 @@ def _device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise LearnerError(f"device {name!r} is not supported: cpu or cuda")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _require_gpu(device: torch.device) -> None:
+    """Raises LearnerError where there is no such device, as with a torch for CPUs or a driver that is too old."""
+    number = torch.cuda.device_count()
+    if (device.index or 0) >= number:
+        raise LearnerError(
+            f"the learner was given {device}, and torch {torch.__version__} sees {number} GPUs here: update the driver, "
+            f"install a torch built for its CUDA, or set device=cpu"
+        )
 
 
 def _in_words(failure: Exception | None) -> tuple[type[LearnerError], str] | None:

@@ -439,3 +439,19 @@ def test_a_hybrid_on_ranks_that_hold_parts_of_it(tmp_path: Path) -> None:
     config = LearnerConfig(**BASE, zero_stage=3, max_tokens_per_microbatch=90)
     parts, *_ = run_ranks(2, str(tmp_path), config, three_steps)
     assert difference(weights(parts[0]), weights(payload)) < 1e-4
+
+
+def test_a_gpu_that_torch_does_not_see_is_named() -> None:
+    rank = LearnerRank(
+        rank=0,
+        world_size=1,
+        master_addr="127.0.0.1",
+        master_port=1,
+        model_path="nowhere",
+        config=LearnerConfig(),
+        temperature=1.0,
+        seed=0,
+        device=f"cuda:{torch.cuda.device_count()}",
+    )
+    with pytest.raises(LearnerError, match=r"the learner was given cuda:\d+, and torch .* sees \d+ GPUs here"):
+        rank.start()
