@@ -2,7 +2,8 @@
 
 Clients, servers and workers share the machine's cores. What N processes could reach at most follows from the processor
 time that each of them takes for a request: `cores / (client + server + workers)`, over `1 / server`, which one event
-loop cannot pass. The clients of real trainers are elsewhere: `most_without_clients` leaves their share out.
+loop cannot pass: that is `ratio_possible`, beside the `ratio` that was measured. The clients of real trainers are
+elsewhere: `ratio_possible_without_clients` leaves their share out.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def run(options: RewardBench, num_processes: int, progress: Progress) -> dict[st
         one[num_processes]["requests_per_s"] / one[1]["requests_per_s"] for one in rounds
     )
     client, server, workers = (figures[f"{name}_us_1_process"] for name in ("client", "server", "workers"))
-    figures["most_on_these_cores"] = min(num_processes, cores * server / (client + server + workers))
-    figures["most_without_clients"] = min(num_processes, cores * server / (server + workers))
+    figures["ratio_possible"] = min(num_processes, cores * server / (client + server + workers))
+    figures["ratio_possible_without_clients"] = min(num_processes, cores * server / (server + workers))
     return {"machine": machine_line(), "settings": asdict(options), "figures": figures}
 
 

@@ -31,7 +31,7 @@ from reward_service.errors import (
     UnknownProfileError,
 )
 from reward_service.keys import ANONYMOUS, KeyRing
-from reward_service.pool.messages import ScoredItem
+from reward_service.pool.messages import ScoredItem, encode_specs
 from reward_service.pool.pool import WorkerPool
 from reward_service.pool.request import unscored_item
 from reward_service.rates import Caller, SharedRates
@@ -44,6 +44,8 @@ from reward_service.types import Reason, RewardSpec
 
 _RESULT_BYTES = 400
 """About what an item's identifiers and scores take in the audit log's messages."""
+_MAX_PLANS = 64
+_MAX_PLAN_BYTES = 4096
 NOBODY = Caller(name=ANONYMOUS)
 
 
@@ -75,6 +77,7 @@ class RewardService:
         self.metrics = Metrics(self.pool, self._audit_bytes if settings.audit is not None else None)
         self.unscorable_log = RareLog()
         self._siblings = siblings
+        self._plans: dict[bytes, Plan] = {}
         self._audit: AuditHandle | None = None
         try:
             self._keys = None if settings.keys_file is None else KeyRing(settings.keys_file, rates=rates)
@@ -162,7 +165,7 @@ class RewardService:
         Raises:
             ServiceError: the request cannot be taken as a whole: unknown rewards, bad parameters, a limit, no room.
         """
-        plan = make_plan(specs, self.rewards)
+        plan = self._plan(specs)
         judged = self._judges.prepare(plan, specs)
         texts = Texts([item.prompt for item in items], [item.completion for item in items])
         check_limits(texts, self.settings)
@@ -181,6 +184,17 @@ class RewardService:
                 audit.offer(_audit_batch(scored, texts, caller, run_id, policy_version))
         self.metrics.items.inc(len(items))
         return scored
+
+    def _plan(self, specs: tuple[RewardSpec, ...]) -> Plan:
+        """What requests ask for is mostly the same: to validate it takes as long as to score an item."""
+        key = encode_specs(specs)
+        if (plan := self._plans.get(key)) is None:
+            plan = make_plan(specs, self.rewards)
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            if len(key) <= _MAX_PLAN_BYTES:
+                self._plans[key] = plan
+        return plan
 
     @asynccontextmanager
     async def _recording(self, texts: Texts) -> AsyncIterator[AuditHandle | None]:

@@ -67,6 +67,8 @@ class WorkerPool:
         self._leaving: set[WorkerProcess] = set()
         """Workers that were let go, and have not ended yet."""
         self._requests: set[PoolRequest] = set()
+        self._stuck: set[WorkerProcess] = set()
+        """Workers that the last look found held up by the item that they are at."""
         self._ends: dict[WorkerProcess, End] = {}
         """Workers that are to end, and why."""
         self._starting = 0
@@ -100,7 +102,7 @@ class WorkerPool:
     @property
     def ready(self) -> bool:
         """Whether there is a worker that can score, or is scoring and not held up."""
-        return not self._closing and any(not self._is_stuck(worker) for worker in (*self._idle, *self._jobs))
+        return not self._closing and any(worker not in self._stuck for worker in (*self._idle, *self._jobs))
 
     async def score(
         self, specs: tuple[RewardSpec, ...], deadlines_s: Sequence[float], items: Sequence[ScoreItem]
@@ -228,10 +230,7 @@ class WorkerPool:
 
     def _num_active(self) -> int:
         """Workers that stay and are not held up."""
-        return len(self._workers) - len(self._leaving) - sum(map(self._is_stuck, self._jobs))
-
-    def _is_stuck(self, worker: WorkerProcess) -> bool:
-        return worker in self._jobs and self._patience.is_stuck(worker, self._jobs[worker][0])
+        return len(self._workers) - len(self._leaving) - len(self._stuck)
 
     def _on_ready(self, worker: WorkerProcess) -> None:
         self._failed_starts = 0
@@ -256,6 +255,7 @@ class WorkerPool:
             return
         if not chunk.positions:
             del self._jobs[worker]
+            self._stuck.discard(worker)
             self._put_back(worker)
             self._pump()
         else:
@@ -290,6 +290,7 @@ class WorkerPool:
         others = self._others_share > 0.5
         waited_s = sum(worker.look(excuse=others or not worker.demoted) for worker in self._jobs)
         self._starved_s += waited_s / max(1, len(self._jobs))
+        self._stuck = {one for one, (chunk, _) in self._jobs.items() if self._patience.is_stuck(one, chunk)}
         for worker, (chunk, since) in list(self._jobs.items()):
             if worker in self._ends:
                 continue
@@ -324,6 +325,7 @@ class WorkerPool:
         """Brings back what a worker left undone. Its progress is still: what it was at when it ended is known."""
         self._workers.discard(worker)
         self._leaving.discard(worker)
+        self._stuck.discard(worker)
         if not worker.was_ready and not self._closing:
             self._failed_starts += 1
             logger.error("a worker ended before it was ready; its output says more")
