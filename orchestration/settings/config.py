@@ -106,6 +106,15 @@ class RunConfig(Section):
     retry_io_s: float = Field(
         600.0, ge=0, description="How long the run waits for room where a disk or /dev/shm is full, seconds."
     )
+    report_to: tuple[Literal["tensorboard", "mlflow", "wandb", "trackio"], ...] = Field(
+        (),
+        description="Trackers that are told of the run, each an extra; how they are reached, their own variables say.",
+    )
+    run_name: str | None = Field(None, description="The run's name there; unset: that of its folder.")
+    project: str = Field("rlvr", min_length=1, description="Their project or experiment.")
+    track_adapter: bool = Field(
+        False, description="They are given the trained adapter too, beside page and completions."
+    )
     example_every: int = Field(5, ge=0, description="Show an example completion every so many steps; 0: never.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; auto: CUDA when there is a GPU."

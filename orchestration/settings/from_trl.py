@@ -155,6 +155,9 @@ def _computed(key: str, value: Any, keys: Mapping[str, Any], result: Mapping[str
             settings = {"rollout.top_k": 0 if value in (None, -1) else value}
         case "scale_rewards":
             settings = {"learner.scale_rewards": {True: "group", False: "none"}.get(value, value)}
+        case "report_to":
+            names = [value] if isinstance(value, str) else list(value or [])
+            settings = {"report_to": [name for name in names if name != "none"]}
         case "resume_from_checkpoint":
             if value:
                 raise ConfigError(f"{key}={value!r}: a run goes on where its folder is, run_dir=…; leave it out")

@@ -1,0 +1,1 @@
+"""Runs in other people's trackers: TensorBoard, MLflow, Weights & Biases, Trackio."""
