@@ -15,6 +15,7 @@ from learner.errors import LearnerError
 from orchestration.cluster.hosted_rank import LEARNER_MODULES
 from orchestration.cluster.reward.deployment import reward_client
 from orchestration.cluster.upkeep.whereabouts import claim_node
+from orchestration.commands.report import write_report
 from orchestration.concurrency import unless_set
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
@@ -26,7 +27,7 @@ from orchestration.models.dequantized import served_model
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
 from orchestration.report import Reporter, make_reporter
-from orchestration.run.folder import RunFolder
+from orchestration.run.folder import COMPLETIONS_FOLDER, RunFolder
 from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.ports import Scorer
 from orchestration.run.rewards import check_rewards
@@ -34,6 +35,8 @@ from orchestration.run.scorer import HttpScorer, RandomControlScorer, RewardsCli
 from orchestration.run.start import StartClock
 from orchestration.settings.config import RunConfig
 from orchestration.storage.cache import Progress
+from orchestration.tracking.reporter import TrackingReporter
+from orchestration.tracking.trackers import Tracked, check_trackers, flat_settings, open_trackers
 from orchestration.types import BuiltPrompt
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
@@ -66,15 +69,16 @@ def run_training(config: RunConfig) -> int:
 
 async def _train(config: RunConfig) -> int:
     start, stop = StartClock.of_this_process(), asyncio.Event()
-    with signals_set(stop), closing(make_reporter(sys.stdout)) as reporter:
+    with signals_set(stop), closing(make_reporter(sys.stdout)) as shown:
         # Everything that can be wrong cheaply comes before the first folder is made and the first room started.
         with start.phase("checks"):
             doctor.require_machine(config)
             import_ahead(config)
+            check_trackers(config.report_to)
             problems = config.data.load()
             await _unless_stopped(stop, _check_rewards(config, problems))
         with start.phase("model"):
-            model_path = await _unless_stopped(stop, _resolve_model(config, reporter))
+            model_path = await _unless_stopped(stop, _resolve_model(config, shown))
             builder = make_prompt_builder(config, problems, model_path)
             held_out = builder.build_all(problems.eval)
             source = PromptSource(problems.train, builder.build, config.seed)
@@ -82,6 +86,7 @@ async def _train(config: RunConfig) -> int:
         folder = RunFolder.create(config)
         try:
             async with AsyncExitStack() as stack:
+                reporter = stack.enter_context(closing(_tracked(config, folder, shown)))
                 rooms = await _unless_stopped(
                     stop,
                     _start_rooms(stack, config, folder, reporter, start, model_path, builder, source, held_out.prompts),
@@ -95,6 +100,25 @@ async def _train(config: RunConfig) -> int:
         finally:
             folder.close()
     return 0 if summary["status"] == "finished" else 130
+
+
+def _tracked(config: RunConfig, folder: RunFolder, reporter: Reporter) -> Reporter:
+    """A reporter that tells the run's trackers too, and writes its page at the end."""
+    settings = flat_settings(config.model_dump(mode="json"))
+    name = config.run_name or folder.path.name
+    run = Tracked(project=config.project, name=name, folder=folder.path, settings=settings)
+
+    def kept() -> list[Path]:
+        try:
+            page = [write_report([folder.path])]
+            reporter.note("info", f"the run's page is {page[0]}")
+        except RlvrError as error:
+            reporter.note("warning", f"the run's page was not written: {error}")
+            page = []
+        paths = [folder.path / COMPLETIONS_FOLDER, *([folder.adapter_path] if config.track_adapter else [])]
+        return [*page, *(path for path in paths if path.exists())]
+
+    return TrackingReporter(reporter, open_trackers(config.report_to, run), kept)
 
 
 async def _check_rewards(config: RunConfig, problems: Problems) -> None:
