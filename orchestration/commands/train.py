@@ -36,7 +36,8 @@ from orchestration.run.start import StartClock
 from orchestration.settings.config import RunConfig
 from orchestration.storage.cache import Progress
 from orchestration.tracking.reporter import TrackingReporter
-from orchestration.tracking.trackers import Tracked, check_trackers, flat_settings, open_trackers
+from orchestration.tracking.sink import Tracked
+from orchestration.tracking.trackers import check_trackers, flat_settings, open_trackers
 from orchestration.types import BuiltPrompt
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
