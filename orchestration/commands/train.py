@@ -87,7 +87,7 @@ async def _train(config: RunConfig) -> int:
         folder = RunFolder.create(config)
         try:
             async with AsyncExitStack() as stack:
-                reporter = stack.enter_context(closing(_tracked(config, folder, shown)))
+                reporter = stack.enter_context(closing(tracked_reporter(config, folder, shown)))
                 rooms = await _unless_stopped(
                     stop,
                     _start_rooms(stack, config, folder, reporter, start, model_path, builder, source, held_out.prompts),
@@ -103,7 +103,7 @@ async def _train(config: RunConfig) -> int:
     return 0 if summary["status"] == "finished" else 130
 
 
-def _tracked(config: RunConfig, folder: RunFolder, reporter: Reporter) -> Reporter:
+def tracked_reporter(config: RunConfig, folder: RunFolder, reporter: Reporter) -> Reporter:
     """A reporter that tells the run's trackers too, and writes its page at the end."""
     settings = flat_settings(config.model_dump(mode="json"))
     name = config.run_name or folder.path.name

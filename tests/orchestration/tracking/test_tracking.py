@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestration.commands.train import tracked_reporter
 from orchestration.errors import ConfigError
+from orchestration.run.folder import RunFolder
 from orchestration.settings.config import load_config
 from orchestration.tracking.reporter import TrackingReporter
 from orchestration.tracking.sink import Guarded
@@ -71,6 +73,7 @@ class Sink:
 
     def __init__(self, *, fails_at: int = 10**9, hangs: threading.Event | None = None) -> None:
         self.steps: list[int] = []
+        self.kept: list[str] = []
         self.closed: list[bool] = []
         self._fails_at, self._hangs = fails_at, hangs
 
@@ -82,7 +85,7 @@ class Sink:
         self.steps.append(step)
 
     def artefact(self, path: Path, name: str) -> None:
-        self.steps.append(-1)
+        self.kept.append(name)
 
     def close(self, *, finished: bool) -> None:
         self.closed.append(finished)
@@ -95,7 +98,7 @@ def test_one_that_fails_is_said_once_and_the_others_go_on() -> None:
         reporter.step({"step": step, "loss": 1.0})
     reporter.finish({"status": "stopped"})
     reporter.close()
-    assert (good.steps, good.closed) == ([1, 2, 3, 4, 5, -1], [False])
+    assert (good.steps, good.closed) == ([1, 2, 3, 4, 5], [False])
     assert (bad.steps, bad.closed) == ([1], [])
     assert inner.notes == ["warning: bad is told nothing more of this run: no route to host"]
     assert inner.calls == ["step"] * 5 + ["finish", "close"]
@@ -157,3 +160,26 @@ def test_what_reports_to_is_said_by_name() -> None:
     with pytest.raises(ConfigError, match="report_to"):
         load_config("tiny", ["report_to=[comet]"])
     assert "WANDB_SILENT" not in os.environ
+
+
+@pytest.mark.parametrize("track_adapter", [False, True])
+def test_a_run_is_tracked_by_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, track_adapter: bool) -> None:
+    told: list[Tracked] = []
+    sink = Sink()
+
+    def open_it(run: Tracked) -> Sink:
+        told.append(run)
+        return sink
+
+    monkeypatch.setitem(TRACKERS, "mlflow", (open_it, "json", "json"))  # type: ignore[arg-type]
+    words = ["report_to=[mlflow]", "project=ours", "run_name=mine", f"track_adapter={track_adapter}"]
+    folder = RunFolder.create(config := load_config("tiny", [*words, f"run_dir={tmp_path}/run"]))
+    folder.adapter_path.mkdir()
+    reporter = tracked_reporter(config, folder, inner := SilentReporter())  # type: ignore[arg-type]
+    reporter.finish({"status": "finished"})
+    reporter.close()
+    folder.close()
+    assert [(run.project, run.name, run.folder) for run in told] == [("ours", "mine", folder.path)]
+    assert sink.kept == ["report.html", *(["adapter"] if track_adapter else [])]
+    assert sink.closed == [True]
+    assert inner.notes == [f"info: the run's page is {folder.path}/report.html"]
