@@ -406,8 +406,8 @@ def _require_gpu(device: torch.device) -> None:
     number = torch.cuda.device_count()
     if (device.index or 0) >= number:
         raise LearnerError(
-            f"the learner was given {device}, and torch {torch.__version__} sees {number} GPUs here: update the driver, "
-            f"install a torch built for its CUDA, or set device=cpu"
+            f"the learner was given {device}, and torch {torch.__version__} sees {number} GPUs here: update the "
+            f"driver, install a torch built for its CUDA, or set device=cpu"
         )
 
 
