@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from orchestration.errors import ConfigError, SubmitError, UnreachableError, one_line
@@ -54,12 +55,15 @@ def configured_region(setting: str | None) -> str | None:
     return region
 
 
-def known_regions(service: str) -> set[str]:
+@cache
+def known_regions(service: str) -> frozenset[str]:
     """Where botocore knows a service to be, in all partitions."""
     session = _offline()
-    return {r for part in session.get_available_partitions() for r in session.get_available_regions(service, part)}
+    parts = session.get_available_partitions()
+    return frozenset(region for part in parts for region in session.get_available_regions(service, part))
 
 
+@cache
 def input_shape(service: str, operation: str) -> Any:
     """botocore's model of what an operation takes."""
     return _offline().get_service_model(service).operation_model(operation).input_shape

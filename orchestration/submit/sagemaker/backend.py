@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from orchestration.errors import SubmitError
+from orchestration.errors import ConfigError, SubmitError
 from orchestration.run.folder import ADAPTER_FOLDER
 from orchestration.settings.config import dump_config
 from orchestration.settings.sagemaker import AwsService
@@ -70,6 +70,12 @@ class SageMakerBackend:
         formed = form(settings, job)
         sagemaker, s3 = (self._client(service, region) for service in ("sagemaker", "s3"))
         if settings.resume is not None:
+            earlier = _describe(sagemaker, settings.resume)
+            if earlier is not None and not training_status(earlier).state.ended:
+                raise ConfigError(
+                    f"sagemaker.resume={settings.resume!r} is running still, and two jobs would write one folder; "
+                    f"stop it first: rlvr jobs stop {settings.resume}"
+                )
             check_resumable(s3, formed.layout, settings.resume)
         put_all(s3, formed.layout, formed.inputs.uploads, kms_key=settings.kms_key, say=say)
         _create(sagemaker, formed.request, say)

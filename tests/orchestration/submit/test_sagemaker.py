@@ -358,6 +358,14 @@ def test_a_job_that_left_nothing_is_not_resumed(code: CodePackage, aws: Any, cap
     assert backend.submit(job, print)["adapter"] == f"s3://{BUCKET}/rlvr/jobs/rlvr-gsm8k-1/checkpoints/run/adapter"
 
 
+def test_a_job_that_runs_is_not_resumed(code: CodePackage, aws: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave_checkpoint(aws, "rlvr-busy")
+    monkeypatch.setattr(sagemaker, "_describe", lambda client, name: A_DESCRIPTION)
+    backend, job = prepared(code, [*ONE_HOST, "sagemaker.resume=rlvr-busy"])
+    with pytest.raises(ConfigError, match=r"'rlvr-busy' is running still.*rlvr jobs stop rlvr-busy"):
+        backend.submit(job, print)
+
+
 def test_endpoints_of_a_vpc_are_asked(code: CodePackage) -> None:
     endpoints = {name: f"https://{name}.vpce-1.example" for name in ("s3", "sagemaker", "logs")}
     backend, _ = prepared(code, [*ONE_HOST, f"sagemaker.endpoints={json.dumps(endpoints)}"])
