@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from orchestration.errors import UnreachableError
 
+logger = logging.getLogger(__name__)
+
 POLL_S = 3.0
 """Between two looks."""
 GIVE_UP_S = 300.0
 """Of no answer at all."""
+_TELL_AFTER_S = 15.0
 
 
 class News(Protocol):
@@ -39,17 +43,20 @@ def follow(
         give_up_s: of UnreachableError alone; then it is raised.
         sleep: waits so many seconds.
     """
-    answered = time.monotonic()
+    answered, told = time.monotonic(), False
     while last_rounds:
         try:
             over = ended()
-            answered = time.monotonic()
+            answered, told = time.monotonic(), False
             for piece in news(over=over):
                 yield piece
                 answered = time.monotonic()
             last_rounds -= over
-        except UnreachableError:
-            if time.monotonic() - answered > give_up_s:
+        except UnreachableError as error:
+            if (silent_s := time.monotonic() - answered) > give_up_s:
                 raise
+            if silent_s > min(_TELL_AFTER_S, give_up_s / 2) and not told:
+                told = True
+                logger.warning("%s; trying again for %d s", error, give_up_s - silent_s)
         if last_rounds:
             sleep(poll_s)

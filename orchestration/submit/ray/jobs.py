@@ -22,7 +22,7 @@ from packaging.version import Version
 
 from orchestration.errors import SubmitError, UnreachableError, one_line
 from orchestration.extras import require
-from orchestration.submit.common.follow import follow
+from orchestration.submit.common.follow import GIVE_UP_S, follow
 from orchestration.submit.common.job import JobState, JobStatus
 
 DASHBOARD_PORT = 8265
@@ -47,6 +47,8 @@ class Endpoint:
     timeout_s: float = 30.0
     use_proxy: bool = False
     """Through the proxies that the environment names."""
+    give_up_s: float = GIVE_UP_S
+    """A log is followed over so long a silence."""
 
 
 def entrypoint(config_path: str = RUN_FILE, *, python: str = "python") -> str:
@@ -100,7 +102,7 @@ class RayJobs:
 
     def logs(self, name: str, *, follow: bool) -> Iterator[str]:
         """What the job printed, in pieces; with `follow` until it ends, over as many connections as that takes."""
-        return _Followed(self, name).pieces() if follow else iter([self.log(name)])
+        return _Followed(self, name).pieces(self._endpoint.give_up_s) if follow else iter([self.log(name)])
 
     def stream(self, name: str) -> Iterator[str]:
         """The log from its beginning on, until the connection ends or brings nothing for a while."""
@@ -192,8 +194,8 @@ class _Followed:
         self._jobs, self._name = jobs, name
         self._printed = self._fruitless = 0
 
-    def pieces(self) -> Iterator[str]:
-        return follow(lambda: self._jobs.status(self._name).state.ended, self._news)
+    def pieces(self, give_up_s: float) -> Iterator[str]:
+        return follow(lambda: self._jobs.status(self._name).state.ended, self._news, give_up_s=give_up_s)
 
     def _news(self, *, over: bool) -> Iterator[str]:
         streams, seen = not over and self._fruitless < _FRUITLESS_STREAMS, 0

@@ -66,7 +66,8 @@ def find(folder: Path) -> Head | None:
 
 
 def endpoint(folder: Path, head: Head) -> Endpoint:
-    return Endpoint(address=head.address, token=(folder / TOKEN_FILE).read_text().strip(), timeout_s=_ANSWER_S)
+    token = (folder / TOKEN_FILE).read_text().strip()
+    return Endpoint(address=head.address, token=token, timeout_s=_ANSWER_S, give_up_s=3 * _ANSWER_S)
 
 
 def ensure(folder: Path, *, linger_s: float, object_store_bytes: int, timeout_s: float) -> Head:

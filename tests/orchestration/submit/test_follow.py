@@ -100,8 +100,8 @@ def test_what_cannot_be_followed_has_an_exit_code_of_its_own(
     with dashboard(streams=["cut"]) as made:
         recorded(made, tmp_path)
         made.answers["job"] = 10**6
-        defaults = {**(follow.__kwdefaults__ or {}), "give_up_s": 0.05}
-        monkeypatch.setattr(follow, "__kwdefaults__", defaults)
+        defaults = {**Endpoint.__init__.__kwdefaults__, "give_up_s": 0.05}
+        monkeypatch.setattr(Endpoint.__init__, "__kwdefaults__", defaults)
         assert main(["jobs", "logs", "-f", JOB]) == 3
     assert f"broke off: Request failed with status code 502: .; the job may go on: rlvr jobs status {JOB}" in (
         capsys.readouterr().err
