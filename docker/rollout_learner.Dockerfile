@@ -18,6 +18,10 @@
 #
 # What NCCL is told about EFA belongs to jobs of several hosts, and comes with them: `rlvr submit` sets FI_PROVIDER,
 # FI_EFA_USE_DEVICE_RDMA and NCCL_SOCKET_IFNAME. Here is only what is right everywhere.
+#
+# CUDA 13 wants NVIDIA's driver R580. On an older one, from R535 on, the base's /usr/local/cuda/compat serves, which beside a
+# newer one would be in the way: a training job's hosts put it into the path where it is needed, elsewhere NVIDIA's
+# container toolkit does.
 
 # torch of requirements-train.lock is built for CUDA 13.0, and the compiler has to be of the same.
 ARG BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04
