@@ -42,7 +42,7 @@ from orchestration.cluster.reward.keeper import RewardKeeper
 from orchestration.cluster.upkeep.heartbeat import BEAT_S
 from orchestration.cluster.upkeep.pool import RolloutPool
 from orchestration.cluster.upkeep.restarts import Restarts
-from orchestration.cluster.upkeep.whereabouts import claim_node, end_here
+from orchestration.cluster.upkeep.whereabouts import claim_node, end_here, end_ray_here
 from orchestration.concurrency import at_most, gather_or_cancel
 from orchestration.errors import MachineError, one_line
 from orchestration.machine.facts import collect
@@ -356,6 +356,7 @@ class Cluster:
         await asyncio.gather(*goodbyes, return_exceptions=True)
         await asyncio.gather(*(self._end(actor) for actor in list(self._actors)))
         await at_most(timeout_s, self._leave)
+        await asyncio.to_thread(end_ray_here)
         await asyncio.to_thread(end_here, None)
 
     def _leave(self) -> None:

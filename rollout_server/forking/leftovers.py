@@ -89,7 +89,7 @@ def remove_leftovers() -> list[str]:
 def end_orphans() -> list[int]:
     """Kill the processes on this node whose `OWNER` has ended; returns their numbers."""
     ended = []
-    for pid, owner in _owned_processes():
+    for pid, owner in owned_processes():
         if is_gone(owner):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -97,7 +97,7 @@ def end_orphans() -> list[int]:
     return ended
 
 
-def _owned_processes() -> Iterator[tuple[int, str]]:
+def owned_processes() -> Iterator[tuple[int, str]]:
     """(number, owner) of the other processes that name one, as far as this user may look."""
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit() or int(entry.name) == os.getpid():

@@ -180,6 +180,9 @@ class RolloutPool(Generic[Worker]):
                 place.admitted = False
                 if not place.lost.done():
                     place.lost.set_result(None)
+            for revival in self._revivals:
+                if revival is not asyncio.current_task():
+                    revival.cancel()
             self._changed.set()
 
     async def close(self) -> None:

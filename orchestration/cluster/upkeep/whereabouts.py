@@ -7,8 +7,9 @@ import signal
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
-from rollout_server.forking.leftovers import OWNER, end_orphans, is_gone, mark, remove_leftovers
+from rollout_server.forking.leftovers import OWNER, end_orphans, is_gone, mark, owned_processes, remove_leftovers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +38,16 @@ def claim_node() -> None:
     """
     os.environ[OWNER] = mark()
     end_here(None)
+
+
+def end_ray_here() -> None:
+    """Kill what is left of the actors of a Ray that this process started and has ended: one that is stopped does not
+    notice that its raylet is gone."""
+    own = mark()
+    for pid, owner in owned_processes():
+        with suppress(ProcessLookupError, FileNotFoundError):
+            if owner == own and Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::"):
+                os.kill(pid, signal.SIGKILL)
 
 
 def end_here(process: Whereabouts | None) -> None:

@@ -96,7 +96,7 @@ async def site(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
         await cluster.shutdown()
         print(f"ended in {time.monotonic() - began:.1f} s")
     assert remove_leftovers() == []
-    own = [psutil.Process(pid).cmdline() for pid, owner in leftovers._owned_processes() if owner == leftovers.mark()]
+    own = [psutil.Process(pid).cmdline() for pid, owner in leftovers.owned_processes() if owner == leftovers.mark()]
     assert [line for line in own if any("ray" in word for word in line)] == []
 
 

@@ -101,7 +101,7 @@ async def test_it_goes_to_the_node_without_gpus_and_another_starts_when_it_dies(
 
 
 def processes_of(owner: str) -> list[int]:
-    return [pid for pid, name in leftovers._owned_processes() if name == owner]
+    return [pid for pid, name in leftovers.owned_processes() if name == owner]
 
 
 def logged_pid(ray_folder: Path) -> str:
