@@ -132,7 +132,7 @@ HOLDERS = {
     "trl": ("orchestration/bench/contenders/trl_*.py",),
     "datasets": ("orchestration/data/tasks/table.py", "orchestration/bench/contenders/trl_*.py"),
     "ray": (
-        *(f"orchestration/cluster/{name}.py" for name in ("calls", "cluster", "gauges", "nodes")),
+        *(f"orchestration/cluster/{name}.py" for name in ("calls", "cluster", "gauges", "joining", "nodes")),
         "orchestration/submit/ray/jobs.py",
     ),
     "reasoning_gym": ("orchestration/data/tasks/reasoning_gym.py", "reward_service/rewards/reasoning_gym.py"),

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import threading
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, closing, contextmanager, suppress
+from collections.abc import Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,9 +21,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from orchestration.cluster.actors import Hosted, LearnerActor, RolloutActor, actor_environment
 from orchestration.cluster.calls import Host, RemoteActor, log_folder
-from orchestration.cluster.environment import NODE_ENVIRONMENT, without_token
 from orchestration.cluster.gauges import RayGauges
 from orchestration.cluster.generator import RayMember
+from orchestration.cluster.joining import join_ray
 from orchestration.cluster.learner import RayLearner
 from orchestration.cluster.nodes import (
     alive_nodes,
@@ -42,12 +40,9 @@ from orchestration.cluster.reward.keeper import RewardKeeper
 from orchestration.cluster.upkeep.heartbeat import BEAT_S
 from orchestration.cluster.upkeep.pool import RolloutPool
 from orchestration.cluster.upkeep.restarts import Restarts
-from orchestration.cluster.upkeep.whereabouts import claim_node, end_here, end_ray_here
+from orchestration.cluster.upkeep.whereabouts import end_here, end_ray_here
 from orchestration.concurrency import at_most, gather_or_cancel
-from orchestration.errors import MachineError, one_line
-from orchestration.machine.facts import collect
-from orchestration.machine.model_sizes import model_size
-from orchestration.machine.needs import object_store_bytes
+from orchestration.errors import MachineError
 from orchestration.machine.placement import (
     Placement,
     PlacementMode,
@@ -88,24 +83,7 @@ class Cluster:
             MachineError: Ray does not start or join, or there are too few GPUs.
         """
         config = self._config
-        environment = dict(NODE_ENVIRONMENT)
-        if config.ray_address is None:
-            # Inherited by every process of the node, so that actors need none of their own: a process with settings of
-            # its own Ray starts anew, and those it has started already are left idle.
-            environment |= without_token() | actor_environment("cuda" if collect().gpus else "cpu")
-        for name, value in environment.items():
-            os.environ.setdefault(name, value)
-        claim_node()
-        common = {"logging_level": "ERROR", "log_to_driver": False, "namespace": f"rlvr-{self._run_id}"}
-        if config.ray_address is not None:
-            options: dict[str, Any] = {"address": config.ray_address}
-        else:
-            options = {
-                "address": "local",  # not one that somebody else left running here
-                "include_dashboard": config.dashboard,
-                "object_store_memory": object_store_bytes(model_size(config.model.name), config.learner),
-            }
-        context = self._init(**options, **common)
+        context = join_ray(config, namespace=f"rlvr-{self._run_id}")
         self.dashboard_url = context.dashboard_url or None
         num_gpus = int(ray.cluster_resources().get("GPU", 0))
         refuse_unseen_gpus(config, num_gpus=num_gpus, signs=signs_of_gpus(joined=config.ray_address is not None))
@@ -113,21 +91,6 @@ class Cluster:
         self.placement = place(config, num_gpus=num_gpus)
         self._reserve(self.placement)
         return self.placement
-
-    def _init(self, **options: Any) -> Any:
-        """Ray's own start; twice, as its parts wait for each other for no longer than 15 s, which a busy machine may
-        need."""
-        for is_last in (False, True):
-            try:
-                with signal_handlers_kept():
-                    return ray.init(**options)
-            except Exception as error:  # it raises all kinds, plain ones too
-                with suppress(Exception):
-                    ray.shutdown()
-                if is_last or self._config.ray_address is not None:
-                    where = self._config.ray_address or "this machine"
-                    raise MachineError(f"Ray did not start on {where}: {one_line(error)}") from error
-        raise AssertionError
 
     def describe(self) -> str:
         """The cluster in one line, for the head of a report."""
@@ -369,13 +332,3 @@ class Cluster:
 def _named(name: str, life: int) -> str:
     """Of an actor; Ray may still hold the name of the one before."""
     return name if life == 1 else f"{name}.{life}"
-
-
-@contextmanager
-def signal_handlers_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself, and dies of it; whoever asked for it before the block has it again after."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    if threading.current_thread() is threading.main_thread():  # no other may
-        for number, handler in kept.items():
-            signal.signal(number, handler)

@@ -1,0 +1,69 @@
+"""Ray's start on this machine, or the way into one that runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import ray
+
+from orchestration.cluster.actors import actor_environment
+from orchestration.cluster.environment import NODE_ENVIRONMENT, without_token
+from orchestration.cluster.upkeep.whereabouts import claim_node
+from orchestration.errors import MachineError, one_line
+from orchestration.machine.facts import collect
+from orchestration.machine.model_sizes import model_size
+from orchestration.machine.needs import object_store_bytes
+from orchestration.settings.config import RunConfig
+
+
+def join_ray(config: RunConfig, *, namespace: str) -> Any:
+    """Join the Ray of `config.ray_address`, or start one here; what `ray.init` gives.
+
+    Raises MachineError when that does not come about.
+    """
+    environment = dict(NODE_ENVIRONMENT)
+    if config.ray_address is None:
+        # Inherited by every process of the node, so that actors need none of their own: a process with settings of
+        # its own Ray starts anew, and those it has started already are left idle.
+        environment |= without_token() | actor_environment("cuda" if collect().gpus else "cpu")
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    claim_node()
+    common = {"logging_level": "ERROR", "log_to_driver": False, "namespace": namespace}
+    if config.ray_address is not None:
+        return _init(config.ray_address, 1, address=config.ray_address, **common)
+    return _init(
+        "this machine",
+        2,  # its parts wait for each other for no longer than 15 s, which a busy machine may need
+        address="local",  # not one that somebody else left running here
+        include_dashboard=config.dashboard,
+        object_store_memory=object_store_bytes(model_size(config.model.name), config.learner),
+        **common,
+    )
+
+
+def _init(where: str, tries: int, **options: Any) -> Any:
+    try:
+        with _signal_handlers_kept():
+            return ray.init(**options)
+    except Exception as error:  # it raises all kinds, plain ones too
+        with suppress(Exception):
+            ray.shutdown()
+        if tries > 1:
+            return _init(where, tries - 1, **options)
+        raise MachineError(f"Ray did not start on {where}: {one_line(error)}") from error
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and dies of it; whoever asked for it before the block has it again after."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    if threading.current_thread() is threading.main_thread():  # no other may
+        for number, handler in kept.items():
+            signal.signal(number, handler)
