@@ -315,9 +315,14 @@ class Cluster:
                 await pool.close()
         if self._ray_watch is not None:
             self._ray_watch.cancel()
-        goodbyes = [actor.call(Hosted.shutdown, timeout_s=timeout_s)() for actor in self._actors]
-        await asyncio.gather(*goodbyes, return_exceptions=True)
-        await asyncio.gather(*(self._end(actor) for actor in list(self._actors)))
+        actors = list(self._actors)
+        goodbyes = [actor.call(Hosted.shutdown, timeout_s=timeout_s)() for actor in actors]
+        heard = await asyncio.gather(*goodbyes, return_exceptions=True)
+        silent = [actor for actor, answer in zip(actors, heard, strict=True) if isinstance(answer, BaseException)]
+        await asyncio.gather(*(self._end(actor) for actor in silent))
+        for actor in self._actors:
+            await at_most(timeout_s, partial(ray.kill, actor.handle))
+        self._actors.clear()
         await at_most(timeout_s, self._leave)
         await asyncio.to_thread(end_ray_here)
         await asyncio.to_thread(end_here, None)
