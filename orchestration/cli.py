@@ -207,7 +207,7 @@ def _add_bench_monkey(names: Any) -> None:
     monkey.add_argument("--json", action="store_true", help="print one JSON object")
     monkey.add_argument("--seconds", type=_positive, default=600, help="in all (default: 600)")
     monkey.add_argument("--every", type=_positive, default=20, help="seconds between two faults (default: 20)")
-    monkey.add_argument("--steps", type=_positive, default=40, help="of each run (default: 40)")
+    monkey.add_argument("--steps", type=_positive, default=200, help="of each run (default: 200)")
     monkey.add_argument("--seed", type=_natural, default=0, help="of the faults (default: 0)")
     monkey.set_defaults(run=_bench_monkey)
 

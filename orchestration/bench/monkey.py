@@ -85,7 +85,8 @@ def run(seconds: float, every_s: float, steps: int, seed: int, progress: Progres
     with TemporaryDirectory(prefix=owned_prefix("bench")) as name:
         while not num_runs or time.monotonic() - began < seconds:
             words = ["tiny", *_SETTINGS, f"max_steps={steps}", f"seed={num_runs}", f"run_dir={name}/run-{num_runs}"]
-            _train(words, draw, mischief, until=began + seconds, every_s=every_s, log=Path(name, "log"))
+            rows = Path(name, f"run-{num_runs}", "metrics.jsonl")
+            _train(words, rows, draw, mischief, until=began + seconds, every_s=every_s, log=Path(name, "log"))
             rewards.append(_checked(load_config("tiny", words[1:])))
             num_runs += 1
             progress(f"{num_runs} runs, {sum(mischief.faults.values())} faults", (time.monotonic() - began) / seconds)
@@ -105,7 +106,7 @@ def run(seconds: float, every_s: float, steps: int, seed: int, progress: Progres
 
 
 def _train(
-    words: list[str], draw: random.Random, mischief: Mischief, *, until: float, every_s: float, log: Path
+    words: list[str], rows: Path, draw: random.Random, mischief: Mischief, *, until: float, every_s: float, log: Path
 ) -> None:
     """One run to its end, by as many starts as it takes."""
     code = -1
@@ -115,7 +116,7 @@ def _train(
             driver = subprocess.Popen(
                 [sys.executable, "-m", "orchestration.cli", "train", *words], stdout=output, stderr=output
             )
-        fatal = _disturb(driver, draw, mischief, until=until, every_s=every_s)
+        fatal = _disturb(driver, rows, draw, mischief, until=until, every_s=every_s)
         code = driver.wait(_START_S)
         mischief.exit_codes.append(code)
         if code != 0 and not fatal:
@@ -123,13 +124,21 @@ def _train(
 
 
 def _disturb(
-    driver: subprocess.Popen[bytes], draw: random.Random, mischief: Mischief, *, until: float, every_s: float
+    driver: subprocess.Popen[bytes],
+    rows: Path,
+    draw: random.Random,
+    mischief: Mischief,
+    *,
+    until: float,
+    every_s: float,
 ) -> bool:
-    """Does harm until the run or the time is over. Returns whether it was of a kind that ends the run."""
-    fatal, next_at = False, time.monotonic() + every_s
+    """Does harm from the first step of this start until the run or the time is over. Returns whether it was of a kind
+    that ends the run."""
+    fatal, next_at = False, 0.0
+    before = _num_lines(rows)
     while driver.poll() is None:
         time.sleep(_POLL_S)
-        if fatal or not next_at <= time.monotonic() < until:
+        if fatal or not next_at <= time.monotonic() < until or (next_at == 0 and _num_lines(rows) <= before):
             continue
         next_at = time.monotonic() + every_s
         victims = list(_victims(driver.pid))
@@ -188,6 +197,10 @@ def _checked(config: RunConfig) -> float:
         )
     last = rows[-max(1, len(rows) // 10) :]
     return float(sum(row["reward_mean"] for row in last) / len(last))
+
+
+def _num_lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
 def _shared_memory_mib() -> float:
