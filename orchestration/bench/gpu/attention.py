@@ -50,7 +50,7 @@ def check(measuring: Measuring) -> None:
             inputs = _inputs(heads, tree.num_tokens, dtype, measuring.device)
             exact = _results(_dense(tree, heads, measuring.device), [given.double() for given in inputs])
             dense = _errors(_results(_dense(tree, heads, measuring.device), inputs), exact)
-            for name, attend, backward in kernels(tree, heads, measuring.device):
+            for name, attend, backward in kernels(tree, heads, measuring.device, repeated=False):
                 found = _errors(_results(attend, inputs, backward=backward), exact)
                 case = f"{name} {heads[0]}/{heads[1]}/{heads[2]}, N = {tree.num_tokens}"
                 measuring.say(case, **found, **{f"dense_{what}": error for what, error in dense.items()})
@@ -78,8 +78,11 @@ def time_kernels(measuring: Measuring) -> None:
             )
 
 
-def kernels(tree: PrefixTree, heads: tuple[int, int, int], device: str) -> Iterator[tuple[str, Attend, bool]]:
-    """(name, attention, whether it goes backward) of each that runs on the device."""
+def kernels(
+    tree: PrefixTree, heads: tuple[int, int, int], device: str, *, repeated: bool = True
+) -> Iterator[tuple[str, Attend, bool]]:
+    """(name, attention, whether it goes backward) of each that runs on the device; `repeated`: also flex with keys and
+    values copied to all heads, which gives its backward pass more thread blocks."""
     where, scale = torch.device(device), heads[2] ** -0.5
     flex = FlexAttention(tree, where)
 
@@ -94,13 +97,14 @@ def kernels(tree: PrefixTree, heads: tuple[int, int, int], device: str) -> Itera
     def refuse() -> Any:
         raise RuntimeError("levels left these shapes to flex")
 
-    def repeated(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def copied(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         times = heads[0] // heads[1]
         return on(flex)(query, key.repeat_interleave(times, 0), value.repeat_interleave(times, 0))
 
     yield "levels", on(LevelAttention(tree, where, otherwise=refuse)), True
     yield "flex", on(flex), True
-    yield "flex, K/V repeated", repeated, True
+    if repeated:
+        yield "flex, K/V repeated", copied, True
 
 
 def _inputs(heads: tuple[int, int, int], num_tokens: int, dtype: torch.dtype, device: str) -> list[Tensor]:

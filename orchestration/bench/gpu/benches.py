@@ -32,7 +32,7 @@ def rollouts(measuring: Measuring) -> None:
     """`rlvr bench rollout`: an adapter or none, our workers or plain vLLM; eager too on a GPU."""
     from orchestration.bench import rollout
 
-    settings = [f"model.name={_MODEL}", "rollout.max_completion_length=256", "rollout.max_model_len=2048"]
+    settings = [f"model.name={_MODEL}", "rollout.max_completion_length=128", "rollout.max_model_len=2048"]
     number, modes = 256, {"compiled": [], "eager": ["rollout.enforce_eager=true"]}
     if not measuring.cuda:
         settings, number, modes = ["model.name=tiny", "rollout.kv_cache_gib=0.25"], 16, {"eager": []}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import socket
@@ -58,6 +59,9 @@ def _measure(
     rounds: int = ROUNDS,
 ) -> None:
     """Says the median of several steps, after one that warms up, and the most memory of all that is held."""
+    gc.collect()  # of a rank before this one
+    if measuring.cuda:
+        torch.cuda.empty_cache()
     vocabulary = json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     groups = groups_of(shape, vocabulary=vocabulary)
     config = LearnerConfig(
@@ -119,9 +123,6 @@ def _rank(model: Path, config: LearnerConfig, device: str) -> Iterator[LearnerRa
         yield rank
     finally:
         rank.shutdown()
-        del rank
-        if device != "cpu":
-            torch.cuda.empty_cache()
 
 
 def groups_of(shape: TreeShape, *, vocabulary: int) -> tuple[ScoredGroup, ...]:

@@ -56,7 +56,7 @@ PARTS = (
         name="attention",
         text="each kernel against dense attention, forward and backward",
         call="attention:check",
-        limit_s=120,
+        limit_s=180,
     ),
     Part(
         name="kernels",
@@ -89,7 +89,7 @@ PARTS = (
         name="rollout",
         text="generation with an adapter and without, beside plain vLLM",
         call="benches:rollouts",
-        limit_s=300,
+        limit_s=420,
         short=False,
         libraries=_ROLLOUT,
     ),

@@ -20,6 +20,8 @@ from orchestration.bench.gpu.parts import Part
 
 Line = dict[str, Any]
 
+PATIENCE_WITH_CPUS = 3
+"""How much longer a part may take without a GPU: an engine alone takes a minute to start."""
 _LEAST_S = 10.0
 """With less time left, no part is begun."""
 _GRACE_S = 15.0
@@ -58,7 +60,8 @@ def run_parts(parts: Sequence[Part], bench: Bench, say: Callable[[Line], None]) 
             say({"part": part.name, "status": f"skipped: {reason}"})
             continue
         try:
-            status = _run_part(part, bench, min(float(part.limit_s), deadline - begun), say)
+            limit_s = float(part.limit_s if bench.cuda else PATIENCE_WITH_CPUS * part.limit_s)
+            status = _run_part(part, bench, min(limit_s, deadline - begun), say)
         except KeyboardInterrupt:
             say({"part": part.name, "status": "interrupted", "seconds": _since(begun)})
             raise

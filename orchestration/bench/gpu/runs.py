@@ -15,7 +15,7 @@ from orchestration.run.folder import METRICS_FILE, SUMMARY_FILE
 
 _STOP_TIMEOUT_S = 120.0
 _LOOK_S = 0.2
-_COMMON = ("placement=colocated", "dashboard=false")
+_COMMON = ("placement=colocated", "rollout.num_workers=1", "learner.num_ranks=1", "dashboard=false")
 
 
 def tiny(measuring: Measuring) -> None:
@@ -51,6 +51,8 @@ def resume(measuring: Measuring) -> None:
     process = _start(folder, "tiny", *words)
     while len(_steps(folder)) < 2 and process.poll() is None:
         time.sleep(_LOOK_S)
+    if process.poll() is not None:
+        raise RuntimeError(f"the run ended with exit status {process.returncode} before its third step")
     process.send_signal(signal.SIGINT)
     code, stopped_at = process.wait(_STOP_TIMEOUT_S), _steps(folder)
     if code != 130:
