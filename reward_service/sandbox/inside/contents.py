@@ -54,6 +54,11 @@ class OtherSideGoneError(BaseException):
     """The other process has ended, or says what cannot be understood; no Exception, so that no test swallows it."""
 
 
+async def _awaited(peer: Any, number: int) -> Any:
+    """What a coroutine of the other side comes to, there."""
+    return peer.ask("await", peer.remote(number, []))
+
+
 class Contents:
     """The values of one question and its answer, with the containers among them, which both sides know by number."""
 
@@ -136,6 +141,8 @@ class Contents:
         names = _names_of(value)
         if names in _VALUES and depth <= _MAX_DEPTH:
             return ["v", *names, [self.pack(part, depth + 1) for part in _VALUES[names](value)]]
+        if type(value) is types.CoroutineType and self._peer.trusted:
+            return ["w", self._peer.number_of(value)]
         kinds = {(kind.__module__, kind.__qualname__) for kind in type(value).__mro__}
         if ("numpy", "generic") in kinds:
             return self.pack(value.item(), depth + 1)
@@ -219,6 +226,9 @@ class Contents:
 
     def _unpack_h(self, number: int, classes: list[int]) -> Any:
         return self._peer.remote(number, classes)
+
+    def _unpack_w(self, number: int) -> Any:
+        return _awaited(self._peer, number)
 
     def _unpack_s(self, number: int, classes: list[int], plain: Any) -> Any:
         value = self._unpack(plain)

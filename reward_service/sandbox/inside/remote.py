@@ -14,6 +14,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda target, /, *args, **kwargs: target(*args, **kwargs),
     "getattr": getattr, "setattr": setattr, "delattr": delattr,
     "enter": lambda it: type(it).__enter__(it), "exit": lambda it, *error: type(it).__exit__(it, *error),
+    "await": lambda it: __import__("asyncio").run(it),
     "copy": lambda it: __import__("copy").copy(it), "deepcopy": lambda it: __import__("copy").deepcopy(it),
 }  # fmt: skip
 _WORDS = "len iter next str repr hash bool int float complex round reversed format"
