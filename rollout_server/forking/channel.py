@@ -1,18 +1,28 @@
-"""What client, server and forked process say to each other, over a Unix socket: pickles, each after its length."""
+"""What client, server and forked process say to each other, over a Unix socket: pickles, each after its length.
+
+A socket holds some 200 kB: what is larger would go in as many pieces, each waiting until the other process runs. It
+goes as a file instead, whose name is sent, and whose reader removes it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import pickle
 import socket
 import struct
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _LENGTH = struct.Struct(">Q")
 _ORDER_TIMEOUT_S = 30.0
+_LARGE_BYTES = 1 << 20
+
+EXCHANGE = "RLVR_FORK_EXCHANGE"
+"""Variable of a forked process: the folder of large messages, which goes with the server."""
 
 READY = 0
 """Number of the answer that says how the start went; calls are numbered from 1."""
@@ -33,10 +43,39 @@ class Order:
     folder: str
 
 
-def packed(message: Any) -> bytes:
-    """A message as it goes over the wire."""
+@dataclass(frozen=True, slots=True)
+class _InFile:
+    """Stands for a large message."""
+
+    path: str
+
+
+def packed(message: Any, exchange: str | None = None) -> bytes:
+    """A message as it goes over the wire; a large one, if there is a folder for it, as a file."""
     body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    if exchange is not None and len(body) > _LARGE_BYTES and (path := _written(body, exchange)) is not None:
+        body = pickle.dumps(_InFile(path))
     return _LENGTH.pack(len(body)) + body
+
+
+def _written(body: bytes, folder: str) -> str | None:
+    """The path of a new file; None if it cannot be written, as on a full disk."""
+    path = None
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="message-", dir=folder)
+        with open(descriptor, "wb") as file:
+            file.write(body)
+    except OSError:
+        if path is not None:
+            os.unlink(path)
+        return None
+    return path
+
+
+def _taken(path: str) -> Any:
+    with open(path, "rb") as file:
+        os.unlink(path)
+        return pickle.load(file)
 
 
 async def read_message(reader: asyncio.StreamReader) -> Any:
@@ -46,9 +85,12 @@ async def read_message(reader: asyncio.StreamReader) -> Any:
     """
     try:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-        return pickle.loads(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError) as error:
+        message = pickle.loads(await reader.readexactly(length))
+        if isinstance(message, _InFile):
+            message = _taken(message.path)
+    except (asyncio.IncompleteReadError, ConnectionError, FileNotFoundError) as error:
         raise EOFError from error
+    return message
 
 
 def send_order(connection: socket.socket, order: Order, files: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollout_server.forking.channel import ENDED, NEWS, READY, Order, packed, read_message, send_order
+from rollout_server.forking.channel import ENDED, EXCHANGE, NEWS, READY, Order, packed, read_message, send_order
 from rollout_server.forking.ends import describe_exit
 from rollout_server.forking.leftovers import own_folder
 
@@ -82,6 +82,7 @@ class ForkedProcess:
 
     def __init__(self, address: str, on_news: Callable[[Any], None]) -> None:
         self._address, self._on_news = address, on_news
+        self._exchange = str(Path(address).parent)
         self._numbers = itertools.count(READY + 1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._ended: str | None = None
@@ -91,7 +92,8 @@ class ForkedProcess:
 
         The process gets this one's environment, folder, standard output and error.
         """
-        order = Order(target=target, arguments=arguments, environment=dict(os.environ), folder=os.getcwd())
+        environment = {**os.environ, EXCHANGE: self._exchange}
+        order = Order(target=target, arguments=arguments, environment=environment, folder=os.getcwd())
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(self._address)
@@ -115,7 +117,7 @@ class ForkedProcess:
             raise ForkedProcessEndedError(self._ended)
         number = next(self._numbers)
         future = self._waiting[number] = asyncio.get_running_loop().create_future()
-        self._writer.write(packed((number, method, arguments, keywords)))
+        self._writer.write(packed((number, method, arguments, keywords), self._exchange))
         try:
             return await future
         except asyncio.CancelledError:

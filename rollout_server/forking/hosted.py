@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import pickle
 import signal
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rollout_server.forking.channel import NEWS, READY, packed, read_message
+from rollout_server.forking.channel import EXCHANGE, NEWS, READY, packed, read_message
 
 Tell = Callable[[Any], None]
 """Sends news to the client, from the event loop's thread."""
@@ -83,7 +84,7 @@ async def _awaited(value: Any) -> Any:
 def _answer_bytes(number: int, well: bool, value: Any) -> bytes:
     """An answer; an exception that does not survive pickling goes in words."""
     try:
-        message = packed((number, well, value))
+        message = packed((number, well, value), os.environ.get(EXCHANGE))
         if not well:
             pickle.loads(pickle.dumps(value))
     except Exception as error:

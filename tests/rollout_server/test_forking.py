@@ -48,6 +48,9 @@ class Hosted:
             self.word = "cancelled"
             raise
 
+    def reverse(self, content):
+        return content[::-1]
+
     def fail(self):
         raise KeyError("of the hosted object")
 
@@ -124,6 +127,19 @@ async def test_calls_overlap_and_a_cancelled_one_is_cancelled_there(server):
     async with asyncio.timeout(20):
         while (await process.call("facts"))["word"] != "cancelled":
             await asyncio.sleep(0.02)
+    await process.close()
+
+
+@pytest.mark.parametrize("exchange", ["there", "full or gone"])
+async def test_large_messages_go_as_files_and_leave_none(server, exchange):
+    """Both ways, as many at once as there are; without a place for files they go like small ones."""
+    process = await started(server)
+    if exchange != "there":
+        process._exchange = "/nowhere"
+    contents = [os.urandom(3 << 20) for _ in range(4)]
+    reversed_contents = await asyncio.gather(*(process.call("reverse", content) for content in contents))
+    assert reversed_contents == [content[::-1] for content in contents]
+    assert list(Path(server.address).parent.glob("message-*")) == []
     await process.close()
 
 
