@@ -7,7 +7,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help train test soak check setup lock digests
+.PHONY: help train test soak kills check setup lock digests
 MAKEFLAGS += --no-builtin-rules
 
 # The only place that names it; asked only where pip does not find torch's CPU build by its own configuration.
@@ -47,6 +47,9 @@ soak: setup ## ten minutes of items that hang, die and eat memory, ten of a trai
 	@echo "make soak runs twice for $(SOAK_S) s and longer; it is started by hand only" >&2
 	$(BIN)/rlvr bench reward --soak $(SOAK_S) --json
 	$(BIN)/rlvr bench monkey --seconds $(SOAK_S) --json
+
+kills: setup ## a run killed at 20 random moments beside an undisturbed one, bit for bit; by hand. ARGS="--points 5"
+	$(BIN)/python -m tests.orchestration.cluster.kill_points $(ARGS)
 
 check: setup ## lint and types alone
 	$(BIN)/ruff check .

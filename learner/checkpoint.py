@@ -44,6 +44,14 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:06d}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    match = _STEP.fullmatch(checkpoint.name)
+    if match is None:
+        raise LearnerError(f"{checkpoint} is not a checkpoint's folder: {checkpoint_name(12)} would be one")
+    return int(match[1])
+
+
 def write_checkpoint(root: Path, step: int, files: Iterable[tuple[str, bytes]], *, keep: int) -> Path:
     """Writes a step's checkpoint into `root`, replacing an earlier one of the same step, and its folder.
 
@@ -102,6 +110,11 @@ def find_checkpoint(root: Path) -> FoundCheckpoint:
         else:
             return FoundCheckpoint(newest=root / checkpoint_name(step), damaged=tuple(damaged))
     return FoundCheckpoint(newest=None, damaged=tuple(damaged))
+
+
+def checkpoint_steps(root: Path) -> list[int]:
+    """Steps that have a checkpoint in `root`, in order; not whether it is whole."""
+    return sorted(_steps(root))
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -21,7 +21,7 @@ from learner.engine.gpu_memory import let_segments_expand
 from learner.engine.state import LearnerState, TrainingState, read_state, settings_that_bind, state_files
 from learner.errors import DiskFullError, LearnerError, NonFiniteLossError
 from learner.loss.entropy_selection import step_entropy_threshold
-from learner.policy.adapter_files import AdapterFiles, adapter_files
+from learner.policy.adapter_files import AdapterFiles, adapter_files, stored_names
 from learner.policy.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
 from learner.step.budget import TokenBudget
 from learner.step.metrics import MetricTotals, over_iterations
@@ -214,7 +214,8 @@ class LearnerRank:
 
     def load_checkpoint(self, folder: str) -> int:
         """Goes on from one checkpoint's folder, also onto another number of ranks or ZeRO stage; the random state is
-        each rank's own only with as many ranks as wrote it. Every rank must be called.
+        each rank's own only with as many ranks as wrote it. One that holds an adapter and no learner's state is gone on
+        from with a new optimizer. Every rank must be called.
 
         Returns:
             The step it was written at: the policy's version.
@@ -223,8 +224,12 @@ class LearnerRank:
             LearnerError: It is damaged, or was made with another model or adapter, or a rank cannot read it; on every
                 rank, and nothing has moved then.
         """
+        with self._engine.full_parameters() as parameters:
+            stored = stored_names(self._policy.model, _as_in_model(parameters))
+            names = {name: f"{_MODEL}{own}" for name, own in stored.items()}
         with self._all_or_none():
-            state = read_state(Path(folder), settings_that_bind(self._model_path, self._config))
+            binding = settings_that_bind(self._model_path, self._config)
+            state = read_state(Path(folder), binding, adapter_names=names, num_iterations=self._config.num_iterations)
         self._engine.load_training_state(state.training)
         self._step, self._last_update = state.step, None
         self._probe_token_ids, self._probe_logprobs = state.probe_token_ids, state.probe_logprobs
@@ -362,7 +367,7 @@ class LearnerRank:
         return tuple(logprobs_BT.squeeze(0).tolist())
 
     def _files(self, parameters: dict[str, Tensor], *, tied_once: bool = False) -> AdapterFiles:
-        own = {name.removeprefix("model."): tensor for name, tensor in parameters.items()}
+        own = _as_in_model(parameters)
         return adapter_files(self._policy.model, own, base_model=self._model_path, tied_once=tied_once)
 
     @contextmanager
@@ -383,7 +388,13 @@ class LearnerRank:
 
 
 _DEFAULT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+_MODEL = "model."
 _FALLBACK_PROBE = tuple(range(1, PROBE_LENGTH + 1))
+
+
+def _as_in_model(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By their names in the peft model, which the policy holds as `model`."""
+    return {name.removeprefix(_MODEL): tensor for name, tensor in parameters.items()}
 
 
 def _probe_tokens(groups: Sequence[ScoredGroup]) -> tuple[int, ...]:

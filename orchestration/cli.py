@@ -1,4 +1,4 @@
-"""The command line: `rlvr train | submit | jobs | eval | report | prepare | reward | model | doctor | bench`.
+"""The command line: `rlvr train | replay | submit | jobs | eval | report | prepare | reward | model | doctor | bench`.
 
 Only the standard library and the configuration are loaded here; each command imports what it needs when it runs.
 """
@@ -70,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands)
     add_submit_commands(commands, _recipe_and_overrides)
+    _add_replay(commands)
     _add_eval(commands)
     _add_report(commands)
     _add_prepare(commands)
@@ -90,6 +91,21 @@ def _add_train(commands: Any) -> None:
     )
     _add_words(train)
     train.set_defaults(run=_train)
+
+
+def _add_replay(commands: Any) -> None:
+    replay = commands.add_parser(
+        "replay",
+        help="a recorded step of a run again, alone",
+        description="Learn a recorded step again, from the checkpoint before it and the records since, and say whether "
+        "figures and adapter are the recorded ones. On CPUs with one learner rank they are, bit for bit.",
+    )
+    replay.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
+    replay.add_argument("step", metavar="STEP", type=_positive, help="which step")
+    replay.add_argument("--compare", action="store_true", help="exit status 1 unless it is as recorded, bit for bit")
+    replay.add_argument("--rollout", action="store_true", help="sample the step's prompts again, instead of learning")
+    replay.add_argument("--json", action="store_true", help="print one JSON object")
+    replay.set_defaults(run=_replay)
 
 
 def _add_eval(commands: Any) -> None:
@@ -261,6 +277,17 @@ def _train(arguments: argparse.Namespace) -> int:
     from orchestration.commands.train import run_training
 
     return run_training(config)
+
+
+def _replay(arguments: argparse.Namespace) -> int:
+    from orchestration.commands.replay import ReplayOptions, in_words, run_replay
+    from orchestration.report.progress import progress_printer
+
+    options = ReplayOptions(run_dir=Path(arguments.run_dir), step=arguments.step, rollout=arguments.rollout)
+    with progress_printer(sys.stderr) as progress:
+        result = run_replay(options, progress)
+    print(json.dumps(result) if arguments.json else in_words(result))
+    return EXIT_FAILED if arguments.compare and not result["equal"] else 0
 
 
 def _eval(arguments: argparse.Namespace) -> int:

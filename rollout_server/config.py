@@ -30,6 +30,11 @@ class RolloutConfig(BaseModel):
         le=1.0,
         description="Tokens kept have this share of the likeliest one's probability; only 0, all, can be learned from.",
     )
+    own_seeds: bool | None = Field(
+        None,
+        description="Draw each completion by a seed of its own, whatever else is drawn beside it; unset: "
+        "on CPUs, as on GPUs it costs a launch for each sequence and token.",
+    )
     stop: tuple[str, ...] = Field((), description="Strings that end a completion.")
     max_model_len: int = Field(2048, ge=16, description="Context: prompt and completion tokens together.")
     max_num_seqs: int = Field(64, ge=1, description="Sequences an engine decodes at once.")

@@ -125,7 +125,12 @@ def register() -> None:
         return
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+    from vllm.v1.worker.gpu_input_batch import InputBatch
 
+    from rollout_server import cpu_seeds  # loads torch
+
+    cpu_seeds.install(InputBatch, TopKTopPSampler)
     if PunicaWrapperCPU.add_lora_linear is _add_lora_linear:
         return
     fingerprint = code_fingerprint(PunicaWrapperCPU, lora_ops)

@@ -29,7 +29,8 @@ from rollout_server.forking.ends import describe_ends
 from rollout_server.forking.hosted import host
 from rollout_server.forking.leftovers import OWNER, mark, name_shared_memory, own_folder
 from rollout_server.full_tensors import FULL_TENSORS_NAME
-from rollout_server.types import AdapterVersion, Completion, EngineStep, FinishReason, Prompt, SamplingParams
+from rollout_server.turns import Turns
+from rollout_server.types import AdapterVersion, Completion, EngineStep, FinishReason, Prompt, SamplingParams, Turn
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,14 @@ class VllmEngine:
     _processes: list[Any] = field(default_factory=list)
     _cores: Sequence[int] = ()
     _sockets: Path | None = None
+    _turns: Turns = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._turns = Turns(self._held)
+
+    @property
+    def _draws_by_seeds(self) -> bool:
+        return self.device == "cpu" if self.config.own_seeds is None else self.config.own_seeds
 
     async def start(self) -> None:
         """Load the model and start vLLM's processes. Takes tens of seconds.
@@ -135,7 +144,9 @@ class VllmEngine:
             GenerationError: vLLM gave up on a completion.
         """
         parameters = vllm_sampling_parameters(prompt, sampling, self.config.max_model_len)
-        output = await self._finish_request(prompt.token_ids, parameters, lora)
+        if self._draws_by_seeds:
+            parameters.seed = prompt.seed
+        output = await self._finish_request(prompt.token_ids, parameters, lora, prompt.turn)
         version = 0 if lora is None else lora.number
         return [completion_from(prompt.prompt_id, piece, version) for piece in output.outputs]
 
@@ -244,23 +255,59 @@ class VllmEngine:
             if problem is not None:
                 raise FullTensorsError(f"the tensors of adapter version {version.number} do not load: {problem}")
 
-    async def _finish_request(self, token_ids: tuple[int, ...], parameters: Any, lora: AdapterVersion | None) -> Any:
+    async def _finish_request(
+        self, token_ids: tuple[int, ...], parameters: Any, lora: AdapterVersion | None, turn: Turn | None = None
+    ) -> Any:
         from vllm.inputs import tokens_input
 
         request_id = f"{os.getpid()}-{next(self._request_numbers)}"
+        arguments = {
+            "prompt": tokens_input(list(token_ids)),
+            "request_id": request_id,
+            "lora_request": None if lora is None else lora_request(lora),
+        }
         last = None
         with self._naming_death():
-            stream: AsyncIterator[Any] = self._running().generate(
-                tokens_input(list(token_ids)),
-                parameters,
-                request_id,
-                lora_request=None if lora is None else lora_request(lora),
-            )
+            if turn is None:
+                stream: AsyncIterator[Any] = self._running().generate(sampling_params=parameters, **arguments)
+            else:
+                stream = self._stream_in_turn(turn, params=parameters, **arguments)
             async for output in stream:
                 last = output
         if last is None or not last.finished:
             raise GenerationError(f"vLLM ended request {request_id} without finishing it")
         return last
+
+    async def _stream_in_turn(self, turn: Turn, *, request_id: str, **arguments: Any) -> AsyncIterator[Any]:
+        """As vLLM's `generate`, of a request that begins with the others of its turn."""
+        llm = self._running()
+        outputs: Any = None
+
+        async def begin() -> None:
+            nonlocal outputs
+            outputs = await llm.add_request(request_id=request_id, **arguments)
+
+        finished = False
+        try:
+            await self._turns.begin(turn, begin)
+            while not finished:
+                output = outputs.get_nowait() or await outputs.get()
+                finished = output.finished
+                yield output
+        finally:
+            if outputs is not None and not finished:
+                await llm.abort(request_id)
+
+    @contextlib.asynccontextmanager
+    async def _held(self) -> AsyncIterator[None]:
+        """vLLM takes requests inside, and begins none. Its prefix cache is empty then: what was in it hangs on what has
+        been asked before, and how a prompt is cut into steps hangs on it."""
+        llm = self._running()
+        await llm.pause_generation(mode="keep", clear_cache=True)
+        try:
+            yield
+        finally:
+            await llm.resume_generation()
 
     @contextlib.contextmanager
     def _naming_death(self) -> Any:

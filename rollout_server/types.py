@@ -8,11 +8,38 @@ from enum import StrEnum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """A prompt's place among those that an engine begins together, so that they share its batches however they came."""
+
+    key: str
+    """Of all that belong together; never used twice."""
+    index: int
+    """From 0, in the order in which they begin."""
+    size: int
+    """How many there are."""
+
+    def among(self, num_workers: int) -> tuple[int, Turn]:
+        """Which of several workers takes it, and its place among that worker's.
+
+        >>> Turn(key="k", index=5, size=7).among(2)
+        (1, Turn(key='k', index=2, size=3))
+        """
+        worker = self.index % num_workers
+        size = (self.size - worker + num_workers - 1) // num_workers
+        return worker, Turn(key=self.key, index=self.index // num_workers, size=size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
     """A tokenised prompt: the chat template and few-shot examples are already in it."""
 
     prompt_id: str
     token_ids: tuple[int, ...]
+    seed: int | None = None
+    """Of its completions, each of which derives one of its own; None: whatever the engine draws next. Engines that pay
+    for seeds do not look at it (see `RolloutConfig.own_seeds`)."""
+    turn: Turn | None = None
+    """None: begin it at once."""
 
     def __post_init__(self) -> None:
         if not self.token_ids:

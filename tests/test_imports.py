@@ -70,8 +70,8 @@ OPENINGS = {
 # not import each other; the modules of one unit may.
 FLOORS = {
     "rollout_server": (
-        ("types", "config", "errors", "balancing", "forking", "vllm_extension"),
-        ("engine_settings", "counters", "full_tensors", "adapters", "probing", "cpu_lora_plugin"),
+        ("types", "config", "errors", "balancing", "forking", "cpu_seeds", "vllm_extension"),
+        ("engine_settings", "counters", "full_tensors", "adapters", "probing", "cpu_lora_plugin", "turns"),
         ("engine",),
         ("hosted_engine",),
         ("worker",),

@@ -17,9 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from learner.checkpoint import check_checkpoint
+from learner.checkpoint import check_checkpoint, step_of
 from learner.config import LearnerConfig
 from learner.errors import LearnerError
+from rollout_server.types import ADAPTER_WEIGHTS
 
 LEARNER_NAME = "learner.json"
 
@@ -75,8 +76,14 @@ def state_files(state: LearnerState, made_with: Mapping[str, Any]) -> Iterator[t
     yield "exp_avg_sq.safetensors", save(dict(training.exp_avg_sq))
 
 
-def read_state(folder: Path, made_with: Mapping[str, Any]) -> LearnerState:
-    """The state that `state_files` gave, from a checkpoint's folder.
+def read_state(
+    folder: Path, made_with: Mapping[str, Any], *, adapter_names: Mapping[str, str], num_iterations: int
+) -> LearnerState:
+    """The state that `state_files` gave, from a checkpoint's folder; where there is none, what its adapter tells.
+
+    Args:
+        adapter_names: Name in a peft folder → name of the parameter.
+        num_iterations: Optimizer steps of a batch.
 
     Raises:
         LearnerError: The folder is not a whole checkpoint, or was made with other settings than `made_with`; the
@@ -86,6 +93,8 @@ def read_state(folder: Path, made_with: Mapping[str, Any]) -> LearnerState:
 
     check_checkpoint(folder)
     if not (folder / LEARNER_NAME).is_file():
+        if (folder / ADAPTER_WEIGHTS).is_file():
+            return _state_of_adapter(folder, adapter_names, num_iterations)
         raise LearnerError(f"{folder} holds no learner's state: {LEARNER_NAME} is missing")
     plain = json.loads((folder / LEARNER_NAME).read_bytes())
     refuse_other_settings(folder, plain["made_with"], made_with)
@@ -105,6 +114,24 @@ def read_state(folder: Path, made_with: Mapping[str, Any]) -> LearnerState:
         random=tuple(random),
         probe_token_ids=tuple(plain["probe_token_ids"]),
         probe_logprobs=None if plain["probe_logprobs"] is None else tuple(plain["probe_logprobs"]),
+    )
+
+
+def _state_of_adapter(folder: Path, names: Mapping[str, str], num_iterations: int) -> LearnerState:
+    """The adapter's parameters, an optimizer that has made no step, a schedule that has made all of them."""
+    from safetensors.torch import load_file
+
+    step = step_of(folder)
+    stored = load_file(folder / ADAPTER_WEIGHTS)
+    parameters = {names.get(name, name): tensor.float() for name, tensor in stored.items()}
+    return LearnerState(
+        step=step,
+        training=TrainingState(
+            parameters=parameters, exp_avg={}, exp_avg_sq={}, optimizer_step=0, schedule_step=step * num_iterations
+        ),
+        random=(),
+        probe_token_ids=(),
+        probe_logprobs=None,
     )
 
 

@@ -54,6 +54,16 @@ def adapter_files(
     return AdapterFiles(files=content, tied=tuple(tied))
 
 
+def stored_names(peft_model: Any, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name in a peft folder → name in `peft_model`, of the adapter's parameters."""
+    from peft import get_peft_model_state_dict
+
+    own = {id(tensor): name for name, tensor in tensors.items()}
+    named = _under_all_names(peft_model, tensors)
+    state = get_peft_model_state_dict(peft_model, state_dict=named, save_embedding_layers=False)
+    return {stored: own[id(tensor)] for stored, tensor in state.items()}
+
+
 def _config(peft_model: Any, base_model: str) -> bytes:
     config = peft_model.peft_config[peft_model.active_adapter]
     before = config.base_model_name_or_path, config.inference_mode

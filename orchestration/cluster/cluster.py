@@ -25,6 +25,7 @@ from orchestration.cluster.gauges import RayGauges
 from orchestration.cluster.generator import RayMember
 from orchestration.cluster.joining import join_ray
 from orchestration.cluster.learner import RayLearner
+from orchestration.cluster.local_learner import learner_settings
 from orchestration.cluster.nodes import (
     alive_nodes,
     dead_ray_processes,
@@ -212,13 +213,7 @@ class Cluster:
             "world_size": len(ranks),
             "master_addr": address,
             "master_port": port,
-            "config": self._config.learner,
-            "temperature": self._config.rollout.temperature,
-            "seed": self._config.seed,
-            "device": placement.device,
-            "max_completion_length": self._config.rollout.max_completion_length,
-            "max_steps": self._config.max_steps,
-            "reward_weights": tuple(reward.weight for reward in self._config.rewards),
+            **learner_settings(self._config, device=placement.device),
         }
         await gather_or_cancel(
             rank.call(LearnerActor.start, timeout_s=timeout_s)(self._config, {**settings, "rank": index})

@@ -27,8 +27,8 @@ from orchestration.noise import noise_to_file
 from orchestration.report.progress import progress_printer
 from orchestration.run import lm_eval
 from orchestration.run.evaluation import evaluate
-from orchestration.run.folder import CONFIG_FILE
 from orchestration.run.intervals import bootstrap_mean
+from orchestration.run.ledger.names import CONFIG_FILE
 from orchestration.run.rewards import check_rewards
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.settings.tree import recipe_names

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 import sys
 from collections.abc import Awaitable, Coroutine, Iterator
-from contextlib import AsyncExitStack, closing, contextmanager
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,9 @@ from orchestration.models.dequantized import served_model
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
 from orchestration.report import Reporter, make_reporter
-from orchestration.run.folder import COMPLETIONS_FOLDER, RunFolder
+from orchestration.run.ledger.changes import where_to_go_on
+from orchestration.run.ledger.folder import RunFolder
+from orchestration.run.ledger.names import COMPLETIONS_FOLDER
 from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.ports import Scorer
 from orchestration.run.rewards import check_rewards
@@ -84,7 +87,7 @@ async def _train(config: RunConfig) -> int:
             held_out = builder.build_all(problems.eval)
             source = PromptSource(problems.train, builder.build, config.seed)
             source.check()
-        folder = RunFolder.create(config)
+        folder = RunFolder.create(config, lambda path: where_to_go_on(path, config, source.digest()))
         try:
             async with AsyncExitStack() as stack:
                 reporter = stack.enter_context(closing(tracked_reporter(config, folder, shown)))
@@ -232,7 +235,8 @@ def make_judges(config: RunConfig, client: RewardsClient, *, run_id: str) -> dic
 
 @contextmanager
 def signals_set(stop: asyncio.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set `stop`, which ends the run in order: the update under way is finished, state is saved.
+    """Ctrl-C, SIGTERM and SIGHUP set `stop`, which ends the run in order: the update under way is finished, state is
+    saved. One that was ignored before, as SIGHUP is under nohup, stays so.
 
     A second one cancels what the run is doing, so that only processes are ended; a third ends this process at once.
     """
@@ -240,8 +244,12 @@ def signals_set(stop: asyncio.Event) -> Iterator[None]:
     task = asyncio.current_task()
     num_signals = 0
 
-    def on_signal() -> None:
+    def on_signal(number: int) -> None:
         nonlocal num_signals
+        if number == signal.SIGHUP:
+            _leave_terminal()
+            stop.set()  # it may come twice, from the kernel and from the shell, and nobody has asked twice
+            return
         num_signals += 1
         if num_signals == 1:
             stop.set()
@@ -250,13 +258,26 @@ def signals_set(stop: asyncio.Event) -> Iterator[None]:
         else:
             os._exit(130)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal, number)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)
+
+
+def _leave_terminal() -> None:
+    """A terminal that hung up takes nothing any more: what is written to it would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode):  # a terminal that is gone says that it is none
+                os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 async def _unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result:

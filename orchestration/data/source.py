@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -17,11 +18,27 @@ class PromptSource:
         self._problems, self._build, self._seed = {problem.problem_id: problem for problem in problems}, build, seed
         self._cursor = DataCursor(problems, seed)
         self._first: deque[str] = deque()
+        self._digest: str | None = None
 
     @property
     def position(self) -> int:
         """Problems drawn so far, those passed over included."""
         return self._cursor.position
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Ids of problems that `restore` put first and that nobody has drawn yet."""
+        return tuple(self._first)
+
+    def digest(self) -> str:
+        """SHA-256 over the problems, in order: what is asked, and what a verifier is told."""
+        if self._digest is None:
+            digest = hashlib.sha256()
+            for problem in self._problems.values():
+                content = (problem.problem_id, problem.question, problem.reference, problem.metadata, problem.category)
+                digest.update(repr(content).encode("utf-8", "replace"))
+            self._digest = digest.hexdigest()
+        return self._digest
 
     def next(self) -> BuiltPrompt:
         """The next prompt that fits.

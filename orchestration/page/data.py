@@ -13,7 +13,7 @@ from typing import Any, Final
 import yaml
 
 from orchestration.errors import ConfigError
-from orchestration.run.folder import COMPLETIONS_FOLDER, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from orchestration.run.ledger.names import COMPLETIONS_FOLDER, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 
 Row = Mapping[str, Any]
 

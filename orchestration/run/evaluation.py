@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +10,9 @@ from orchestration.concurrency import gather_or_cancel
 from orchestration.errors import RewardsUnavailableError
 from orchestration.run.ports import Generator, Scorer
 from orchestration.types import BuiltPrompt
-from rollout_server.types import Completion, SamplingParams
+from rollout_server.types import Completion, SamplingParams, Turn
+
+_NUMBERS = itertools.count()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +47,7 @@ async def evaluate(
     judges: Mapping[str, Scorer],
     problems: Sequence[BuiltPrompt],
     sampling: SamplingParams,
+    together: bool = False,
     cut: Callable[[str], str] = lambda text: text,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
@@ -52,17 +56,20 @@ async def evaluate(
     Args:
         judges: who scores, by name; of each the first reward counts.
         sampling: only its lengths and stops are used.
+        together: nothing else is being generated: all problems begin as one, and in order, so that which share an
+            engine's batches does not depend on when they arrive.
         cut: what of a completion's text is judged.
         on_progress: told how many of all problems are done.
 
     Raises what generating or scoring raises.
     """
     greedy = replace(sampling, num_generations=1, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
-    done = 0
+    done, key = 0, f"evaluation-{next(_NUMBERS)}"
 
-    async def one(built: BuiltPrompt) -> tuple[Completion, list[float | None]]:
+    async def one(index: int, built: BuiltPrompt) -> tuple[Completion, list[float | None]]:
         nonlocal done
-        (sampled,) = await generator.generate(built.prompt, greedy)
+        turn = Turn(key=key, index=index, size=len(problems)) if together else None
+        (sampled,) = await generator.generate(replace(built.prompt, turn=turn), greedy)
         completion = replace(sampled, text=cut(sampled.text))
         answers = await gather_or_cancel(
             judge.score(built.problem, built.text, [completion]) for judge in judges.values()
@@ -71,7 +78,7 @@ async def evaluate(
         on_progress(done, len(problems))
         return completion, [scored.rewards[0] for (scored,) in answers]
 
-    rows = await gather_or_cancel(one(built) for built in problems)
+    rows = await gather_or_cancel(one(index, built) for index, built in enumerate(problems))
     lengths = [len(completion.token_ids) for completion, _ in rows]
     return Evaluation(
         scores={name: tuple(scores[index] for _, scores in rows) for index, name in enumerate(judges)},

@@ -7,15 +7,16 @@ a group that finishes, and `published()`, which admits the next ones. It holds n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from learner.types import ScoredGroup
 from orchestration.run.ports import Generator, Scorer
 from orchestration.types import BuiltPrompt
-from rollout_server.types import SamplingParams
+from rollout_server.types import Prompt, SamplingParams, Turn
 
 
 class Source(Protocol):
@@ -41,6 +42,8 @@ class FlowSettings:
     sampling: SamplingParams
     max_batches: int
     """Batches that will be asked for; nothing is generated beyond them."""
+    seed: int = 0
+    """Of the run's sampling: a group's own follows from it, from the version it begins on and its number on that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +52,8 @@ class FinishedGroup:
 
     built: BuiltPrompt
     scored: ScoredGroup
+    seed: int | None
+    """By which it was drawn; None: in an earlier start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,10 +74,18 @@ class Batch:
 @dataclass(slots=True)
 class _Admitted:
     built: BuiltPrompt
+    prompt: Prompt
+    """The problem's, with the group's own seed and turn."""
     start_version: int
     """Newest version when it was admitted; its completions are on this version or a newer one."""
     task: asyncio.Task[None] | None = None
     scored: ScoredGroup | None = None
+
+
+def group_seed(run_seed: int, version: int, number: int, prompt_id: str) -> int:
+    """Of the `number`th group that begins on a version: 62 bits, the same in every start of a run."""
+    digest = hashlib.sha256(f"group/{run_seed}/{version}/{number}/{prompt_id}".encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:8], "big") >> 2
 
 
 class RolloutFlow:
@@ -82,6 +95,9 @@ class RolloutFlow:
     start, at most (η + v + 1)·B groups may have been admitted, thrown-away ones not counted. With η = 0 that is strict
     alternation: one batch a version. A group that would be too old for the next update has to be in this one, so a
     batch waits for it rather than wasting its tokens.
+
+    Without staleness a version's groups are begun together, in order (`Turn`): which share an engine's batches, and so
+    the last bits of their log-probabilities, does not depend on when they arrive.
 
     Versions are the learner's: `first_version` is the one that is served when the flow begins, 0 or that of the
     checkpoint a run goes on from, and `published` tells the later ones.
@@ -96,6 +112,7 @@ class RolloutFlow:
         settings: FlowSettings,
         clock: Clock,
         first_version: int = 0,
+        finished: Sequence[ScoredGroup] = (),
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self._generator, self._scorer, self._source = generator, scorer, source
@@ -103,8 +120,10 @@ class RolloutFlow:
         self._admitted: dict[int, _Admitted] = {}
         self._num_admitted = 0  # counts names for groups; never goes down
         self._num_taken = 0
-        self._last_batch: tuple[BuiltPrompt, ...] = ()
+        self._num_on_version = 0
+        self._last_batch: tuple[FinishedGroup, ...] = ()
         self._first_version = self._version = first_version
+        self._kept = list(finished)  # ready in an earlier start: taken when their problems are drawn
         self._dropped_flat = 0
         self._generated_tokens = 0
         self._failure: BaseException | None = None
@@ -112,7 +131,7 @@ class RolloutFlow:
 
     def published(self, version: int) -> None:
         """A new adapter version is served."""
-        self._version = version
+        self._version, self._num_on_version = version, 0
         self._admit()
 
     def learned(self) -> None:
@@ -139,7 +158,14 @@ class RolloutFlow:
 
         The last batch is among them until `learned` is called.
         """
-        return (*self._last_batch, *(self._admitted[order].built for order in sorted(self._admitted)))
+        learning = (group.built for group in self._last_batch)
+        return (*learning, *(self._admitted[order].built for order in sorted(self._admitted)))
+
+    def finished(self) -> tuple[ScoredGroup, ...]:
+        """Groups of these that are ready."""
+        learning = (group.scored for group in self._last_batch)
+        ready = (self._admitted[order].scored for order in sorted(self._admitted))
+        return (*learning, *(group for group in ready if group is not None))
 
     async def close(self) -> None:
         """Cancel what is under way."""
@@ -153,16 +179,43 @@ class RolloutFlow:
         num_published = self._version - self._first_version
         num_batches = min(settings.max_staleness + num_published + 1, settings.max_batches)
         limit = num_batches * settings.prompts_per_step
+        begun: list[tuple[int, _Admitted]] = []
         while self._failure is None and self._num_taken + len(self._admitted) < limit:
-            item = _Admitted(built=self._source.next(), start_version=self._version)
+            item = self._draw()
             order = self._num_admitted
             self._num_admitted += 1
             self._admitted[order] = item
+            if item.scored is None:
+                begun.append((order, item))
+        if settings.max_staleness == 0 and len(begun) == settings.prompts_per_step:  # a whole batch, not a refill
+            key = f"version-{self._version}-from-{self._num_on_version - len(begun)}"
+            for index, (_, item) in enumerate(begun):
+                item.prompt = replace(item.prompt, turn=Turn(key=key, index=index, size=len(begun)))
+        for order, item in begun:
             item.task = asyncio.create_task(self._run(order, item), name=f"group-{order}")
+
+    def _draw(self) -> _Admitted:
+        built, number = self._source.next(), self._num_on_version
+        self._num_on_version += 1
+        kept = self._take_kept(built.prompt.prompt_id)
+        if kept is not None:
+            oldest = min(member.completion.adapter_version for member in kept.members)
+            return _Admitted(built=built, prompt=built.prompt, start_version=oldest, scored=kept)
+        seed = group_seed(self._settings.seed, self._version, number, built.prompt.prompt_id)
+        return _Admitted(built=built, prompt=replace(built.prompt, seed=seed), start_version=self._version)
+
+    def _take_kept(self, prompt_id: str) -> ScoredGroup | None:
+        """A group that an earlier start had ready, unless it is too old by now."""
+        for index, group in enumerate(self._kept):
+            if group.prompt_id == prompt_id:
+                del self._kept[index]
+                oldest = min(member.completion.adapter_version for member in group.members)
+                return group if self._version - oldest <= self._settings.max_staleness else None
+        return None
 
     async def _run(self, order: int, item: _Admitted) -> None:
         try:
-            item.scored = await self._generate_and_score(item.built)
+            item.scored = await self._generate_and_score(item.built, item.prompt)
         except Exception as error:  # handed to the consumer, who decides
             self._failure = self._failure or error
         else:
@@ -173,9 +226,9 @@ class RolloutFlow:
         self._report_progress()
         self._changed.set()
 
-    async def _generate_and_score(self, built: BuiltPrompt) -> ScoredGroup:
+    async def _generate_and_score(self, built: BuiltPrompt, prompt: Prompt) -> ScoredGroup:
         with self._clock.phase("generation"):
-            completions_G = await self._generator.generate(built.prompt, self._settings.sampling)
+            completions_G = await self._generator.generate(prompt, self._settings.sampling)
         self._generated_tokens += sum(len(completion.token_ids) for completion in completions_G)
         with self._clock.phase("scoring"):
             members_G = await self._scorer.score(built.problem, built.text, completions_G)
@@ -205,7 +258,7 @@ class RolloutFlow:
             return None
         groups_P = tuple(self._finished(self._admitted.pop(order)) for order in chosen)
         self._num_taken += len(groups_P)
-        self._last_batch = tuple(group.built for group in groups_P)
+        self._last_batch = groups_P
         batch = Batch(
             groups_P=groups_P, num_dropped_flat=self._dropped_flat, num_generated_tokens=self._generated_tokens
         )
@@ -215,7 +268,7 @@ class RolloutFlow:
     @staticmethod
     def _finished(item: _Admitted) -> FinishedGroup:
         assert item.scored is not None
-        return FinishedGroup(built=item.built, scored=item.scored)
+        return FinishedGroup(built=item.built, scored=item.scored, seed=item.prompt.seed)
 
     def _report_progress(self) -> None:
         ready = sum(item.scored is not None for item in self._admitted.values())

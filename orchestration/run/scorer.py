@@ -73,7 +73,7 @@ class RandomControlScorer:
     """
 
     def __init__(self, inner: Scorer, *, seed: int) -> None:
-        self._inner, self._draw = inner, random.Random(f"random-control-{seed}")
+        self._inner, self._seed = inner, seed
 
     @property
     def reward_names(self) -> Sequence[str]:
@@ -84,6 +84,11 @@ class RandomControlScorer:
     ) -> Sequence[ScoredCompletion]:
         scored = await self._inner.score(problem, prompt_text, completions)
         return [
-            member if member.total is None else dataclasses.replace(member, total=self._draw.random())
-            for member in scored
+            member if member.total is None else dataclasses.replace(member, total=self._draw(problem, member, index))
+            for index, member in enumerate(scored)
         ]
+
+    def _draw(self, problem: Problem, member: ScoredCompletion, index: int) -> float:
+        """The same whenever and in whatever order completions are scored."""
+        version = member.completion.adapter_version
+        return random.Random(f"random-control-{self._seed}/{version}/{problem.problem_id}/{index}").random()

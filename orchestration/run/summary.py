@@ -45,7 +45,8 @@ class Tally:
         )
 
     def add(self, batch: Batch, update: UpdateMetrics) -> None:
-        """Count a step's tokens."""
+        """Count a step that the learner has made."""
+        self.step = update.step
         self.generated_tokens += batch.num_generated_tokens
         self.learned_tokens += update.num_tokens
         self.distinct_tokens += update.num_distinct_tokens

@@ -93,8 +93,19 @@ class RunConfig(Section):
     )
     eval_every: int = Field(0, ge=0, description="Held-out accuracy every so many steps; 0: before and after only.")
     eval_at_ends: bool = Field(True, description="Held-out accuracy before the first and after the last step.")
-    save_every: int = Field(
-        0, ge=0, description="Checkpoint every so many steps; 0: only when the run is stopped or fails."
+    save_every: int = Field(0, ge=0, description="Checkpoint every so many steps; 0: by time, and at the end.")
+    save_minutes: float = Field(
+        5.0, ge=0, description="Checkpoint after the first step that ends so long after the last one; 0: not by time."
+    )
+    keep_records: int = Field(
+        100,
+        ge=1,
+        description="Steps whose record stays for `rlvr replay`, beside those since the oldest checkpoint.",
+    )
+    resume: Literal["auto", "adapter"] = Field(
+        "auto",
+        description="How a run_dir that holds steps goes on. auto: from its checkpoint and records; adapter: where "
+        "there are none, from its adapter, with a new optimizer.",
     )
     max_restarts: int = Field(
         5,

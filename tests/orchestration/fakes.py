@@ -11,6 +11,8 @@ from typing import Any
 from learner.checkpoint import write_checkpoint
 from learner.errors import LearnerError
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
+from orchestration.errors import RemoteTimeoutError
+from orchestration.run.ledger.records import RunState, StepRecord
 from orchestration.settings.config import RunConfig
 from orchestration.types import BuiltPrompt, Problem
 from rollout_server.types import (
@@ -33,6 +35,13 @@ class FakeSource:
     def restore(self, position: int, pending: Sequence[str]) -> None:
         self.position, self._first = position, list(pending)
 
+    @property
+    def waiting(self) -> Sequence[str]:
+        return tuple(self._first)
+
+    def digest(self) -> str:
+        return ""
+
     def next(self) -> BuiltPrompt:
         name = f"p{self.position}"
         if self._first:
@@ -49,6 +58,7 @@ class FakeGenerator:
     def __init__(self) -> None:
         self.version = 0
         self.started: list[str] = []
+        self.prompts: list[Prompt] = []
         self._gates: dict[str, asyncio.Event] = {}
         self.open = True
         self.failure: Exception | None = None
@@ -62,6 +72,7 @@ class FakeGenerator:
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
         self.started.append(prompt.prompt_id)
+        self.prompts.append(prompt)
         version = self.version
         if self.failure is not None:
             raise self.failure
@@ -114,12 +125,20 @@ class FakeAdapter:
         return AdapterPayload(version=self.version, files=(("adapter_model.safetensors", b"%d" % self.version),))
 
 
+class KilledError(BaseException):
+    """Ends a loop as a kill would: nothing of it runs any more."""
+
+
 class PublishingGenerator(FakeGenerator):
     """Serves what is published, but for version `unreachable_at`."""
 
     unreachable_at: int | None = None
+    killed_at: int | None = None
 
     async def publish(self, adapter: FakeAdapter) -> Sequence[PublishReport]:
+        if adapter.version == self.killed_at:
+            await asyncio.sleep(0.2)  # what is written beside the publish is written
+            raise KilledError
         if adapter.version == self.unreachable_at:
             raise RuntimeError("a worker was not reached")
         self.version = adapter.version
@@ -133,6 +152,7 @@ class FakeLearner:
         self.version = 0
         self.fail_at = fail_at
         self.full_disk = False
+        self.too_late_at: int | None = None
         self.seen: list[list[str]] = []
         self.values: dict[str, float] = {"loss": 0.5}
 
@@ -141,6 +161,8 @@ class FakeLearner:
             raise RuntimeError("the loss is not finite")
         self.seen.append([group.prompt_id for group in groups_P])
         self.version += 1
+        if self.version == self.too_late_at:
+            raise RemoteTimeoutError("learner-0 did not answer update within 1 s")
         advantages = tuple(tuple(0.0 for _ in group.members) for group in groups_P)
         return UpdateMetrics(
             step=self.version, values=self.values, advantages=advantages, num_tokens=10, num_distinct_tokens=5
@@ -156,7 +178,7 @@ class FakeLearner:
         write_checkpoint(Path(folder), self.version, [own, *files.items()], keep=2)
 
     async def load_checkpoint(self, folder: str) -> int:
-        self.version = int((Path(folder) / "version").read_text())
+        self.version = int(Path(folder).name.removeprefix("step-"))
         return self.version
 
 
@@ -192,3 +214,23 @@ class RecordingReporter:
         self.summary = summary
 
     def close(self) -> None: ...
+
+
+def record_of(
+    step: int,
+    groups: Sequence[ScoredGroup],
+    prompt_texts: Mapping[str, str] | None = None,
+    reward_names: Sequence[str] = ("exact",),
+    advantages: tuple[tuple[float | None, ...], ...] = (),
+) -> StepRecord:
+    """What is recorded of a step that learned from these groups."""
+    return StepRecord(
+        groups_P=tuple(groups),
+        prompt_texts=dict(prompt_texts or {group.prompt_id: "Q" for group in groups}),
+        seeds=(None,) * len(groups),
+        reward_names=tuple(reward_names),
+        update=UpdateMetrics(step=step, advantages=advantages),
+        row={"step": step},
+        adapter="",
+        state=RunState(step=step, cursor=0, pending=(), before=None, tokens={}, seconds={}),
+    )

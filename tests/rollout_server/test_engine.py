@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from rollout_server.errors import AdapterMismatchError, RolloutTimeoutError, StaleAdapterError
-from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
+from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams, Turn
 from tests.rollout_server.conftest import kept_busy
 from tests.waiting import until_async
 
@@ -185,3 +185,32 @@ async def test_metrics_are_pushed(served):
     names = {"rollout_tokens_per_s", "running_requests", "waiting_requests", "adapter_version"}
     assert all(values.keys() == names for values in served.metrics)
     assert served.metrics[-1]["adapter_version"] == served.worker._table.current
+
+
+async def test_what_begins_together_is_the_same_in_whatever_order_it_comes(served):
+    """Bit for bit; the prompts are more than one engine step takes, so that one of them is prefilled in parts."""
+    sampling = SamplingParams(num_generations=2, max_completion_length=12)
+    prompts = [
+        Prompt(prompt_id=f"p{i}", token_ids=tuple(5 + (7 * i + 3 * j) % 300 for j in range(240)), seed=1000 * i)
+        for i in range(12)
+    ]
+
+    async def drawn(key: str, order: list[int], seed: int = 0) -> list[list[Completion]]:
+        groups = {
+            i: asyncio.create_task(
+                served.worker.generate(
+                    dataclasses.replace(
+                        prompts[i], seed=prompts[i].seed + seed, turn=Turn(key=key, index=i, size=len(prompts))
+                    ),
+                    sampling,
+                )
+            )
+            for i in order
+        }
+        return [await groups[i] for i in range(len(prompts))]
+
+    first = await drawn("first", list(range(12)))
+    assert await drawn("second", [*range(7, 12), *range(7)]) == first
+    others = await drawn("third", list(range(12)), seed=500_000)
+    assert [[c.token_ids for c in group] for group in others] != [[c.token_ids for c in group] for group in first]
+    assert len({completion.token_ids for group in first for completion in group}) > 20  # each has a seed of its own

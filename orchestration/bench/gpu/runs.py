@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.bench.gpu.child import Measuring
-from orchestration.run.folder import METRICS_FILE, SUMMARY_FILE
+from orchestration.run.ledger.names import METRICS_FILE, SUMMARY_FILE
 
 _STOP_TIMEOUT_S = 120.0
 _LOOK_S = 0.2

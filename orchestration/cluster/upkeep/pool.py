@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
 from orchestration.cluster.upkeep.heartbeat import BEAT_S, until_stalled
@@ -141,10 +141,12 @@ class RolloutPool(Generic[Worker]):
         num_sequences, prefix, tries = sampling.num_generations, prefix_key(prompt.token_ids), 0
         while True:
             among = {place.index for place in await self._admitted()}
+            asked, among = _in_turn(prompt, among, self._num_workers)
+            prompt = replace(prompt, turn=None)  # asked again, it begins alone
             index = self._balancer.begin(prefix=prefix, num_sequences=num_sequences, among=among)
             place = self._places[index]
             try:
-                return await self._ask(place, self._work(place, place.member.generate(prompt, sampling)))
+                return await self._ask(place, self._work(place, place.member.generate(asked, sampling)))
             except _LostError:
                 continue
             except GenerationError:
@@ -313,6 +315,17 @@ class RolloutPool(Generic[Worker]):
             self._lose(place, member, _told(member, error))
         else:
             self._lose(place, member, f"{member.name} {stalled}")
+
+
+def _in_turn(prompt: Prompt, among: set[int], num_workers: int) -> tuple[Prompt, set[int]]:
+    """A prompt with its place among those of one worker, and that worker: the same in every start of a run, as long as
+    all workers are there."""
+    if prompt.turn is None:
+        return prompt, among
+    if len(among) < num_workers:
+        return replace(prompt, turn=None), among
+    worker, turn = prompt.turn.among(num_workers)
+    return replace(prompt, turn=turn), {worker}
 
 
 def _told(member: Member, error: Exception) -> str:

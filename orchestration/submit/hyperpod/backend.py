@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestration.errors import SubmitError
 from orchestration.extras import require
-from orchestration.run.folder import ADAPTER_FOLDER
+from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.submit import SubmitConfig
 from orchestration.submit.common.follow import follow as followed
 from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
@@ -44,8 +44,8 @@ class HyperPodBackend:
             _delete(kubernetes, job.name, after=error)
             raise
         say(f"RayJob {job.name} is in namespace {self._settings.namespace}")
-        if self._settings.queue is not None and not job.run.save_every:
-            say(f"queue {self._settings.queue} may take its hosts away, and save_every=0 keeps nothing for that case")
+        if self._settings.queue is not None and not (job.run.save_every or job.run.save_minutes):
+            say(f"queue {self._settings.queue} may take its hosts away, and without save_minutes nothing is kept")
         return {
             "name": job.name,
             "namespace": self._settings.namespace,

@@ -140,10 +140,10 @@ def _problems(job: JobSpec, settings: HyperPodConfig) -> Iterator[str]:
             f"hyperpod.start_timeout_s={settings.start_timeout_s} must be less than hyperpod.max_runtime_s="
             f"{settings.max_runtime_s}, which begins with it"
         )
-    if settings.retries and not job.run.save_every:
+    if settings.retries and not (job.run.save_every or job.run.save_minutes):
         yield (
             f"hyperpod.retries={settings.retries} would begin again each time: a pod that is lost saves nothing; set "
-            f"save_every=STEPS"
+            f"save_minutes or save_every"
         )
     if settings.priority is not None and settings.queue is None:
         yield f"hyperpod.priority={settings.priority!r} is of a queue; give hyperpod.queue as well"

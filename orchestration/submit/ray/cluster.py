@@ -17,7 +17,7 @@ import yaml
 from orchestration.errors import ConfigError, MachineError, SubmitError, one_line
 from orchestration.extras import require
 from orchestration.machine.placement import place
-from orchestration.run.folder import ADAPTER_FOLDER
+from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.settings.submit import RayConfig, SubmitConfig
 from orchestration.submit.common.job import JobSpec, JobStatus, Plan, Say

@@ -12,7 +12,8 @@ from orchestration.errors import SubmitError
 from orchestration.extras import require
 from orchestration.machine.model_sizes import model_size
 from orchestration.machine.needs import object_store_bytes
-from orchestration.run.folder import ADAPTER_FOLDER, read_status
+from orchestration.run.ledger.folder import read_status
+from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.config import RunConfig
 from orchestration.settings.submit import SubmitConfig
 from orchestration.submit.common.book import state_root

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from orchestration.errors import ConfigError, SubmitError
-from orchestration.run.folder import ADAPTER_FOLDER
+from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.config import dump_config
 from orchestration.settings.sagemaker import AwsService
 from orchestration.settings.submit import SubmitConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.machine.placement import MARK
-from orchestration.run.folder import ADAPTER_FOLDER
+from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.settings.sagemaker import SageMakerConfig
 from orchestration.submit.common.job import JobSpec

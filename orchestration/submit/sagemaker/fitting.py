@@ -98,8 +98,8 @@ def notes(settings: SageMakerConfig, run: RunConfig) -> tuple[str, ...]:
     """Who gets which GPUs, so that idle ones are seen before they are paid for, and what is not known of the hosts."""
     kinds, gpus = instance_kinds(settings), expected_gpus(settings, run)
     said = []
-    if settings.spot and not run.save_every:
-        said.append("spot hosts vanish at two minutes' notice, and save_every=0 keeps nothing: set save_every=STEPS")
+    if settings.spot and not (run.save_every or run.save_minutes):
+        said.append("spot hosts vanish at two minutes' notice, and save_minutes=0 keeps nothing for that")
     if total := known_gpus(settings, run):
         said.append(f"{total} GPUs: {place(sized_there(settings, run), num_gpus=total).describe(total)}")
     said += [

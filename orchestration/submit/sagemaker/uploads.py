@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.errors import ConfigError
-from orchestration.run.folder import SUMMARY_FILE
-from orchestration.run.resume import CHECKPOINTS_FOLDER
+from orchestration.run.ledger.names import CHECKPOINTS_FOLDER, SUMMARY_FILE
 from orchestration.settings.tree import nearest
 from orchestration.storage.aws import error_code, explained
 from orchestration.storage.s3 import encryption, parse

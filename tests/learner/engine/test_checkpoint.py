@@ -517,3 +517,18 @@ def test_what_fails_on_one_rank_fails_on_both_and_none_waits(odd_model: str, tmp
     assert first[3] == second[3]
     assert "elsewhere" in first[3]
     assert first[4] == second[4] == "2"
+
+
+@pytest.mark.parametrize("heads", [(), HEADS])
+def test_an_adapter_alone_is_gone_on_from_with_a_new_optimizer(
+    tmp_path: Path, odd_model: str, heads: tuple[str, ...]
+) -> None:
+    settings = {"lora": {"r": 3, "lora_alpha": 6, "modules_to_save": heads}} | SCHEDULE
+    with started(odd_model, **settings) as rank, beside(rank, odd_model, **settings) as other:
+        _, trained = after(rank, 1, 2)
+        folder = write_checkpoint(tmp_path, 2, trained.items(), keep=1)
+        assert other.load_checkpoint(str(folder)) == 2
+        assert dict(other.export_adapter().files) == trained
+        rate = update(other, 3).values["learning_rate"]
+        assert rate == update(rank, 3).values["learning_rate"]  # the schedule goes on where it was
+        assert apart(dict(other.export_adapter().files), dict(rank.export_adapter().files)) > 0  # AdamW begins anew

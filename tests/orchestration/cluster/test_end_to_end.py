@@ -24,8 +24,10 @@ import ray
 
 from orchestration.cluster.cluster import Cluster
 from orchestration.models.resolve import resolve_model
+from orchestration.run.ledger.records import record_path, recorded_steps
 from orchestration.settings.config import load_config
 from rollout_server.types import Prompt, SamplingParams
+from tests.orchestration.cluster.kill_points import differing_steps, training
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -133,6 +135,36 @@ def test_eval_reads_the_adapter_and_prints_one_json_object(trained: Path) -> Non
     assert figures["flexible_extract_accuracy"] == pytest.approx(figures["lenient_accuracy"], abs=0.02)
     after = json.loads((trained / "summary.json").read_text())["accuracy"]["strict"]["after"]
     assert figures["strict_accuracy"] == pytest.approx(after, abs=0.02)
+
+
+def test_a_run_that_is_killed_again_and_again_makes_the_same_steps_bit_for_bit(trained: Path, tmp_path: Path) -> None:
+    """SIGKILL as soon as a step is recorded, before its row is written; as soon as one is written, in the next step's
+    generation; and in the middle of a checkpoint. The other run was never disturbed, and had its rewards elsewhere."""
+    run = tmp_path / "run"
+    words = ("tiny", "dashboard=false", "save_every=4")
+    moments: tuple[Callable[[], bool], ...] = (
+        lambda: record_path(run, 1).is_file(),
+        lambda: (run / "metrics.jsonl").is_file() and len(rows(run)) >= 3,
+        lambda: any((run / "checkpoints").glob("*step-000004*")),
+    )
+    for moment in moments:
+        with training(run, words) as process:
+            wait_until(moment, process)
+            process.kill()
+    assert recorded_steps(run)[-1] >= 4
+    assert differing_steps(trained, run) == []
+
+
+def test_a_recorded_step_is_learned_again_alone_and_gives_the_same_adapter(trained: Path) -> None:
+    done = rlvr("replay", str(trained), "3", "--compare")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 3 learned again, from the beginning: figures and adapter are the recorded ones" in done.stdout
+
+
+def test_a_recorded_step_is_sampled_again(trained: Path) -> None:
+    done = rlvr("replay", str(trained), "2", "--rollout", "--compare", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["same_logprobs"] == 64
 
 
 def test_modules_trained_whole_beside_a_4_bit_base_are_served(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from orchestration.cli import main
 from orchestration.page.chart import Line, chart, label, ticks
 from orchestration.page.data import read_run
 from orchestration.page.page import render
-from orchestration.run.folder import RunFolder
+from orchestration.run.ledger.folder import RunFolder
 from orchestration.settings.config import load_config
 from rollout_server.types import Completion, FinishReason
+from tests.orchestration.fakes import record_of
 from tests.orchestration.page.browser import Page, opened
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -33,9 +34,8 @@ def write_run(path: Path, *, finished: bool = True, gain: float = 0.1) -> Path:
         row |= {"rollout_tokens_per_s": 1000.0 * step, "generation_s": 1.0, "learning_s": 2.0, "accuracy": gain * step}
         row |= {f"reward_{name}_mean": gain * step for name in names}
         folder.append_metrics(row)
-        folder.write_completions(
-            step, groups, {g.prompt_id: f"examples\nWhat is {g.prompt_id}?" for g in groups}, names
-        )
+        prompts = {g.prompt_id: f"examples\nWhat is {g.prompt_id}?" for g in groups}
+        folder.write_table(record_of(step, groups, prompts, names))
     if finished:
         difference = {"estimate": gain, "low": gain / 2, "high": gain * 1.5}
         accuracy = {"before": 0.1, "after": 0.1 + gain, "difference": difference, "num_problems": 50}

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from learner.types import ScoredGroup
 from orchestration.run.flow import Batch, FlowSettings, RolloutFlow
-from rollout_server.types import SamplingParams
+from orchestration.run.scorer import RandomControlScorer
+from rollout_server.types import Prompt, SamplingParams
 from tests.orchestration.fakes import FakeClock, FakeGenerator, FakeScorer, FakeSource
 
 
 def make_flow(
-    generator: FakeGenerator, scorer: FakeScorer | None = None, *, first_version: int = 0, **changes: Any
+    generator: FakeGenerator,
+    scorer: FakeScorer | None = None,
+    *,
+    first_version: int = 0,
+    source: FakeSource | None = None,
+    finished: Sequence[ScoredGroup] = (),
+    **changes: Any,
 ) -> RolloutFlow:
     settings: dict[str, Any] = {
         "prompts_per_step": 2,
@@ -26,10 +35,11 @@ def make_flow(
     return RolloutFlow(
         generator=generator,
         scorer=scorer or FakeScorer(),
-        source=FakeSource(),
+        source=source or FakeSource(),
         settings=FlowSettings(**{**settings, **changes}),
         clock=FakeClock(),
         first_version=first_version,
+        finished=finished,
     )
 
 
@@ -151,3 +161,65 @@ async def test_close_cancels_and_keeps_what_is_under_way() -> None:
     waiting.cancel()
     await flow.close()
     assert [built.problem.problem_id for built in flow.pending()] == ["p0", "p1"]
+
+
+async def test_a_versions_groups_begin_together_and_have_seeds_that_every_start_knows() -> None:
+    async def asked(first_version: int, seed: int = 0) -> list[Prompt]:
+        generator = FakeGenerator()
+        flow = make_flow(generator, first_version=first_version, seed=seed)
+        await flow.next_batch()
+        flow.published(first_version + 1)
+        await flow.next_batch()
+        return generator.prompts
+
+    prompts = await asked(0)
+    turns = [prompt.turn for prompt in prompts]
+    assert [(turn.index, turn.size) for turn in turns if turn is not None] == [(0, 2), (1, 2)] * 2
+    keys = [turn.key for turn in turns if turn is not None]
+    assert keys[0] == keys[1] != keys[2] == keys[3]
+    seeds = [prompt.seed for prompt in prompts]
+    assert len(set(seeds)) == 4
+    assert [prompt.seed for prompt in await asked(0)] == seeds
+    assert not {prompt.seed for prompt in await asked(0, seed=1)} & set(seeds)
+    assert not {prompt.seed for prompt in await asked(7)} & set(seeds)
+
+
+async def test_refills_and_stale_groups_begin_at_once() -> None:
+    generator = FakeGenerator()
+    flat_first = FakeScorer(lambda name, index: 0.0 if name == "p0" else float(index))
+    await make_flow(generator, flat_first, drop_flat_groups=True).next_batch()
+    assert [prompt.turn is None for prompt in generator.prompts] == [False, False, True]
+    ahead = FakeGenerator()
+    await make_flow(ahead, max_staleness=1).next_batch()
+    assert {prompt.turn for prompt in ahead.prompts} == {None}
+    assert None not in {prompt.seed for prompt in ahead.prompts}
+
+
+@pytest.mark.parametrize(("version", "kept"), [(3, True), (4, True), (5, False)])
+async def test_a_group_of_an_earlier_start_is_taken_unless_it_is_too_old(version: int, kept: bool) -> None:
+    earlier = FakeGenerator()
+    earlier.version = 3
+    flow = make_flow(earlier, first_version=3, max_staleness=1)
+    (await flow.next_batch())
+    flow.learned()
+    await settle()
+    finished = [group for group in flow.finished() if group.prompt_id == "p2"]
+    generator = FakeGenerator()
+    generator.version = version
+    source = FakeSource()
+    source.restore(4, ["p2", "p3"])
+    again = make_flow(generator, source=source, finished=finished, first_version=version, max_staleness=1)
+    batch = await again.next_batch()
+    assert names(batch) == ["p2", "p3"]
+    assert ("p2" in generator.started) != kept
+    versions = {member.completion.adapter_version for member in batch.scored_P[0].members}
+    assert versions == {3 if kept else version}
+
+
+async def test_a_random_control_hangs_on_no_order() -> None:
+    control = RandomControlScorer(FakeScorer(), seed=1)
+    problem = FakeSource().next().problem
+    completions = await FakeGenerator().generate(Prompt(prompt_id="p0", token_ids=(1,)), SamplingParams())
+    first = [member.total for member in await control.score(problem, "", completions)]
+    assert len(set(first)) == len(first)
+    assert [member.total for member in await control.score(problem, "", completions)] == first

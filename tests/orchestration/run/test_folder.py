@@ -11,10 +11,11 @@ from pyarrow import parquet
 
 from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.errors import ConfigError, MachineError, RlvrError
-from orchestration.run.folder import RunFolder
+from orchestration.run.ledger.folder import RunFolder
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.storage.atomic import atomic_write
 from rollout_server.types import Completion, FinishReason
+from tests.orchestration.fakes import record_of
 
 
 def config_for(path: Path | str | None, **settings: object) -> RunConfig:
@@ -156,10 +157,10 @@ def test_a_resumed_run_replaces_the_steps_it_does_again(tmp_path: Path) -> None:
     first = open_folder(tmp_path)
     for step in range(1, 6):
         first.append_metrics({"step": step, "run": "first"})
-        first.write_completions(step, [scored_group()], {"p": "Q"}, ["r"])
+        first.write_table(record_of(step, [scored_group()]))
     first.close()
     second = open_folder(tmp_path)  # its checkpoint was of step 3
-    second.write_completions(4, [scored_group()], {"p": "Q"}, ["r"])
+    second.write_table(record_of(4, [scored_group()]))
     second.append_metrics({"step": 4, "run": "second"})
     assert [(row["step"], row["run"]) for row in rows_of(second)] == [
         (1, "first"),
@@ -168,6 +169,9 @@ def test_a_resumed_run_replaces_the_steps_it_does_again(tmp_path: Path) -> None:
         (4, "second"),
     ]
     assert names_in(tmp_path / "completions") == {f"step-{step:06d}.parquet" for step in range(1, 5)}
+    aside = tmp_path / "set-aside" / "1"  # nothing that was there is erased
+    assert [json.loads(line)["step"] for line in (aside / "metrics.jsonl").read_text().splitlines()] == [4, 5]
+    assert names_in(aside) == {"metrics.jsonl", "step-000004.parquet", "step-000005.parquet"}
 
 
 def test_a_damaged_line_and_all_after_it_are_dropped(tmp_path: Path) -> None:
@@ -219,9 +223,8 @@ def scored_group(text: str = "#### 4", reward: float | None = 1.0) -> ScoredGrou
 def test_completions_are_parquet_with_a_row_each(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     groups = [scored_group(), scored_group("bad \ud800", None)]
-    path = folder.write_completions(12, groups, {"p": "What is 2+2?"}, ["exact"], [(0.5,), (None,)])
-    assert path == tmp_path / "completions" / "step-000012.parquet"
-    assert parquet.read_table(path).to_pylist() == [
+    folder.write_table(record_of(12, groups, {"p": "What is 2+2?"}, advantages=((0.5,), (None,))))
+    assert parquet.read_table(tmp_path / "completions" / "step-000012.parquet").to_pylist() == [
         {
             "step": 12,
             "prompt_id": "p",
@@ -240,15 +243,16 @@ def test_completions_are_parquet_with_a_row_each(tmp_path: Path) -> None:
 
 def test_columns_do_not_change_type_with_their_values(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
-    some = folder.write_completions(1, [scored_group()], {"p": "Q"}, ["exact"], [(0.5,)])
-    none = folder.write_completions(2, [scored_group(reward=None)], {"p": "Q"}, ["exact"])
-    assert parquet.read_schema(some) == parquet.read_schema(none)
+    folder.write_table(record_of(1, [scored_group()], advantages=((0.5,),)))
+    folder.write_table(record_of(2, [scored_group(reward=None)]))
+    some, none = (parquet.read_schema(tmp_path / "completions" / f"step-00000{step}.parquet") for step in (1, 2))
+    assert some == none
 
 
 def test_advantages_of_another_shape_are_a_mistake(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     with pytest.raises(ValueError, match="zip"):
-        folder.write_completions(1, [scored_group()], {"p": "Q"}, ["exact"], [(0.5, 0.5)])
+        folder.write_table(record_of(1, [scored_group()], advantages=((0.5, 0.5),)))
     assert not (tmp_path / "completions").exists()
 
 

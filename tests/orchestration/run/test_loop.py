@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from learner.errors import LearnerError
 from orchestration.errors import DataError
-from orchestration.run.folder import RunFolder
+from orchestration.run.ledger.changes import where_to_go_on
+from orchestration.run.ledger.folder import RunFolder
 from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.summary import Summary
 from orchestration.settings.config import RunConfig
@@ -58,11 +58,19 @@ class Bench:
             held_out=held_out,
             sampling=SamplingParams(num_generations=2),
         )
-        folder = RunFolder.create(self.config)
+        folder = RunFolder.create(self.config, lambda path: where_to_go_on(path, self.config, self.source.digest()))
         try:
             return await TrainingLoop(self.config, rooms, folder, self.reporter, self.stop).run()
         finally:
             folder.close()
+
+
+def steps_in(run: Path) -> list[int]:
+    """Of the rows, each of which has its table."""
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    tables = sorted(path.name for path in (run / "completions").iterdir())
+    assert tables == [f"step-{step:06d}.parquet" for step in steps]
+    return steps
 
 
 async def test_a_run_writes_its_folder(tmp_path: Path) -> None:
@@ -108,8 +116,7 @@ async def test_stop_leaves_a_usable_adapter_and_a_state_to_go_on_from(tmp_path: 
     assert summary["accuracy"]["strict"]["before"] == 0.0  # measured in the first start, kept
     # The problems begun when it stopped come first; none is lost, none is learned from twice.
     assert bench.learner.seen + again.learner.seen == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
-    rows = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [1, 2, 3]
+    assert steps_in(tmp_path / "run") == [1, 2, 3]
 
 
 async def test_a_failed_update_keeps_adapter_prompts_and_reason(tmp_path: Path) -> None:
@@ -143,33 +150,33 @@ async def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path:
     (checkpoints / "step-000002" / "state.json").write_text("{")
     again = Bench(tmp_path / "run")
     assert (await again.run())["steps"] == 3
-    warning, info = again.reporter.notes[:2]
+    warning, changed, info = again.reporter.notes[:3]
     assert "step-000002 is not a whole checkpoint: state.json has 1 bytes" in warning
-    assert "going on after step 1" in info
-    assert again.learner.seen == [["p2", "p3"], ["p4", "p5"]]
-    rows = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [1, 2, 3]
+    assert changed == "changed since the last start: save_every was 1, is 0"
+    assert "going on after step 2" in info
+    assert again.learner.seen == [["p2", "p3"], ["p4", "p5"]]  # the first of them from its record
+    assert steps_in(tmp_path / "run") == [1, 2, 3]
 
     (tmp_path / "run" / "summary.json").unlink()
     for path in checkpoints.iterdir():
         (path / "manifest.json").unlink()
+    for path in (tmp_path / "run" / "records").iterdir():
+        path.unlink()
     with pytest.raises(DataError, match=r"manifest\.json is missing; choose another run_dir"):
         await Bench(tmp_path / "run").run()
 
 
-async def test_a_full_disk_ends_the_run_and_the_last_checkpoint_is_gone_on_from(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", save_every=1)
-
-    def fill_at_step_2() -> None:
-        bench.learner.full_disk = len(bench.reporter.rows) == 2
-
-    bench.reporter.on_step = fill_at_step_2
-    with pytest.raises(LearnerError, match="No space left"):
+async def test_a_checkpoint_that_cannot_be_written_is_said_and_its_steps_are_recorded(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", FakeLearner(fail_at=3), save_every=1)
+    bench.learner.full_disk = True
+    with pytest.raises(RuntimeError, match="not finite"):
         await bench.run()
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert sum("No space left on device; the run goes on" in note for note in bench.reporter.notes) == 2
+    assert any("the run's state could not be saved" in note for note in bench.reporter.notes)
     again = Bench(tmp_path / "run")
     assert (await again.run())["steps"] == 3
-    assert again.learner.seen == [["p2", "p3"], ["p4", "p5"]]
+    assert again.learner.seen == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]  # the first two from their records
+    assert steps_in(tmp_path / "run") == [1, 2, 3]
 
 
 async def test_flat_groups_for_many_steps_are_said_aloud(tmp_path: Path) -> None:

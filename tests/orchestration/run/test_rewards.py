@@ -21,7 +21,7 @@ from orchestration.commands.train import make_scorers
 from orchestration.data.problems import Problems
 from orchestration.data.task import registered_tasks
 from orchestration.errors import ConfigError, DataError
-from orchestration.run.folder import RunFolder
+from orchestration.run.ledger.folder import RunFolder
 from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.rewards import check_rewards, reward_item
 from orchestration.settings.config import RunConfig, load_config

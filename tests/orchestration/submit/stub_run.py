@@ -13,7 +13,8 @@ import sys
 import threading
 from typing import Any
 
-from orchestration.run.folder import METRICS_FILE, RunFolder
+from orchestration.run.ledger.folder import RunFolder
+from orchestration.run.ledger.names import METRICS_FILE
 from orchestration.settings.config import load_config
 
 

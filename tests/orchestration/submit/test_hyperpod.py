@@ -136,7 +136,7 @@ class TestWhatIsRefused:
             (["reward.settings_file=nowhere.yaml"], "reward.settings_file='nowhere.yaml' is no YAML file here"),
             (["hyperpod.shm_gib=500"], "hyperpod.shm_gib=500 is over half of the 960 GiB"),
             (["hyperpod.max_runtime_s=600"], "hyperpod.start_timeout_s=3600 must be less"),
-            (["hyperpod.retries=2"], "hyperpod.retries=2 would begin again each time"),
+            (["hyperpod.retries=2", "save_minutes=0"], "hyperpod.retries=2 would begin again each time"),
             (["hyperpod.priority=high"], "hyperpod.priority='high' is of a queue"),
             (["job.environment={RAY_AUTH_MODE: disabled}"], "job.environment has RAY_AUTH_MODE"),
         ],

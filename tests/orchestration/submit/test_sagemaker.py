@@ -433,9 +433,9 @@ def test_what_is_paid_for_and_idle_is_said_before_anything_is_sent(code: CodePac
         backend, job = prepared(code, settings)
         return " | ".join(backend.plan(job).notes)
 
-    said = notes(*ONE_HOST, "rollout.num_workers=1", "learner.num_ranks=1", *CASES["spot"][2:4])
+    said = notes(*ONE_HOST, "rollout.num_workers=1", "learner.num_ranks=1", "save_minutes=0", *CASES["spot"][2:4])
     assert "1 rollout worker on 1 GPU, 1 learner rank on 1 GPU, 6 of 8 idle" in said
-    assert "save_every=0 keeps nothing" in said
+    assert "save_minutes=0 keeps nothing" in said
     assert "ml.p4d.24xlarge has the GPU A100" in said
     assert "driver R580" in said
     assert notes(*ONE_HOST).startswith("8 GPUs: 4 rollout workers on 4 GPUs, 4 learner ranks on 4 GPUs | ")

@@ -16,7 +16,7 @@ import pytest
 from moto import mock_aws
 
 from orchestration.errors import SubmitError
-from orchestration.run.folder import read_status
+from orchestration.run.ledger.folder import read_status
 from orchestration.settings.config import load_settings
 from orchestration.submit.common.job import JobSpec, JobState, JobStatus
 from orchestration.submit.common.package import CodePackage

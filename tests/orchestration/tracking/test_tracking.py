@@ -14,7 +14,7 @@ import pytest
 
 from orchestration.commands.train import tracked_reporter
 from orchestration.errors import ConfigError
-from orchestration.run.folder import RunFolder
+from orchestration.run.ledger.folder import RunFolder
 from orchestration.settings.config import load_config
 from orchestration.tracking.reporter import TrackingReporter
 from orchestration.tracking.sink import Guarded

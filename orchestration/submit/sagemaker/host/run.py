@@ -22,7 +22,8 @@ from typing import Any
 import psutil
 
 from orchestration.errors import RlvrError, SubmitError
-from orchestration.run.folder import ADAPTER_FOLDER, CONFIG_FILE, SUMMARY_FILE, read_status
+from orchestration.run.ledger.folder import read_status
+from orchestration.run.ledger.names import ADAPTER_FOLDER, CONFIG_FILE, SUMMARY_FILE
 from orchestration.storage.atomic import atomic_write
 from orchestration.submit.common.job import JobStatus
 from orchestration.submit.ray.jobs import RUN_FILE, entrypoint

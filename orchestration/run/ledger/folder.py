@@ -1,25 +1,29 @@
 """The folder of one run, and the only place that knows what lies where in it.
 
     config.yaml                      the resolved settings
+    records/step-000012.record       all that step 12 was made of: see `records`
     metrics.jsonl                    one JSON object a step, in order, each step once
     completions/step-000012.parquet  what step 12 learned from, one row a completion
     adapter/                         the latest adapter, a peft folder
-    checkpoints/step-000012/         what a stopped run goes on from: see `orchestration.run.resume`
+    checkpoints/step-000012/         what a stopped run goes on from: see `resume`
+    set-aside/                       what an earlier start had of steps that could not be gone on from
     summary.json                     written at the end
 
-Whole files are written beside their place and renamed, so a reader (or a crash) never meets half a file.
+Whole files are written beside their place and renamed, so a reader (or a crash) never meets half a file. Metrics,
+completions and adapter follow from the records: what is missing of them at a start is written again.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -27,17 +31,22 @@ from typing import Any
 
 from filelock import lock_descriptor
 
-from learner.types import ScoredGroup
 from orchestration.errors import ConfigError, MachineError, RlvrError
+from orchestration.run.ledger.names import (
+    ADAPTER_FOLDER,
+    COMPLETIONS_FOLDER,
+    CONFIG_FILE,
+    METRICS_FILE,
+    RECORDS_FOLDER,
+    SET_ASIDE_FOLDER,
+    SUMMARY_FILE,
+)
+from orchestration.run.ledger.records import StepRecord, record_path, recorded_steps, write_record
+from orchestration.run.ledger.resume import Resumable
+from orchestration.run.ledger.tables import completions_table
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.storage.atomic import atomic_write
 from rollout_server.types import ADAPTER_WEIGHTS
-
-CONFIG_FILE = "config.yaml"
-METRICS_FILE = "metrics.jsonl"
-COMPLETIONS_FOLDER = "completions"
-ADAPTER_FOLDER = "adapter"
-SUMMARY_FILE = "summary.json"
 
 _NEW_ADAPTER, _OLD_ADAPTER = ".adapter.new", ".adapter.old"
 
@@ -45,28 +54,35 @@ _NEW_ADAPTER, _OLD_ADAPTER = ".adapter.new", ".adapter.old"
 class RunFolder:
     """An open run folder; this process is its only writer until `close`.
 
-    Reusing the folder of an unfinished run is allowed: the first step written replaces that step and all later ones.
+    Reusing the folder of an unfinished run is allowed: what it has of the first step written, and of later ones, is
+    set aside.
     """
 
-    def __init__(self, path: Path, metrics: FileIO) -> None:
+    def __init__(self, path: Path, metrics: FileIO, resumable: Resumable | None = None) -> None:
         self.path = path
+        self.resumable = resumable
+        """Where the run goes on."""
         self._metrics = metrics
         self._first_write = True
 
     @classmethod
-    def create(cls, config: RunConfig) -> RunFolder:
+    def create(cls, config: RunConfig, find: Callable[[Path], Resumable | None] = lambda path: None) -> RunFolder:
         """Make or take over the run's folder and write `config.yaml` into it.
+
+        Args:
+            find: finds out where the run goes on, or raises that it cannot; then nothing of the folder is changed.
 
         Raises:
             ConfigError: the folder holds something else, a finished run or a running one, or cannot be written.
             MachineError: the disk is full.
         """
         path = _choose_path(config)
-        with _explained(path):
+        with _explained(path, ConfigError):
             path.mkdir(parents=True, exist_ok=True)
             _refuse_foreign_content(path)
             metrics = _open_metrics(path / METRICS_FILE)
             try:
+                resumable = find(path)
                 _clear_leftovers(path)
                 atomic_write(path / CONFIG_FILE, dump_config(config).encode())
             except BaseException:
@@ -76,7 +92,7 @@ class RunFolder:
                         (path / METRICS_FILE).unlink()
                         path.rmdir()
                 raise
-        return cls(path, metrics)
+        return cls(path, metrics, resumable)
 
     @property
     def adapter_path(self) -> Path:
@@ -88,7 +104,7 @@ class RunFolder:
         Raises:
             RlvrError: the line could not be written; what was written of it is taken back.
         """
-        self._forget_later_steps(row["step"])
+        self._set_aside_later_steps(row["step"])
         line = _to_json(row) + b"\n"
         with _explained(self.path / METRICS_FILE):
             end = self._metrics.seek(0, os.SEEK_END)
@@ -99,33 +115,26 @@ class RunFolder:
                     self._metrics.truncate(end)
                 raise
 
-    def write_completions(
-        self,
-        step: int,
-        groups: Sequence[ScoredGroup],
-        prompt_texts: Mapping[str, str],
-        reward_names: Sequence[str],
-        advantages: Sequence[Sequence[float | None]] = (),
-    ) -> Path:
-        """Write what a step learned from as parquet, one row a completion.
+    def write_record(self, record: StepRecord) -> None:
+        """Write what a step was made of. Raises RlvrError, as do the other writers."""
+        self._set_aside_later_steps(record.step)
+        with _explained(record_path(self.path, record.step)):
+            write_record(self.path, record)
 
-        Args:
-            prompt_texts: text by prompt id, for every group.
-            advantages: as in `UpdateMetrics`: one entry per group and member; empty leaves the column null.
+    def write_table(self, record: StepRecord) -> None:
+        """Write what a step learned from as parquet, one row a completion."""
+        self._set_aside_later_steps(record.step)
+        self._write_table(record)
 
-        Returns: the file's path. Rewards are columns `reward_NAME`; null is "could not be scored".
-        """
+    def _write_table(self, record: StepRecord) -> None:
         from pyarrow import BufferOutputStream, parquet
 
-        self._forget_later_steps(step)
         sink = BufferOutputStream()
-        table = completions_table(step, groups, prompt_texts, reward_names, advantages)
-        parquet.write_table(table, sink, compression="zstd")
-        path = self.path / COMPLETIONS_FOLDER / f"step-{step:06d}.parquet"
+        parquet.write_table(completions_table(record), sink, compression="zstd")
+        path = self._table_path(record.step)
         with _explained(path):
             path.parent.mkdir(exist_ok=True)
             atomic_write(path, sink.getvalue().to_pybytes())
-        return path
 
     def write_adapter(self, files: Sequence[tuple[str, bytes]], tied: Sequence[tuple[str, str]] = ()) -> Path:
         """Replace `adapter/` by a payload's files, as plain peft loads them.
@@ -169,18 +178,45 @@ class RunFolder:
         """Let go of the folder; another process may then take it."""
         self._metrics.close()
 
-    def _forget_later_steps(self, step: int) -> None:
-        """Before this process's first step: drop what an earlier, unfinished run wrote of it and of later ones."""
+    def mend(self, records: Iterable[StepRecord]) -> None:
+        """Write again what is missing of the steps of these records, which are in order: their rows and tables."""
+        path = self.path / METRICS_FILE
+        with _explained(path):
+            lines = _lines_by_step(path.read_bytes())
+        missing = {}
+        for record in records:
+            if not self._table_path(record.step).is_file():
+                self._write_table(record)
+            if record.step not in lines:
+                missing[record.step] = _to_json(record.row) + b"\n"
+        if missing:
+            whole = b"".join(line for _, line in sorted((lines | missing).items()))
+            with _explained(path):
+                self._metrics.truncate(0)
+                _write_all(self._metrics, whole)
+
+    def _set_aside_later_steps(self, step: int) -> None:
+        """Before this process's first step: put away what an earlier start wrote of it and of later ones."""
         if not self._first_write:
             return
         path = self.path / METRICS_FILE
         with _explained(path):
-            self._metrics.truncate(_bytes_before_step(path.read_bytes(), step))
-            for file in (self.path / COMPLETIONS_FOLDER).glob("step-*.parquet"):
-                number = file.stem.removeprefix("step-")
-                if number.isdigit() and int(number) > step:  # this step's own file is replaced when it is written
-                    file.unlink()
+            content = path.read_bytes()
+            length = _bytes_before_step(content, step)
+            tables = [
+                self._table_path(number) for number in _steps_of(self.path / COMPLETIONS_FOLDER) if number >= step
+            ]
+            records = [record_path(self.path, number) for number in recorded_steps(self.path) if number >= step]
+            if content[length:] or tables or records:
+                aside = _new_folder(self.path / SET_ASIDE_FOLDER)
+                atomic_write(aside / METRICS_FILE, content[length:])
+                for file in (*tables, *records):
+                    file.rename(aside / file.name)
+                self._metrics.truncate(length)
         self._first_write = False
+
+    def _table_path(self, step: int) -> Path:
+        return self.path / COMPLETIONS_FOLDER / f"step-{step:06d}.parquet"
 
 
 def _with_tied_names(content: bytes, tied: Sequence[tuple[str, str]]) -> bytes:
@@ -189,50 +225,6 @@ def _with_tied_names(content: bytes, tied: Sequence[tuple[str, str]]) -> bytes:
     tensors = load(content)
     whole: bytes = save(tensors | {name: tensors[stored] for name, stored in tied}, {"format": "pt"})
     return whole
-
-
-def completions_table(
-    step: int,
-    groups: Sequence[ScoredGroup],
-    prompt_texts: Mapping[str, str],
-    reward_names: Sequence[str],
-    advantages: Sequence[Sequence[float | None]],
-) -> Any:
-    """The `pyarrow.Table` of `RunFolder.write_completions`; column types do not depend on the values."""
-    import pyarrow as pa
-
-    advantages = advantages or [[None] * len(group.members) for group in groups]
-    rows = [
-        {
-            "step": step,
-            "prompt_id": group.prompt_id,
-            "prompt": _encodable(prompt_texts[group.prompt_id]),
-            "completion": _encodable(member.completion.text),
-            **{f"reward_{name}": reward for name, reward in zip(reward_names, member.rewards, strict=True)},
-            "total": member.total,
-            "advantage": advantage,
-            "adapter_version": member.completion.adapter_version,
-            "finish_reason": str(member.completion.finish_reason),
-            "num_tokens": len(member.completion.token_ids),
-        }
-        for group, group_advantages in zip(groups, advantages, strict=True)
-        for member, advantage in zip(group.members, group_advantages, strict=True)
-    ]
-    schema = pa.schema(
-        [
-            ("step", pa.int64()),
-            ("prompt_id", pa.string()),
-            ("prompt", pa.string()),
-            ("completion", pa.string()),
-            *((f"reward_{name}", pa.float64()) for name in reward_names),
-            ("total", pa.float64()),
-            ("advantage", pa.float64()),
-            ("adapter_version", pa.int64()),
-            ("finish_reason", pa.string()),
-            ("num_tokens", pa.int64()),
-        ]
-    )
-    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _choose_path(config: RunConfig) -> Path:
@@ -286,8 +278,9 @@ def _open_metrics(path: Path) -> FileIO:
 
 def _clear_leftovers(path: Path) -> None:
     """What a killed process left behind: temporary files, an adapter half way through its replacement, a summary."""
-    for file in path.glob(".*.tmp"):
-        file.unlink()
+    for folder in (path, path / COMPLETIONS_FOLDER, path / RECORDS_FOLDER):
+        for file in folder.glob(".*.tmp"):
+            file.unlink()
     old = path / _OLD_ADAPTER
     if old.is_dir() and not (path / ADAPTER_FOLDER).exists():
         old.rename(path / ADAPTER_FOLDER)
@@ -308,6 +301,32 @@ def _bytes_before_step(content: bytes, step: int) -> int:
             break
         length += len(line)
     return length
+
+
+def _lines_by_step(content: bytes) -> dict[int, bytes]:
+    """The whole rows of a `metrics.jsonl`."""
+    lines = {}
+    for line in content.splitlines(keepends=True):
+        try:
+            lines[int(json.loads(line)["step"])] = line
+        except (ValueError, TypeError, KeyError):
+            continue
+    return lines
+
+
+def _steps_of(folder: Path) -> list[int]:
+    names = [path.stem.removeprefix("step-") for path in folder.glob("step-*.parquet")]
+    return [int(name) for name in names if name.isdigit()]
+
+
+def _new_folder(parent: Path) -> Path:
+    """PARENT/1, PARENT/2 …"""
+    parent.mkdir(exist_ok=True)
+    for number in itertools.count(1):
+        with suppress(FileExistsError):
+            (parent / str(number)).mkdir()
+            break
+    return parent / str(number)
 
 
 def _write_all(file: FileIO, content: bytes) -> None:
@@ -331,14 +350,13 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _encodable(text: str) -> str:
-    """Lone surrogates have no UTF-8 form; everything else passes unchanged."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn a file-system error into one sentence with the remedy."""
+def _explained(path: Path, wrong_place: type[RlvrError] = RlvrError) -> Iterator[None]:
+    """Turn a file-system error into one sentence with the remedy.
+
+    Args:
+        wrong_place: raised where the place cannot be written to: a ConfigError only where it has just been chosen.
+    """
     try:
         yield
     except OSError as error:
@@ -346,5 +364,5 @@ def _explained(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise MachineError(f"cannot write {path}: {reason}; free some space or choose another run_dir") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
-            raise ConfigError(f"cannot write {path}: {reason}; choose another run_dir") from error
+            raise wrong_place(f"cannot write {path}: {reason}; choose another run_dir") from error
         raise RlvrError(f"cannot write {path}: {reason}") from error

@@ -1,0 +1,14 @@
+"""What lies where in a run's folder; `folder` says what each of them is."""
+
+from __future__ import annotations
+
+from typing import Final
+
+CONFIG_FILE: Final = "config.yaml"
+METRICS_FILE: Final = "metrics.jsonl"
+SUMMARY_FILE: Final = "summary.json"
+RECORDS_FOLDER: Final = "records"
+COMPLETIONS_FOLDER: Final = "completions"
+ADAPTER_FOLDER: Final = "adapter"
+CHECKPOINTS_FOLDER: Final = "checkpoints"
+SET_ASIDE_FOLDER: Final = "set-aside"

@@ -1,0 +1,65 @@
+"""How a run is ended from outside."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.waiting import until
+
+WAITER = """
+import asyncio, sys
+from pathlib import Path
+from orchestration.commands.train import signals_set
+
+async def main():
+    stop = asyncio.Event()
+    with signals_set(stop):
+        print("ready", flush=True)
+        Path(sys.argv[1]).with_suffix(".waits").touch()
+        await asyncio.wait_for(stop.wait(), 60)
+        print("what is said now is heard by nobody", flush=True)
+        Path(sys.argv[1]).write_text("in order")
+
+asyncio.run(main())
+"""
+
+
+def test_a_terminal_that_hangs_up_ends_a_run_in_order(tmp_path: Path) -> None:
+    place = tmp_path / "ended"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-c", WAITER, str(place)])
+    until(place.with_suffix(".waits").is_file, 60)
+    os.close(terminal)  # as when an ssh session drops: SIGHUP, and nobody reads what is printed
+    until(place.is_file, 60)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_end_a_run_in_order(number: signal.Signals, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITER, str(tmp_path / "ended")], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.wait(60) == 0
+    assert (tmp_path / "ended").is_file()
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    command = ["nohup", sys.executable, "-c", WAITER, str(tmp_path / "ended")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)  # comes after it, and is what ends the run
+        assert process.wait(60) == 0
