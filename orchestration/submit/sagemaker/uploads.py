@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.errors import ConfigError
-from orchestration.run.ledger.names import CHECKPOINTS_FOLDER, SUMMARY_FILE
+from orchestration.run.ledger.names import CHECKPOINTS_FOLDER, RECORDS_FOLDER, SUMMARY_FILE
 from orchestration.settings.tree import nearest
 from orchestration.storage.aws import error_code, explained
 from orchestration.storage.s3 import encryption, parse
@@ -61,10 +61,10 @@ def check_resumable(s3: Any, layout: Layout, job: str) -> None:
     Raises ConfigError, with what there is, when it did not, or when its run is finished.
     """
     folder = f"{layout.run_folder(job)}/"
-    if f"{CHECKPOINTS_FOLDER}/" not in _below(s3, folder):
+    if not {f"{CHECKPOINTS_FOLDER}/", f"{RECORDS_FOLDER}/"} & _below(s3, folder):
         jobs = sorted(name.rstrip("/") for name in _below(s3, f"{layout.output}/") if name.endswith("/"))
         named = nearest(job, jobs) or (f"; there are {', '.join(jobs[-5:])}" if jobs else "; no job has left any there")
-        raise ConfigError(f"sagemaker.resume={job!r}: {folder} has no checkpoint to go on from{named}")
+        raise ConfigError(f"sagemaker.resume={job!r}: {folder} has no checkpoint and no record to go on from{named}")
     summary = _summary(s3, f"{folder}{SUMMARY_FILE}")
     if summary.get("status") == "finished":
         raise ConfigError(

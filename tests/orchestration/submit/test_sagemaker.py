@@ -346,8 +346,8 @@ def test_a_job_that_left_nothing_is_not_resumed(code: CodePackage, aws: Any, cap
         leave_checkpoint(aws, job)
     leave_checkpoint(aws, "rlvr-done", status="finished", steps=40)
     for name, says in (
-        ("rlvr-gsm8k-7", r"no checkpoint to go on from; did you mean 'rlvr-gsm8k-\d'"),
-        ("elsewhere", r"no checkpoint to go on from; there are rlvr-done, rlvr-gsm8k-1, rlvr-gsm8k-2"),
+        ("rlvr-gsm8k-7", r"no checkpoint and no record to go on from; did you mean 'rlvr-gsm8k-\d'"),
+        ("elsewhere", r"no checkpoint and no record to go on from; there are rlvr-done, rlvr-gsm8k-1, rlvr-gsm8k-2"),
         ("rlvr-done", r"finished, after 40 steps, and does not go on"),
     ):
         backend, job = prepared(code, [*ONE_HOST, f"sagemaker.resume={name}", "max_steps=100"])
