@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from orchestration.cluster.upkeep.restarts import Restarts
 from orchestration.errors import NoRoomError, WorkerDiedError
 from orchestration.run.ports import AdapterHandle
 from rollout_server.errors import AdapterMismatchError, EngineDeadError, EngineStartError, GenerationError
-from rollout_server.types import AdapterVersion, Completion, FinishReason, Prompt, PublishReport, SamplingParams
+from rollout_server.types import AdapterVersion, Completion, FinishReason, Prompt, PublishReport, SamplingParams, Turn
 from tests.orchestration.fakes import FakeAdapter
 from tests.waiting import until_async
 
@@ -40,6 +41,7 @@ class ScriptedMember:
         self.gives_up = False
         self.ended = False
         self.asked: list[str] = []
+        self.turns: list[Turn | None] = []
         self.versions: list[int] = []
         self.num_publishes = 0
         self.on_publish: Callable[[], None] = lambda: None
@@ -54,6 +56,7 @@ class ScriptedMember:
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
         self.asked.append(prompt.prompt_id)
+        self.turns.append(prompt.turn)
         waiting = asyncio.create_task(self.gate.wait())
         while not waiting.done():
             self._raise_if_dead()
@@ -167,6 +170,23 @@ async def test_the_groups_of_one_that_died_are_asked_again_elsewhere_and_each_is
         assert crew.lives[0][0].ended
         assert not crew.lives[1][0].ended
         assert "rollout-0.1 died; it is replaced" in crew.notes[0]
+
+
+async def test_a_turn_goes_to_the_same_workers_in_every_start_and_is_over_for_who_is_asked_again() -> None:
+    turns = [Turn(key="k", index=index, size=4) for index in range(4)]
+    async with running(2) as (pool, crew):
+        crew.newest(0).gate.clear()
+        prompts = [replace(prompt(str(index)), turn=turns[index]) for index in (3, 0, 2, 1)]
+        tasks = [asyncio.create_task(pool.generate(one, SAMPLING)) for one in prompts]
+        await until_async(lambda: len(crew.newest(0).asked) == len(crew.newest(1).asked) == 2)
+        first, second = crew.newest(0), crew.newest(1)
+        assert (first.asked, second.asked) == (["0", "2"], ["3", "1"])
+        places = [(turn.index, turn.size) for turn in first.turns + second.turns if turn is not None]
+        assert places == [(0, 2), (1, 2), (1, 2), (0, 2)]
+        first.die()
+        await asyncio.gather(*tasks)
+        again = [turn for life in (*crew.lives[0][1:], second) for turn in life.turns]
+        assert again.count(None) == 2
 
 
 async def test_with_one_worker_the_group_waits_for_the_next() -> None:
