@@ -7,7 +7,7 @@ from typing import Any
 
 _WIDEST = 10
 """Figures beside each other."""
-_OWN = ("part", "case", "status", "seconds", "card")
+_OWN = ("part", "case")
 
 
 def summary(lines: Sequence[dict[str, Any]], *, card: str) -> str:

@@ -26,7 +26,7 @@ import os, subprocess, sys, time
 def works(measuring):
     print("to the log")
     measuring.say("first", ms=1.5)
-    measuring.say("second", ms=2.5, note="a|b")
+    measuring.say("second", ms=2.5, seconds=0.1, note="a|b")
 
 def fails(measuring):
     measuring.say("before", ms=1.0)
@@ -82,7 +82,7 @@ def test_every_part_is_a_line_whatever_becomes_of_it(bench: Bench) -> None:
     lines = run(bench, *parts)
     assert [line for line in lines if line["part"] == "works"][:2] == [
         {"part": "works", "case": "first", "ms": 1.5},
-        {"part": "works", "case": "second", "ms": 2.5, "note": "a|b"},
+        {"part": "works", "case": "second", "ms": 2.5, "seconds": 0.1, "note": "a|b"},
     ]
     ends = {line["part"]: line["status"].partition("; see ")[0] for line in lines if "status" in line}
     assert ends == {
@@ -97,7 +97,7 @@ def test_every_part_is_a_line_whatever_becomes_of_it(bench: Bench) -> None:
     assert "Traceback" in (bench.folder / "fails.log").read_text()
     text = summary(lines, card="a test")
     assert "| needs_gpu | skipped: no GPU |  |" in text
-    assert "| second | 2.5 | a\\|b |" in text
+    assert "| second | 2.5 | 0.1 | a\\|b |" in text
 
 
 def test_a_part_that_hangs_is_ended_with_all_it_started(bench: Bench) -> None:
