@@ -120,11 +120,11 @@ def samples_of(policy: Any, groups: Sequence[ScoredGroup], setting: Setting) -> 
 
     plan = plan_step(groups, learner_config(setting, share_prefixes=True))
     prompts = {group.prompt_token_ids: index for index, group in enumerate(groups)}
+    with torch.no_grad():
+        inputs = tree_inputs(build_tree(plan.sequences), torch.device(setting.device))
+        logprobs_BT = tree_logprobs(policy, inputs, temperature=1.0)[0].float().cpu().numpy()
     samples = []
-    for sequence, advantage in zip(plan.sequences, plan.advantages, strict=True):
-        inputs = tree_inputs(build_tree([sequence]), torch.device(setting.device))
-        with torch.no_grad():
-            logprobs_BT, _ = tree_logprobs(policy, inputs, temperature=1.0)
+    for sequence, advantage, logprobs_T in zip(plan.sequences, plan.advantages, logprobs_BT, strict=True):
         before = np.zeros(len(sequence.prompt_token_ids), dtype=np.float32)
         samples.append(
             RolloutSample(
@@ -132,7 +132,7 @@ def samples_of(policy: Any, groups: Sequence[ScoredGroup], setting: Setting) -> 
                 completion=[],
                 input_ids=np.asarray(sequence.token_ids),
                 completion_mask=np.concatenate([before, np.ones(len(sequence.completion_token_ids))]).astype(np.int64),
-                old_log_probs=np.concatenate([before, logprobs_BT[0].float().cpu().numpy()]),
+                old_log_probs=np.concatenate([before, logprobs_T[: len(sequence.completion_token_ids)]]),
                 advantage=advantage,
                 model_version=0,
                 group_id=prompts[sequence.prompt_token_ids],
