@@ -56,3 +56,7 @@ def in_a_sentence(what: str, error: OSError) -> RlvrError:
     file = "" if error.filename is None else f" {error.filename}:"
     kind = NoRoomError if error.errno in (errno.ENOSPC, errno.EDQUOT) else RlvrError
     return kind(f"{what}:{file} {error.strerror or error}")
+
+
+class AlarmError(RlvrError):
+    """An alarm holds with which the run was to end."""

@@ -20,6 +20,7 @@ Row = Mapping[str, Any]
 PROMPT_TAIL: Final = 600
 """Characters of a prompt that a completion shows; worked examples before them are folded away."""
 _REWARD: Final = "reward_"
+_NOT_SHOWN: Final = ("token_ids", "sampling_logprobs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +102,8 @@ def _completions(folder: Path, most: int) -> tuple[list[Row], int]:
     for file in reversed(files):
         if len(found) >= most:
             break
-        found = [*parquet.read_table(file).to_pylist(), *found]
+        names = [name for name in parquet.read_schema(file).names if name not in _NOT_SHOWN]
+        found = [*parquet.read_table(file, columns=names).to_pylist(), *found]
     return found[max(0, len(found) - most) :], number
 
 
@@ -110,6 +112,7 @@ def shown_completion(row: Row) -> dict[str, Any]:
     prompt = str(row.get("prompt") or "")
     shown = {
         "s": row["step"],
+        "i": row.get("completion_id"),
         "p": row["prompt_id"],
         "q": prompt[-PROMPT_TAIL:],
         "f": max(0, len(prompt) - PROMPT_TAIL),

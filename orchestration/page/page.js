@@ -27,7 +27,7 @@
     list.replaceChildren(...page.map((row) => {
       const card = element("article", "", row.w === null ? "one" : row.w >= most ? "one most" : row.w <= least ? "one least" : "one");
       const rewards = Object.entries(row.r).map(([name, value]) => `${name} ${number(value)}`).join(", ");
-      const parts = [runs.length > 1 ? runs[row.u] : "", `step ${row.s}`, row.p, row.c || "", rewards,
+      const parts = [runs.length > 1 ? runs[row.u] : "", row.i || "", `step ${row.s}`, row.p, row.c || "", rewards,
         `total ${number(row.w)}`, row.a === null ? "" : `advantage ${number(row.a)}`, `${row.n} tokens`, row.e, `sampled at version ${row.v}`];
       card.append(element("header", parts.filter(Boolean).join(" · ")));
       const prompt = document.createElement("details");
@@ -46,7 +46,7 @@
     const sought = text.toLowerCase();
     found = rows.filter((row) =>
       (!step || row.s === Number(step)) &&
-      (!sought || row.t.toLowerCase().includes(sought) || row.q.toLowerCase().includes(sought) || row.p === text) &&
+      (!sought || row.t.toLowerCase().includes(sought) || row.q.toLowerCase().includes(sought) || row.p === text || row.i === text) &&
       (!category || row.c === category) &&
       (!earned || (earned === "null" ? row.w === null : row.w !== null && (earned === "most" ? row.w >= most : row.w <= least))));
     start = 0;

@@ -51,6 +51,7 @@ FIGURES: Final[Mapping[str, Sequence[_Figure]]] = {
         _Figure(title="Entropy, nats", names=("entropy",)),
         _Figure(title="Gradient norm", names=("grad_norm",)),
         _Figure(title="Completion length, tokens", names=("response_tokens_mean", "response_tokens_max")),
+        _Figure(title="Alarms that hold", names=("alarms",)),
         _Figure(title="Shares", names=("truncated_fraction", "flat_group_fraction"), note="Cut off; flat groups."),
     ),
 }

@@ -1,60 +1,81 @@
-"""What a step shows that a person should know: nothing to learn from, a sampler that disagrees; and an example."""
+"""What a step shows that a person should know: the watch's alarms, the learner's warnings, and an example."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from learner.types import UpdateMetrics
+from orchestration.errors import AlarmError
+from orchestration.run.evaluation import Evaluation
 from orchestration.run.flow import Batch
+from orchestration.run.ledger.tables import completion_id
+from orchestration.run.metrics import Number
 from orchestration.run.reporter import Reporter
-from orchestration.run.summary import Tally
 from orchestration.settings.config import RunConfig
+from orchestration.watch.facts import Alarm, EvaluationFacts, Sample, StepFacts
+from orchestration.watch.watch import Watch
 
-WEIGHT_ALARM = 0.5, 2.0
-"""Bounds of the mean importance weight of a step; beyond them it is said aloud. It is 1 where both sides agree."""
+MOST_GROUPS: Final = 64
+"""Of a step that are looked at; they come in no order that matters."""
 
 
 class Alarms:
-    """Looks at each step, and says what is to be said."""
+    """Looks at each step and each evaluation, and says what is to be said.
 
-    def __init__(self, config: RunConfig, reporter: Reporter, tally: Tally, reward_names: Sequence[str]) -> None:
-        self._config, self._reporter, self._tally = config, reporter, tally
-        self._reward_names = reward_names
+    Args:
+        reward_names: the run's rewards, in the order of each completion's `rewards`.
+    """
 
-    def look(self, batch: Batch, update: UpdateMetrics) -> None:
-        """At a step that was just made."""
-        self._say_if_flat(batch)
-        self._say_if_off_policy(update)
+    def __init__(self, config: RunConfig, reporter: Reporter, reward_names: Sequence[str]) -> None:
+        self._config, self._reporter, self._reward_names = config, reporter, tuple(reward_names)
+        strict = config.judges.get("strict")
+        self._correctness = strict.name if strict is not None and strict.name in self._reward_names else None
+        self._watch = Watch(flat_steps=config.flat_steps_alarm)
+
+    def look(self, batch: Batch, update: UpdateMetrics, row: Mapping[str, Number]) -> int:
+        """At a step that was just made; how many alarms hold."""
         for warning in update.warnings:
             self._reporter.note("warning", warning)
         if self._config.example_every and (update.step - 1) % self._config.example_every == 0:
             self._show_example(batch)
+        facts = StepFacts(
+            step=update.step,
+            samples=tuple(self._samples(batch, update.step)),
+            correctness=self._correctness,
+            figures=row,
+        )
+        self._say(self._watch.step(facts))
+        return len(self._watch.active)
 
-    def _say_if_flat(self, batch: Batch) -> None:
-        self._tally.flat_steps = self._tally.flat_steps + 1 if all(g.flat for g in batch.scored_P) else 0
-        if self._tally.flat_steps and self._tally.flat_steps % self._config.flat_steps_alarm == 0:
-            self._reporter.note(
-                "warning",
-                f"for {self._tally.flat_steps} steps all completions of each group earned the same: nothing is "
-                f"learned. Try easier or more varied problems, a higher rollout.temperature, more "
-                f"rollout.num_generations, or drop_flat_groups=true",
-            )
+    def evaluated(self, evaluation: Evaluation, step: int) -> None:
+        """At held-out answers of the policy after a step."""
+        self._say(self._watch.evaluation(EvaluationFacts(step=step, scores=evaluation.scores)))
 
-    def _say_if_off_policy(self, update: UpdateMetrics) -> None:
-        """At the first such step, and then ever more seldom: after 2, 4, 8 … in a row."""
-        low, high = WEIGHT_ALARM
-        weight = update.values.get("importance_sampling_weight_mean")
-        off = weight is not None and update.values.get("num_loss_tokens", 1) > 0 and not low <= weight <= high
-        steps = self._tally.off_policy_steps = self._tally.off_policy_steps + 1 if off else 0
-        if steps and steps & (steps - 1) == 0:
-            self._reporter.note(
-                "warning",
-                f"step {update.step}: the sampler correction multiplies the loss by {weight:.3g} on average, and for "
-                f"{steps} step(s) now by less than {low:g} or more than {high:g}: the sampler's log-probs are not the "
-                f"learner's (sampling_logprob_difference_mean in metrics.jsonl). Try one precision for rollout.dtype "
-                f"and learner.dtype, a smaller max_staleness or learner.learning_rate, or "
-                f"learner.loss.vllm_importance_sampling_mode=token_truncate",
-            )
+    def refuse(self) -> None:
+        """Raises AlarmError while an alarm holds with which the run is to end."""
+        for name in self._watch.active:
+            if name in self._config.stop_on_alarms:
+                raise AlarmError(f"the alarm {name!r} holds, with which stop_on_alarms ends the run; its log says why")
+
+    def _say(self, alarms: Iterable[Alarm]) -> None:
+        for alarm in alarms:
+            self._reporter.note("warning", f"alarm {alarm.line()}")
+
+    def _samples(self, batch: Batch, step: int) -> Iterator[Sample]:
+        for index, group in enumerate(batch.groups_P[:MOST_GROUPS]):
+            for number, member in enumerate(group.scored.members):
+                yield Sample(
+                    completion_id=completion_id(step, index, number),
+                    group=group.scored.prompt_id,
+                    text=member.completion.text,
+                    rewards=dict(zip(self._reward_names, member.rewards, strict=True)),
+                    total=member.total,
+                    num_tokens=len(member.completion.token_ids),
+                    truncated=member.truncated,
+                    category=group.scored.category,
+                    prompt=group.built.text,
+                )
 
     def _show_example(self, batch: Batch) -> None:
         group = batch.groups_P[0]

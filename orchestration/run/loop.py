@@ -89,7 +89,7 @@ class TrainingLoop:
         far as the rooms still answer.
         """
         await self._resume()
-        self._alarms = Alarms(self._config, self._reporter, self._tally, self._rooms.scorer.reward_names)
+        self._alarms = Alarms(self._config, self._reporter, self._rooms.scorer.reward_names)
         if self._config.eval_at_ends and self._before is None:
             with self._rooms.start.phase("evaluation"):
                 before = await unless_set(self._stop, self._evaluate("before"))
@@ -258,17 +258,18 @@ class TrainingLoop:
     ) -> None:
         """Metrics, checkpoint, alarms, evaluation. Files are written while the next batch is generated."""
         row = self._row(batch, update, spent, reports)
+        row["alarms"] = self._alarms.look(batch, update, row)
         self._ledger.end_step(row)
         self._reporter.step(row)
         if not self._rooms.start.finished:
             self._rooms.start.finish(time.perf_counter() - spent.at)
             self._reporter.note("info", self._rooms.start.line())
-        self._alarms.look(batch, update)
         step = update.step
         if self._ledger.is_due(step) and step < self._config.max_steps:
             self._ledger.begin_checkpoint(state_files(self._state(flow, step), flow.finished()))
         if self._config.eval_every and step % self._config.eval_every == 0 and step < self._config.max_steps:
             await unless_set(self._stop, self._evaluate(f"step {step}"))
+        self._alarms.refuse()
 
     def _refuse_unscored(self, batch: Batch) -> None:
         if all(member.total is None for group in batch.scored_P for member in group.members):
@@ -289,6 +290,7 @@ class TrainingLoop:
                 on_progress=self._reporter.progress,
             )
         self._reporter.evaluation(when, result.accuracies(), len(result.completions_N))
+        self._alarms.evaluated(result, self._tally.step)
         return result
 
     async def _evaluate_at_end(self) -> Evaluation | None:

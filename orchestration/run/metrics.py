@@ -42,6 +42,7 @@ METRICS: Mapping[str, str] = {
     "num_distinct_tokens": "Tokens that really went through the model: shared prefixes once.",
     "publish_ms": "From the end of the update to the new adapter being served by every worker, milliseconds.",
     "probe_difference": "Largest difference between served and trained log-probabilities after publishing, nats.",
+    "alarms": "Alarms that hold: rewards that may lie, training that goes wrong; what they are is in the log.",
     "step_s": "Wall time of the step, seconds.",
     "{phase}_s": "Wall time of the step that the phase is answerable for (see PhaseClock), seconds; the phases are "
     f"{', '.join((*PHASES, OTHER))}.",
@@ -67,6 +68,7 @@ def step_row(
     dropped_flat_groups: int = 0,
     publish_ms: float | None = None,
     probe_difference: float | None = None,
+    alarms: int = 0,
     busy_seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Number]:
     """The row of one step; `METRICS` says what each name means.
@@ -109,6 +111,7 @@ def step_row(
         "num_distinct_tokens": update.num_distinct_tokens,
         "publish_ms": publish_ms,
         "probe_difference": probe_difference,
+        "alarms": alarms,
         "step_s": step_seconds,
         **{f"{phase}_s": seconds for phase, seconds in phase_seconds.items()},
         **{f"{phase}_busy_s": seconds for phase, seconds in (busy_seconds or {}).items()},

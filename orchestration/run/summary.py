@@ -28,10 +28,6 @@ class Tally:
     learned_tokens: int = 0
     distinct_tokens: int = 0
     dropped_flat_groups: int = 0
-    flat_steps: int = 0
-    """Steps in a row, up to now, in which all groups were flat."""
-    off_policy_steps: int = 0
-    """Steps in a row, up to now, whose mean importance weight was out of bounds."""
     publish_ms: list[float] = field(default_factory=list)
 
     @classmethod

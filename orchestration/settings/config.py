@@ -23,6 +23,7 @@ from orchestration.settings.names import here_it_is
 from orchestration.settings.rewards import RewardConfig
 from orchestration.settings.submit import SubmitConfig
 from orchestration.settings.tree import assign, nearest, parse_override, read_recipe, spell_out_kinds, walk_keys
+from orchestration.watch.facts import AlarmName
 from reward_service.types import RewardSpec
 from rollout_server.config import RolloutConfig
 
@@ -93,6 +94,7 @@ class RunConfig(Section):
     )
     eval_every: int = Field(0, ge=0, description="Held-out accuracy every so many steps; 0: before and after only.")
     eval_at_ends: bool = Field(True, description="Held-out accuracy before the first and after the last step.")
+    stop_on_alarms: tuple[AlarmName, ...] = Field((), description="Alarms with which the run ends, its state kept.")
     save_every: int = Field(0, ge=0, description="Checkpoint every so many steps; 0: by time, and at the end.")
     save_minutes: float = Field(
         5.0, ge=0, description="Checkpoint after the first step that ends so long after the last one; 0: not by time."

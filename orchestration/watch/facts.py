@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+AlarmName = Literal[
+    "format_without_substance",
+    "one_shape",
+    "reward_broke",
+    "collapse",
+    "length",
+    "sampler_and_learner_apart",
+    "category_left_behind",
+    "nothing_learned",
+    "reward_not_accuracy",
+    "rules_apart",
+]
+"""README.md says what each means."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -159,25 +159,30 @@ class NothingLearned:
 
     name = "nothing_learned"
 
-    def __init__(self, alpha: float) -> None:
+    def __init__(self, alpha: float, steps: int = STEPS) -> None:
         del alpha
+        self._num_steps = steps
+        self._flat_steps = self._still_steps = 0
 
     def step(self, facts: StepFacts, history: History) -> Alarm | None:
         latest = _latest(history)
-        if len(latest) < STEPS or _is_solved(facts, latest):
+        flat = latest[-1].shares["flat"]
+        norm = latest[-1].figures.get("grad_norm")
+        self._flat_steps = self._flat_steps + 1 if flat > FLAT else 0
+        self._still_steps = self._still_steps + 1 if norm == 0 else 0
+        if _is_solved(facts, latest):
             return None
-        flat = [step.shares["flat"] for step in latest]
-        if min(flat) > FLAT:
+        if self._flat_steps >= self._num_steps:
             sentence = (
-                f"for {STEPS} steps nearly all completions of each group earned the same: try easier or more varied "
-                f"problems, a higher rollout.temperature, more rollout.num_generations, or drop_flat_groups=true"
+                f"for {self._flat_steps} steps nearly all completions of each group earned the same, and nothing is "
+                f"learned: try easier or more varied problems, a higher rollout.temperature, more "
+                f"rollout.num_generations, or drop_flat_groups=true"
             )
-            return Alarm(name=self.name, step=facts.step, sentence=sentence, evidence={"flat groups": flat[-1]})
-        norms = [step.figures.get("grad_norm") for step in latest]
-        if any(norm is None or norm > 0 for norm in norms):
+        elif self._still_steps >= self._num_steps:
+            sentence = f"for {self._still_steps} steps the gradient was zero though completions were paid differently"
+        else:
             return None
-        sentence = f"for {STEPS} steps the gradient was zero though completions were paid differently"
-        return Alarm(name=self.name, step=facts.step, sentence=sentence, evidence={"flat groups": flat[-1]})
+        return Alarm(name=self.name, step=facts.step, sentence=sentence, evidence={"flat groups": flat})
 
 
 def _latest(history: History) -> list[StepSummary]:

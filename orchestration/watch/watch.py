@@ -9,7 +9,7 @@ from orchestration.watch.facts import Alarm, EvaluationFacts, StepFacts
 from orchestration.watch.history import History, summarise
 from orchestration.watch.rewards import FormatWithoutSubstance, RewardBroke, RewardNotAccuracy, RulesApart
 from orchestration.watch.shapes import OneShape
-from orchestration.watch.training import Apart, CategoryLeftBehind, Collapse, Length, NothingLearned
+from orchestration.watch.training import STEPS, Apart, CategoryLeftBehind, Collapse, Length, NothingLearned
 
 FALSE_ALARMS: Final = 0.02
 """Chance that a healthy run of any length sets off one of the statistical alarms, as far as their assumptions hold."""
@@ -22,11 +22,10 @@ OF_STEPS: Final = (
     Length,
     Apart,
     CategoryLeftBehind,
-    NothingLearned,
 )
 OF_EVALUATIONS: Final = (RewardNotAccuracy, RulesApart)
 
-NAMES: Final = tuple(kind.name for kind in (*OF_STEPS, *OF_EVALUATIONS))
+NAMES: Final = tuple(kind.name for kind in (*OF_STEPS, NothingLearned, *OF_EVALUATIONS))
 
 
 class Watch:
@@ -37,10 +36,11 @@ class Watch:
         print(alarm.line())
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, flat_steps: int = STEPS) -> None:
+        """`flat_steps`: steps in a row without anything to learn from before that is said."""
         alpha = FALSE_ALARMS / len(NAMES)
         self._history = History()
-        self._of_steps = [kind(alpha) for kind in OF_STEPS]
+        self._of_steps = [*(kind(alpha) for kind in OF_STEPS), NothingLearned(alpha, flat_steps)]
         self._of_evaluations = [kind(alpha) for kind in OF_EVALUATIONS]
         self._in_a_row: Counter[str] = Counter()
         self._correctness: str | None = None

@@ -7,6 +7,11 @@ from typing import Any
 from orchestration.run.ledger.records import StepRecord, encodable
 
 
+def completion_id(step: int, group: int, member: int) -> str:
+    """By which a completion is called: its step, the group in the step's batch, the member of the group, from 0."""
+    return f"{step}/{group}/{member}"
+
+
 def completions_table(record: StepRecord) -> Any:
     """The `pyarrow.Table` of a step, one row a completion; column types do not depend on the values.
 
@@ -19,6 +24,8 @@ def completions_table(record: StepRecord) -> Any:
     rows = [
         {
             "step": record.step,
+            "completion_id": completion_id(record.step, index, number),
+            "category": group.category,
             "prompt_id": group.prompt_id,
             "prompt": encodable(record.prompt_texts[group.prompt_id]),
             "completion": encodable(member.completion.text),
@@ -28,13 +35,17 @@ def completions_table(record: StepRecord) -> Any:
             "adapter_version": member.completion.adapter_version,
             "finish_reason": str(member.completion.finish_reason),
             "num_tokens": len(member.completion.token_ids),
+            "token_ids": member.completion.token_ids,
+            "sampling_logprobs": member.completion.sampling_logprobs,
         }
-        for group, group_advantages in zip(groups, advantages, strict=True)
-        for member, advantage in zip(group.members, group_advantages, strict=True)
+        for index, (group, group_advantages) in enumerate(zip(groups, advantages, strict=True))
+        for number, (member, advantage) in enumerate(zip(group.members, group_advantages, strict=True))
     ]
     schema = pa.schema(
         [
             ("step", pa.int64()),
+            ("completion_id", pa.string()),
+            ("category", pa.string()),
             ("prompt_id", pa.string()),
             ("prompt", pa.string()),
             ("completion", pa.string()),
@@ -44,6 +55,8 @@ def completions_table(record: StepRecord) -> Any:
             ("adapter_version", pa.int64()),
             ("finish_reason", pa.string()),
             ("num_tokens", pa.int64()),
+            ("token_ids", pa.list_(pa.int32())),
+            ("sampling_logprobs", pa.list_(pa.float32())),
         ]
     )
     return pa.Table.from_pylist(rows, schema=schema)

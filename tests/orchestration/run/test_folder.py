@@ -227,6 +227,8 @@ def test_completions_are_parquet_with_a_row_each(tmp_path: Path) -> None:
     assert parquet.read_table(tmp_path / "completions" / "step-000012.parquet").to_pylist() == [
         {
             "step": 12,
+            "completion_id": f"12/{index}/0",
+            "category": "",
             "prompt_id": "p",
             "prompt": "What is 2+2?",
             "completion": completion,
@@ -236,8 +238,10 @@ def test_completions_are_parquet_with_a_row_each(tmp_path: Path) -> None:
             "adapter_version": 2,
             "finish_reason": "length",
             "num_tokens": 3,
+            "token_ids": [5, 6, 7],
+            "sampling_logprobs": pytest.approx([-0.1, -0.2, -0.3]),
         }
-        for completion, reward, advantage in (("#### 4", 1.0, 0.5), ("bad ?", None, None))
+        for index, (completion, reward, advantage) in enumerate((("#### 4", 1.0, 0.5), ("bad ?", None, None)))
     ]
 
 

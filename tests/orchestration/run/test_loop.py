@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
-from orchestration.errors import DataError
+from orchestration.errors import AlarmError, DataError
 from orchestration.run.ledger.changes import where_to_go_on
 from orchestration.run.ledger.folder import RunFolder
 from orchestration.run.loop import Rooms, TrainingLoop
@@ -202,7 +202,26 @@ async def test_importance_weights_out_of_bounds_are_said_ever_more_seldom(
     await bench.run()
     said = [note for note in bench.reporter.notes if "sampler correction" in note]
     assert len(said) == alarms
-    assert all(f"by {weight:.3g} on average" in note and "rollout.dtype" in note for note in said)
+    assert all(f"(mean weight {weight:.3g})" in note and "rollout.dtype" in note for note in said)
+
+
+async def test_a_run_ends_with_an_alarm_that_is_to_end_it(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", max_steps=5, stop_on_alarms=["nothing_learned"], flat_steps_alarm=2)
+    bench.scorer = FakeScorer(lambda name, index: 0.0)
+    with pytest.raises(AlarmError, match="'nothing_learned' holds"):
+        await bench.run()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["alarms"] for row in rows] == [0, 1]
+    assert any("kept in" in note for note in bench.reporter.notes)
+
+
+async def test_completions_of_a_step_are_found_by_their_ids(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "run", max_steps=1)
+    await bench.run()
+    table = pyarrow.parquet.read_table(tmp_path / "run" / "completions" / "step-000001.parquet")
+    assert table["completion_id"].to_pylist() == ["1/0/0", "1/0/1", "1/1/0", "1/1/1"]
+    assert [len(ids) for ids in table["token_ids"].to_pylist()] == table["num_tokens"].to_pylist()
+    assert [len(found) for found in table["sampling_logprobs"].to_pylist()] == table["num_tokens"].to_pylist()
 
 
 async def test_a_batch_without_a_single_score_stops_the_run(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
-from orchestration.watch.facts import Alarm, EvaluationFacts, Sample, StepFacts
+from orchestration.watch.facts import Alarm, AlarmName, EvaluationFacts, Sample, StepFacts
 from orchestration.watch.history import History, summarise
 from orchestration.watch.sequential import Change, Moments, change, spent
 from orchestration.watch.shapes import TRICKS
@@ -29,6 +30,10 @@ def test_what_goes_wrong_is_said(wrong: str) -> None:
     alarm, plant = planted(6.0)[wrong]
     delays = (delay(plant(healthy(seed)), seed, alarm) for seed in (FRESH, FRESH + 1))
     assert any(one is not None and one <= 60 for one in delays)
+
+
+def test_every_alarm_has_a_name_that_settings_know() -> None:
+    assert get_args(AlarmName) == NAMES
 
 
 def test_every_alarm_is_planted() -> None:
