@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import itertools
 import logging
@@ -41,11 +40,6 @@ _SOCKET_NAME = 36
 """Length of a socket's name of vLLM's: a UUID."""
 
 _PREFIX_CACHE_POLL_S = 0.01
-
-_LOOK_S = 0.001
-"""For how long a process of vLLM's looks for a message in a loop before it goes to sleep until one comes."""
-
-_LONGEST_SLEEP_MS = 5
 
 _EXTENSION = "rollout_server.vllm_extension.FullTensorsExtension"
 """By name, since only vLLM's processes need it, and its torch."""
@@ -325,34 +319,18 @@ class VllmEngine:
 def host_engine(connection: socket.socket, model_path: str, config: RolloutConfig, device: Device, seed: int) -> None:
     """What a process forked for an engine does: start it, and answer calls to it until the client leaves."""
 
+    from rollout_server.vllm_extension import wait_asleep
+
     def make(tell: Callable[[Any], None]) -> VllmEngine:
         # Workers on several NUMA nodes are bound to them by variables that only a new program reads: they are spawned.
         fork = config.tensor_parallel_size == 1
         engine = VllmEngine(model_path=model_path, config=config, device=device, seed=seed, fork=fork)
-        _wait_asleep()
+        wait_asleep()
         engine.start_here()
         engine._counters.tell = tell
         return engine
 
     host(connection, make)
-
-
-def _wait_asleep() -> None:
-    """Have vLLM's processes wait for each other's messages asleep. They look for them in a loop for a second before:
-    on a machine of few cores, the scheduler takes the time of the worker that it waits for.
-
-    Nobody sleeps long, as a writer's call to wake up may be lost: its socket drops what comes before the call before it
-    has left. vLLM's own second of looking hides that; a reader that slept until it is called would sleep for ever.
-    """
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
-
-    wait = SpinCondition.wait
-
-    def wait_a_little(self: Any, timeout_ms: int | None = None) -> None:
-        wait(self, _LONGEST_SLEEP_MS if timeout_ms is None else min(timeout_ms, _LONGEST_SLEEP_MS))
-
-    SpinCondition.__init__ = functools.partialmethod(SpinCondition.__init__, busy_loop_s=_LOOK_S)
-    SpinCondition.wait = wait_a_little
 
 
 def lora_request(version: AdapterVersion) -> Any:
