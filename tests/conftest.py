@@ -1,9 +1,11 @@
-"""What all tests share: nothing leaves the machine, and quick tests go first."""
+"""What all tests share: nothing leaves the machine, and the order in which they run."""
 
 from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,66 @@ os.environ.update(
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests go last."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+ROOM = Path(__file__).parent
+ENGINES = tuple(
+    f"rollout_server/test_{name}.py"
+    for name in ("engine", "vllm_extension", "hosted_engine", "waiting", "dequantized_base")
+)
+"""Files whose engines are forked from a process that has imported vLLM: by one server, where one process runs them."""
+
+LONGEST = (
+    "orchestration/submit/test_sagemaker_emulated.py",
+    "orchestration/cluster/test_end_to_end.py",
+    "orchestration/submit/test_local.py",
+    "orchestration/cluster/test_tasks.py",
+    "reward_service/judging/test_judge_vllm.py",
+    "orchestration/submit/test_hyperpod_ray.py",
+    "learner/test_worker.py",
+    *ENGINES,
+    "learner/engine/test_checkpoint.py",
+    "orchestration/bench/test_learner.py",
+    "learner/loss/test_trl_conformance.py",
+    "learner/policy/test_modules_to_save.py",
+    "reward_service/api/test_service.py",
+    "orchestration/submit/test_sagemaker_command.py",
+    "reward_service/api/test_openapi.py",
+    "orchestration/models/test_resolve.py",
+)
+"""Files that take half a minute or more, roughly by how long. What is not here follows, slow tests first."""
+
+
+def _file(item: pytest.Item) -> str:
+    return item.path.relative_to(ROOM).as_posix()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m cluster` reads no files without such a test: all the others take each process ten seconds."""
+    if config.option.markexpr != "cluster" or not collection_path.match("test_*.py"):
+        return None
+    return "mark.cluster" not in collection_path.read_text(encoding="utf-8") or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests go last; but in several processes the longest files go first, or one would run on at the end alone."""
+    order = {file: place for place, file in enumerate(LONGEST)}
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        return order.get(_file(item), len(order)), item.get_closest_marker("slow") is None
+
+    if hasattr(config, "workerinput"):
+        items.sort(key=place)
+    else:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One process runs all tests of a file, and all of `ENGINES`."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class BySharing(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "engines" if file.removeprefix("tests/") in ENGINES else file
+
+    return BySharing(config, log) if config.getvalue("dist") == "loadfile" else None
