@@ -319,13 +319,14 @@ class VllmEngine:
 def host_engine(connection: socket.socket, model_path: str, config: RolloutConfig, device: Device, seed: int) -> None:
     """What a process forked for an engine does: start it, and answer calls to it until the client leaves."""
 
-    from rollout_server.vllm_extension import wait_asleep
+    from rollout_server.vllm_extension import share_gloo_device, wait_asleep
 
     def make(tell: Callable[[Any], None]) -> VllmEngine:
         # Workers on several NUMA nodes are bound to them by variables that only a new program reads: they are spawned.
         fork = config.tensor_parallel_size == 1
         engine = VllmEngine(model_path=model_path, config=config, device=device, seed=seed, fork=fork)
         wait_asleep()
+        share_gloo_device()
         engine.start_here()
         engine._counters.tell = tell
         return engine

@@ -7,9 +7,11 @@ logged by every process it passes through.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any, Final
 
 import torch
@@ -126,3 +128,20 @@ def wait_asleep() -> None:
             super().wait(longest_ms if timeout_ms is None else min(timeout_ms, longest_ms))
 
     shm_broadcast.SpinCondition = Waiting
+
+
+def share_gloo_device() -> None:
+    """Have all groups of a process that is forked from this one share one device of gloo's, whose thread wakes a
+    hundred times a second: vLLM makes a dozen groups, each of which would have its own."""
+    from torch.distributed import distributed_c10d
+
+    # Made when it is first asked for, after the fork, as a thread begins with it.
+    device = functools.cache(distributed_c10d.ProcessGroupGloo.create_default_device)
+
+    class Sharing(distributed_c10d.ProcessGroupGloo):
+        def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+            options = distributed_c10d.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+            options._devices, options._timeout = [device()], timeout
+            super().__init__(store, rank, size, options)
+
+    distributed_c10d.ProcessGroupGloo = Sharing  # type: ignore[misc]
