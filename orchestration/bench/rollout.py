@@ -2,8 +2,9 @@
 
 Two engines with the same settings live side by side and take turns: a rollout worker, reached as the loop reaches it,
 and `vllm.LLM`. A round gives each of them the same prompts, and every figure is the median over rounds of a ratio
-within one round, so that a machine that slows down meanwhile slows down both sides. Completions have equal length (end
-tokens are ignored), so that all sequences are under way all the time. A first round warms up and is not counted.
+within one round, so that a machine that slows down meanwhile slows down both sides. Turns are a rest apart, so that
+none pays for the one before. Completions have equal length (end tokens are ignored), so that all sequences are under
+way all the time. A first round warms up and is not counted.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ from rollout_server.types import AdapterPayload, AdapterVersion, Completion, Pro
 NUM_ROUNDS = 5
 NUM_SEQUENCES = 64
 """Sequences under way at once."""
+
+_REST_S = 1.5
+"""vLLM's processes look for more work in a loop for a second after the last: on a core that another's turn needs."""
 
 _Generate = Callable[[Prompt, SamplingParams], Coroutine[Any, Any, Sequence[Completion]]]
 
@@ -159,9 +163,11 @@ async def _round(
     rates = {}
     for name, turn in turns:
         begin(f"measuring {name}, round {number} of {NUM_ROUNDS}" if number else f"warming up {name}")
+        await asyncio.sleep(_REST_S)
         rates[name] = await turn()
     if neighbours:
         begin(f"measuring worker_lora beside {neighbours} busy loops, round {number} of {NUM_ROUNDS}")
+        await asyncio.sleep(_REST_S)
         with busy_neighbours(neighbours):
             rates["worker_lora_beside"] = await worker_lora()
     return _Round(**rates)
