@@ -1,8 +1,9 @@
-"""What vLLM's own workers do for us: replace whole tensors of the served model in place, and keep to their cores.
+"""What vLLM's own processes do for us: replace whole tensors of the served model in place, keep to their cores, and
+wait for each other asleep.
 
-vLLM mixes the class into its worker class (`worker_extension_cls`) in each process that holds a part of the model, and
-calls its methods by name there (`collective_rpc`). They answer with a problem as text, or None: an exception would be
-logged by every process it passes through.
+vLLM mixes the class here into its worker class (`worker_extension_cls`) in each process that holds a part of the model,
+and calls its methods by name there (`collective_rpc`). They answer with a problem as text, or None: an exception would
+be logged by every process it passes through.
 """
 
 from __future__ import annotations
