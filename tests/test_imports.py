@@ -125,7 +125,12 @@ FLOORS = {
 
 # library → the only files of ours that import it
 HOLDERS = {
-    "vllm": ("rollout_server/engine.py", "rollout_server/cpu_lora_plugin.py", "orchestration/bench/plain_vllm.py"),
+    "vllm": (
+        "rollout_server/engine.py",
+        "rollout_server/vllm_extension.py",
+        "rollout_server/cpu_lora_plugin.py",
+        "orchestration/bench/plain_vllm.py",
+    ),
     "deepspeed": ("learner/engine/engine.py",),
     "peft": ("learner/policy/*.py", "orchestration/bench/contenders/trl_async.py"),
     "bitsandbytes": ("learner/policy/dequantize.py",),
