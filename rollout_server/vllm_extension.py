@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -23,6 +25,14 @@ _LOOK_S: Final = 0.001
 """For how long a process looks for the next message in a loop before it goes to sleep until one comes."""
 
 _SHORTEST_SLEEP_MS: Final = 5
+
+_FOLLOW_S: Final = 1.0
+"""How often a worker looks what others take of its cores."""
+
+_OTHERS_SHARE: Final = 0.3
+"""Of one core: what they may take while its threads stay on a core each. vLLM's core is one of them."""
+
+_SHARED_OPERATIONS: Final = 20
 
 
 class FullTensorsExtension:
@@ -44,10 +54,60 @@ class FullTensorsExtension:
         return None
 
     def rlvr_keep_to_cores(self, cores: tuple[int, ...]) -> None:
-        """Run all threads on these cores, and let the kernel say which on which: bound one to one, a thread waits for
-        whoever else is on its core while another is idle."""
+        """Run all threads on these cores: those that work together on one each while nobody else wants them, or the
+        kernel puts two on one; but beside others on any, or one waits for whoever is on its core while another is idle.
+        """
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), cores)
+        threads = working_threads(len(cores))
+        if len(threads) == len(cores) > 1:
+            threading.Thread(target=_follow_others, args=(threads, cores), daemon=True).start()
+
+
+def working_threads(count: int) -> list[int]:
+    """This thread and those that share torch's operations with it, by what they have run during some; none where the
+    kernel does not count that."""
+    try:
+        before = _run_ns()
+        for _ in range(_SHARED_OPERATIONS):
+            torch.ones(2**20).sin_()
+        after = _run_ns()
+    except OSError:
+        return []
+    here = threading.get_native_id()
+    others = sorted(after.keys() - {here}, key=lambda thread: after[thread] - before.get(thread, 0), reverse=True)
+    return [here, *others[: count - 1]]
+
+
+def place(threads: Sequence[int], cores: Sequence[int], *, apart: bool) -> None:
+    """Each thread on a core of its own, or all on all."""
+    for thread, core in zip(threads, cores, strict=True):
+        os.sched_setaffinity(thread, {core} if apart else cores)
+
+
+def _follow_others(threads: Sequence[int], cores: Sequence[int]) -> None:
+    apart = False
+    while True:
+        began, busy_s, own_s = time.monotonic(), _busy_s(cores), time.process_time()
+        time.sleep(_FOLLOW_S)
+        others_s = (_busy_s(cores) - busy_s) - (time.process_time() - own_s)
+        alone = others_s < _OTHERS_SHARE * (time.monotonic() - began)
+        if alone != apart:
+            place(threads, cores, apart=alone)
+            apart = alone
+
+
+def _run_ns() -> dict[int, int]:
+    folder = Path("/proc/self/task")
+    return {int(task.name): int((task / "schedstat").read_text().split()[0]) for task in folder.iterdir()}
+
+
+def _busy_s(cores: Sequence[int]) -> float:
+    """What all processes have run on these cores."""
+    names = {f"cpu{core}" for core in cores}
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    ticks = sum(int(line[i]) for line in lines if line[0] in names for i in (1, 2, 3, 6, 7))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def check_tensors(model: nn.Module, path: str) -> str | None:

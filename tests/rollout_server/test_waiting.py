@@ -5,6 +5,7 @@ Slow, as vLLM must be imported: in a process forked from the one that has done s
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -13,11 +14,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import torch
 
 from rollout_server.forking.client import ForkedProcess
 from rollout_server.forking.hosted import host
 from rollout_server.hosted_engine import start_fork_server
-from rollout_server.vllm_extension import wait_asleep
+from rollout_server.vllm_extension import place, wait_asleep, working_threads
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
@@ -63,6 +65,16 @@ class Conditions:
         self.reader.poller = poller
         return slept[0]
 
+    def placed(self) -> tuple[int, list[set[int]], list[set[int]]]:
+        """How many threads work together, and their cores while they are apart and after it."""
+        cores = sorted(os.sched_getaffinity(0))[:2]
+        torch.set_num_threads(len(cores))
+        threads = working_threads(len(cores))
+        place(threads, cores, apart=True)
+        apart = [os.sched_getaffinity(thread) for thread in threads]
+        place(threads, cores, apart=False)
+        return len(set(threads)), apart, [os.sched_getaffinity(thread) for thread in threads]
+
     def shutdown(self) -> None:
         """The process ends, and all with it."""
 
@@ -89,3 +101,11 @@ async def test_nobody_sleeps_longer_than_it_has_been_idle(conditions: Any) -> No
     assert 50 <= await conditions.call("sleep_ms", 0.05, 5000) < 5000
     assert await conditions.call("sleep_ms", 3600.0, 5000) == 5000
     assert await conditions.call("sleep_ms", 3600.0, None) >= 3_600_000
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is shared by all threads")
+async def test_threads_that_work_together_are_put_on_a_core_each_and_let_go(conditions: Any) -> None:
+    number, apart, together = await conditions.call("placed")
+    assert number == 2
+    assert apart == [{core} for core in sorted(together[0])]
+    assert together[0] == together[1]
