@@ -315,9 +315,7 @@ class Cluster:
         heard = await asyncio.gather(*goodbyes, return_exceptions=True)
         silent = [actor for actor, answer in zip(actors, heard, strict=True) if isinstance(answer, BaseException)]
         await asyncio.gather(*(self._end(actor) for actor in silent))
-        for actor in self._actors:
-            await at_most(timeout_s, partial(ray.kill, actor.handle))
-        self._actors.clear()
+        self._actors.clear()  # with its driver Ray ends the others, and tells of none as of an accident
         await at_most(timeout_s, self._leave)
         await asyncio.to_thread(end_ray_here)
         await asyncio.to_thread(end_here, None)

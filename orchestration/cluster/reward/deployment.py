@@ -213,6 +213,7 @@ class ActorService(Generic[Actor]):
         if in_order:
             with suppress(WorkerDiedError, RemoteTimeoutError):
                 await self._actor.call(RewardServiceActor.shutdown, timeout_s=_STOP_S)()
+                return  # the rest is the cluster's end
         await self._end_actor(self._actor)
 
 
