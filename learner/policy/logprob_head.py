@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.policy.products import whole_product
+from learner.policy.products import float32_product, whole_product
 
 LOGITS_PER_CHUNK = {"cpu": (1 << 23) - 1, "cuda": 1 << 26}
 """Logits in one tensor, by device: on CPUs less than 32 MiB in float32, which `cpu_memory` keeps for reuse; on GPUs 256
@@ -116,15 +116,8 @@ def _chunks(target_R: Tensor, vocabulary: int) -> Iterator[slice]:
 def _log_softmax(
     hidden_cE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, target_c1: Tensor, temperature: float
 ) -> Tensor:
-    """float32. A trained head is float32 over hidden states of the base's precision."""
-    hidden_cE = hidden_cE.to(weight_VE.dtype)
-    product_cV = whole_product(hidden_cE, weight_VE.T)
-    logits_cV = product_cV.float()
-    if product_cV.dtype.itemsize < 4:
-        # A likely token's logit is the largest, and rounding takes the most from it: at p = 0.999 and logits of 10 in
-        # bfloat16 up to 3 % of the gradient. This one is cheap to have whole.
-        whole_c = torch.linalg.vecdot(hidden_cE.float(), weight_VE[target_c1.squeeze(1)].float())
-        logits_cV.scatter_(1, target_c1, whole_c.unsqueeze(1))
+    """float32, as the sampler's. A trained head is float32 over hidden states of the base's precision."""
+    logits_cV = float32_product(hidden_cE.to(weight_VE.dtype), weight_VE.T)
     if bias_V is not None:
         logits_cV += bias_V
     if temperature != 1.0:

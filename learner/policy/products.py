@@ -14,3 +14,9 @@ def whole_product(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type == _WHOLE and a.dtype.itemsize < 4:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a @ b
+
+
+def float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32, whatever the device: of 16-bit numbers, every term is exact there."""
+    product = whole_product(a, b) if a.device.type == _WHOLE else a.float() @ b.float()
+    return product.float()
