@@ -245,7 +245,8 @@ class LearnerConfig(BaseModel):
     probe_tolerance: float | None = Field(
         None,
         gt=0.0,
-        description="Largest log-prob difference a publish probe allows, nats; unset: 1e-3 float32, 0.1 bfloat16.",
+        description="Largest log-prob difference a publish probe ever allows, nats, and 0.3 of it in the root mean "
+        "square; unset: 1e-3 float32, 0.5 bfloat16.",
     )
     keep_checkpoints: int = Field(2, ge=1, description="Checkpoints of a run that are kept, the newest.")
     start_timeout_s: float = Field(600.0, gt=0, description="Limit on the learner's start, seconds.")

@@ -21,8 +21,9 @@ from learner.engine.gpu_memory import let_segments_expand
 from learner.engine.state import LearnerState, TrainingState, read_state, settings_that_bind, state_files
 from learner.errors import DiskFullError, LearnerError, NonFiniteLossError
 from learner.loss.entropy_selection import step_entropy_threshold
-from learner.policy.adapter_files import AdapterFiles, adapter_files, stored_names
+from learner.policy.adapter_files import AdapterFiles, AdapterFormat, stored_names
 from learner.policy.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
+from learner.probe import NUM_PREDICTIONS, ProbeHistory, probe_tolerance
 from learner.step.budget import TokenBudget
 from learner.step.metrics import MetricTotals, over_iterations
 from learner.step.microbatches import WorkModel, plan_ranks
@@ -32,8 +33,6 @@ from learner.tree.attention import kind_on
 from learner.tree.prefix_tree import TokenSequence, build_tree
 from learner.types import ScoredGroup, UpdateMetrics
 from rollout_server.types import AdapterPayload, AdapterProbe
-
-PROBE_LENGTH = 16
 
 
 class LearnerRank:
@@ -87,8 +86,8 @@ class LearnerRank:
         self._step = 0
         self._last_update: UpdateMetrics | None = None
         self._num_passes, self._on_progress = 0, on_progress
-        self._probe_token_ids: tuple[int, ...] = ()
-        self._probe_logprobs: tuple[float, ...] | None = None
+        self._probes = ProbeHistory()
+        self._format: AdapterFormat | None = None
 
     def start(self) -> None:
         """Loads the model and meets the other ranks; every rank must be started.
@@ -118,6 +117,7 @@ class LearnerRank:
             max_steps=self._max_steps,
         )
         self._budget = TokenBudget(self._policy, self._config, self._device)
+        self._dropouts = [module for module in self._policy.modules() if isinstance(module, nn.Dropout)]
         # Dropout and whatever else is random differs between ranks, and repeats with the seed.
         torch.manual_seed(self._seed * 1000 + self._rank)
 
@@ -158,9 +158,7 @@ class LearnerRank:
             reward_weights=self._reward_weights,
             max_completion_length=self._max_completion_length,
         )
-        if not self._probe_token_ids:
-            self._probe_token_ids = _probe_tokens(groups)
-            self._probe_logprobs = self._logprobs_of_probe()
+        self._probes.choose(groups, base_dtype(self._config, self._device))
         max_tokens = self._budget.tokens(lambda own: self._engine.all_reduce([own], op="min")[0])
         warning = self._budget.warning(max((len(one.token_ids) for one in plan.sequences), default=0), max_tokens)
         microbatches = Microbatches(
@@ -186,14 +184,18 @@ class LearnerRank:
         return self._last_update
 
     def export_adapter(self) -> AdapterPayload:
-        """The adapter's files, its version and a probe of it. Every rank must be called; rank 0 answers with the files,
-        the others with none. At ZeRO-3 the parameters are gathered."""
-        probe = self._probe()
+        """The adapter's files and its version; what a worker proves it by comes from `probe_adapter`, later. Every rank
+        must be called; rank 0 answers with the files, the others with none. At ZeRO-3 the parameters are gathered."""
         own = AdapterFiles(files=(), tied=())
         with self._engine.full_parameters() as parameters:
             if self._rank == 0:
                 own = self._files(parameters, tied_once=True)
-        return AdapterPayload(version=self._step, files=own.files, tied=own.tied, probe=probe)
+        return AdapterPayload(version=self._step, files=own.files, tied=own.tied, probe_token_ids=self._probes.tokens)
+
+    def probe_adapter(self) -> AdapterProbe:
+        """What this version says of the exported payload's `probe_token_ids`. Every rank must be called."""
+        tolerance = probe_tolerance(base_dtype(self._config, self._device), self._config.probe_tolerance)
+        return self._probes.probe(self._step, self._logprobs_of_probe, tolerance)
 
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         """Writes a checkpoint of this step: adapter, other trained parameters, optimizer, schedule, every rank's random
@@ -232,7 +234,9 @@ class LearnerRank:
             state = read_state(Path(folder), binding, adapter_names=names, num_iterations=self._config.num_iterations)
         self._engine.load_training_state(state.training)
         self._step, self._last_update = state.step, None
-        self._probe_token_ids, self._probe_logprobs = state.probe_token_ids, state.probe_logprobs
+        self._probes = ProbeHistory(state.probe_token_ids)
+        if state.probe_logprobs is not None:
+            self._probes.of_versions[state.step] = state.probe_logprobs
         if len(state.random) == self._world_size:
             _restore_random_state(self._device, state.random[self._rank])
         return self._step
@@ -248,8 +252,8 @@ class LearnerRank:
             step=self._step,
             training=training,
             random=tuple(random),
-            probe_token_ids=self._probe_token_ids,
-            probe_logprobs=self._probe_logprobs,
+            probe_token_ids=self._probes.token_ids,
+            probe_logprobs=self._probes.of_versions.get(self._step),
         )
         content = (*self._files(dict(training.parameters)).files, *files.items())
         made_with = settings_that_bind(self._model_path, self._config)
@@ -341,34 +345,20 @@ class LearnerRank:
         self._num_passes += 1
         self._on_progress(self._num_passes)
 
-    def _probe(self) -> AdapterProbe:
-        """~16 fixed tokens and their log-probabilities, now and at the previous export.
-
-        The previous ones go along only where some token moved by half the tolerance or more: below that, two exact
-        computations of the same policy differ as much as two versions do, and "nearer to the new" means nothing.
-        """
-        logprobs = self._logprobs_of_probe()
-        before, self._probe_logprobs = self._probe_logprobs, logprobs
-        tolerance = self._config.probe_tolerance or _DEFAULT_TOLERANCE[base_dtype(self._config, self._device)]
-        moved = 0.0 if before is None else max(abs(a - b) for a, b in zip(before, logprobs, strict=True))
-        return AdapterProbe(
-            token_ids=self._probe_token_ids or _FALLBACK_PROBE,
-            training_logprobs=logprobs,
-            tolerance=tolerance,
-            previous_training_logprobs=before if moved >= tolerance / 2 else None,
-        )
-
-    def _logprobs_of_probe(self) -> tuple[float, ...]:
-        tokens = self._probe_token_ids or _FALLBACK_PROBE
-        sequence = TokenSequence(prompt_token_ids=tokens[:1], completion_token_ids=tokens[1:])
+    def _logprobs_of_probe(self, use_adapter: bool) -> tuple[float, ...]:
+        tokens = self._probes.tokens
+        context = max(1, len(tokens) - NUM_PREDICTIONS)
+        sequence = TokenSequence(prompt_token_ids=tokens[:context], completion_token_ids=tokens[context:])
         with self._evaluating():
             inputs = tree_inputs(build_tree([sequence]), self._device, self._config.attention)
-            logprobs_BT, _ = tree_logprobs(self._engine, inputs, temperature=1.0)
+            logprobs_BT, _ = tree_logprobs(self._engine, inputs, temperature=1.0, use_adapter=use_adapter)
         return tuple(logprobs_BT.squeeze(0).tolist())
 
     def _files(self, parameters: dict[str, Tensor], *, tied_once: bool = False) -> AdapterFiles:
         own = _as_in_model(parameters)
-        return adapter_files(self._policy.model, own, base_model=self._model_path, tied_once=tied_once)
+        if self._format is None:
+            self._format = AdapterFormat.of(self._policy.model, own, base_model=self._model_path)
+        return self._format.files(own, tied_once=tied_once)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -376,33 +366,22 @@ class LearnerRank:
 
         Not `policy.eval()`: bitsandbytes then repacks a 4-bit base on CPUs, with its scales rounded to bfloat16.
         """
-        dropouts = [module for module in self._policy.modules() if isinstance(module, nn.Dropout)]
         try:
-            for module in dropouts:
+            for module in self._dropouts:
                 module.eval()
             with torch.no_grad():
                 yield
         finally:
-            for module in dropouts:
+            for module in self._dropouts:
                 module.train()
 
 
-_DEFAULT_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 _MODEL = "model."
-_FALLBACK_PROBE = tuple(range(1, PROBE_LENGTH + 1))
 
 
 def _as_in_model(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By their names in the peft model, which the policy holds as `model`."""
     return {name.removeprefix(_MODEL): tensor for name, tensor in parameters.items()}
-
-
-def _probe_tokens(groups: Sequence[ScoredGroup]) -> tuple[int, ...]:
-    """The end of the first prompt and the beginning of its first completion: tokens of the kind that training moves."""
-    group = groups[0]
-    completion = group.members[0].completion.token_ids[: PROBE_LENGTH * 3 // 4]
-    tokens = group.prompt_token_ids[len(completion) - PROBE_LENGTH :] + completion
-    return tokens if len(tokens) >= 2 else _FALLBACK_PROBE
 
 
 def _device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,13 @@ from typing import Any
 from rollout_server.config import Device, RolloutConfig
 from rollout_server.counters import Counters, EngineLoad
 from rollout_server.engine_settings import engine_arguments, prepare_environment
-from rollout_server.errors import EngineDeadError, EngineStartError, FullTensorsError, GenerationError
+from rollout_server.errors import (
+    AdapterCorruptError,
+    EngineDeadError,
+    EngineStartError,
+    FullTensorsError,
+    GenerationError,
+)
 from rollout_server.forking.ends import describe_ends
 from rollout_server.forking.hosted import host
 from rollout_server.forking.leftovers import OWNER, mark, name_shared_memory, own_folder
@@ -40,6 +47,9 @@ _SOCKET_NAME = 36
 """Length of a socket's name of vLLM's: a UUID."""
 
 _PREFIX_CACHE_POLL_S = 0.01
+
+_PROBES_FIRST = -1
+"""vLLM takes the lowest first; completions have 0."""
 
 _EXTENSION = "rollout_server.vllm_extension.FullTensorsExtension"
 """By name, since only vLLM's processes need it, and its torch."""
@@ -140,14 +150,18 @@ class VllmEngine:
         parameters = vllm_sampling_parameters(prompt, sampling, self.config.max_model_len)
         if self._draws_by_seeds:
             parameters.seed = prompt.seed
-        output = await self._finish_request(prompt.token_ids, parameters, lora, prompt.turn)
+        output = await self._finish_request(prompt.token_ids, parameters, lora, turn=prompt.turn)
         version = 0 if lora is None else lora.number
         return [completion_from(prompt.prompt_id, piece, version) for piece in output.outputs]
 
-    async def prompt_logprobs(self, token_ids: Sequence[int], lora: AdapterVersion | None) -> list[float]:
-        """Log p(token_ids[i+1] | token_ids[:i+1]) at temperature 1, natural log; one less than there are tokens.
+    async def prompt_logprobs(
+        self, token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]
+    ) -> list[list[float]]:
+        """Log p(token_ids[i+1] | token_ids[:i+1]) at temperature 1, natural log; one less than there are tokens. Under
+        each of the versions (None: the base), in one engine step where there is room.
 
-        vLLM computes them afresh: a request for prompt log-probabilities never reads the prefix cache.
+        vLLM computes them afresh: a request for prompt log-probabilities never reads the prefix cache. They go before
+        completions that wait for a place.
         """
         from vllm import SamplingParams as VllmSamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -165,15 +179,56 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._finish_request(tuple(token_ids), parameters, lora)
-        logprobs = list(output.prompt_logprobs.logprobs)
-        assert len(logprobs) == len(token_ids) - 1  # the first token has none
+        outputs = await asyncio.gather(
+            *(self._finish_request(tuple(token_ids), parameters, lora, priority=_PROBES_FIRST) for lora in versions)
+        )
+        logprobs = [list(output.prompt_logprobs.logprobs) for output in outputs]
+        assert all(len(row) == len(token_ids) - 1 for row in logprobs)  # the first token has none
         return logprobs
 
     async def add_lora(self, version: AdapterVersion) -> None:
-        """Load an adapter beside those being served; no request is paused."""
+        """Load an adapter beside those being served; no request is paused.
+
+        Raises:
+            AdapterCorruptError: vLLM does not take it.
+        """
         with self._naming_death():
-            await self._running().add_lora(lora_request(version))
+            try:
+                await self._running().add_lora(lora_request(version))
+            except Exception as error:
+                if self._running().errored:
+                    raise
+                raise AdapterCorruptError(
+                    f"vLLM does not load adapter version {version.number}: {' '.join(str(error).split())}"
+                ) from error
+
+    async def add_lora_and_probe(
+        self, version: AdapterVersion, token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]
+    ) -> tuple[float, list[list[float]]]:
+        """`add_lora`, and `prompt_logprobs` in the engine's very next step: vLLM takes requests one after the other,
+        and nobody waits for an answer in between. Should the adapter not load, the requests would have it loaded once
+        more, and vLLM dies of it: only for adapters made like one that did load.
+
+        Returns:
+            How long loading took, milliseconds, and the log-probabilities.
+        """
+        began = time.perf_counter()
+        adding = asyncio.create_task(self.add_lora(version))
+        await asyncio.sleep(0)  # now its call is on the way, ahead of the requests
+        asking = asyncio.create_task(self.prompt_logprobs(token_ids, versions))
+        try:
+            await adding
+            load_ms = (time.perf_counter() - began) * 1e3
+            return load_ms, await asking
+        finally:
+            asking.cancel()
+
+    async def same_adapters(self, first: AdapterVersion, second: AdapterVersion | None) -> bool:
+        """Whether two loaded adapters are one and the same in the engine's memory; for None, whether the first changes
+        nothing of the base."""
+        numbers = first.number, None if second is None else second.number
+        with self._naming_death():
+            return all(await self._running().collective_rpc("rlvr_same_adapters", args=numbers))
 
     async def remove_lora(self, version: AdapterVersion) -> None:
         """Forget an adapter that no request uses."""
@@ -250,7 +305,13 @@ class VllmEngine:
                 raise FullTensorsError(f"the tensors of adapter version {version.number} do not load: {problem}")
 
     async def _finish_request(
-        self, token_ids: tuple[int, ...], parameters: Any, lora: AdapterVersion | None, turn: Turn | None = None
+        self,
+        token_ids: tuple[int, ...],
+        parameters: Any,
+        lora: AdapterVersion | None,
+        *,
+        turn: Turn | None = None,
+        priority: int = 0,
     ) -> Any:
         from vllm.inputs import tokens_input
 
@@ -263,7 +324,9 @@ class VllmEngine:
         last = None
         with self._naming_death():
             if turn is None:
-                stream: AsyncIterator[Any] = self._running().generate(sampling_params=parameters, **arguments)
+                stream: AsyncIterator[Any] = self._running().generate(
+                    sampling_params=parameters, priority=priority, **arguments
+                )
             else:
                 stream = self._stream_in_turn(turn, params=parameters, **arguments)
             async for output in stream:

@@ -46,10 +46,14 @@ def engine_arguments(model_path: str, config: RolloutConfig, device: Device, see
         "max_lora_rank": _allocated_rank(config.max_lora_rank),
         "logprobs_mode": "processed_logprobs",
         "disable_log_stats": True,
+        "scheduling_policy": "priority",  # completions all have the same, and go in their order; probes go first
     }
     if config.tensor_parallel_size > 1:
         # Inside a placement group, as our workers are, vLLM would choose Ray for its processes, and find no room there.
         arguments["distributed_executor_backend"] = "mp"
+    if arguments["dtype"] != "float32":
+        # Logits rounded to 8 bits are an eighth of a nat apart where they are large, and the learner's are not rounded.
+        arguments["hf_overrides"] = {"head_dtype": "float32"}
     if config.max_num_batched_tokens is not None:
         arguments["max_num_batched_tokens"] = config.max_num_batched_tokens
     if device == "cpu":

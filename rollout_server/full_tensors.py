@@ -8,6 +8,7 @@ matrices, as vLLM wants them, and `full_tensors.safetensors`, under the model's 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from rollout_server.errors import AdapterCorruptError
 from rollout_server.types import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPayload
@@ -48,7 +49,7 @@ def as_served(payload: AdapterPayload) -> AdapterPayload:
     files[ADAPTER_CONFIG] = json.dumps(config | {"modules_to_save": None}, indent=2).encode()
     files[ADAPTER_WEIGHTS] = save(matrices, {"format": "pt"})
     files[FULL_TENSORS_NAME] = save(whole, {"format": "pt"})
-    return AdapterPayload(version=payload.version, files=tuple(files.items()), probe=payload.probe)
+    return replace(payload, files=tuple(files.items()), tied=())
 
 
 def full_tensor_names(payload: AdapterPayload) -> frozenset[str]:

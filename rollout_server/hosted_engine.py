@@ -95,11 +95,21 @@ class HostedEngine:
     async def generate(self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None) -> list[Completion]:
         return await self._call(VllmEngine.generate, prompt, sampling, lora)
 
-    async def prompt_logprobs(self, token_ids: Sequence[int], lora: AdapterVersion | None) -> list[float]:
-        return await self._call(VllmEngine.prompt_logprobs, token_ids, lora)
+    async def prompt_logprobs(
+        self, token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]
+    ) -> list[list[float]]:
+        return await self._call(VllmEngine.prompt_logprobs, token_ids, versions)
 
     async def add_lora(self, version: AdapterVersion) -> None:
         await self._call(VllmEngine.add_lora, version)
+
+    async def add_lora_and_probe(
+        self, version: AdapterVersion, token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]
+    ) -> tuple[float, list[list[float]]]:
+        return await self._call(VllmEngine.add_lora_and_probe, version, token_ids, versions)
+
+    async def same_adapters(self, first: AdapterVersion, second: AdapterVersion | None) -> bool:
+        return await self._call(VllmEngine.same_adapters, first, second)
 
     async def remove_lora(self, version: AdapterVersion) -> None:
         await self._call(VllmEngine.remove_lora, version)

@@ -97,20 +97,29 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterProbe:
-    """A few fixed tokens and the learner's log-probabilities of them, by which a worker proves what it serves."""
+    """What the learner says of a few fixed tokens, by which a worker proves what it serves.
 
-    token_ids: tuple[int, ...]
+    Log-probabilities are natural, at temperature 1, and of the same predictions each time: the last ones of
+    `AdapterPayload.probe_token_ids`. The tokens before are their context.
+    """
+
+    version: int
     training_logprobs: tuple[float, ...]
-    """`training_logprobs[i]` is log p(token_ids[i+1] | token_ids[:i+1]) at temperature 1; length is one less."""
-    tolerance: float
-    """Largest absolute difference allowed, nats."""
+    """Of this version."""
+    base_training_logprobs: tuple[float, ...]
+    """Of version 0, the base model: what engine and learner disagree by before anything was learned."""
+    previous_version: int | None = None
     previous_training_logprobs: tuple[float, ...] | None = None
-    """The same under the version before, when the update was not zero: what is served must be nearer to
-    `training_logprobs` than to these (a stale or ignored adapter is not)."""
+    """Of that earlier version, mostly the one before; None where the learner remembers none."""
+    tolerance: float
+    """Largest absolute difference between served and trained that is ever allowed, nats."""
 
     def __post_init__(self) -> None:
-        if len(self.training_logprobs) != len(self.token_ids) - 1:
-            raise ValueError(f"a probe of {len(self.token_ids)} tokens needs {len(self.token_ids) - 1} log-probs")
+        for other in (self.base_training_logprobs, self.previous_training_logprobs):
+            if other is not None and len(other) != len(self.training_logprobs):
+                raise ValueError(
+                    f"a probe of {len(self.training_logprobs)} predictions has {len(other)} of another version"
+                )
 
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -127,7 +136,8 @@ class AdapterPayload:
     are in the latter."""
     tied: tuple[tuple[str, str], ...] = ()
     """(name, the name its tensor is stored under): a tied tensor travels once, though plain peft wants each name."""
-    probe: AdapterProbe | None = None
+    probe_token_ids: tuple[int, ...] = ()
+    """What the engine is asked to prove the version by; the learner's `AdapterProbe` of it comes later."""
 
     @property
     def num_bytes(self) -> int:

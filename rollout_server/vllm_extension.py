@@ -1,5 +1,5 @@
-"""What vLLM's own processes do for us: replace whole tensors of the served model in place, keep to their cores, and
-wait for each other asleep.
+"""What vLLM's own processes do for us: replace whole tensors of the served model in place, compare adapters in their
+memory, keep to their cores, and wait for each other asleep.
 
 vLLM mixes the class here into its worker class (`worker_extension_cls`) in each process that holds a part of the model,
 and calls its methods by name there (`collective_rpc`). They answer with a problem as text, or None: an exception would
@@ -52,6 +52,12 @@ class FullTensorsExtension:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         return None
+
+    def rlvr_same_adapters(self, first: int, second: int | None) -> bool:
+        """Whether two loaded adapters, by their numbers, are the same in this rank's memory, bit for bit; for None,
+        whether the first changes nothing of the base."""
+        manager = self.model_runner.lora_manager._adapter_manager  # type: ignore[attr-defined]
+        return same_adapters(manager, first, second)
 
     def rlvr_keep_to_cores(self, cores: tuple[int, ...]) -> None:
         """Run all threads on these cores: those that work together on one each while nobody else wants them, or the
@@ -108,6 +114,24 @@ def _busy_s(cores: Sequence[int]) -> float:
     lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
     ticks = sum(int(line[i]) for line in lines if line[0] in names for i in (1, 2, 3, 6, 7))
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def same_adapters(manager: Any, first: int, second: int | None) -> bool:
+    """As `FullTensorsExtension.rlvr_same_adapters`, of vLLM's `LoRAModelManager`. Of adapters that differ, the first
+    matrix mostly does."""
+    slots: Any = manager.lora_index_to_id
+    for module in manager.modules.values():
+        ups, downs = (_tensors(stacked) for stacked in (module.lora_b_stacked, module.lora_a_stacked))
+        if second is None:
+            if any(bool(stacked[slots.index(first)].any()) for stacked in ups):
+                return False
+        elif not all(torch.equal(s[slots.index(first)], s[slots.index(second)]) for s in (*ups, *downs)):
+            return False
+    return True
+
+
+def _tensors(stacked: Any) -> tuple[torch.Tensor, ...]:
+    return (stacked,) if isinstance(stacked, torch.Tensor) else tuple(stacked)
 
 
 def check_tensors(model: nn.Module, path: str) -> str | None:

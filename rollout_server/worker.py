@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from rollout_server.adapters import AdapterStore, AdapterTable, PlacedAdapter
@@ -29,9 +29,12 @@ from rollout_server.forking.leftovers import end_orphans, remove_leftovers
 from rollout_server.full_tensors import as_served, full_tensor_names
 from rollout_server.hosted_engine import HostedEngine
 from rollout_server.hosted_engine import start_fork_server as start_fork_server  # part of this door
-from rollout_server.probing import check_agreement, check_not_stale, looks_stale
+from rollout_server.layout import Layout, adapter_layout
+from rollout_server.probing import Gap
+from rollout_server.proving import ProbedEngine, Prover
 from rollout_server.types import (
     AdapterPayload,
+    AdapterProbe,
     AdapterVersion,
     Completion,
     EngineStep,
@@ -48,7 +51,7 @@ METRICS_PERIOD_S = 1.0
 _CLEAN_UP_TIMEOUT_S = 10.0
 
 
-class Engine(Protocol):
+class Engine(ProbedEngine, Protocol):
     """What a worker needs of an inference engine; `VllmEngine` is one."""
 
     async def start(self) -> None: ...
@@ -56,10 +59,6 @@ class Engine(Protocol):
     async def generate(
         self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None
     ) -> list[Completion]: ...
-
-    async def prompt_logprobs(self, token_ids: Sequence[int], lora: AdapterVersion | None) -> list[float]: ...
-
-    async def add_lora(self, version: AdapterVersion) -> None: ...
 
     async def remove_lora(self, version: AdapterVersion) -> None: ...
 
@@ -118,6 +117,8 @@ class RolloutWorker:
         self._admitting = asyncio.Event()
         self._admitting.set()
         self._replaced_tensors: frozenset[str] = frozenset()
+        self._layout: Layout | None = None
+        self._prover = Prover(self._engine, name)
         self._spoiled_by: int | None = None
         self._request_ended = asyncio.Event()
         self._dropping: set[asyncio.Task[None]] = set()
@@ -169,23 +170,31 @@ class RolloutWorker:
             self._request_ended.set()
             self._drop_later()
 
-    async def publish(self, payload: AdapterPayload) -> PublishReport:
+    async def publish(
+        self, payload: AdapterPayload, probe: AdapterProbe | Awaitable[AdapterProbe] | None = None
+    ) -> PublishReport:
         """Load a version, prove by its probe that it is served, and give it to the requests that follow.
 
         Publishing the current version again proves it again. If anything goes wrong the current version stays; but
         once whole tensors have begun to be replaced there is no way back, and the worker generates no more until a
         version with all of them is published.
 
+        Args:
+            payload: The version's files, and the tokens to prove it by.
+            probe: What the learner says of these tokens. It is awaited last: the learner may still compute it while
+                the version is loaded here. None: nothing is proven.
+
         Raises:
-            ValueError: The version is older than the current one, or lacks whole tensors that an earlier one had.
+            ValueError: The version is older than the current one, or has other tensors than those before.
             FullTensorsError: Its whole tensors do not fit the model.
             AdapterMismatchError, StaleAdapterError: The probe failed.
-            AdapterCorruptError: The files on this node are not those of the payload.
+            AdapterCorruptError: The payload is damaged, or the files on this node are not those of the payload.
             RolloutTimeoutError: It took longer than `publish_timeout_s`.
+            Exception: What waiting for the probe raises.
         """
         try:
             async with asyncio.timeout(self._config.publish_timeout_s), self._publishing:
-                return await self._publish(await asyncio.to_thread(as_served, payload))
+                return await self._publish(await asyncio.to_thread(as_served, payload), probe)
         except TimeoutError:
             waiting_for = ", ".join(f"v{n}: {self._table.num_requests(n)}" for n in (0, *self._table.live))
             raise RolloutTimeoutError(
@@ -222,34 +231,47 @@ class RolloutWorker:
             self._store.close()
             self._store = None
 
-    async def _publish(self, payload: AdapterPayload) -> PublishReport:
+    async def _publish(
+        self, payload: AdapterPayload, probe: AdapterProbe | Awaitable[AdapterProbe] | None
+    ) -> PublishReport:
         previous = self._table.current
         if payload.version < max(previous, 1):
             raise ValueError(
                 f"worker {self._name} already serves adapter version {previous} and cannot go to {payload.version}"
             )
         if payload.version == previous:
-            return await self._publish_again(payload)
+            return await self._publish_again(payload, probe)
         names = full_tensor_names(payload)
         if not names >= self._replaced_tensors:
             raise ValueError(
                 f"adapter version {payload.version} lacks {sorted(self._replaced_tensors - names)}, which an earlier "
                 f"version replaced in worker {self._name}: all versions of a run must have the same modules_to_save"
             )
+        layout = adapter_layout(payload)
+        if self._layout not in (None, layout):
+            raise ValueError(
+                f"adapter version {payload.version} has other tensors or another configuration than those worker "
+                f"{self._name} has served: all versions of a run have the same"
+            )
         await self._wait_for_place()
         placed = await asyncio.to_thread(self._running_store().place, payload)
         async with self._undone_on_failure(placed.version), self._drained() if names else contextlib.nullcontext():
             started = time.perf_counter()
-            served_before = await self._replace_tensors(payload, placed.version, names) if names else None
-            await self._engine.add_lora(placed.version)
-            load_ms = (time.perf_counter() - started) * 1e3
-            started = time.perf_counter()
-            difference = await self._probe(payload, placed.version, previous, served_before)
-            probe_ms = (time.perf_counter() - started) * 1e3
+            asked = payload.probe_token_ids if probe is not None else ()
+            loaded = await self._prover.load(
+                placed.version,
+                asked,
+                self._table.version(previous),
+                served_before=await self._replace_tensors(asked, placed.version, names) if names else None,
+                alike=self._layout is not None,
+            )
+            self._layout = layout
+            found = None if probe is None else await self._prover.prove(loaded, await _ready(probe))
+            probe_ms = (time.perf_counter() - started) * 1e3 - loaded.load_ms
             self._table.make_current(payload.version)
             self._spoiled_by = None
         self._drop_later()
-        return self._report(placed, load_ms, probe_ms, difference)
+        return self._report(placed, loaded.load_ms, probe_ms, found)
 
     @contextlib.asynccontextmanager
     async def _drained(self) -> AsyncIterator[None]:
@@ -264,15 +286,13 @@ class RolloutWorker:
             self._admitting.set()
 
     async def _replace_tensors(
-        self, payload: AdapterPayload, version: AdapterVersion, names: frozenset[str]
+        self, asked: Sequence[int], version: AdapterVersion, names: frozenset[str]
     ) -> list[float] | None:
         """Put the version's whole tensors into the drained engine. Returns what the previous version says of the
-        probe, if that may be asked for: afterwards nobody can."""
+        probe: afterwards nobody can be asked."""
         served_before = None
-        if payload.probe is not None and payload.probe.previous_training_logprobs is not None:
-            served_before = await self._engine.prompt_logprobs(
-                payload.probe.token_ids, self._table.version(self._table.current)
-            )
+        if asked:
+            (served_before,) = await self._engine.prompt_logprobs(asked, [self._table.version(self._table.current)])
         await self._engine.check_full_tensors(version)
         await self._engine.drop_prefix_cache()
         self._spoiled_by = version.number
@@ -280,7 +300,9 @@ class RolloutWorker:
         await self._engine.load_full_tensors(version)
         return served_before
 
-    async def _publish_again(self, payload: AdapterPayload) -> PublishReport:
+    async def _publish_again(
+        self, payload: AdapterPayload, probe: AdapterProbe | Awaitable[AdapterProbe] | None
+    ) -> PublishReport:
         version = self._table.version(payload.version)
         assert version is not None
         if version.checksum != payload.checksum():
@@ -289,45 +311,21 @@ class RolloutWorker:
                 f"checksum {version.checksum[:16]}, not {payload.checksum()[:16]}"
             )
         started = time.perf_counter()
-        difference = None
-        if payload.probe is not None:
-            served = await self._engine.prompt_logprobs(payload.probe.token_ids, version)
-            difference = check_agreement(served, payload.probe, worker=self._name, version=version.number)
+        found = None
+        if probe is not None:
+            found = await self._prover.prove_again(version, payload.probe_token_ids, await _ready(probe))
         probe_ms = (time.perf_counter() - started) * 1e3
-        return self._report(PlacedAdapter(version=version, write_ms=0.0), 0.0, probe_ms, difference)
+        return self._report(PlacedAdapter(version=version, write_ms=0.0), 0.0, probe_ms, found)
 
-    def _report(
-        self, placed: PlacedAdapter, load_ms: float, probe_ms: float, difference: float | None
-    ) -> PublishReport:
+    def _report(self, placed: PlacedAdapter, load_ms: float, probe_ms: float, found: Gap | None) -> PublishReport:
         return PublishReport(
             worker=self._name,
             version=placed.version,
             write_ms=placed.write_ms,
             load_ms=load_ms,
             probe_ms=probe_ms,
-            probe_difference=difference,
+            probe_difference=None if found is None else found.largest,
         )
-
-    async def _probe(
-        self, payload: AdapterPayload, version: AdapterVersion, previous: int, served_before: list[float] | None
-    ) -> float | None:
-        probe = payload.probe
-        if probe is None:
-            return None
-        served = await self._engine.prompt_logprobs(probe.token_ids, version)
-        difference = check_agreement(served, probe, worker=self._name, version=version.number)
-        if looks_stale(served, probe):
-            if served_before is None:
-                served_before = await self._engine.prompt_logprobs(probe.token_ids, self._table.version(previous))
-            check_not_stale(
-                served,
-                served_before,
-                probe,
-                worker=self._name,
-                version=version.number,
-                previous_version=previous,
-            )
-        return difference
 
     async def _wait_for_place(self) -> None:
         """Until fewer than `max_adapter_versions` are live: a version goes when its last request has ended."""
@@ -404,3 +402,7 @@ def _clear_node() -> None:
     """End and remove what killed workers have left here."""
     end_orphans()
     remove_leftovers()
+
+
+async def _ready(probe: AdapterProbe | Awaitable[AdapterProbe]) -> AdapterProbe:
+    return probe if isinstance(probe, AdapterProbe) else await probe

@@ -71,14 +71,15 @@ OPENINGS = {
 FLOORS = {
     "rollout_server": (
         ("types", "config", "errors", "balancing", "forking", "cpu_seeds", "vllm_extension"),
-        ("engine_settings", "counters", "full_tensors", "adapters", "probing", "cpu_lora_plugin", "turns"),
+        ("engine_settings", "counters", "full_tensors", "adapters", "layout", "probing", "cpu_lora_plugin", "turns"),
+        ("proving",),
         ("engine",),
         ("hosted_engine",),
         ("worker",),
     ),
     "learner": (
         ("config", "errors", "types"),
-        ("advantages", "checkpoint"),
+        ("advantages", "checkpoint", "probe"),
         ("tree", "loss", "engine"),
         ("policy",),
         ("step",),

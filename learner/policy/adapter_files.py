@@ -23,35 +23,46 @@ class AdapterFiles:
     """(name, the name its tensor is stored under) of what is stored once."""
 
 
-def adapter_files(
-    peft_model: Any, tensors: Mapping[str, Tensor], *, base_model: str, tied_once: bool = False
-) -> AdapterFiles:
-    """The adapter as files, under peft's standard names: without the adapter's own.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterFormat:
+    """How an adapter lies in its files: found out once, since asking peft takes longer than writing them."""
 
-    Args:
-        peft_model: Whose adapter it is.
-        tensors: The adapter's whole parameters under their names in `peft_model`, those of modules trained whole
-            (`modules_to_save`) among them.
-        base_model: What becomes `base_model_name_or_path`.
-        tied_once: A tied tensor is stored under the first of its names; else under each, as plain peft wants it.
-    """
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save
+    config: bytes
+    names: tuple[tuple[str, str], ...]
+    """(name in the file, name of the parameter): peft's standard names, without the adapter's own. A tied tensor has
+    several."""
 
-    # Told not to look for changed embeddings: peft would ask the model hub about the base.
-    named = _under_all_names(peft_model, tensors)
-    state = get_peft_model_state_dict(peft_model, state_dict=named, save_embedding_layers=False)
-    first: dict[int, str] = {}
-    stored, tied = {}, []
-    for name, tensor in state.items():
-        if first.setdefault(id(tensor), name) == name:
-            stored[name] = tensor.detach().cpu().contiguous()
-        elif tied_once:
-            tied.append((name, first[id(tensor)]))
-        else:
-            stored[name] = stored[first[id(tensor)]].clone()  # the format knows no shared memory
-    content = ((ADAPTER_CONFIG, _config(peft_model, base_model)), (ADAPTER_WEIGHTS, save(stored, {"format": "pt"})))
-    return AdapterFiles(files=content, tied=tuple(tied))
+    @classmethod
+    def of(cls, peft_model: Any, tensors: Mapping[str, Tensor], *, base_model: str) -> AdapterFormat:
+        """The format of a model's adapter.
+
+        Args:
+            peft_model: Whose adapter it is.
+            tensors: The adapter's whole parameters under their names in `peft_model`, those of modules trained whole
+                (`modules_to_save`) among them.
+            base_model: What becomes `base_model_name_or_path`.
+        """
+        names = tuple(stored_names(peft_model, tensors).items())
+        return cls(config=_config(peft_model, base_model), names=names)
+
+    def files(self, tensors: Mapping[str, Tensor], *, tied_once: bool = False) -> AdapterFiles:
+        """The files of the adapter whose parameters are these, under the names that the format was made with.
+
+        `tied_once`: a tied tensor is stored under the first of its names; else under each, as plain peft wants it.
+        """
+        from safetensors.torch import save
+
+        first: dict[str, str] = {}
+        stored, tied = {}, []
+        for name, parameter in self.names:
+            if first.setdefault(parameter, name) == name:
+                stored[name] = tensors[parameter].detach().cpu().contiguous()
+            elif tied_once:
+                tied.append((name, first[parameter]))
+            else:
+                stored[name] = stored[first[parameter]].clone()  # the format knows no shared memory
+        content = ((ADAPTER_CONFIG, self.config), (ADAPTER_WEIGHTS, save(stored, {"format": "pt"})))
+        return AdapterFiles(files=content, tied=tuple(tied))
 
 
 def stored_names(peft_model: Any, tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -59,6 +70,7 @@ def stored_names(peft_model: Any, tensors: Mapping[str, Tensor]) -> dict[str, st
     from peft import get_peft_model_state_dict
 
     own = {id(tensor): name for name, tensor in tensors.items()}
+    # Told not to look for changed embeddings: peft would ask the model hub about the base.
     named = _under_all_names(peft_model, tensors)
     state = get_peft_model_state_dict(peft_model, state_dict=named, save_embedding_layers=False)
     return {stored: own[id(tensor)] for stored, tensor in state.items()}

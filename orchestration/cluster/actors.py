@@ -20,6 +20,7 @@ from orchestration.models.here import model_here
 from orchestration.settings.config import RunConfig
 from rollout_server.types import (
     AdapterPayload,
+    AdapterProbe,
     Completion,
     EngineStep,
     Prompt,
@@ -54,6 +55,7 @@ class RolloutActor:
         self._name, self._gauges, self._node_id = name, gauges(name), node_id
         self._config, self._settings = config, settings
         self._started: RolloutWorker | None = None
+        self._probes: dict[int, asyncio.Future[AdapterProbe]] = {}
 
     def __repr__(self) -> str:  # Ray puts it in front of log lines
         return self._name
@@ -79,7 +81,19 @@ class RolloutActor:
         return await self._worker.generate(prompt, sampling)
 
     async def publish(self, payload: AdapterPayload) -> PublishReport:
-        return await self._worker.publish(payload)
+        """As `rollout_server.worker.RolloutWorker.publish`, proven by what `tell_probe` tells before or meanwhile."""
+        probe = self._probe_of(payload.version) if payload.probe_token_ids else None
+        return await self._worker.publish(payload, probe)
+
+    async def tell_probe(self, probe: AdapterProbe) -> None:
+        """What the learner says of a version that is being published."""
+        told = self._probe_of(probe.version)
+        if not told.done():
+            told.set_result(probe)
+
+    def _probe_of(self, version: int) -> asyncio.Future[AdapterProbe]:
+        self._probes = {number: told for number, told in self._probes.items() if number >= version}
+        return self._probes.setdefault(version, asyncio.get_running_loop().create_future())
 
     async def heartbeat(self) -> int:
         return await self._worker.heartbeat()
@@ -147,6 +161,10 @@ class LearnerActor:
         """The version, and the adapter as `learner.worker.LearnerRank.export_adapter`."""
         payload = await self._in_turn(self._started.export_adapter)
         return payload.version, payload
+
+    async def probe_adapter(self) -> AdapterProbe:
+        """As `learner.worker.LearnerRank.probe_adapter`."""
+        return await self._in_turn(self._started.probe_adapter)
 
     async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         await self._in_turn(lambda: self._started.save_checkpoint(folder, files))

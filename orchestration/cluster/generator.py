@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
 
 from orchestration.cluster.actors import RolloutActor
 from orchestration.cluster.adapter import RayAdapter
 from orchestration.cluster.calls import RemoteActor
+from orchestration.concurrency import gather_or_cancel
 from orchestration.run.ports import AdapterHandle
 from rollout_server.config import RolloutConfig
 from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams
@@ -47,7 +49,15 @@ class RayMember:
     async def publish(self, adapter: AdapterHandle) -> PublishReport:
         assert isinstance(adapter, RayAdapter), "its bytes must be in the object store the workers read"
         timeout_s = self._config.publish_timeout_s + _MARGIN_S
-        return await self.actor.call(RolloutActor.publish, timeout_s=timeout_s)(adapter.reference)
+        publish = self.actor.call(RolloutActor.publish, timeout_s=timeout_s)(adapter.reference)
+        parts: list[Coroutine[Any, Any, Any]] = [publish, self._tell_probe(adapter, timeout_s)]
+        report: PublishReport = (await gather_or_cancel(parts))[0]
+        return report
+
+    async def _tell_probe(self, adapter: RayAdapter, timeout_s: float) -> None:
+        """The worker loads the adapter while the learner still probes it."""
+        probe = await adapter.probe()
+        await self.actor.call(RolloutActor.tell_probe, timeout_s=timeout_s)(probe)
 
     async def heartbeat(self) -> int:
         timeout_s = self._config.stall_timeout_s + _MARGIN_S

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from learner.errors import RankDiedError
 from learner.types import ScoredGroup, UpdateMetrics
 from rollout_server.forking.client import ADDRESS, ForkedProcess, ForkedProcessEndedError, is_served
-from rollout_server.types import AdapterPayload
+from rollout_server.types import AdapterPayload, AdapterProbe
 
 LEARNER_MODULES = ("learner.worker",)
 """What the fork server imports for ranks, beside what engines need."""
@@ -38,6 +38,7 @@ class Rank(Protocol):
     def notes(self) -> tuple[str, ...]: ...
     def update(self, groups: Sequence[ScoredGroup], *, max_staleness: int, step: int) -> UpdateMetrics: ...
     def export_adapter(self) -> AdapterPayload: ...
+    def probe_adapter(self) -> AdapterProbe: ...
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None: ...
     def load_checkpoint(self, folder: str) -> int: ...
     def shutdown(self) -> None: ...
@@ -70,6 +71,9 @@ class HostedRank:
 
     def export_adapter(self) -> AdapterPayload:
         return self._call(Rank.export_adapter)
+
+    def probe_adapter(self) -> AdapterProbe:
+        return self._call(Rank.probe_adapter)
 
     def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         self._call(Rank.save_checkpoint, folder, files)

@@ -26,7 +26,7 @@ from orchestration.concurrency import before, gather_or_cancel
 from orchestration.errors import RemoteTimeoutError, RlvrError, WorkerDiedError, one_line
 from orchestration.run.reporter import Note
 from orchestration.settings.config import RunConfig
-from rollout_server.types import AdapterPayload
+from rollout_server.types import AdapterPayload, AdapterProbe
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
@@ -94,7 +94,8 @@ class RayLearner:
         return metrics
 
     async def export_adapter(self) -> RayAdapter:
-        """All ranks take part (ZeRO-3 gathers); the bytes stay in the object store of rank 0's node."""
+        """All ranks take part (ZeRO-3 gathers); the bytes stay in the object store of rank 0's node. The adapter is
+        probed later, while it travels."""
         timeout_s = self._config.rollout.publish_timeout_s
 
         async def exported() -> Pending[int, AdapterPayload]:
@@ -102,7 +103,11 @@ class RayLearner:
             await gather_or_cancel(export.settled(timeout_s=timeout_s) for export in exports)
             return exports[0]
 
-        return RayAdapter(await self._kept_alive(exported), timeout_s)
+        async def probed() -> AdapterProbe:
+            probes = await self._kept_alive(lambda: self._all(LearnerActor.probe_adapter, timeout_s))
+            return probes[0]
+
+        return RayAdapter(await self._kept_alive(exported), probed, timeout_s)
 
     async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         self._checkpoints, step = Path(folder), self._step

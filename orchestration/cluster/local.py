@@ -15,6 +15,7 @@ from rollout_server.types import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     AdapterPayload,
+    AdapterProbe,
     Completion,
     Prompt,
     PublishReport,
@@ -33,7 +34,8 @@ class LocalGenerator:
         return await self._worker.generate(prompt, sampling)
 
     async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
-        return [await self._worker.publish(await adapter.fetch())]
+        assert isinstance(adapter, LocalAdapter)
+        return [await self._worker.publish(adapter.payload, adapter.probe)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +43,8 @@ class LocalAdapter:
     """An adapter that is already here."""
 
     payload: AdapterPayload
+    probe: AdapterProbe | None = None
+    """None: nobody knows what it should say."""
 
     async def fetch(self) -> AdapterPayload:
         return self.payload

@@ -44,7 +44,8 @@ class LocalLearner:
         return metrics
 
     async def export_adapter(self) -> LocalAdapter:
-        return LocalAdapter(payload=await asyncio.to_thread(self._rank.export_adapter))
+        payload = await asyncio.to_thread(self._rank.export_adapter)
+        return LocalAdapter(payload=payload, probe=await asyncio.to_thread(self._rank.probe_adapter))
 
     async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         await asyncio.to_thread(self._rank.save_checkpoint, folder, files)

@@ -34,25 +34,28 @@ class Reference:
     _model: Any = None
     _folders: dict[int, Path] = field(default_factory=dict)
 
-    def payload(
+    def adapter(
         self,
         version: int,
         *,
         strength: float = 0.3,
         previous: int | None = None,
         modules_to_save: Sequence[str] = (),
-    ) -> AdapterPayload:
-        """A random adapter as `version`, with its probe; `previous` is the version before."""
+    ) -> tuple[AdapterPayload, AdapterProbe]:
+        """A random adapter as `version`, and its probe; `previous` is the version before."""
         folder = self._make_adapter(version, strength, modules_to_save)
         names = ("adapter_config.json", "adapter_model.safetensors")
-        probe = AdapterProbe(
-            token_ids=PROBE_TOKENS,
-            training_logprobs=tuple(self.logprobs(PROBE_TOKENS, version)),
-            tolerance=TOLERANCE,
-            previous_training_logprobs=None if previous is None else tuple(self.logprobs(PROBE_TOKENS, previous)),
-        )
         files = tuple((name, (folder / name).read_bytes()) for name in names)
-        return AdapterPayload(version=version, files=files, probe=probe)
+        payload = AdapterPayload(version=version, files=files, probe_token_ids=PROBE_TOKENS)
+        probe = AdapterProbe(
+            version=version,
+            training_logprobs=tuple(self.logprobs(PROBE_TOKENS, version)),
+            base_training_logprobs=tuple(self.logprobs(PROBE_TOKENS, 0)),
+            previous_version=previous,
+            previous_training_logprobs=None if previous is None else tuple(self.logprobs(PROBE_TOKENS, previous)),
+            tolerance=TOLERANCE,
+        )
+        return payload, probe
 
     def logprobs(self, token_ids: Sequence[int], version: int, temperature: float = 1.0) -> list[float]:
         """log p(token_ids[i+1] | token_ids[:i+1]) under an adapter version (0: the base)."""

@@ -60,7 +60,7 @@ def test_the_last_worker_to_drop_a_version_deletes_its_files(run_root):
 def test_other_content_under_the_same_version_is_refused(run_root):
     first, second = AdapterStore(str(run_root), "a"), AdapterStore(str(run_root), "a")
     first.place(payload(1))
-    with pytest.raises(AdapterCorruptError, match=r"version 1 in .*/rlvr-a/v1 has checksum"):
+    with pytest.raises(AdapterCorruptError, match=r"version 1 in .*/rlvr-a/v1 is not what the learner sent, by its"):
         second.place(payload(1, b"others"))
     first.drop(1)
     second.place(payload(1, b"others"))

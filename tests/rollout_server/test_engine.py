@@ -79,8 +79,8 @@ async def test_a_prompt_longer_than_the_context_is_refused_with_numbers(served):
 
 async def test_a_published_version_serves_what_follows_and_the_old_one_is_dropped(served, reference):
     first, second = served.next_version(), served.next_version()
-    await served.worker.publish(reference.payload(first))
-    report = await served.worker.publish(reference.payload(second, previous=first))
+    await served.worker.publish(*reference.adapter(first))
+    report = await served.worker.publish(*reference.adapter(second, previous=first))
     assert report.version.number == second
     assert report.version.num_bytes > 0
     assert report.probe_difference < 2e-4
@@ -93,10 +93,10 @@ async def test_a_published_version_serves_what_follows_and_the_old_one_is_droppe
 async def test_publishing_in_the_middle_of_generation(served, reference):
     """Old groups end on the old version, new ones begin on the new, both in one batch, nothing is aborted."""
     old, new = served.next_version(), served.next_version()
-    await served.worker.publish(reference.payload(old))
-    payload = reference.payload(new, previous=old)
+    await served.worker.publish(*reference.adapter(old))
+    adapter = reference.adapter(new, previous=old)
     async with kept_busy(served.worker, PROMPT, LONG, 8) as groups:
-        await served.worker.publish(payload)
+        await served.worker.publish(*adapter)
         under_way = [group for group in groups if not group.done()]
         after = await served.worker.generate(PROMPT, LONG)
     assert {completion.adapter_version for completion in after} == {new}
@@ -110,11 +110,11 @@ async def test_publishing_in_the_middle_of_generation(served, reference):
 
 async def test_a_tampered_adapter_is_refused_and_the_current_version_stays(served, reference):
     good, bad = served.next_version(), served.next_version()
-    await served.worker.publish(reference.payload(good))
-    other = reference.payload(bad, strength=0.6)
-    tampered = dataclasses.replace(other, files=reference.payload(bad, strength=0.2).files)
+    await served.worker.publish(*reference.adapter(good))
+    _, probe = reference.adapter(bad, strength=0.6)
+    tampered, _ = reference.adapter(bad, strength=0.2)
     with pytest.raises(AdapterMismatchError, match=rf"worker rollout-0 .* version {bad} .* differ by .* nats"):
-        await served.worker.publish(tampered)
+        await served.worker.publish(tampered, probe)
     (completion,) = await served.worker.generate(PROMPT, SamplingParams(num_generations=1, max_completion_length=8))
     assert completion.adapter_version == good
     assert_sampled_from(reference, completion, PROMPT, 1.0)
@@ -123,32 +123,31 @@ async def test_a_tampered_adapter_is_refused_and_the_current_version_stays(serve
 async def test_an_update_that_changes_nothing_is_refused(served, reference):
     """The learner moved a little (within the tolerance), the files are the old ones: only the second test sees it."""
     before, after = served.next_version(), served.next_version()
-    payload = reference.payload(before)
-    await served.worker.publish(payload)
-    trained = tuple(value + 5e-5 * (-1) ** i for i, value in enumerate(payload.probe.training_logprobs))
-    stale = dataclasses.replace(
-        payload,
-        version=after,
-        probe=dataclasses.replace(
-            payload.probe, training_logprobs=trained, previous_training_logprobs=payload.probe.training_logprobs
-        ),
+    payload, probe = reference.adapter(before)
+    await served.worker.publish(payload, probe)
+    trained = tuple(value + 1.5e-5 * (-1) ** i for i, value in enumerate(probe.training_logprobs))
+    later = dataclasses.replace(
+        probe,
+        training_logprobs=trained,
+        previous_version=before,
+        previous_training_logprobs=probe.training_logprobs,
     )
     with pytest.raises(StaleAdapterError, match=f"still serves adapter version {before} in place of {after}"):
-        await served.worker.publish(stale)
+        await served.worker.publish(dataclasses.replace(payload, version=after), later)
     assert served.worker._table.current == before
 
 
 async def test_the_base_is_served_unchanged_beside_adapters(served, reference):
     """Without the plugin, vLLM's CPU operations give tokens without an adapter that of the last slot."""
     engine = served.worker._engine
-    await served.worker.publish(reference.payload(served.next_version()))
+    await served.worker.publish(*reference.adapter(served.next_version()))
     (completion,) = await engine.generate(PROMPT, SamplingParams(num_generations=1, max_completion_length=16), None)
     assert_sampled_from(reference, completion, PROMPT, 1.0)
 
 
 async def test_publishing_waits_for_a_place_and_says_who_holds_it(served, reference, monkeypatch):
     versions = [served.next_version() for _ in range(3)]
-    await served.worker.publish(reference.payload(versions[0]))
+    await served.worker.publish(*reference.adapter(versions[0]))
     engine, released = type(served.worker._engine), asyncio.Event()
     generate = engine.generate
 
@@ -160,15 +159,15 @@ async def test_publishing_waits_for_a_place_and_says_who_holds_it(served, refere
     monkeypatch.setattr(engine, "generate", generate_and_hold)
     first = asyncio.create_task(served.worker.generate(PROMPT, LONG))
     await asyncio.sleep(0)
-    await served.worker.publish(reference.payload(versions[1]))
+    await served.worker.publish(*reference.adapter(versions[1]))
     second = asyncio.create_task(served.worker.generate(PROMPT, LONG))
     await asyncio.sleep(0)
     monkeypatch.setattr(served.worker, "_config", served.config.model_copy(update={"publish_timeout_s": 0.05}))
-    payload = reference.payload(versions[2])
+    adapter = reference.adapter(versions[2])
     with pytest.raises(RolloutTimeoutError, match=rf"v{versions[0]}: 1, v{versions[1]}: 1"):
-        await served.worker.publish(payload)
+        await served.worker.publish(*adapter)
     monkeypatch.setattr(served.worker, "_config", served.config)
-    publishing = asyncio.create_task(served.worker.publish(payload))
+    publishing = asyncio.create_task(served.worker.publish(*adapter))
     await asyncio.sleep(0)
     released.set()
     report = await publishing

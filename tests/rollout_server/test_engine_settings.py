@@ -32,3 +32,14 @@ def test_processes_on_gpus_are_spawned() -> None:
     """vLLM forks where it sees neither CUDA nor an actor, as in the driver of a benchmark, full of Ray's threads."""
     assert import_environment("cuda")["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
     assert "VLLM_WORKER_MULTIPROC_METHOD" not in import_environment("cpu")
+
+
+def test_logits_are_never_rounded_to_16_bits() -> None:
+    """The learner's are not, and a step of one is an eighth of a nat where they are large."""
+    for dtype, device, overrides in (
+        ("auto", "cpu", None),
+        ("auto", "cuda", {"head_dtype": "float32"}),
+        ("bfloat16", "cpu", {"head_dtype": "float32"}),
+        ("float32", "cuda", None),
+    ):
+        assert engine_arguments("model", RolloutConfig(dtype=dtype), device, seed=0).get("hf_overrides") == overrides

@@ -45,7 +45,7 @@ async def test_whole_tensors_are_served_after_generation_has_drained(whole_serve
     """Published in the middle of generation, with and without the matrices' help, and replaced by the next version."""
     worker, engine = whole_served.worker, whole_served.worker._engine
     # Matrices of zero: the version is the base with other tensors, so the base's cached prefix must be gone.
-    first = whole_reference.payload(whole_served.next_version(), strength=0.0, modules_to_save=MODULES)
+    first, probe = whole_reference.adapter(whole_served.next_version(), strength=0.0, modules_to_save=MODULES)
     await worker.generate(PROMPT, SHORT)
     begun: list[asyncio.Task[list[Completion]]] = []
     close = worker._admitting.clear
@@ -57,7 +57,7 @@ async def test_whole_tensors_are_served_after_generation_has_drained(whole_serve
 
     async with kept_busy(worker, PROMPT, LONG, 4) as groups:
         monkeypatch.setattr(worker._admitting, "clear", closing)
-        report = await worker.publish(first)
+        report = await worker.publish(first, probe)
     *old, new = begun
     assert old
     assert report.probe_difference < 2e-4
@@ -70,8 +70,10 @@ async def test_whole_tensors_are_served_after_generation_has_drained(whole_serve
     (bare,) = await engine.generate(PROMPT, SHORT, None)
     assert_sampled_from(whole_reference, dataclasses.replace(bare, adapter_version=first.version), PROMPT, 1.0)
 
-    second = whole_reference.payload(whole_served.next_version(), previous=first.version, modules_to_save=MODULES)
-    assert (await worker.publish(second)).probe_difference < 2e-4
+    second, probe = whole_reference.adapter(
+        whole_served.next_version(), previous=first.version, modules_to_save=MODULES
+    )
+    assert (await worker.publish(second, probe)).probe_difference < 2e-4
     (completion,) = await worker.generate(PROMPT, SHORT)
     assert completion.adapter_version == second.version
     assert_sampled_from(whole_reference, completion, PROMPT, 1.0)
@@ -79,9 +81,9 @@ async def test_whole_tensors_are_served_after_generation_has_drained(whole_serve
 
 async def test_tensors_without_a_place_change_nothing(whole_served, whole_reference):
     worker = whole_served.worker
-    good = whole_reference.payload(whole_served.next_version(), modules_to_save=MODULES)
-    await worker.publish(good)
-    bad = whole_reference.payload(whole_served.next_version(), modules_to_save=MODULES)
+    good, probe = whole_reference.adapter(whole_served.next_version(), modules_to_save=MODULES)
+    await worker.publish(good, probe)
+    bad, _ = whole_reference.adapter(whole_served.next_version(), modules_to_save=MODULES)
     for change, complaint in (
         (
             lambda tensors: {"base_model.model.score.weight": tensors["base_model.model.lm_head.weight"].clone()},

@@ -14,11 +14,13 @@ from safetensors.torch import save
 
 from rollout_server.counters import EngineLoad
 from rollout_server.errors import (
+    AdapterCorruptError,
     AdapterMismatchError,
     EngineDeadError,
     EngineSpoiledError,
     FullTensorsError,
     RolloutTimeoutError,
+    StaleAdapterError,
 )
 from rollout_server.types import (
     AdapterPayload,
@@ -41,6 +43,8 @@ class ScriptedEngine:
     def __init__(self) -> None:
         self.let_go = asyncio.Event()
         self.loaded: list[int] = []
+        self.pipelined: list[int] = []
+        self.same = False
         self.fails_to_load = False
         self.under_way = 0
         self.tensors_of = 0
@@ -69,8 +73,20 @@ class ScriptedEngine:
             )
         ]
 
-    async def prompt_logprobs(self, token_ids: Sequence[int], lora: AdapterVersion | None) -> list[float]:
-        return [-float(0 if lora is None else lora.number)] * (len(token_ids) - 1)
+    async def prompt_logprobs(
+        self, token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]
+    ) -> list[list[float]]:
+        return [[-float(0 if lora is None else lora.number)] * (len(token_ids) - 1) for lora in versions]
+
+    async def add_lora_and_probe(
+        self, version: AdapterVersion, token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]
+    ) -> tuple[float, list[list[float]]]:
+        self.pipelined.append(version.number)
+        await self.add_lora(version)
+        return 1.0, await self.prompt_logprobs(token_ids, versions)
+
+    async def same_adapters(self, first: AdapterVersion, second: AdapterVersion | None) -> bool:
+        return self.same
 
     async def add_lora(self, version: AdapterVersion) -> None:
         if self.fails_to_load:
@@ -105,20 +121,32 @@ class ScriptedEngine:
     async def shutdown(self) -> None: ...
 
 
-def payload(version: int, served: float | None = None, content: bytes = b"w") -> AdapterPayload:
-    probe = None
-    if served is not None:
-        probe = AdapterProbe(token_ids=(1, 2, 3), training_logprobs=(served,) * 2, tolerance=0.1)
-    return AdapterPayload(version=version, files=(("adapter_model.safetensors", content),), probe=probe)
+MATRICES = {"base_model.model.model.q_proj.lora_A.weight": torch.ones(1, 2)}
 
 
-def whole(version: int, served: float | None = None, *, modules: tuple[str, ...] = ("embed_tokens",)) -> AdapterPayload:
+def payload(version: int, matrices: dict[str, torch.Tensor] = MATRICES) -> AdapterPayload:
+    files = (("adapter_model.safetensors", save(matrices)),)
+    return AdapterPayload(version=version, files=files, probe_token_ids=(1, 2, 3))
+
+
+def probe(trained: float, previous: float | None = None, *, base: float = 0.0, tolerance: float = 1.0) -> AdapterProbe:
+    return AdapterProbe(
+        version=1,
+        training_logprobs=(trained,) * 2,
+        base_training_logprobs=(base,) * 2,
+        previous_version=1,
+        previous_training_logprobs=None if previous is None else (previous,) * 2,
+        tolerance=tolerance,
+    )
+
+
+def whole(version: int, *, modules: tuple[str, ...] = ("embed_tokens",)) -> AdapterPayload:
     """An adapter with whole tensors beside its matrices."""
     tensors = {f"base_model.model.model.{name}.weight": torch.full((2, 2), float(version)) for name in modules}
-    tensors["base_model.model.model.q_proj.lora_A.weight"] = torch.ones(1, 2)
+    tensors |= MATRICES
     config = json.dumps({"modules_to_save": modules}).encode()
     files = (("adapter_config.json", config), ("adapter_model.safetensors", save(tensors)))
-    return dataclasses.replace(payload(version, served), files=files)
+    return dataclasses.replace(payload(version), files=files)
 
 
 @pytest.fixture
@@ -161,15 +189,75 @@ async def test_an_idle_version_goes_as_soon_as_it_is_replaced(worker, engine):
 
 
 async def test_the_probe_is_measured_and_a_failed_one_leaves_no_trace(worker, engine, run_root):
-    report = await worker.publish(payload(1, served=-1.05))
+    report = await worker.publish(payload(1), probe(-1.05))
     assert report.worker == "rollout-3"
     assert report.probe_difference == pytest.approx(0.05)
     with pytest.raises(AdapterMismatchError, match=r"rollout-3 .* version 2"):
-        await worker.publish(payload(2, served=-1.0))
+        await worker.publish(payload(2), probe(-1.0, -1.05))
     assert engine.loaded == [1]
     assert worker._table.current == 1
     assert sorted(path.name for path in (run_root / "rlvr-r").iterdir()) == ["guard.lock", "v1", "v1.lock"]
-    assert (await worker.publish(payload(2, served=-2.0))).probe_difference == 0
+    assert (await worker.publish(payload(2), probe(-2.0, -1.05))).probe_difference == 0
+    assert engine.pipelined == [2, 2]  # the first of its kind is loaded before anything is asked of it
+
+
+async def test_the_probe_is_awaited_last_and_may_fail_there(worker, engine):
+    told = asyncio.get_running_loop().create_future()
+    publishing = asyncio.create_task(worker.publish(payload(1), told))
+    await until_async(lambda: engine.loaded == [1])
+    assert worker._table.current == 0
+    told.set_exception(ValueError("the learner is gone"))
+    with pytest.raises(ValueError, match="the learner is gone"):
+        await publishing
+    assert (engine.loaded, worker._table.current) == ([], 0)
+
+
+async def test_another_base_model_is_refused_before_any_adapter(worker):
+    with pytest.raises(AdapterMismatchError, match=r"rollout-3 serves another base .* differ by 1 nats"):
+        await worker.publish(payload(1), probe(-1.0, base=-1.0))
+
+
+async def test_a_worker_that_comes_later_judges_by_its_own_version_before(worker, engine):
+    """The learner tells of version 4; this worker serves the base until now."""
+    assert (await worker.publish(payload(5), probe(-5.0, -4.0))).probe_difference == 0
+
+
+async def test_an_earlier_version_that_is_not_the_one_before_tells_nothing(worker, engine):
+    """A learner that died made steps again, and remembers those before them."""
+    await worker.publish(payload(2), probe(-2.0))
+    update = dataclasses.replace(probe(-3.0, -1.0), previous_version=1)
+    assert (await worker.publish(payload(3), update)).probe_difference == 0
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+async def test_an_engine_that_does_not_move_with_the_learner_is_stale(worker, engine, monkeypatch, noise):
+    """Without noise what it says tells, with it the adapter in its memory."""
+    await worker.publish(payload(1), probe(-1.0))
+
+    async def prompt_logprobs(token_ids, versions):
+        return [[-1.0 + noise] * 2 for _ in versions]
+
+    monkeypatch.setattr(engine, "prompt_logprobs", prompt_logprobs)
+    engine.same = noise > 0
+    with pytest.raises(StaleAdapterError, match=r"rollout-3 still serves adapter version 1 in place of 2"):
+        await worker.publish(payload(2), probe(-1.001, -1.0))
+    assert worker._table.current == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "no tensors", "fewer tensors", "other shapes"])
+async def test_a_payload_that_is_not_whole_never_reaches_the_engine(worker, engine, damage):
+    await worker.publish(payload(1))
+    good = payload(2).files[0][1]
+    content = {
+        "cut": good[:-4],
+        "no tensors": good[:4],
+        "fewer tensors": save({}),
+        "other shapes": save({name: matrix[:, :1] for name, matrix in MATRICES.items()}),
+    }[damage]
+    bad = dataclasses.replace(payload(2), files=(("adapter_model.safetensors", content),))
+    with pytest.raises((AdapterCorruptError, ValueError), match="adapter version 2"):
+        await worker.publish(bad)
+    assert engine.loaded == [1]
 
 
 async def test_a_version_that_does_not_load_leaves_no_trace(worker, engine, run_root):
@@ -180,11 +268,11 @@ async def test_a_version_that_does_not_load_leaves_no_trace(worker, engine, run_
 
 
 async def test_publishing_the_current_version_again_probes_it_again(worker, engine):
-    await worker.publish(payload(1, served=-1.0))
-    assert (await worker.publish(payload(1, served=-1.0))).load_ms == 0
+    await worker.publish(payload(1), probe(-1.0))
+    assert (await worker.publish(payload(1), probe(-1.0))).load_ms == 0
     assert engine.loaded == [1]
     with pytest.raises(ValueError, match="another adapter as version 1"):
-        await worker.publish(payload(1, content=b"other"))
+        await worker.publish(payload(1, {"other": torch.zeros(1)}))
 
 
 async def test_versions_only_grow(worker):
@@ -218,7 +306,7 @@ async def test_a_full_worker_does_not_make_publishing_wait_for_ever(worker, roll
 
 async def test_whole_tensors_wait_until_no_group_is_under_way(worker, engine):
     before = await begin(worker)
-    publishing = asyncio.create_task(worker.publish(whole(1, served=-1.0)))
+    publishing = asyncio.create_task(worker.publish(whole(1), probe(-1.0)))
     await asyncio.sleep(0.05)
     late = await begin(worker)
     assert (engine.tensors_of, engine.under_way) == (0, 1)  # the late one has not begun
@@ -253,11 +341,11 @@ async def test_a_spoiled_engine_generates_no_more_until_a_version_is_whole(worke
     await worker.publish(whole(1))
     engine.fails_half_way = failure == "half way"
     with pytest.raises((FullTensorsError, AdapterMismatchError)):
-        await worker.publish(whole(2, served=-3.0))
+        await worker.publish(whole(2), probe(-3.0, -1.0))
     with pytest.raises(EngineSpoiledError, match=r"rollout-3 holds a part of adapter version 2, .* back to version 1"):
         await worker.generate(PROMPT, SamplingParams())
     engine.fails_half_way = False
-    await worker.publish(whole(2, served=-2.0))
+    await worker.publish(whole(2), probe(-2.0, -1.0))
     assert (await worker.generate(PROMPT, SamplingParams()))[0].adapter_version == 2
 
 
@@ -269,19 +357,15 @@ async def test_every_version_has_the_same_whole_tensors(worker):
 
 
 async def test_the_version_before_is_asked_before_its_tensors_go(worker, engine, monkeypatch):
-    """The update looks stale by chance; what the engine said under the old tensors decides."""
     asked: list[tuple[int, int]] = []
 
-    async def prompt_logprobs(token_ids: Sequence[int], lora: AdapterVersion | None) -> list[float]:
-        asked.append((0 if lora is None else lora.number, engine.tensors_of))
-        return [-1.0 - 0.01 * engine.tensors_of] * (len(token_ids) - 1)
+    async def prompt_logprobs(token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]) -> list[list[float]]:
+        asked.extend((0 if lora is None else lora.number, engine.tensors_of) for lora in versions)
+        return [[-1.0 - 0.01 * engine.tensors_of] * (len(token_ids) - 1) for _ in versions]
 
     monkeypatch.setattr(engine, "prompt_logprobs", prompt_logprobs)
     await worker.publish(whole(1))
-    probe = AdapterProbe(
-        token_ids=(1, 2, 3), training_logprobs=(-1.05,) * 2, tolerance=0.1, previous_training_logprobs=(-1.03,) * 2
-    )
-    await worker.publish(dataclasses.replace(whole(2), probe=probe))
+    await worker.publish(whole(2), probe(-1.05, -1.03))
     assert asked == [(1, 1), (2, 2)]
 
 

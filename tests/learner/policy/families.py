@@ -23,7 +23,7 @@ from torch import Tensor
 
 from learner.config import LearnerConfig, LoraSettings
 from learner.errors import LearnerError
-from learner.policy.adapter_files import adapter_files
+from learner.policy.adapter_files import AdapterFormat
 from learner.policy.policy import Policy, load_policy, tree_inputs, tree_logprobs
 from learner.tree.prefix_tree import TokenSequence, build_tree
 from tests.learner.helpers import random_groups
@@ -346,7 +346,7 @@ def alone(folder: Path, policy: Policy, sequences: Sequence[TokenSequence]) -> O
 
     tensors = {name.removeprefix("model."): p for name, p in policy.named_parameters() if p.requires_grad}
     with tempfile.TemporaryDirectory() as adapter:
-        for name, content in adapter_files(policy.model, tensors, base_model=str(folder)).files:
+        for name, content in AdapterFormat.of(policy.model, tensors, base_model=str(folder)).files(tensors).files:
             (Path(adapter) / name).write_bytes(content)
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()

@@ -14,7 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from learner.config import LearnerConfig, LoraSettings
-from learner.policy.adapter_files import adapter_files
+from learner.policy.adapter_files import AdapterFormat
 from learner.policy.policy import Policy, load_policy, tree_inputs, tree_logprobs
 from learner.tree.prefix_tree import build_tree
 from learner.worker import LearnerRank
@@ -114,8 +114,8 @@ def test_the_files_load_with_plain_peft(model: str, modules: tuple[str, ...], tm
 
     policy = moved_policy(model, modules)
     tensors = {name.removeprefix("model."): parameter for name, parameter in trained(policy)}
-    files = adapter_files(policy.model, tensors, base_model=model)
-    sent = adapter_files(policy.model, tensors, base_model=model, tied_once=True)
+    found = AdapterFormat.of(policy.model, tensors, base_model=model)
+    files, sent = found.files(tensors), found.files(tensors, tied_once=True)
     assert weights(files.files).keys() == weights(sent.files).keys() | {name for name, _ in sent.tied}
     assert len(sent.tied) == len(weights(files.files)) - len(weights(sent.files)) == int(is_tied(model))
     for name, stored in sent.tied:
@@ -140,7 +140,7 @@ def update_and_export(rank: LearnerRank) -> dict[str, Any]:
     return {
         "moved": {name: float((new[name] - old[name]).abs().max()) for name in new if "lora_" not in name},
         "tensors": {name: tensor.tolist() for name, tensor in new.items() if "lora_" not in name},
-        "probe": after.probe.training_logprobs,
+        "probe": rank.probe_adapter().training_logprobs,
     }
 
 

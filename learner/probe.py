@@ -1,0 +1,95 @@
+"""What the learner sends along with an adapter, so that a rollout worker can prove what it serves.
+
+The probe is a piece of the run's first batch: tokens of the kind that training moves. It stays the same for the whole
+run, so that versions can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from learner.types import ScoredGroup
+from rollout_server.types import AdapterProbe
+
+NUM_PREDICTIONS = 15
+"""Of which the log-probabilities are compared, at most."""
+_NUM_COMPLETION_TOKENS = 12
+_CONTEXT_TOKENS = 512
+"""Of a prompt, at most: vLLM holds the logits of all of them at once, 300 MB at 150,000 tokens of vocabulary."""
+_EXACT_TOKENS = 8
+"""Of a probe in float32, two of them the end of the prompt. Each prediction goes through every weight and is computed
+to some 1e-6: more would prove no more, and the engine's next step, which all requests wait for, has to carry them."""
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+_FALLBACK = tuple(range(1, _EXACT_TOKENS + 1))
+
+Logprobs = tuple[float, ...]
+
+
+@dataclass(slots=True)
+class ProbeHistory:
+    """The probe's tokens, and what the versions so far said of them."""
+
+    token_ids: tuple[int, ...] = ()
+    """None before the first batch."""
+    of_base: Logprobs | None = None
+    of_versions: dict[int, Logprobs] = field(default_factory=dict)
+    """The last two versions'."""
+
+    def choose(self, groups: Sequence[ScoredGroup], dtype: torch.dtype) -> None:
+        """Take the tokens from a run's first batch."""
+        if not self.token_ids:
+            self.token_ids, self.of_base = probe_tokens(groups[0], dtype), None
+            self.of_versions.clear()
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """What is asked."""
+        return self.token_ids or _FALLBACK
+
+    def probe(self, version: int, logprobs: Callable[[bool], Logprobs], tolerance: float) -> AdapterProbe:
+        """The probe of a version.
+
+        Args:
+            version: Its number.
+            logprobs: Computes those of the `NUM_PREDICTIONS` last tokens, with (True) or without the adapter.
+            tolerance: The largest difference that is allowed.
+        """
+        if self.of_base is None:
+            self.of_base = logprobs(False)
+        now = logprobs(True)
+        before = {number: values for number, values in self.of_versions.items() if number < version}
+        latest = max(before, default=None)
+        previous = None if latest is None else before[latest]
+        self.of_versions = {version: now} if latest is None else {latest: before[latest], version: now}
+        return AdapterProbe(
+            version=version,
+            training_logprobs=now,
+            base_training_logprobs=self.of_base,
+            previous_version=latest,
+            previous_training_logprobs=previous,
+            tolerance=tolerance,
+        )
+
+
+def probe_tolerance(dtype: torch.dtype, setting: float | None) -> float:
+    """The largest difference between served and trained log-probabilities, nats: the setting, or the precision's."""
+    return setting or _TOLERANCE[dtype]
+
+
+def probe_tokens(group: ScoredGroup, dtype: torch.dtype) -> tuple[int, ...]:
+    """The end of a prompt and the beginning of its first completion; in bfloat16 all of the prompt, if it is not long.
+
+    Without their context most tokens are unlikely ones, whose log-probabilities bfloat16 rounds most. In float32 that
+    does not matter, and the engine is spared a prompt. The completion's last token stays away: with it a probe could
+    fill the engine's whole context, which has to have room for one more token.
+    """
+    prompt, completion = group.prompt_token_ids, group.members[0].completion.token_ids[:-1]
+    if dtype == torch.float32:
+        completion = completion[: _EXACT_TOKENS - 2]
+        tokens = prompt[len(completion) - _EXACT_TOKENS :] + completion
+    else:
+        tokens = prompt[-_CONTEXT_TOKENS:] + completion[:_NUM_COMPLETION_TOKENS]
+    return tokens if len(tokens) >= 2 else _FALLBACK
