@@ -196,8 +196,7 @@ def _add_bench(commands: Any) -> None:
         command.add_argument("--json", action="store_true", help="print one JSON object")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
         command.set_defaults(run=_bench_run, name=name)
-        if name == "rollout":
-            _add_neighbours(command)
+        _add_neighbours(command)
     _add_bench_learner(names)
     _add_bench_monkey(names)
     gpu = names.add_parser("gpu", help="all that needs a GPU, part by part, each a line of JSON; then tables")
@@ -255,9 +254,7 @@ def _add_bench_learner(names: Any) -> None:
 
 
 def _add_neighbours(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--neighbours", type=_natural, default=0, metavar="N", help="measure beside N busy loops too: ratio_neighbours"
-    )
+    command.add_argument("--neighbours", type=_natural, default=0, metavar="N", help="measure beside N busy loops too")
 
 
 def _add_words(command: argparse.ArgumentParser) -> None:
@@ -374,7 +371,7 @@ def _bench_run(arguments: argparse.Namespace) -> int:
 
     def measure(progress: Progress) -> dict[str, Any]:
         if arguments.name == "sync":
-            return sync.run(arguments.overrides, progress)
+            return sync.run(arguments.overrides, progress, neighbours=arguments.neighbours)
         return rollout.run(arguments.overrides, progress, neighbours=arguments.neighbours)
 
     return run_bench(arguments.name, measure, as_json=arguments.json)
