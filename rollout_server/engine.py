@@ -34,7 +34,7 @@ from rollout_server.errors import (
 from rollout_server.forking.ends import describe_ends
 from rollout_server.forking.hosted import host
 from rollout_server.forking.leftovers import OWNER, mark, name_shared_memory, own_folder
-from rollout_server.full_tensors import FULL_TENSORS_NAME
+from rollout_server.publishing.full_tensors import FULL_TENSORS_NAME
 from rollout_server.turns import Turns
 from rollout_server.types import AdapterVersion, Completion, EngineStep, FinishReason, Prompt, SamplingParams, Turn
 

@@ -20,18 +20,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
-from rollout_server.adapters import AdapterStore, AdapterTable, PlacedAdapter
 from rollout_server.config import Device, RolloutConfig
 from rollout_server.counters import EngineLoad
 from rollout_server.engine import VllmEngine
 from rollout_server.errors import EngineSpoiledError, RolloutError, RolloutTimeoutError
 from rollout_server.forking.leftovers import end_orphans, remove_leftovers
-from rollout_server.full_tensors import as_served, full_tensor_names
 from rollout_server.hosted_engine import HostedEngine
 from rollout_server.hosted_engine import start_fork_server as start_fork_server  # part of this door
-from rollout_server.layout import Layout, adapter_layout
-from rollout_server.probing import Gap
-from rollout_server.proving import ProbedEngine, Prover
+from rollout_server.publishing.adapters import AdapterStore, AdapterTable, PlacedAdapter
+from rollout_server.publishing.full_tensors import as_served, full_tensor_names
+from rollout_server.publishing.layout import Layout, adapter_layout
+from rollout_server.publishing.probing import Gap
+from rollout_server.publishing.proving import ProbedEngine, Prover
 from rollout_server.types import (
     AdapterPayload,
     AdapterProbe,

@@ -71,8 +71,7 @@ OPENINGS = {
 FLOORS = {
     "rollout_server": (
         ("types", "config", "errors", "balancing", "forking", "cpu_seeds", "vllm_extension"),
-        ("engine_settings", "counters", "full_tensors", "adapters", "layout", "probing", "cpu_lora_plugin", "turns"),
-        ("proving",),
+        ("engine_settings", "counters", "publishing", "cpu_lora_plugin", "turns"),
         ("engine",),
         ("hosted_engine",),
         ("worker",),

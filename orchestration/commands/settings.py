@@ -11,9 +11,9 @@ from typing import Any
 from orchestration.errors import ConfigError
 from orchestration.settings.config import own_sections
 from orchestration.settings.from_trl import SIGNS, Placed, is_trl, translate
-from orchestration.settings.names import KNOWN_ELSEWHERE, here_it_is
+from orchestration.settings.names import KNOWN_ELSEWHERE, here_it_is, nearest
 from orchestration.settings.reference import Setting, all_settings
-from orchestration.settings.tree import nearest, read_recipe
+from orchestration.settings.tree import read_recipe
 
 _WIDTH = 100
 

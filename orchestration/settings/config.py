@@ -19,10 +19,10 @@ from orchestration.data.task import Task, find_task, registered_tasks
 from orchestration.errors import ConfigError, DataError
 from orchestration.section import Section
 from orchestration.settings.from_trl import is_trl, name_columns, steps_of, translate
-from orchestration.settings.names import here_it_is
+from orchestration.settings.names import here_it_is, nearest
 from orchestration.settings.rewards import RewardConfig
 from orchestration.settings.submit import SubmitConfig
-from orchestration.settings.tree import assign, nearest, parse_override, read_recipe, spell_out_kinds, walk_keys
+from orchestration.settings.tree import assign, parse_override, read_recipe, spell_out_kinds, walk_keys
 from orchestration.watch.facts import AlarmName
 from reward_service.types import RewardSpec
 from rollout_server.config import RolloutConfig

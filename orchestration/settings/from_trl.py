@@ -11,11 +11,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from orchestration.data.rows import read_rows
 from orchestration.errors import ConfigError, DataError
-from orchestration.settings.tree import nearest
+from orchestration.settings.names import nearest
 from orchestration.settings.trl_keys import COMPUTED, REFUSED, SAME, WITHOUT_MEANING
-from orchestration.storage.s3 import local_file
 from reward_service.settings import put
 
 SIGNS: Final = ("model_name_or_path", "per_device_train_batch_size", "output_dir", "use_peft", "reward_funcs")
@@ -276,6 +274,9 @@ def name_columns(data: Any) -> None:
         return
     if "prompt" in data and "reference" in data:
         return
+    from orchestration.data.rows import read_rows
+    from orchestration.storage.s3 import local_file
+
     try:
         rows = read_rows(local_file(str(data["train_file"]), "data.train_file"), "data.train_file")
     except DataError as error:

@@ -1,8 +1,9 @@
-"""Names that people know from other trainers, and where the same thing is said here."""
+"""Names that people know from other trainers, and where the same thing is said here; and names like a wrong one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 
 KNOWN_ELSEWHERE: Mapping[str, str] = {
     # TRL's GRPOConfig and transformers' TrainingArguments; what has the same name in another section is found by it
@@ -65,3 +66,12 @@ def here_it_is(name: str, keys: list[str]) -> str | None:
         return None
     places = [key for key in keys if key.rpartition(".")[2] == name]
     return min(places, key=lambda key: (key.split(".")[0] not in ("learner", "rollout"), key)) if places else None
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean 'learner.loss.beta'?`, or nothing when no known key is like it."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not close:  # the right leaf in the wrong section
+        leaf = word.rpartition(".")[2]
+        close = [key for key in known if key.rpartition(".")[2] == leaf][:1]
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -5,7 +5,6 @@ Knows nothing of the settings themselves; loads no heavy library.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from orchestration.errors import ConfigError
+from orchestration.settings.names import nearest
 from reward_service.settings import put
 
 
@@ -93,15 +93,6 @@ def spell_out_kinds(tree: dict[str, Any], unions: Sequence[str]) -> None:
             node = node.get(parent) if isinstance(node, dict) else None
         if isinstance(node, dict) and isinstance(node.get(leaf), str):
             node[leaf] = {"kind": node[leaf]}
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'learner.loss.beta'?`, or nothing when no known key is like it."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if not close:  # the right leaf in the wrong section
-        leaf = word.rpartition(".")[2]
-        close = [key for key in known if key.rpartition(".")[2] == leaf][:1]
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def walk_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -16,7 +16,6 @@ from typing import Final, NamedTuple, cast
 
 from reward_service.pool.messages import Batch, Job, decode_batch, encode_job
 from reward_service.pool.processor import ProcessorClock, Usage
-from reward_service.pool.worker import main
 from reward_service.settings import ServiceSettings
 
 _HEADER: Final = struct.Struct("!i")  # how multiprocessing frames messages of less than 2 GiB
@@ -197,6 +196,8 @@ class WorkerFactory:
         on_end: Callable[[WorkerProcess], None],
     ) -> WorkerProcess:
         """A worker whose process exists; `on_ready` is called when it can take a job."""
+        from reward_service.pool.worker import main  # with the rewards, which are the workers' business
+
         ours, theirs = self._context.Pipe(duplex=True)
         progress = self._context.RawArray("d", [0.0, -1.0])
         process = self._context.Process(

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_server.adapters import AdapterStore, AdapterTable, remove_leftovers
 from rollout_server.errors import AdapterCorruptError
+from rollout_server.publishing.adapters import AdapterStore, AdapterTable, remove_leftovers
 from rollout_server.types import AdapterPayload, AdapterVersion
 
 

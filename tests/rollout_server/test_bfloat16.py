@@ -16,7 +16,7 @@ from learner.policy.policy import tree_inputs, tree_logprobs
 from learner.tree.prefix_tree import TokenSequence, build_tree
 from learner.worker import LearnerRank
 from rollout_server.errors import AdapterMismatchError, StaleAdapterError
-from rollout_server.probing import Gap, gap
+from rollout_server.publishing.probing import Gap, gap
 from rollout_server.types import ADAPTER_WEIGHTS, AdapterPayload, AdapterProbe, Completion, Prompt, SamplingParams
 from rollout_server.worker import RolloutWorker
 from tests.learner.helpers import free_port, make_group

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 
 from rollout_server.errors import AdapterCorruptError
-from rollout_server.full_tensors import FULL_TENSORS_NAME, as_served, full_tensor_names
+from rollout_server.publishing.full_tensors import FULL_TENSORS_NAME, as_served, full_tensor_names
 from rollout_server.types import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPayload
 
 MATRICES = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rollout_server import errors
 from rollout_server.errors import AdapterMismatchError, StaleAdapterError
-from rollout_server.probing import Gap, check_agreement, check_base, check_not_stale, gap, limit_after
+from rollout_server.publishing.probing import Gap, check_agreement, check_base, check_not_stale, gap, limit_after
 from rollout_server.types import AdapterProbe
 
 BASE = (-1.2, -2.1, -2.9)

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from orchestration.errors import ConfigError, MachineError
-from orchestration.settings.tree import nearest
+from orchestration.settings.names import nearest
 from orchestration.storage.atomic import atomic_write
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from orchestration.errors import ConfigError, DataError
 from orchestration.models.resolve import EMBEDDED_MODELS, check_model_folder
 from orchestration.settings.config import RunConfig
+from orchestration.settings.names import nearest
 from orchestration.settings.sagemaker import SageMakerConfig
-from orchestration.settings.tree import nearest
 from orchestration.storage.aws import known_regions
 from orchestration.submit.common.paths import local_model_folder, refuse_what_stays_here
 from orchestration.submit.sagemaker.fitting import check_capacity, check_gpu_kinds, groups_by_role

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestration.errors import ConfigError
 from orchestration.run.ledger.names import CHECKPOINTS_FOLDER, RECORDS_FOLDER, SUMMARY_FILE
-from orchestration.settings.tree import nearest
+from orchestration.settings.names import nearest
 from orchestration.storage.aws import error_code, explained
 from orchestration.storage.s3 import encryption, parse
 from orchestration.submit.common.job import Say

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from rollout_server.probing import Gap, check_agreement, check_base, check_not_stale, is_clearly_fresh
+from rollout_server.publishing.probing import Gap, check_agreement, check_base, check_not_stale, is_clearly_fresh
 from rollout_server.types import AdapterProbe, AdapterVersion
 
 
