@@ -150,7 +150,7 @@ def link(folder: Path) -> Path:
     home = folder / "image"
     venv.create(home, with_pip=False)
     (site,) = home.glob("lib/python*/site-packages")
-    names = [line.split("==") for line in LOCK.read_text().splitlines() if "==" in line]
+    names = [line.split(" ")[0].split("==") for line in LOCK.read_text().splitlines() if "==" in line]
     for name, version in [*names, ("rlvr", metadata.version("rlvr"))]:
         distribution = metadata.distribution(name)
         assert distribution.version == version, f"{name}: {version} is locked"

@@ -97,7 +97,8 @@ def send_order(connection: socket.socket, order: Order, files: Sequence[int]) ->
     """Send an order, and descriptors for the new process' standard output and error."""
     message = packed(order)
     sent = socket.send_fds(connection, [message], files)
-    connection.sendall(message[sent:])
+    if sent < len(message):  # nothing more would still be sent, to a process that may have ended by now
+        connection.sendall(message[sent:])
 
 
 def receive_order(connection: socket.socket) -> tuple[Order, list[int]]:

@@ -134,13 +134,14 @@ def update_and_export(rank: LearnerRank) -> dict[str, Any]:
     before = rank.export_adapter()
     rank.update(random_groups(0), max_staleness=0)
     after = rank.export_adapter()
+    probe = rank.probe_adapter()  # by all ranks, as each holds a part of the parameters
     if not after.files:
         return {}
     old, new = (weights(payload.files) for payload in (before, after))
     return {
         "moved": {name: float((new[name] - old[name]).abs().max()) for name in new if "lora_" not in name},
         "tensors": {name: tensor.tolist() for name, tensor in new.items() if "lora_" not in name},
-        "probe": rank.probe_adapter().training_logprobs,
+        "probe": probe.training_logprobs,
     }
 
 

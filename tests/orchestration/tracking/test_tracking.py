@@ -36,6 +36,7 @@ PACKAGES = (
     "trackio==0.43.0",
     "gradio-client==2.7.2",
     "brotli==1.2.1",
+    "orjson==3.13.0",
 )
 """The trackers, and of their dependencies those that are not ours."""
 
