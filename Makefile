@@ -37,11 +37,11 @@ train: setup ## the main job: `rlvr train`, with ARGS
 # A file's tests stay together, as they share engines and clusters; files go in the order of tests/conftest.py. Those that
 # start clusters wait for much of their time, and go by themselves: Ray's dashboards have one port that others use too.
 # pytest's 5 is "nothing chosen", by ARGS.
-SPREAD := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+SPREAD := --dist loadfile --no-loadscope-reorder
 test: check ## lint, types and every test; ARGS go to pytest
 	ran=; run() { local code=0; "$$@" || code=$$?; if [[ $$code = 0 ]]; then ran=1; elif [[ $$code != 5 ]]; then exit $$code; fi; }; \
-	run $(BIN)/python -m pytest -m "not cluster" $(SPREAD) $(ARGS); \
-	run $(BIN)/python -m pytest -m cluster $(SPREAD) $(ARGS); \
+	run $(BIN)/python -m pytest -m "not cluster" --numprocesses 3 $(SPREAD) $(ARGS); \
+	run $(BIN)/python -m pytest -m cluster --numprocesses 2 $(SPREAD) $(ARGS); \
 	[[ $$ran ]] || { echo "ARGS='$(ARGS)' choose no test" >&2; exit 1; }
 
 SOAK_S ?= 600

@@ -113,7 +113,7 @@ def main(url: str, where: str, *paths: str) -> None:
     if where == "ray":
         import ray
 
-        ray.init(num_cpus=1, include_dashboard=False, configure_logging=False, log_to_driver=False)
+        ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False, log_to_driver=False)
         print(json.dumps({path: scores_of(config_of(path, "compute_score", url, "remote")) for path in paths}))
     else:
         found = {path: by_the_reward_loop(url, path) for path in paths}
