@@ -1,4 +1,5 @@
-"""vLLM behind a small door. What depends on its version is here, in `engine_settings` and in `vllm_extension`.
+"""vLLM behind a small door. What depends on its version is here, and in `engine_settings`, `vllm_types` and
+`vllm_extension`.
 
 Written for vLLM 0.26 to 0.32. vLLM reads much of its configuration from the environment, some of it at import; so it
 is imported inside functions, after `prepare_environment`.
@@ -36,7 +37,8 @@ from rollout_server.forking.hosted import host
 from rollout_server.forking.leftovers import OWNER, mark, name_shared_memory, own_folder
 from rollout_server.publishing.full_tensors import FULL_TENSORS_NAME
 from rollout_server.turns import Turns
-from rollout_server.types import AdapterVersion, Completion, EngineStep, FinishReason, Prompt, SamplingParams, Turn
+from rollout_server.types import AdapterVersion, Completion, EngineStep, Prompt, SamplingParams, Turn
+from rollout_server.vllm_types import completion_from, lora_request, stat_logger_factory, vllm_sampling_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +135,7 @@ class VllmEngine:
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # on CPUs, making the settings has just set "spawn"
             self._cores = _take_threads(settings)
         self._llm = AsyncLLM.from_vllm_config(
-            settings, stat_loggers=[_stat_logger_factory(self._counters)], disable_log_stats=True
+            settings, stat_loggers=[stat_logger_factory(self._counters)], disable_log_stats=True
         )
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams, lora: AdapterVersion | None) -> list[Completion]:
@@ -395,86 +397,6 @@ def host_engine(connection: socket.socket, model_path: str, config: RolloutConfi
         return engine
 
     host(connection, make)
-
-
-def lora_request(version: AdapterVersion) -> Any:
-    """An adapter as vLLM knows it.
-
-    The name is part of vLLM's prefix-cache key: with the checksum in it, no two adapters ever share a prefix.
-    """
-    from vllm.lora.request import LoRARequest
-
-    return LoRARequest(f"v{version.number}-{version.checksum[:16]}", version.number, version.path)
-
-
-def vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_model_len: int) -> Any:
-    """vLLM's `SamplingParams` for one group.
-
-    Raises:
-        ValueError: The prompt leaves no room for a completion in `max_model_len`.
-    """
-    from vllm import SamplingParams as VllmSamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    room = max_model_len - len(prompt.token_ids)
-    if room < 1:
-        raise ValueError(
-            f"prompt {prompt.prompt_id!r} has {len(prompt.token_ids)} tokens and leaves no room for a completion in "
-            f"the context of {max_model_len} (rollout.max_model_len)"
-        )
-    return VllmSamplingParams(
-        n=sampling.num_generations,
-        max_tokens=min(sampling.max_completion_length, room),
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        stop=list(sampling.stop),
-        include_stop_str_in_output=True,
-        stop_token_ids=list(sampling.stop_token_ids),
-        ignore_eos=sampling.ignore_end_token,
-        logprobs=0,  # of the sampled token only
-        flat_logprobs=True,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def completion_from(prompt_id: str, piece: Any, version: int) -> Completion:
-    """One of vLLM's `CompletionOutput`s as ours.
-
-    Raises:
-        GenerationError: vLLM gave up on it.
-    """
-    if piece.finish_reason not in ("stop", "length"):
-        raise GenerationError(
-            f"vLLM ended completion {piece.index} of prompt {prompt_id!r} with {piece.finish_reason!r} "
-            f"after {len(piece.token_ids)} tokens"
-        )
-    return Completion(
-        prompt_id=prompt_id,
-        token_ids=tuple(piece.token_ids),
-        sampling_logprobs=tuple(piece.logprobs.logprobs),
-        text=piece.text,
-        finish_reason=FinishReason(piece.finish_reason),
-        adapter_version=version,
-    )
-
-
-def _stat_logger_factory(counters: Counters) -> Any:
-    """A vLLM stat logger that feeds `counters`. Made here, since its base class is vLLM's."""
-    from vllm.v1.metrics.loggers import StatLoggerBase
-
-    class CountingStatLogger(StatLoggerBase):  # type: ignore[misc]
-        def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-            del vllm_config, engine_index
-
-        def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
-            counters.record(scheduler_stats, iteration_stats)
-
-        def log_engine_initialized(self) -> None:
-            """Nothing to say."""
-
-    return CountingStatLogger
 
 
 def _take_threads(settings: Any) -> Sequence[int]:

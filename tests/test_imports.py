@@ -55,7 +55,7 @@ OPENINGS = {
         "learner.tree.prefix_tree",
     ),
     "orchestration/bench/learner_floor.py": ("learner.tree.prefix_tree",),
-    "orchestration/bench/plain_vllm.py": ("rollout_server.engine", "rollout_server.engine_settings"),
+    "orchestration/bench/plain_vllm.py": ("rollout_server.engine_settings", "rollout_server.vllm_types"),
     "orchestration/bench/reward.py": (
         "reward_service.audit.settings",
         "reward_service.registry",
@@ -72,6 +72,7 @@ FLOORS = {
     "rollout_server": (
         ("types", "config", "errors", "balancing", "forking", "cpu_seeds", "vllm_extension"),
         ("engine_settings", "counters", "publishing", "cpu_lora_plugin", "turns"),
+        ("vllm_types",),
         ("engine",),
         ("hosted_engine",),
         ("worker",),
@@ -117,7 +118,8 @@ FLOORS = {
         ("submit/sagemaker/driver", "submit/sagemaker"),
         ("submit/hyperpod",),
         ("submit",),
-        ("bench", "commands"),
+        ("bench",),
+        ("commands",),
         ("cli",),
         ("__main__",),
     ),
@@ -127,6 +129,7 @@ FLOORS = {
 HOLDERS = {
     "vllm": (
         "rollout_server/engine.py",
+        "rollout_server/vllm_types.py",
         "rollout_server/vllm_extension.py",
         "rollout_server/cpu_lora_plugin.py",
         "orchestration/bench/plain_vllm.py",
@@ -270,7 +273,7 @@ def test_a_breach_is_seen(path: str, source: str) -> None:
         ("learner/worker.py", "from rollout_server.types import Completion\nfrom rollout_server import types"),
         ("learner/engine/engine.py", "import deepspeed\nfrom .policy import Policy\nfrom . import loss"),
         ("orchestration/submit/sagemaker/logs.py", "from sagemaker.core.logs import multi_stream_iter"),
-        ("orchestration/bench/plain_vllm.py", "from rollout_server.engine import completion_from"),
+        ("orchestration/bench/plain_vllm.py", "from rollout_server.vllm_types import completion_from"),
         ("orchestration/cluster/actors.py", "from reward_service.clients.asynchronous import RewardClient"),
         ("rollout_server/worker.py", "import raycast, vllm_tools  # other packages whose names begin alike"),
     ],

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rollout_server.config import Device, RolloutConfig
-from rollout_server.engine import completion_from, lora_request, vllm_sampling_parameters
 from rollout_server.engine_settings import engine_arguments, prepare_environment
 from rollout_server.types import AdapterVersion, Completion, Prompt, SamplingParams
+from rollout_server.vllm_types import completion_from, lora_request, vllm_sampling_parameters
 
 _SHUTDOWN_TIMEOUT_S = 15.0
 

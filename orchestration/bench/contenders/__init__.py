@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from orchestration.bench.contenders.common import SEED, Memory, learner_config, 
 from orchestration.bench.contenders.common import Setting as Setting
 from orchestration.bench.contenders.trl_async import trl_async
 from orchestration.bench.contenders.trl_trainer import trl
+from orchestration.bench.one_rank import one_rank
 
 _ANY_AGE = 2**31
 """The same groups are learned from again and again: how old they are by then is no concern of a measurement."""
@@ -43,35 +43,21 @@ def _ours(setting: Setting, groups: tuple[ScoredGroup, ...], connection: Any, *,
     import torch
 
     from learner.tree.attention import kind_on
-    from learner.worker import LearnerRank
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    rank = LearnerRank(
-        rank=0,
-        world_size=1,
-        master_addr="127.0.0.1",
-        master_port=port,
-        model_path=setting.model_path,
-        config=learner_config(setting, share_prefixes=share_prefixes),
-        temperature=1.0,
-        seed=SEED,
-        device=setting.device,
-    )
-    rank.start()
-    memory = Memory(setting.device)
+    config = learner_config(setting, share_prefixes=share_prefixes)
+    with one_rank(setting.model_path, config, setting.device, seed=SEED) as rank:
+        memory = Memory(setting.device)
 
-    def update(batch: Sequence[ScoredGroup]) -> float:
-        return rank.update(batch, max_staleness=_ANY_AGE).values["grad_norm"]
+        def update(batch: Sequence[ScoredGroup]) -> float:
+            return rank.update(batch, max_staleness=_ANY_AGE).values["grad_norm"]
 
-    update(warm_up_batch(groups, setting.device))
-    connection.send(("ready", {"attention": kind_on(torch.device(setting.device))}))
-    while True:
-        connection.recv()
-        with memory.measured() as measured:
-            grad_norm = update(groups)
-        connection.send(("done", {**measured, "grad_norm": grad_norm}))
+        update(warm_up_batch(groups, setting.device))
+        connection.send(("ready", {"attention": kind_on(torch.device(setting.device))}))
+        while True:
+            connection.recv()
+            with memory.measured() as measured:
+                grad_norm = update(groups)
+            connection.send(("done", {**measured, "grad_norm": grad_norm}))
 
 
 def _tree_on(setting: Setting, groups: tuple[ScoredGroup, ...], connection: Any) -> None:

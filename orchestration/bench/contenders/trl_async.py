@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import queue
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -178,6 +178,16 @@ class NoTransfer:
     def destroy(self) -> None: ...
 
 
+def _is_had(load: Callable[[], Any]) -> bool:
+    """Whether what is loaded can be had here. Without the package, the hub or a kernel for the card TRL's loader raises
+    what each of these raises; which function is measured instead is said with the figure."""
+    try:
+        load()
+    except Exception:
+        return False
+    return True
+
+
 def attention_in_place(device: str) -> str:
     """Puts an equal function in the place of flash attention 3 where there is none; what its tree's attention is now,
     in words."""
@@ -185,12 +195,8 @@ def attention_in_place(device: str) -> str:
 
     packing: Any = importlib.import_module("trl.experimental.async_grpo.packing")
     if device != "cpu":
-        if torch.cuda.get_device_capability() >= (9, 0):
-            try:
-                packing._flash_attn()
-                return "gathered paths, flash attention 3"
-            except Exception:  # no package, no hub: whatever it was, the function is not to be had
-                pass
+        if torch.cuda.get_device_capability() >= (9, 0) and _is_had(packing._flash_attn):
+            return "gathered paths, flash attention 3"
         packing._flash_attn = lambda: SimpleNamespace(flash_attn_varlen_func=_by_pytorchs_flash_attention)
         return "gathered paths, PyTorch's flash attention in place of flash attention 3"
     packing._flash_attn = lambda: SimpleNamespace(flash_attn_varlen_func=_by_segments)

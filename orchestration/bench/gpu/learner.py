@@ -5,21 +5,19 @@ from __future__ import annotations
 import gc
 import json
 import resource
-import socket
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from learner.config import LearnerConfig, LossConfig
 from learner.types import ScoredCompletion, ScoredGroup
-from learner.worker import LearnerRank
 from orchestration.bench.gpu.child import Measuring
 from orchestration.bench.gpu.trees import LARGE, LARGE_ON_CPU, TreeShape
 from orchestration.bench.learner_floor import multiply_adds
+from orchestration.bench.one_rank import one_rank
 from orchestration.models.resolve import resolve_model
 from rollout_server.types import Completion, FinishReason
 
@@ -73,7 +71,7 @@ def _measure(
         gradient_checkpointing=checkpointing,
     )
     begun = time.perf_counter()
-    with _rank(model, config, measuring.device) as rank:
+    with one_rank(str(model), config, measuring.device) as rank:
         started = time.perf_counter()
         update = rank.update(groups, max_staleness=_ANY_AGE)
         first = time.perf_counter() - started
@@ -100,29 +98,6 @@ def _measure(
         share_of_matmul=round(floor / taken, 3),
         grad_norm=update.values["grad_norm"],
     )
-
-
-@contextmanager
-def _rank(model: Path, config: LearnerConfig, device: str) -> Iterator[LearnerRank]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    rank = LearnerRank(
-        rank=0,
-        world_size=1,
-        master_addr="127.0.0.1",
-        master_port=port,
-        model_path=str(model),
-        config=config,
-        temperature=1.0,
-        seed=0,
-        device=device,
-    )
-    try:
-        rank.start()
-        yield rank
-    finally:
-        rank.shutdown()
 
 
 def groups_of(shape: TreeShape, *, vocabulary: int) -> tuple[ScoredGroup, ...]:

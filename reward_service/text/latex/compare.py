@@ -115,7 +115,7 @@ def same_regions(gold: Value, answer: Value) -> bool:
         return True
     try:
         return bool(one.symmetric_difference(other).is_empty) or _same_ends(one, other)
-    except (TypeError, ValueError, NotImplementedError):
+    except (TypeError, ValueError, NotImplementedError):  # sympy's words for "these sets are beyond me"
         return False
 
 
