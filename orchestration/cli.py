@@ -140,11 +140,18 @@ def _add_report(commands: Any) -> None:
 def _add_prepare(commands: Any) -> None:
     prepare = commands.add_parser(
         "prepare",
-        help="a recipe's problems as two files, here or on S3",
+        help="a recipe's problems as files, here or on S3",
         description="Write a recipe's training and held-out problems as train.jsonl and validation.jsonl, in GSM8K's "
-        "format or for the task `table`, and print the settings that read them.",
+        "format or for the task `table`, and print the settings that read them. With an option of GSM8K's: the data "
+        "set divided, with examples, as .jsonl, .json and .parquet, with a data card.",
+        epilog="Example: rlvr prepare gsm8k --source train.jsonl --shots 8 data.style=article --out gsm8k",
     )
     _add_words(prepare)
+    prepare.add_argument("--source", metavar="FILE|hub", help="GSM8K: its training file, or the hub's data set")
+    prepare.add_argument("--test", metavar="FILE", help="GSM8K: test questions, which must be in none of the files")
+    prepare.add_argument("--shots", type=int, metavar="N", help="GSM8K: worked examples of each prompt, 0 to 16")
+    prepare.add_argument("--validation", type=float, default=0.1, metavar="SHARE", help="GSM8K: held out (0.1)")
+    prepare.add_argument("--seed", type=int, default=42, metavar="N", help="GSM8K: of the division (42)")
     prepare.add_argument("--out", metavar="FOLDER", help="write them here")
     prepare.add_argument("--upload", metavar="s3://BUCKET/PREFIX", help="put them there")
     prepare.set_defaults(run=_prepare)
@@ -253,17 +260,21 @@ def _prepare(arguments: argparse.Namespace) -> int:
         raise ConfigError("where to? give --out FOLDER, --upload s3://BUCKET/PREFIX, or both")
     settings = load_settings(*_recipe_and_overrides(arguments.words))
     from orchestration.commands.prepare import prepare
+    from orchestration.commands.prepare_gsm8k import PrepareOptions, prepare_gsm8k
+    from orchestration.data.tasks.gsm8k import Gsm8k
     from orchestration.report.progress import progress_printer
 
     out = None if arguments.out is None else Path(arguments.out)
+    task, kms_key = settings.run.data, settings.submit.sagemaker.kms_key
+    names = ("source", "test", "shots", "validation", "seed")
+    options = PrepareOptions(**{name: getattr(arguments, name) for name in names})
+    if options.given() and not isinstance(task, Gsm8k):
+        raise ConfigError(f"--{', --'.join(names)} are for GSM8K, and {settings.run.recipe} is the task {task.kind!r}")
     with progress_printer(sys.stderr) as progress:
-        said = prepare(
-            settings.run,
-            out=out,
-            upload_to=arguments.upload,
-            kms_key=settings.submit.sagemaker.kms_key,
-            progress=progress,
-        )
+        if options.given() and isinstance(task, Gsm8k):
+            said = prepare_gsm8k(task, options, out=out, upload_to=arguments.upload, kms_key=kms_key, progress=progress)
+        else:
+            said = prepare(settings.run, out=out, upload_to=arguments.upload, kms_key=kms_key, progress=progress)
     print(said)
     return 0
 

@@ -138,7 +138,7 @@ HOLDERS = {
     "peft": ("learner/policy/*.py", "orchestration/bench/contenders/trl_async.py"),
     "bitsandbytes": ("learner/policy/dequantize.py",),
     "trl": ("orchestration/bench/contenders/trl_*.py",),
-    "datasets": ("orchestration/data/tasks/table.py", "orchestration/bench/contenders/trl_*.py"),
+    "datasets": ("orchestration/data/hub.py", "orchestration/bench/contenders/trl_*.py"),
     "ray": (
         *(f"orchestration/cluster/{name}.py" for name in ("calls", "cluster", "gauges", "joining", "nodes")),
         "orchestration/submit/ray/jobs.py",

@@ -54,7 +54,7 @@ def prepare(
         parse(upload_to)
     progress(f"reading the problems of {config.recipe}", 0.0)
     problems = config.data.load()
-    train, validation = _put(_contents(config, problems), out, upload_to, kms_key, progress)
+    train, validation = put_files(_contents(config, problems), out, upload_to, kms_key, progress)
     files = f"data.train_file={train} data.eval_file={validation}"
     if isinstance(config.data, AnswerLineTask):
         prefix = config.data.line_prefix()
@@ -87,9 +87,10 @@ def _contents(config: RunConfig, problems: Problems) -> dict[str, bytes]:
     }
 
 
-def _put(
+def put_files(
     contents: dict[str, bytes], out: Path | None, upload_to: str | None, kms_key: str | None, progress: Progress
 ) -> list[str]:
+    """Write files (name → content) into a folder, or below an S3 prefix, and say where each is. Raises MachineError."""
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-data-")))
         try:

@@ -71,7 +71,7 @@ class PromptBuilder:
         self._max_prompt_tokens = max_prompt_tokens
         # A word and the space before it are one token, so the space belongs to the question's side.
         self._lead = " " if style == "plain" else ""
-        self._messages = _turns(shots, layout.instruction)
+        self._messages = turns(shots, layout.instruction)
         self._header, self._trailer = self._render(shots)
         self._header_ids = tuple(tokenizer.encode(self._header, add_special_tokens=style == "plain"))
         if max_prompt_tokens is not None and len(self._header_ids) >= max_prompt_tokens:
@@ -150,7 +150,8 @@ class PromptBuilder:
     def _render(self, shots: Sequence[Problem]) -> tuple[str, str]:
         """Text before and after the question."""
         if self._style == "plain":
-            return _plain_header(shots, self._layout), f"\n{self._layout.answer_label}\n"
+            joint = self._layout.answer_joint.rstrip(" ")  # a space is part of the answer's first token
+            return _plain_header(shots, self._layout), f"\n{self._layout.answer_label}{joint}"
         messages = [*self._messages, {"role": "user", "content": _MARKER}]
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         header, marker, trailer = text.partition(_MARKER)
@@ -161,18 +162,24 @@ class PromptBuilder:
         return header, trailer
 
 
-def _turns(shots: Sequence[Problem], instruction: str) -> list[dict[str, str]]:
+def plain_prompt(problem: Problem, shots: Sequence[Problem], layout: PromptLayout) -> str:
+    """A problem's whole prompt as plain text."""
+    joint = layout.answer_joint.rstrip(" ")  # a space is part of the answer's first token
+    return f"{_plain_header(shots, layout)} {problem.text.strip()}\n{layout.answer_label}{joint}"
+
+
+def turns(shots: Sequence[Problem], instruction: str) -> list[dict[str, str]]:
     """The conversation before the question."""
     messages = [{"role": "system", "content": instruction}] if instruction else []
     for shot in shots:
-        turns = [{"role": "user", "content": shot.question}] if isinstance(shot.question, str) else shot.question
-        messages += [{**turn, "content": turn["content"].strip()} for turn in turns]
+        asked = [{"role": "user", "content": shot.question}] if isinstance(shot.question, str) else shot.question
+        messages += [{**turn, "content": turn["content"].strip()} for turn in asked]
         messages.append({"role": "assistant", "content": shot.solution})
     return messages
 
 
 def _plain_header(shots: Sequence[Problem], layout: PromptLayout) -> str:
     parts = [layout.instruction] if layout.instruction else []
-    question, answer = layout.question_label, layout.answer_label
-    parts += [f"{question} {shot.text.strip()}\n{answer}\n{shot.solution}" for shot in shots]
+    question, answer = layout.question_label, f"{layout.answer_label}{layout.answer_joint}"
+    parts += [f"{question} {shot.text.strip()}\n{answer}{shot.solution}" for shot in shots]
     return "\n\n".join((*parts, question))

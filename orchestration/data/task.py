@@ -63,7 +63,9 @@ class PromptLayout:
     question_label: str = "Question:"
     """In a plain prompt, in front of each question."""
     answer_label: str = "Answer:"
-    """In a plain prompt, on a line of its own in front of each answer."""
+    """In a plain prompt, on a new line in front of each answer."""
+    answer_joint: Literal["\n", " "] = "\n"
+    """In a plain prompt, what stands between that label and the answer."""
     stop: tuple[str, ...] | None = None
     """Strings that end a completion; None: a blank line in a plain prompt, where the next example would begin."""
 

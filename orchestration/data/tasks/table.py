@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from orchestration.data.hub import hub_rows
 from orchestration.data.problems import INSTRUCTION, Problems, answer_line, split
 from orchestration.data.rows import Row, cell, read_rows
 from orchestration.data.task import DataFile, Judges, PromptLayout, PromptStyle, Task, register
 from orchestration.errors import DataError
-from orchestration.extras import require
 from orchestration.storage.s3 import local_file
 from orchestration.types import Message, Problem
 from reward_service.types import ANSWER_PREFIX, RewardSpec
@@ -118,7 +118,7 @@ class Table(Task):
     def _problems(self, part: Literal["train", "eval"]) -> list[Problem]:
         if self.dataset is not None:
             name = self.train_split if part == "train" else self.eval_split
-            rows, where = _hub_rows(self.dataset, self.subset, name), f"data.dataset={self.dataset!r}, split {name!r}"
+            rows, where = hub_rows(self.dataset, self.subset, name), f"data.dataset={self.dataset!r}, split {name!r}"
         else:
             file = self.train_file if part == "train" else self.eval_file
             assert file is not None, "check() has seen to it"
@@ -156,17 +156,3 @@ def _question(value: Any) -> str | tuple[Message, ...]:
     if value[-1]["role"] == "assistant":
         raise ValueError("ends with the assistant's turn, and the model would have nothing to answer")
     return tuple({"role": message["role"], "content": message["content"]} for message in value)
-
-
-def _hub_rows(dataset: str, subset: str | None, part: str | None) -> list[Row]:
-    require("datasets", by=f"data.dataset={dataset!r}", extra="hub")
-    import datasets
-
-    try:
-        return list(datasets.load_dataset(dataset, subset, split=part))
-    except Exception as error:  # the library raises whatever its file systems raise
-        reason = " ".join(str(error).split())[:300]
-        raise DataError(
-            f"data.dataset={dataset!r}, split {part!r} cannot be had: {reason}; check its name, data.subset and the "
-            f"splits, or give a file as data.train_file"
-        ) from error
