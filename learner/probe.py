@@ -92,4 +92,4 @@ def probe_tokens(group: ScoredGroup, dtype: torch.dtype) -> tuple[int, ...]:
         tokens = prompt[len(completion) - _EXACT_TOKENS :] + completion
     else:
         tokens = prompt[-_CONTEXT_TOKENS:] + completion[:_NUM_COMPLETION_TOKENS]
-    return tokens if len(tokens) >= 2 else _FALLBACK
+    return tuple(tokens) if len(tokens) >= 2 else _FALLBACK

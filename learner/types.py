@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rollout_server.arrays import TokenIds
 from rollout_server.types import Completion, FinishReason
 
 _ROUNDING = 8 * sys.float_info.epsilon
@@ -48,12 +49,14 @@ class ScoredGroup:
     """All completions of one prompt, scored. The unit of GRPO."""
 
     prompt_id: str
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: TokenIds
+    """Any sequence of them is taken."""
     members: tuple[ScoredCompletion, ...]
     category: str = ""
     """The kind of problem, for statistics and `advantage_by_category`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_token_ids", TokenIds(self.prompt_token_ids))
         if not self.members:
             raise ValueError(f"group {self.prompt_id!r} has no completions")
 

@@ -32,6 +32,7 @@ from learner.step.plan import StepPlan, plan_step, refuse_stale
 from learner.tree.attention import kind_on
 from learner.tree.prefix_tree import TokenSequence, build_tree
 from learner.types import ScoredGroup, UpdateMetrics
+from rollout_server.arrays import TokenIds
 from rollout_server.types import AdapterPayload, AdapterProbe
 
 
@@ -346,7 +347,7 @@ class LearnerRank:
         self._on_progress(self._num_passes)
 
     def _logprobs_of_probe(self, use_adapter: bool) -> tuple[float, ...]:
-        tokens = self._probes.tokens
+        tokens = TokenIds(self._probes.tokens)
         context = max(1, len(tokens) - NUM_PREDICTIONS)
         sequence = TokenSequence(prompt_token_ids=tokens[:context], completion_token_ids=tokens[context:])
         with self._evaluating():

@@ -182,7 +182,7 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         outputs = await asyncio.gather(
-            *(self._finish_request(tuple(token_ids), parameters, lora, priority=_PROBES_FIRST) for lora in versions)
+            *(self._finish_request(token_ids, parameters, lora, priority=_PROBES_FIRST) for lora in versions)
         )
         logprobs = [list(output.prompt_logprobs.logprobs) for output in outputs]
         assert all(len(row) == len(token_ids) - 1 for row in logprobs)  # the first token has none
@@ -308,7 +308,7 @@ class VllmEngine:
 
     async def _finish_request(
         self,
-        token_ids: tuple[int, ...],
+        token_ids: Sequence[int],
         parameters: Any,
         lora: AdapterVersion | None,
         *,

@@ -1,10 +1,13 @@
-"""What crosses the rollout server's door: small frozen values of ints, floats and strings. Standard library only."""
+"""What crosses the rollout server's door: small frozen values, of numbers, rows of them and strings. Standard library
+only."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
+
+from rollout_server.arrays import Logprobs, TokenIds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +37,8 @@ class Prompt:
     """A tokenised prompt: the chat template and few-shot examples are already in it."""
 
     prompt_id: str
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
+    """Any sequence of them is taken."""
     seed: int | None = None
     """Of its completions, each of which derives one of its own; None: whatever the engine draws next. Engines that pay
     for seeds do not look at it (see `RolloutConfig.own_seeds`)."""
@@ -42,6 +46,7 @@ class Prompt:
     """None: begin it at once."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", TokenIds(self.token_ids))
         if not self.token_ids:
             raise ValueError(f"prompt {self.prompt_id!r} has no tokens")
 
@@ -79,8 +84,9 @@ class Completion:
     """One sampled completion, on exactly one adapter version from first token to last."""
 
     prompt_id: str
-    token_ids: tuple[int, ...]
-    sampling_logprobs: tuple[float, ...]
+    token_ids: TokenIds
+    """Any sequence of them is taken, here and below."""
+    sampling_logprobs: Logprobs
     """log p of each sampled token under the sampler's processed distribution (after temperature), natural log."""
     text: str
     finish_reason: FinishReason
@@ -88,6 +94,8 @@ class Completion:
     """0 is the base model, before any adapter was published."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", TokenIds(self.token_ids))
+        object.__setattr__(self, "sampling_logprobs", Logprobs(self.sampling_logprobs))
         if len(self.token_ids) != len(self.sampling_logprobs):
             raise ValueError(
                 f"completion of {self.prompt_id!r}: {len(self.token_ids)} tokens but "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rollout_server.arrays import Logprobs, TokenIds
 from rollout_server.counters import Counters
 from rollout_server.errors import GenerationError
 from rollout_server.types import AdapterVersion, Completion, FinishReason, Prompt, SamplingParams
@@ -64,8 +65,8 @@ def completion_from(prompt_id: str, piece: Any, version: int) -> Completion:
         )
     return Completion(
         prompt_id=prompt_id,
-        token_ids=tuple(piece.token_ids),
-        sampling_logprobs=tuple(piece.logprobs.logprobs),
+        token_ids=TokenIds(piece.token_ids),
+        sampling_logprobs=Logprobs(piece.logprobs.logprobs),
         text=piece.text,
         finish_reason=FinishReason(piece.finish_reason),
         adapter_version=version,

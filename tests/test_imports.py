@@ -21,16 +21,16 @@ ROOT = Path(__file__).parents[1]
 
 # room → its modules that other rooms may import
 DOORS = {
-    "rollout_server": ("types", "config", "errors", "worker", "balancing", "forking"),
+    "rollout_server": ("arrays", "types", "config", "errors", "worker", "balancing", "forking"),
     "learner": ("types", "config", "errors", "worker", "checkpoint"),
     "reward_service": ("types", "settings", "errors", "commands", "child", "keys", "clients"),
     "orchestration": (),
 }
 
-# room → the rooms whose doors it may use; of the learner's neighbour, one module
+# room → the rooms whose doors it may use; of the learner's neighbour, two modules
 NEIGHBOURS = {
     "rollout_server": (),
-    "learner": ("rollout_server.types",),
+    "learner": ("rollout_server.arrays", "rollout_server.types"),
     "reward_service": (),
     "orchestration": ("rollout_server", "learner", "reward_service"),
 }
@@ -70,6 +70,7 @@ OPENINGS = {
 # not import each other; the modules of one unit may.
 FLOORS = {
     "rollout_server": (
+        ("arrays",),
         ("types", "config", "errors", "balancing", "forking", "cpu_seeds", "vllm_extension"),
         ("engine_settings", "counters", "publishing", "cpu_lora_plugin", "turns"),
         ("vllm_types",),

@@ -25,6 +25,7 @@ from learner.policy.inputs import tree_inputs, tree_logprobs
 from learner.policy.layers import expected_windows, layer_classes, other_layers
 from learner.tree.attention import TreeAttention
 from learner.tree.prefix_tree import TokenSequence, build_tree
+from rollout_server.arrays import TokenIds
 
 _LENGTHS = {"cpu": (10, 6), "cuda": (160, 84)}
 """Tokens of the prefix and of each branch: few where they cost time, and where kernels are compiled more than one of
@@ -189,7 +190,7 @@ def _sequences(vocabulary: int, device: torch.device, longer_by: int) -> list[To
     )
     first, second = tokens[: prefix_length + branch_length + longer_by], tokens[-branch_length:]
     return [
-        TokenSequence(prompt_token_ids=(int(tokens[0]),), completion_token_ids=tuple(ids[1:].tolist()))
+        TokenSequence(prompt_token_ids=TokenIds(ids[:1]), completion_token_ids=TokenIds(ids[1:]))
         for ids in (first, np.concatenate([tokens[:prefix_length], second]))
     ]
 

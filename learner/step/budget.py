@@ -15,6 +15,7 @@ import torch
 from learner.config import DEFAULT_TOKENS_PER_MICROBATCH, LearnerConfig
 from learner.policy.policy import Policy, tree_inputs, tree_logprobs
 from learner.tree.prefix_tree import TokenSequence, build_tree
+from rollout_server.arrays import TokenIds
 
 USABLE_SHARE = 0.8
 """Of free memory: the rest is for gradients, optimizer state and blocks between which no other fits."""
@@ -98,7 +99,7 @@ def measure(policy: Policy, config: LearnerConfig, device: torch.device, meter: 
     text = policy.model.get_base_model().config.get_text_config()
 
     def run(num_tokens: int) -> None:
-        tokens = tuple(np.random.default_rng(0).integers(0, text.vocab_size, num_tokens + 1).tolist())
+        tokens = TokenIds(np.random.default_rng(0).integers(0, text.vocab_size, num_tokens + 1))
         sequence = TokenSequence(prompt_token_ids=tokens[:1], completion_token_ids=tokens[1:])
         inputs = tree_inputs(build_tree([sequence], share=config.attention != "own"), device, config.attention)
         logprobs_BT, _ = tree_logprobs(policy, inputs, temperature=1.0)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,9 @@ from learner.step.plan import StepPlan
 from learner.tree.attention import kind_on
 from learner.tree.device import on_device
 from learner.tree.prefix_tree import TokenSequence, build_tree
+from rollout_server.arrays import TokenIds
 
-_NOTHING = TokenSequence(prompt_token_ids=(0,), completion_token_ids=(0,))
+_NOTHING = TokenSequence(prompt_token_ids=TokenIds((0,)), completion_token_ids=TokenIds((0,)))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -87,13 +89,15 @@ def make_microbatch(plan: StepPlan, indices: Sequence[int], config: LearnerConfi
     tree = build_tree(sequences, share=config.share_prefixes and config.attention != "own", coarse=coarse)
     inputs = tree_inputs(tree, device, config.attention)
     width = inputs.mask_BT.shape[1]
-    sampling = [plan.sampling_logprobs[index] for index in indices] or [()]
-    padded = [list(row) + [0.0] * (width - len(row)) for row in sampling]
+    sampling_BT = np.zeros((len(sequences), width), dtype=np.float32)
+    for b, index in enumerate(indices):
+        row = plan.sampling_logprobs[index]
+        sampling_BT[b, : len(row)] = row
     return Microbatch(
         inputs=inputs,
         mask_BT=inputs.mask_BT if indices else torch.zeros_like(inputs.mask_BT),
         advantages_B=on_device(torch.tensor([plan.advantages[i] for i in indices] or [0.0]), device),
-        sampling_logprobs_BT=on_device(torch.tensor(padded, dtype=torch.float32), device),
+        sampling_logprobs_BT=on_device(sampling_BT, device),
         num_sequences=len(indices),
         num_tokens=sum(len(plan.sequences[index].completion_token_ids) for index in indices),
         num_distinct_tokens=tree.num_tokens,

@@ -14,6 +14,7 @@ from learner.config import LearnerConfig
 from learner.errors import LearnerError, NothingToLearnError, StaleSampleError
 from learner.tree.prefix_tree import TokenSequence
 from learner.types import ScoredCompletion, ScoredGroup
+from rollout_server.arrays import Logprobs, TokenIds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +24,7 @@ class StepPlan:
     sequences: tuple[TokenSequence, ...]
     """Those that go through the model; the two lists below go along with them."""
     advantages: tuple[float, ...]
-    sampling_logprobs: tuple[tuple[float, ...], ...]
+    sampling_logprobs: tuple[Logprobs, ...]
     group_advantages: tuple[tuple[float | None, ...], ...]
     """Of every member of every group; None: not scored."""
     num_items: int
@@ -88,12 +89,12 @@ def plan_step(
 class _Counted(NamedTuple):
     """A scored completion of a group that takes part."""
 
-    prompt_token_ids: tuple[int, ...]
+    prompt_token_ids: TokenIds
     scored: ScoredCompletion
     advantage: float
 
     @property
-    def token_ids(self) -> tuple[int, ...]:
+    def token_ids(self) -> TokenIds:
         return self.scored.completion.token_ids
 
 

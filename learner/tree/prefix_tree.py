@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rollout_server.arrays import TokenIds
+
 IntArray = NDArray[np.int64]
 
 
@@ -31,17 +33,20 @@ IntArray = NDArray[np.int64]
 class TokenSequence:
     """A prompt and one completion of it."""
 
-    prompt_token_ids: tuple[int, ...]
-    completion_token_ids: tuple[int, ...]
+    prompt_token_ids: TokenIds
+    """Any sequence of them is taken, here and below."""
+    completion_token_ids: TokenIds
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_token_ids", TokenIds(self.prompt_token_ids))
+        object.__setattr__(self, "completion_token_ids", TokenIds(self.completion_token_ids))
         if not self.prompt_token_ids:
             raise ValueError(
                 "a sequence needs at least one prompt token: the first completion token is predicted there"
             )
 
     @property
-    def token_ids(self) -> tuple[int, ...]:
+    def token_ids(self) -> TokenIds:
         return self.prompt_token_ids + self.completion_token_ids
 
 
@@ -246,7 +251,7 @@ def _predictions(
     rows = []
     for path, sequence in zip(paths, sequences, strict=True):
         predictors = path[len(sequence.prompt_token_ids) - 1 :].tolist() if sequence.completion_token_ids else []
-        pairs = zip(predictors, sequence.completion_token_ids, strict=True)
+        pairs = zip(predictors, sequence.completion_token_ids.tolist(), strict=True)
         rows.append(np.asarray([seen.setdefault(pair, len(seen)) for pair in pairs], dtype=np.int64))
     flat = np.asarray(list(seen), dtype=np.int64).reshape(len(seen), 2)
     return flat[:, 0].copy(), flat[:, 1].copy(), tuple(rows)

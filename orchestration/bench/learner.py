@@ -41,6 +41,7 @@ from orchestration.models.resolve import resolve_model
 from orchestration.models.tokenizer import load_tokenizer
 from orchestration.report.progress import counted
 from orchestration.storage.cache import Progress
+from rollout_server.arrays import Logprobs, TokenIds
 from rollout_server.types import Completion, FinishReason
 
 START_TIMEOUT_S, STEP_TIMEOUT_S = 600.0, 3600.0
@@ -141,8 +142,8 @@ def make_groups(options: LearnerBench, model_path: Path) -> tuple[ScoredGroup, .
         for index, length in enumerate(lengths.tolist()):
             completion = Completion(
                 prompt_id=built.prompt.prompt_id,
-                token_ids=tuple(random.integers(1, vocabulary, length + 1).tolist()),
-                sampling_logprobs=(0.0,) * (length + 1),
+                token_ids=TokenIds(random.integers(1, vocabulary, length + 1)),
+                sampling_logprobs=Logprobs((0.0,) * (length + 1)),
                 text="",
                 finish_reason=FinishReason.STOP,
                 adapter_version=0,

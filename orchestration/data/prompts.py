@@ -13,6 +13,7 @@ from typing import Protocol
 from orchestration.data.task import PromptLayout, PromptStyle
 from orchestration.errors import DataError
 from orchestration.types import BuiltPrompt, Message, Problem
+from rollout_server.arrays import TokenIds
 from rollout_server.types import Prompt
 
 PLAIN_STOP = "\n\n"
@@ -110,7 +111,7 @@ class PromptBuilder:
         else:
             header_ids, text = self._conversation(problem.question)
         tail = text[len(self._header) :] if header_ids else text
-        token_ids = (*header_ids, *self._tokenizer.encode(tail, add_special_tokens=False))
+        token_ids = TokenIds((*header_ids, *self._tokenizer.encode(tail, add_special_tokens=False)))
         if self._max_prompt_tokens is not None and len(token_ids) > self._max_prompt_tokens:
             return None
         prompt = Prompt(prompt_id=problem.problem_id, token_ids=token_ids)

@@ -25,6 +25,7 @@ from orchestration.models.quiet import no_progress_bars
 from orchestration.models.tiny_settings import TinySettings
 from orchestration.storage.cache import Progress
 from orchestration.types import Problem
+from rollout_server.arrays import TokenIds
 
 PAD, END, USER, ASSISTANT = "<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>"
 _CONTEXT = 2048
@@ -147,7 +148,7 @@ def _warm_start(model: Any, tokenizer: Any, settings: TinySettings, progress: Pr
     model.eval()
 
 
-def _example(rng: random.Random, tokenizer: Any, builder: PromptBuilder) -> tuple[tuple[int, ...], list[int]]:
+def _example(rng: random.Random, tokenizer: Any, builder: PromptBuilder) -> tuple[TokenIds, list[int]]:
     """Prompt and answer tokens of one random copy problem."""
     wording, number = rng.randrange(len(WORDINGS)), rng.randrange(100)
     question = WORDINGS[wording].format(n=number)
@@ -174,7 +175,7 @@ def _answer(rng: random.Random, wording: int, number: int) -> str:
     return other if draw < _LIKELIEST + _OTHER else str(number)
 
 
-def _pad(pairs: Sequence[tuple[tuple[int, ...], list[int]]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad(pairs: Sequence[tuple[TokenIds, list[int]]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(tokens_BT, labels_BT), padded on the right; only answer tokens have labels."""
     longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
     tokens_BT = torch.full((len(pairs), longest), pad_id)

@@ -19,6 +19,7 @@ from orchestration.bench.gpu.trees import LARGE, LARGE_ON_CPU, TreeShape
 from orchestration.bench.learner_floor import multiply_adds
 from orchestration.bench.one_rank import one_rank
 from orchestration.models.resolve import resolve_model
+from rollout_server.arrays import Logprobs, TokenIds
 from rollout_server.types import Completion, FinishReason
 
 ROUNDS = 3
@@ -105,15 +106,15 @@ def groups_of(shape: TreeShape, *, vocabulary: int) -> tuple[ScoredGroup, ...]:
     groups = []
     for number, (prompt, completions) in enumerate(shape.prompts(vocabulary=vocabulary)):
         members = tuple(_member(f"p{number}", tokens, float(index % 2)) for index, tokens in enumerate(completions))
-        groups.append(ScoredGroup(prompt_id=f"p{number}", prompt_token_ids=prompt, members=members))
+        groups.append(ScoredGroup(prompt_id=f"p{number}", prompt_token_ids=TokenIds(prompt), members=members))
     return tuple(groups)
 
 
 def _member(prompt_id: str, token_ids: Sequence[int], reward: float) -> ScoredCompletion:
     completion = Completion(
         prompt_id=prompt_id,
-        token_ids=tuple(token_ids),
-        sampling_logprobs=(0.0,) * len(token_ids),
+        token_ids=TokenIds(token_ids),
+        sampling_logprobs=Logprobs((0.0,) * len(token_ids)),
         text="",
         finish_reason=FinishReason.STOP,
         adapter_version=0,
@@ -126,7 +127,7 @@ def _floor_s(model: Path, shape: TreeShape, vocabulary: int, speed: float, *, ch
     from learner.tree.prefix_tree import TokenSequence
 
     sequences = [
-        TokenSequence(prompt_token_ids=prompt, completion_token_ids=completion)
+        TokenSequence(prompt_token_ids=TokenIds(prompt), completion_token_ids=TokenIds(completion))
         for prompt, completions in shape.prompts(vocabulary=vocabulary)
         for completion in completions
     ]

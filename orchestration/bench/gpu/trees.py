@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from learner.tree.prefix_tree import PrefixTree, TokenSequence, build_tree
+from rollout_server.arrays import TokenIds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,7 @@ class TreeShape:
         """Packed; the last token of a completion predicts nothing and is left out."""
         return build_tree(
             [
-                TokenSequence(prompt_token_ids=prompt, completion_token_ids=completion)
+                TokenSequence(prompt_token_ids=TokenIds(prompt), completion_token_ids=TokenIds(completion))
                 for prompt, completions in self.prompts(vocabulary=vocabulary)
                 for completion in completions
             ]

@@ -2,6 +2,8 @@
 
     records/step-000012.record      32 bytes of SHA-256, then a `StepRecord` as MessagePack, compressed
 
+Tokens and log-probabilities are in it as bytes, 4 a number; older records, which have lists of numbers, are read too.
+
 A record is written when its update is done, beside its place, and renamed: a step is recorded whole or not at all. With
 the checkpoint before it (or the learner as it begins) it gives the learner after it, so checkpoints may be rare.
 """
@@ -13,7 +15,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -21,6 +23,7 @@ from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
 from orchestration.errors import DataError
 from orchestration.run.ledger.names import RECORDS_FOLDER
 from orchestration.storage.atomic import atomic_write
+from rollout_server.arrays import Packed
 
 Value = TypeVar("Value")
 
@@ -123,7 +126,7 @@ def packed(value: object) -> bytes:
 
     sink = BufferOutputStream()
     with CompressedOutputStream(sink, _CODEC) as stream:
-        stream.write(msgspec.msgpack.encode(value))
+        stream.write(msgspec.msgpack.encode(value, enc_hook=_as_bytes))
     content: bytes = sink.getvalue().to_pybytes()
     return content
 
@@ -133,8 +136,18 @@ def unpacked(content: bytes, kind: type[Value]) -> Value:
     from pyarrow import BufferReader, CompressedInputStream
 
     with CompressedInputStream(BufferReader(content), _CODEC) as stream:
-        value: Value = msgspec.msgpack.decode(stream.read(), type=kind)
+        value: Value = msgspec.msgpack.decode(stream.read(), type=kind, dec_hook=_packed_again)
     return value
+
+
+def _as_bytes(value: object) -> bytes:
+    if isinstance(value, Packed):
+        return value.tobytes()
+    raise NotImplementedError(f"{type(value).__name__} has no form in a record")
+
+
+def _packed_again(kind: type[Packed[Any]], content: bytes | list[Any]) -> Packed[Any]:
+    return kind.of_bytes(content) if isinstance(content, bytes) else kind(content)
 
 
 def storable(groups: Sequence[ScoredGroup]) -> tuple[ScoredGroup, ...]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from orchestration.run.ledger.records import StepRecord, encodable
+from rollout_server.arrays import Packed
 
 
 def completion_id(step: int, group: int, member: int) -> str:
@@ -35,8 +38,6 @@ def completions_table(record: StepRecord) -> Any:
             "adapter_version": member.completion.adapter_version,
             "finish_reason": str(member.completion.finish_reason),
             "num_tokens": len(member.completion.token_ids),
-            "token_ids": member.completion.token_ids,
-            "sampling_logprobs": member.completion.sampling_logprobs,
         }
         for index, (group, group_advantages) in enumerate(zip(groups, advantages, strict=True))
         for number, (member, advantage) in enumerate(zip(group.members, group_advantages, strict=True))
@@ -55,8 +56,23 @@ def completions_table(record: StepRecord) -> Any:
             ("adapter_version", pa.int64()),
             ("finish_reason", pa.string()),
             ("num_tokens", pa.int64()),
-            ("token_ids", pa.list_(pa.int32())),
-            ("sampling_logprobs", pa.list_(pa.float32())),
         ]
     )
-    return pa.Table.from_pylist(rows, schema=schema)
+    table = pa.Table.from_pylist(rows, schema=schema)
+    completions = [member.completion for group in groups for member in group.members]
+    for name, kind, column in (
+        ("token_ids", pa.int32(), [completion.token_ids for completion in completions]),
+        ("sampling_logprobs", pa.float32(), [completion.sampling_logprobs for completion in completions]),
+    ):
+        table = table.append_column(pa.field(name, pa.list_(kind)), _lists(kind, column))
+    return table
+
+
+def _lists(kind: Any, rows: Sequence[Packed[Any]]) -> Any:
+    """A column of lists of numbers, whose bytes are taken as they are."""
+    import pyarrow as pa
+
+    offsets = pa.array([0, *accumulate(map(len, rows))], type=pa.int32())
+    content = pa.py_buffer(b"".join(row.tobytes() for row in rows))
+    numbers = pa.Array.from_buffers(kind, offsets[-1].as_py(), [None, content])
+    return pa.ListArray.from_arrays(offsets, numbers)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from learner.tree.blocks import plan_blocks
 from learner.tree.prefix_tree import PrefixTree, TokenSequence, build_tree, line_up, unpacked
+from rollout_server.arrays import TokenIds
 
 # Three token ids: beginnings are shared often, and at any depth.
 tokens = st.lists(st.integers(1, 3), max_size=6).map(tuple)
@@ -54,7 +55,7 @@ def test_rows_read_back_every_sequence(given_sequences: list[TokenSequence]) -> 
     assert token_ids_SL.shape == position_ids_SL.shape == (len(given_sequences), max(map(num_inputs, given_sequences)))
     for b, sequence in enumerate(given_sequences):
         length = num_inputs(sequence)
-        assert tuple(token_ids_SL[b, :length]) == sequence.token_ids[:length]
+        assert TokenIds(token_ids_SL[b, :length]) == sequence.token_ids[:length]
         assert not token_ids_SL[b, length:].any()
         for t, predictor in enumerate(predictor_R[tree.rows[b]].tolist()):
             assert divmod(predictor, token_ids_SL.shape[1]) == (b, len(sequence.prompt_token_ids) - 1 + t)
@@ -74,10 +75,10 @@ def test_what_is_shared_does_not_stand_in_rows() -> None:
 def test_every_path_reads_back_its_sequence(given_sequences: list[TokenSequence], share: bool, coarse: bool) -> None:
     tree = build_tree(given_sequences, share=share, coarse=coarse)
     for sequence, row in zip(given_sequences, tree.rows, strict=True):
-        assert tuple(tree.target_R[row]) == sequence.completion_token_ids
+        assert TokenIds(tree.target_R[row]) == sequence.completion_token_ids
         for t, predictor in enumerate(tree.predictor_R[row].tolist()):
             path = tree.path(predictor)
-            read_back = tuple(tree.token_ids_N[path].tolist())
+            read_back = TokenIds(tree.token_ids_N[path])
             assert read_back == sequence.token_ids[: len(sequence.prompt_token_ids) + t]
             assert tree.position_ids_N[path].tolist() == list(range(len(path)))
 

@@ -85,7 +85,7 @@ def test_every_prompt_begins_with_the_same_tokens(questions: list[str]) -> None:
         for text in questions:
             built = builder.build(question(text))
             assert built is not None
-            assert built.prompt.token_ids[: len(header)] == header
+            assert tuple(built.prompt.token_ids[: len(header)]) == header
             assert len(built.prompt.token_ids) > len(header)
 
 

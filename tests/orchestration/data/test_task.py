@@ -190,7 +190,7 @@ def test_a_question_may_be_a_conversation_with_a_system_message_of_its_own() -> 
         "<s>system\nCount.</s>\n<s>user\nHello</s>\n<s>assistant\nYes?</s>\n<s>user\nHow many?</s>\n<s>assistant\n"
     )
     assert own.text == "<s>system\nBe brief.</s>\n<s>user\nHow many?</s>\n<s>assistant\n"
-    assert several.prompt.token_ids[: len(builder.header_token_ids)] == builder.header_token_ids
+    assert tuple(several.prompt.token_ids[: len(builder.header_token_ids)]) == builder.header_token_ids
     tokenizer = byte_tokenizer()
     assert tokenizer.decode(several.prompt.token_ids) == several.text
     assert tokenizer.decode(own.prompt.token_ids) == own.text

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+import pyarrow as pa
 import pytest
 
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
@@ -21,6 +23,7 @@ from orchestration.run.ledger.records import (
     record_path,
     recorded_steps,
     storable,
+    unpacked,
     write_record,
 )
 from rollout_server.types import Completion, FinishReason
@@ -289,6 +292,12 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     assert recorded_steps(tmp_path) == [1, 2]
     prune_records(tmp_path, keep_from=2)
     assert recorded_steps(tmp_path) == [2]
+
+
+def test_a_record_with_lists_of_numbers_is_read(tmp_path: Path) -> None:
+    """As records were once written."""
+    as_lists = msgspec.msgpack.encode(a_record(1), enc_hook=lambda row: row.tolist())
+    assert unpacked(pa.compress(as_lists, codec="zstd", asbytes=True), StepRecord) == a_record(1)
 
 
 def test_text_without_a_form_in_files_is_replaced(tmp_path: Path) -> None:
