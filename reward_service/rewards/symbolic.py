@@ -9,11 +9,15 @@ The answers are the answer lines and the boxes, or what `answer_in` says (see `r
 all of them must be right. What is not such an expression, or is too large for one (1000 characters, 300 tokens, 30
 levels, 50 digits, a power above 1000, of variables above 50), scores 0.
 
-`final_answer` is an expression or a number, or a list of these of which any one will do.
+`final_answer` is an expression or a number, or a list of these of which any one will do. With the reference's `form`
+`expanded` an answer has no brackets and no more terms than the longest of these: what was to be expanded or simplified
+is not its own answer.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -32,7 +36,7 @@ from reward_service.rewards.base import (
 from reward_service.text.expressions import ExpressionError, equivalent, parse_expression
 from reward_service.text.extraction import read_answers, shown, undecorated
 from reward_service.text.labels import answer_of
-from reward_service.types import RewardScore
+from reward_service.types import ReferenceKeys, RewardScore
 
 
 class Params(AnswerParams):
@@ -48,6 +52,8 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
     if answers.why is not None:
         return RewardScore(score=0.0, details={"extracted": None, "why": answers.why})
     details = {"extracted": shown(answers.texts[0])}
+    if why := _has_other_form(answers.texts, reference):
+        return RewardScore(score=0.0, details={**details, "why": why})
     try:
         found = [parse_expression(text, params.assume) for text in answers.texts]
     except ExpressionError as error:
@@ -60,6 +66,28 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
         text = answers.texts[verdicts.index(None)]
         raise NotScorableError(f"{shown(text)} could be shown neither equal to the reference nor different from it")
     return RewardScore(score=1.0, details=details)
+
+
+_FORMS = ("any", "expanded")
+_BETWEEN_TERMS = re.compile(r"(?<=[\w)!])\s*[-+]")
+
+
+def _has_other_form(texts: Sequence[str], reference: Reference) -> str | None:
+    """Why an answer has not the form that the reference asks for; None if all have it."""
+    form = (reference or {}).get("form", "any")
+    if form not in _FORMS:
+        raise InvalidReferenceError(f"form {form!r:.100} is none of {', '.join(_FORMS)}")
+    if form == "any":
+        return None
+    most = max(_num_terms(answer_of(text)) for text in acceptable_answers(reference))
+    for text in texts:
+        if "(" in text or _num_terms(text) > most:
+            return f"{shown(text)} is not written out with at most {most} terms"
+    return None
+
+
+def _num_terms(text: str) -> int:
+    return 1 + len(_BETWEEN_TERMS.findall(text))
 
 
 def _is_any_of(expected: list[Any], found: Any, params: Params) -> bool | None:
@@ -82,7 +110,7 @@ REWARD = Reward(
     high=1.0,
     params=Params,
     score=score,
-    keys=FINAL_ANSWER,
+    keys=ReferenceKeys(required=FINAL_ANSWER.required, optional=("form",)),
     deadline_s=5.0,
     preload=("sympy", "reward_service.rewards.warm.symbolic"),
 )
