@@ -13,7 +13,10 @@ from orchestration.data.task import Judges, PromptLayout, register
 from orchestration.types import Problem
 from reward_service.types import RewardSpec
 
-_INSTRUCTION = "Write the Python function. Answer with one fenced python block and nothing else."
+INSTRUCTION = "Write the Python function. Answer with one fenced python block and nothing else."
+ALL_TESTS = RewardSpec(name="code", params={"compiles": 0, "runs": 0, "tests": 0, "all_tests": 1})
+"""Right is what passes every test."""
+
 _NUM_CALLS = 4
 
 
@@ -51,14 +54,13 @@ class Code(GeneratedTask):
         return [self._problem(form, k) for form in _FORMS for k in _NUMBERS]
 
     def layout(self) -> PromptLayout:
-        return PromptLayout(instruction=_INSTRUCTION)
+        return PromptLayout(instruction=INSTRUCTION)
 
     def rewards(self) -> tuple[RewardSpec, ...]:
         return (RewardSpec(name="code"),)
 
     def judges(self) -> Judges:
-        only_all = {"compiles": 0, "runs": 0, "tests": 0, "all_tests": 1}
-        return Judges(strict=RewardSpec(name="code", params=only_all))
+        return Judges(strict=ALL_TESTS)
 
     def _problem(self, form: _Form, k: int) -> Problem:
         function = f"{form.name}_{k}"

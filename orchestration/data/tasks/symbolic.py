@@ -111,7 +111,7 @@ def _some(rng: random.Random, low: int = -9, high: int = 9) -> int:
 
 
 def _simplify_like(rng: random.Random) -> _Item:
-    a, b = rng.randint(2, 20), rng.randint(2, 20)
+    a, b = rng.randint(2, 12), rng.randint(2, 12)
     return _Item(f"Simplify {a}x + {b}x.", f"{a + b}x", "expanded")
 
 
@@ -154,7 +154,7 @@ def _solving(left: Mapping[int, int], right: Mapping[int, int], x: int) -> _Item
 
 
 def _solve_one_step(rng: random.Random) -> _Item:
-    x, b = rng.randint(-12, 12), _some(rng, -12, 12)
+    x, b = rng.randint(1, 12), _some(rng)
     return _solving({1: 1, 0: b}, {0: x + b}, x)
 
 

@@ -1,0 +1,1 @@
+"""Small programming tasks with tests, in three difficulties: one file each."""
