@@ -108,7 +108,12 @@ def _add_replay(commands: Any) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-    evaluate = commands.add_parser("eval", help="greedy accuracy on held-out problems, strict and lenient")
+    evaluate = commands.add_parser(
+        "eval",
+        help="accuracy on held-out problems: strict and lenient, base and adapter",
+        description="Answer held-out problems, greedily and by samples, by the base model and, with --adapter, by both "
+        "on one engine, with the paired difference. With --out an evaluation that was broken off goes on.",
+    )
     evaluate.add_argument("--model", required=True, help="an embedded model's name, a local folder or a hub id")
     evaluate.add_argument("--adapter", help="a peft folder, such as RUN/adapter or s3://…")
     evaluate.add_argument(
@@ -116,6 +121,11 @@ def _add_eval(commands: Any) -> None:
         required=True,
         help="a recipe's name or YAML file (its held-out problems), or a JSON lines file in GSM8K's format",
     )
+    evaluate.add_argument("--no-base", action="store_true", help="with --adapter: leave the base model out")
+    evaluate.add_argument(
+        "--samples", type=positive, default=0, metavar="N", help="draw N completions a problem too: pass@k, maj@N"
+    )
+    evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="keep answers (parquet) and figures (JSON) here")
     evaluate.add_argument("--limit", type=positive, help="use only the first N problems")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     evaluate.add_argument(
@@ -222,22 +232,22 @@ def _replay(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from orchestration.commands.evaluate import run_evaluation
+    from orchestration.commands.evaluate import EvalOptions, run_evaluation
 
-    result = run_evaluation(
-        model=arguments.model,
-        adapter=arguments.adapter,
-        data=arguments.data,
-        limit=arguments.limit,
-        overrides=arguments.overrides,
-        as_lm_eval=arguments.lm_eval_compatible,
+    found = run_evaluation(
+        EvalOptions(
+            model=arguments.model,
+            adapter=arguments.adapter,
+            data=arguments.data,
+            limit=arguments.limit,
+            overrides=arguments.overrides,
+            with_base=not arguments.no_base,
+            num_samples=arguments.samples,
+            as_lm_eval=arguments.lm_eval_compatible,
+            out=arguments.out,
+        )
     )
-    if arguments.json:
-        print(json.dumps(result))
-    else:
-        names = [name.removesuffix("_accuracy") for name in result if name.endswith("_accuracy")]
-        figures = ", ".join(f"{name} {result[f'{name}_accuracy']:.1%}" for name in names)
-        print(f"accuracy: {figures}, on {result['num_problems']} problems")
+    print(json.dumps(found.results) if arguments.json else found.table)
     return 0
 
 

@@ -213,6 +213,11 @@ class RolloutWorker:
         await self._engine.check()
         return self._engine.load().steps
 
+    async def drop_prefix_cache(self) -> None:
+        """Forget computed prefixes, with no request under way: what follows does not depend on what was asked before,
+        to the last bit."""
+        await self._engine.drop_prefix_cache()
+
     async def recent_steps(self) -> Sequence[EngineStep]:
         """The engine's last steps, oldest first: what a publish costs the requests under way can be read off them."""
         return self._engine.recent_steps()

@@ -113,6 +113,7 @@ FLOORS = {
         ("models", "report"),
         ("machine", "page", "tracking"),
         ("cluster",),
+        ("evals",),
         ("submit/common",),
         ("submit/ray",),
         ("submit/sagemaker/host",),

@@ -37,6 +37,10 @@ class LocalGenerator:
         assert isinstance(adapter, LocalAdapter)
         return [await self._worker.publish(adapter.payload, adapter.probe)]
 
+    async def drop_prefix_cache(self) -> None:
+        """What follows is computed as by an engine that has just been started."""
+        await self._worker.drop_prefix_cache()
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalAdapter:

@@ -1,84 +1,104 @@
-"""`rlvr eval`: greedy accuracy of a model, with or without an adapter."""
+"""`rlvr eval`: accuracy of a model, with or without an adapter, or of both and their difference."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from learner.errors import LearnerError
-from orchestration.cluster.reward.deployment import reward_client
-from orchestration.commands.train import import_ahead, make_judges
+from orchestration.commands.train import import_ahead
 from orchestration.errors import ConfigError, DataError, RlvrError
+from orchestration.evals.evaluation import Evaluated, Wanted, evaluate
+from orchestration.evals.store import locked
 from orchestration.machine import doctor
 from orchestration.machine.facts import collect
 from orchestration.machine.placement import place
-from orchestration.models.dequantized import served_model
-from orchestration.models.prompting import make_prompt_builder, training_sampling
-from orchestration.models.resolve import resolve_model
 from orchestration.noise import noise_to_file
 from orchestration.report.progress import progress_printer
-from orchestration.run import lm_eval
-from orchestration.run.evaluation import evaluate
-from orchestration.run.intervals import bootstrap_mean
 from orchestration.run.ledger.names import CONFIG_FILE
-from orchestration.run.rewards import check_rewards
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.settings.tree import recipe_names
-from orchestration.storage.cache import Progress
 from orchestration.storage.s3 import SCHEME, fetch_folder
-from orchestration.types import Problem
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
 from rollout_server.errors import RolloutError
-from rollout_server.forking.leftovers import owned_prefix
-from rollout_server.types import Completion
 
 
-def run_evaluation(
-    *,
-    model: str,
-    adapter: str | None,
-    data: str,
-    limit: int | None,
-    overrides: Sequence[str] = (),
-    as_lm_eval: bool = False,
-) -> dict[str, Any]:
-    """Answer held-out problems greedily through vLLM.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalOptions:
+    """What is evaluated, and how."""
+
+    model: str
+    """Embedded name, local folder or hub id."""
+    adapter: str | None
+    """A peft folder, here or on S3 (`s3://…`); None: the base model alone."""
+    data: str
+    """A recipe's name or YAML file, whose held-out problems are used, or a file of GSM8K's format."""
+    limit: int | None = None
+    """Use only the first so many problems."""
+    overrides: Sequence[str] = ()
+    """Settings, as for `rlvr train`."""
+    with_base: bool = True
+    """Beside an adapter: the base too."""
+    num_samples: int = 0
+    """Completions a problem beside the greedy one, for pass@k and maj@k."""
+    as_lm_eval: bool = False
+    """Answers end at lm-eval's stop strings, and are judged by the two filters of its task `gsm8k` too."""
+    article_tokens: int = 0
+    """Greedy completions run on up to so many tokens, and are judged by the AWS article's evaluation too."""
+    num_train: int = 0
+    """Training problems asked too."""
+    out: Path | None = None
+    """Folder that keeps answers and figures, and from which an evaluation that was broken off goes on."""
+
+
+def run_evaluation(options: EvalOptions) -> Evaluated:
+    """Answer held-out problems through vLLM: greedily, by samples too, by the base and by an adapter.
 
     With learner.quantization, said by the settings or by the run folder the adapter lies in, the dequantised base is
     served, as in that run.
 
-    Args:
-        model: embedded name, local folder or hub id.
-        adapter: a peft folder, here or on S3 (`s3://…`), or None for the base model.
-        data: a recipe's name or YAML file, whose held-out problems are used, or a file of GSM8K's format.
-        limit: use only the first so many problems.
-        overrides: settings, as for `rlvr train`.
-        as_lm_eval: answers end at lm-eval's stop strings, and are judged by the two filters of its task `gsm8k` too.
-
-    Returns:
-        Strict and lenient accuracy with 95 % bootstrap intervals, and counts; with `as_lm_eval` also `strict_match` and
-        `flexible_extract`.
-
     Raises:
         RlvrError: one sentence for the user.
     """
+    adapter = options.adapter
     if adapter is not None and adapter.startswith(SCHEME):
         adapter = str(fetch_folder(adapter, "--adapter"))
-    config = evaluation_config(model=model, adapter=adapter, data=data, limit=limit, overrides=overrides)
+    config = evaluation_config(
+        model=options.model, adapter=adapter, data=options.data, limit=options.limit, overrides=options.overrides
+    )
+    if options.article_tokens:
+        config = with_room(config, options.article_tokens)
+    wanted = Wanted(
+        adapter=None if adapter is None else Path(adapter),
+        adapter_name=options.adapter,
+        with_base=options.with_base,
+        num_samples=options.num_samples,
+        as_lm_eval=options.as_lm_eval,
+        article_tokens=options.article_tokens,
+        num_train=options.num_train,
+    )
+    doctor.require_machine(config)
+    device = place(config, num_gpus=len(collect().gpus)).device
     try:
-        with noise_to_file("rlvr-eval-") as stderr, progress_printer(stderr) as progress:
-            return asyncio.run(_evaluate(config, adapter, progress, as_lm_eval=as_lm_eval))
+        with locked(options.out) as store, noise_to_file("rlvr-eval-") as stderr, progress_printer(stderr) as progress:
+            import_ahead(config)
+            return asyncio.run(evaluate(config, wanted, store, device, progress))
     except (LearnerError, RolloutError, RewardServiceError, ServiceStartError) as error:
         raise RlvrError(str(error)) from error
+
+
+def with_room(config: RunConfig, run_on_tokens: int) -> RunConfig:
+    """The same settings with a context in which completions may run on; prompts may be as long as before."""
+    rollout = config.rollout
+    more = max(0, run_on_tokens - rollout.max_completion_length)
+    longer = rollout.model_copy(update={"max_model_len": rollout.max_model_len + more})
+    return config.model_copy(update={"rollout": longer})
 
 
 def evaluation_config(
@@ -126,86 +146,3 @@ def base_settings(adapter: Path) -> list[str]:
         return []
     keys = ("quantization", "serve_dequantized_base", "dtype")
     return [f"learner.{key}={json.dumps(learner[key])}" for key in keys if key in learner]
-
-
-async def _evaluate(config: RunConfig, adapter: str | None, progress: Progress, *, as_lm_eval: bool) -> dict[str, Any]:
-    from orchestration.cluster.local import local_generator, read_adapter  # loads numpy
-
-    doctor.require_machine(config)
-    device = place(config, num_gpus=len(collect().gpus)).device
-    import_ahead(config)
-    progress("reading the problems", 0.0)
-    problems = config.data.load()
-    if as_lm_eval:
-        check_final_answers(problems.eval)
-    await asyncio.to_thread(check_rewards, config, problems)
-    progress(f"preparing the model {config.model.name}", 0.0)
-    name, revision = config.model.name, config.model.revision
-    model_path = await asyncio.to_thread(resolve_model, name, revision, progress=progress)
-    served = await asyncio.to_thread(served_model, model_path, config, device=device, progress=progress)
-    builder = make_prompt_builder(config, problems, model_path)
-    held_out = builder.build_all(problems.eval)
-    trained = None if adapter is None else read_adapter(Path(adapter))
-    async with AsyncExitStack() as stack:
-        logs = stack.enter_context(tempfile.TemporaryDirectory(prefix=owned_prefix("eval")))
-        progress("starting the reward service and the vLLM engine", 0.0)
-        client = await stack.enter_async_context(reward_client(config, Path(logs)))
-        generator = await stack.enter_async_context(
-            local_generator(model_path=served, config=config.rollout, device=device, seed=config.seed)
-        )
-        if trained is not None:
-            await generator.publish(trained)
-        sampling = training_sampling(config, builder)
-        if as_lm_eval:
-            sampling = replace(sampling, stop=(*sampling.stop, *lm_eval.STOPS))
-        result = await evaluate(
-            generator=generator,
-            judges=make_judges(config, client, run_id="eval"),
-            problems=held_out.prompts,
-            sampling=sampling,
-            cut=lm_eval.cut if as_lm_eval else str,
-            on_progress=lambda done, total: progress(f"answering, {done} of {total} problems", done / total),
-        )
-    figures: dict[str, Any] = {
-        "model": config.model.name,
-        "adapter": adapter,
-        "base": "original" if served == model_path else f"{config.learner.quantization}, dequantised",
-        "num_problems": len(result.completions_N),
-        "num_skipped": len(held_out.skipped),
-        "num_tokens": result.num_tokens,
-        "mean_completion_length": result.mean_completion_length,
-    }
-    scores_by_name = dict(result.scores)
-    if as_lm_eval:
-        scores_by_name |= as_lm_eval_judges([built.problem for built in held_out.prompts], result.completions_N)
-    for name, scores in scores_by_name.items():
-        scored = [score for score in scores if score is not None]
-        interval = bootstrap_mean(scored, seed=config.seed)
-        figures |= {
-            f"{name}_accuracy": interval.estimate,
-            f"{name}_interval_95": [interval.low, interval.high],
-            f"{name}_unscored": len(scores) - len(scored),
-        }
-    return figures
-
-
-def check_final_answers(problems: Sequence[Problem]) -> None:
-    """ConfigError unless all problems have what lm-eval compares with."""
-    for problem in problems:
-        if not isinstance(problem.reference.get("final_answer"), str):
-            raise ConfigError(
-                f"--lm-eval-compatible compares final answers, and {problem.problem_id} has none; leave it out"
-            )
-
-
-def as_lm_eval_judges(
-    problems: Sequence[Problem], completions: Sequence[Completion]
-) -> dict[str, tuple[float | None, ...]]:
-    """Scores by lm-eval's filter, one a problem; a problem without a final answer is a ConfigError."""
-    check_final_answers(problems)
-    answers = [str(problem.reference["final_answer"]) for problem in problems]
-    filters = {"strict_match": lm_eval.strict_match, "flexible_extract": lm_eval.flexible_extract}
-    return {
-        name: tuple(judge(one.text, answer) for one, answer in zip(completions, answers, strict=True))
-        for name, judge in filters.items()
-    }

@@ -15,6 +15,7 @@ from orchestration.storage.cache import Progress
 TICK_S = 0.5
 SHORT_S = 1.0
 """Off a terminal, seconds before a new phase is named: most end sooner."""
+BAR_WIDTH = 20
 PACE_S = 10.0
 """Off a terminal, seconds between two lines of the same phase."""
 
@@ -95,6 +96,10 @@ class _TerminalLine(_PlainLines):
         with self._lock:
             if self._message:
                 self._write(f"\r\x1b[K{self._line()}")
+
+    def _line(self) -> str:
+        done = round(BAR_WIDTH * min(1.0, max(0.0, self._share)))
+        return f"{'━' * done}{'·' * (BAR_WIDTH - done)} {super()._line()}"
 
     def close(self) -> None:
         self._write("\r\x1b[K")

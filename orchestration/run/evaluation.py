@@ -48,7 +48,6 @@ async def evaluate(
     problems: Sequence[BuiltPrompt],
     sampling: SamplingParams,
     together: bool = False,
-    cut: Callable[[str], str] = lambda text: text,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Answer every problem greedily with what is served now, and score the answers.
@@ -58,7 +57,6 @@ async def evaluate(
         sampling: only its lengths and stops are used.
         together: nothing else is being generated: all problems begin as one, and in order, so that which share an
             engine's batches does not depend on when they arrive.
-        cut: what of a completion's text is judged.
         on_progress: told how many of all problems are done.
 
     Raises what generating or scoring raises.
@@ -69,8 +67,7 @@ async def evaluate(
     async def one(index: int, built: BuiltPrompt) -> tuple[Completion, list[float | None]]:
         nonlocal done
         turn = Turn(key=key, index=index, size=len(problems)) if together else None
-        (sampled,) = await generator.generate(replace(built.prompt, turn=turn), greedy)
-        completion = replace(sampled, text=cut(sampled.text))
+        (completion,) = await generator.generate(replace(built.prompt, turn=turn), greedy)
         answers = await gather_or_cancel(
             judge.score(built.problem, built.text, [completion]) for judge in judges.values()
         )

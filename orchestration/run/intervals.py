@@ -80,3 +80,11 @@ def bootstrap_difference(before: Sequence[bool | float], after: Sequence[bool | 
         raise ValueError(f"a paired bootstrap needs the same problems: {len(before)} before, {len(after)} after")
     differences = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
     return bootstrap_mean(differences, seed=seed)
+
+
+def mcnemar_exact(won: int, lost: int) -> float:
+    """Two-sided p of McNemar's exact test: how likely so uneven a split of the problems that changed is if either way
+    were as likely (McNemar 1947; binomial, by `scipy.stats.binomtest`). 1 where none changed."""
+    from scipy import stats
+
+    return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0

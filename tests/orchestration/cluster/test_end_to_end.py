@@ -126,15 +126,27 @@ def test_the_adapter_loads_with_plain_peft(trained: Path) -> None:
     assert not torch.allclose(before, after, atol=1e-3)
 
 
-def test_eval_reads_the_adapter_and_prints_one_json_object(trained: Path) -> None:
+def test_eval_of_base_and_adapter_is_the_same_when_it_was_broken_off(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "evaluation"
     where = ("--model", "tiny", "--adapter", f"{trained}/adapter", "--data", f"{trained}/config.yaml")
-    done = rlvr("eval", *where, "--json", "--lm-eval-compatible")
+    words = ("eval", *where, "--json", "--lm-eval-compatible", "--samples", "2", "--out", str(out))
+    done = rlvr(*words)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
-    assert figures["strict_match_accuracy"] == 0  # of the article's line, which lm-eval does not read
-    assert figures["flexible_extract_accuracy"] == pytest.approx(figures["lenient_accuracy"], abs=0.02)
-    after = json.loads((trained / "summary.json").read_text())["accuracy"]["strict"]["after"]
-    assert figures["strict_accuracy"] == pytest.approx(after, abs=0.02)
+    found = json.loads(done.stdout)["held_out"]
+    greedy = {side: found["sides"][side]["greedy"] for side in ("base", "adapter")}
+    assert greedy["adapter"]["strict_match"]["estimate"] == 0  # of the article's line, which lm-eval does not read
+    for name, other in (("flexible_extract", "lenient"), ("strict", "strict")):
+        assert greedy["adapter"][name]["estimate"] == pytest.approx(greedy["adapter"][other]["estimate"], abs=0.02)
+    accuracy = json.loads((trained / "summary.json").read_text())["accuracy"]["strict"]
+    assert greedy["adapter"]["strict"]["estimate"] == pytest.approx(accuracy["after"], abs=0.02)
+    assert greedy["base"]["strict"]["estimate"] == pytest.approx(accuracy["before"], abs=0.02)
+    assert found["difference"]["greedy"]["strict"]["low"] > 0
+    files = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for batch in sorted((out / "answers").iterdir())[1::2]:  # as one that was killed on its way: these are missing
+        batch.unlink()
+    (out / "results.json").unlink()
+    assert rlvr(*words).stdout == done.stdout
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == files
 
 
 def test_a_run_that_is_killed_again_and_again_makes_the_same_steps_bit_for_bit(trained: Path, tmp_path: Path) -> None:

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from learner.types import ScoredCompletion
-from orchestration.commands.evaluate import as_lm_eval_judges, base_settings, evaluation_config
-from orchestration.errors import ConfigError, DataError
-from orchestration.run import lm_eval
-from orchestration.run.evaluation import evaluate
+from orchestration.commands.evaluate import base_settings, evaluation_config, with_room
+from orchestration.errors import DataError
 from orchestration.settings.config import dump_config, load_config
-from orchestration.types import BuiltPrompt, Problem
-from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
 
 
 def adapter_of_run(run: Path, *overrides: str) -> Path:
@@ -49,57 +42,8 @@ def test_an_adapter_from_elsewhere_says_nothing_of_its_base(tmp_path: Path) -> N
         base_settings(tmp_path / "adapter")
 
 
-class Script:
-    """A generator that says what it is told to, and a judge that keeps what it is shown."""
-
-    reward_names = ("seen",)
-
-    def __init__(self, *texts: str) -> None:
-        self._texts = iter(texts)
-        self.shown: list[str] = []
-
-    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
-        return [
-            Completion(
-                prompt_id=prompt.prompt_id,
-                token_ids=(1,),
-                sampling_logprobs=(0.0,),
-                text=next(self._texts),
-                finish_reason=FinishReason.STOP,
-                adapter_version=0,
-            )
-        ]
-
-    async def score(
-        self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
-    ) -> Sequence[ScoredCompletion]:
-        self.shown += [one.text for one in completions]
-        return [ScoredCompletion(completion=one, rewards=(1.0,), total=1.0) for one in completions]
-
-
-def problem(answer: Any) -> Problem:
-    return Problem(problem_id=f"p/{answer}", question=f"what is {answer}?", reference={"final_answer": answer})
-
-
-async def test_as_lm_eval_judges_it() -> None:
-    """What stands behind a stop string is shown to nobody, and its two filters judge what is left."""
-    problems = [problem("72"), problem("5")]
-    prompts = [
-        BuiltPrompt(problem=one, text=one.question, prompt=Prompt(prompt_id=one.problem_id, token_ids=(1,)))
-        for one in problems
-    ]
-    script = Script("#### 72\n\nQuestion: 1 + 1?\n#### 2", "it is 5.<|im_end|>6")
-    sampling = SamplingParams(num_generations=1, max_completion_length=8)
-    result = await evaluate(
-        generator=script, judges={"seen": script}, problems=prompts, sampling=sampling, cut=lm_eval.cut
-    )
-    assert script.shown == ["#### 72\n\n", "it is 5."]
-    assert as_lm_eval_judges(problems, result.completions_N) == {
-        "strict_match": (1.0, 0.0),
-        "flexible_extract": (1.0, 1.0),
-    }
-
-
-def test_a_task_without_final_answers_cannot_be_judged_so() -> None:
-    with pytest.raises(ConfigError, match="--lm-eval-compatible compares final answers, and p/None has none"):
-        as_lm_eval_judges([problem(None)], [])
+def test_completions_that_run_on_have_room_to_do_so() -> None:
+    config = load_config("tiny")
+    room = config.rollout.max_model_len - config.rollout.max_completion_length
+    assert with_room(config, 1024).rollout.max_model_len - 1024 == room
+    assert with_room(config, 1).rollout == config.rollout

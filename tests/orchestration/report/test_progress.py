@@ -76,7 +76,7 @@ def test_a_terminal_has_one_line_that_is_cleared_at_the_end() -> None:
     with progress_printer(stream) as progress:
         progress("fetching \x1b[2J a file", 0.25)
     assert "\n" not in stream.getvalue()
-    assert "\r\x1b[Kfetching ␛[2J a file 25%" in stream.getvalue()
+    assert "\r\x1b[K━━━━━··············· fetching ␛[2J a file 25%" in stream.getvalue()
     assert stream.getvalue().endswith("\r\x1b[K")
 
 
