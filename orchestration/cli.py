@@ -1,4 +1,4 @@
-"""The command line: `rlvr train | replay | submit | jobs | eval | report | prepare | reward | model | doctor | bench`.
+"""The command line: `rlvr train | replay | plan | submit | jobs | eval | report | prepare | reward | …`.
 
 Only the standard library and the configuration are loaded here; each command imports what it needs when it runs.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestration.commands.arguments import positive
 from orchestration.commands.benches import add_bench_commands
+from orchestration.commands.plan import add_plan_command
 from orchestration.commands.submit import add_submit_commands
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.settings.config import load_config, load_settings
@@ -69,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands)
     add_submit_commands(commands, _recipe_and_overrides)
+    add_plan_command(commands, _recipe_and_overrides)
     _add_replay(commands)
     _add_eval(commands)
     _add_report(commands)

@@ -112,7 +112,7 @@ FLOORS = {
         ("run",),
         ("models", "report"),
         ("machine", "page", "tracking"),
-        ("cluster",),
+        ("cluster", "plan"),
         ("evals",),
         ("submit/common",),
         ("submit/ray",),

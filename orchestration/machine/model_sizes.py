@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestration.models.random_shapes import random_shape
+from orchestration.models.random_shapes import RANDOM_SHAPES, RandomShape, random_shape
 from orchestration.models.resolve import SMOLLM2, TINY
 
 USUAL_VOCABULARY = 152_000
@@ -27,14 +27,26 @@ class ModelSize:
     vocabulary_size: int = 0
     tied_embeddings: bool = True
     """Embeddings and output head are one tensor."""
+    kv_width: int = 0
+    """Numbers in a layer's key of one token, over all its heads; the value has as many."""
 
 
 EMBEDDED_SIZES = {
     SMOLLM2: ModelSize(
-        num_parameters=134_515_008, num_layers=30, hidden_size=576, intermediate_size=1536, vocabulary_size=49_152
+        num_parameters=134_515_008,
+        num_layers=30,
+        hidden_size=576,
+        intermediate_size=1536,
+        vocabulary_size=49_152,
+        kv_width=192,
     ),
     TINY: ModelSize(
-        num_parameters=1_000_000, num_layers=4, hidden_size=128, intermediate_size=512, vocabulary_size=384
+        num_parameters=1_000_000,
+        num_layers=4,
+        hidden_size=128,
+        intermediate_size=512,
+        vocabulary_size=384,
+        kv_width=64,
     ),
 }
 
@@ -44,21 +56,29 @@ def model_size(name: str) -> ModelSize | None:
     if name in EMBEDDED_SIZES:
         return EMBEDDED_SIZES[name]
     if (shape := random_shape(name)) is not None:
-        return ModelSize(
-            num_parameters=shape.num_parameters,
-            num_layers=shape.num_layers,
-            hidden_size=shape.hidden_size,
-            intermediate_size=shape.intermediate_size,
-            vocabulary_size=shape.vocab_size,
-            tied_embeddings=shape.tied_embeddings,
-        )
+        return _size_of_shape(shape)
     for folder in (Path(name).expanduser(), *hub_snapshots(name)):
         if (folder / "config.json").is_file():
             return _size_of_folder(folder)
+    plain = name.rpartition("/")[2].lower().removesuffix("-instruct")
+    if (shape := RANDOM_SHAPES.get(re.sub("-(coder|math)-", "-", plain))) is not None:
+        return _size_of_shape(shape)
     said = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z])", name.rpartition("/")[2].replace("-", " "))
     if said is None:
         return None
     return _usual_shape(int(float(said.group(1)) * {"B": 1e9, "M": 1e6}[said.group(2)]))
+
+
+def _size_of_shape(shape: RandomShape) -> ModelSize:
+    return ModelSize(
+        num_parameters=shape.num_parameters,
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        vocabulary_size=shape.vocab_size,
+        tied_embeddings=shape.tied_embeddings,
+        kv_width=shape.num_kv_heads * (shape.hidden_size // shape.num_heads),
+    )
 
 
 def hub_snapshots(name: str) -> list[Path]:
@@ -69,7 +89,8 @@ def hub_snapshots(name: str) -> list[Path]:
 
 
 def _usual_shape(num_parameters: int) -> ModelSize:
-    """The shape such a model tends to have: 12 x layers x hidden² weights, hidden about 128 x layers."""
+    """The shape such a model tends to have: 12 x layers x hidden² weights, hidden about 128 x layers, four queries to a
+    key."""
     hidden = int((num_parameters * 128 / 12) ** (1 / 3))
     return ModelSize(
         num_parameters=num_parameters,
@@ -78,6 +99,7 @@ def _usual_shape(num_parameters: int) -> ModelSize:
         intermediate_size=4 * hidden,
         vocabulary_size=USUAL_VOCABULARY,
         tied_embeddings=False,
+        kv_width=hidden // 4,
     )
 
 
@@ -90,6 +112,8 @@ def _size_of_folder(folder: Path) -> ModelSize | None:
     text = config.get("text_config", config)
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     try:
+        heads = int(text.get("num_attention_heads", 1))
+        head_dim = int(text.get("head_dim") or int(text["hidden_size"]) // heads)
         size = ModelSize(
             num_parameters=int(stored / BYTES_PER_WEIGHT.get(dtype, 2.0)),
             num_layers=int(text["num_hidden_layers"]),
@@ -97,6 +121,7 @@ def _size_of_folder(folder: Path) -> ModelSize | None:
             intermediate_size=int(text["intermediate_size"]),
             vocabulary_size=int(text.get("vocab_size", USUAL_VOCABULARY)),
             tied_embeddings=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
+            kv_width=head_dim * int(text.get("num_key_value_heads") or heads),
         )
     except (KeyError, TypeError, ValueError):
         return None
