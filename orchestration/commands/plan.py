@@ -7,15 +7,16 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestration.commands.arguments import positive
 from orchestration.errors import ConfigError
-from orchestration.plan.check import Check, check_runs
-from orchestration.plan.gpus import GPUS
-from orchestration.plan.plan import CPU, Machines, Plan, StatedTexts, make_plan
-from orchestration.plan.words import checks_in_words, plan_in_words
+from orchestration.plan.gpus import CPU, GPUS
 from orchestration.settings.config import load_config
+
+if TYPE_CHECKING:
+    from orchestration.plan.check import Check
+    from orchestration.plan.plan import Plan
 
 WordsOf = Callable[[Sequence[str]], tuple[str, list[str]]]
 
@@ -67,6 +68,9 @@ def _run(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int:
         if arguments.words:
             raise ConfigError("--check predicts runs with the settings that they had: leave the recipe out")
         return _check(arguments, on_cpu=gpu == CPU)
+    from orchestration.plan.plan import Machines, StatedTexts, make_plan
+    from orchestration.plan.words import plan_in_words
+
     machines = Machines(nodes=arguments.nodes, gpus_per_node=arguments.gpus_per_node, gpu=gpu, price=arguments.price)
     if gpu == CPU and arguments.nodes > 1:
         raise ConfigError(f"--nodes {arguments.nodes} with --gpu cpu: a run without GPUs is planned for one node")
@@ -81,6 +85,9 @@ def _run(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int:
 
 
 def _check(arguments: argparse.Namespace, *, on_cpu: bool) -> int:
+    from orchestration.plan.check import check_runs
+    from orchestration.plan.words import checks_in_words
+
     checks = check_runs(arguments.check, arguments.measured, on_cpu=on_cpu)
     as_json = json.dumps([_check_as_dict(check) for check in checks], indent=2)
     print(as_json if arguments.json else checks_in_words(checks))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+CPU: Final = "cpu"
+"""In the place of a GPU's name: there is none."""
 PRICES_OF: Final = (
     "on demand, Linux, us-east-1, list prices of late 2025, which change: see https://aws.amazon.com/ec2/pricing/"
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from learner.types import ScoredCompletion, ScoredGroup
+from rollout_server.arrays import Logprobs, TokenIds
 from rollout_server.types import Completion, FinishReason
 
 EXTENDED_TOKEN = 0
@@ -48,7 +49,7 @@ class StatedLengths:
         lengths = [min(longest, max(1, round(random_.lognormvariate(centre, width)))) for _ in range(num_generations)]
         return ScoredGroup(
             prompt_id=prompt_id,
-            prompt_token_ids=(EXTENDED_TOKEN,) * self.prompt_tokens,
+            prompt_token_ids=TokenIds((EXTENDED_TOKEN,) * self.prompt_tokens),
             members=tuple(self._member(length, reward % 2, length >= longest) for reward, length in enumerate(lengths)),
         )
 
@@ -57,8 +58,8 @@ class StatedLengths:
         if known is None:
             completion = Completion(
                 prompt_id="stated",
-                token_ids=(EXTENDED_TOKEN,) * length,
-                sampling_logprobs=(0.0,) * length,
+                token_ids=TokenIds((EXTENDED_TOKEN,) * length),
+                sampling_logprobs=Logprobs((0.0,) * length),
                 text="",
                 finish_reason=FinishReason.LENGTH if truncated else FinishReason.STOP,
                 adapter_version=0,
@@ -108,10 +109,10 @@ class RecordedLengths:
             tokens = tokens[:longest]
         elif member.truncated and longest > self._longest:
             more = math.ceil(random_.expovariate(self._hazard)) if self._hazard else longest
-            tokens = (*tokens, *(EXTENDED_TOKEN,) * min(more, longest - length))
+            tokens = tokens + TokenIds((EXTENDED_TOKEN,) * min(more, longest - length))
         else:
             return member
-        completion = replace(member.completion, token_ids=tokens, sampling_logprobs=(0.0,) * len(tokens))
+        completion = replace(member.completion, token_ids=tokens, sampling_logprobs=Logprobs((0.0,) * len(tokens)))
         return replace(member, completion=completion)
 
     def distinct_tokens(self, groups: Sequence[ScoredGroup]) -> int:

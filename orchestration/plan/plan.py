@@ -8,7 +8,7 @@ from pathlib import Path
 
 from orchestration.errors import ConfigError
 from orchestration.machine.model_sizes import ModelSize, model_size
-from orchestration.plan.gpus import GPUS, PRICES_OF
+from orchestration.plan.gpus import CPU, GPUS, PRICES_OF
 from orchestration.plan.lengths import Lengths, StatedLengths
 from orchestration.plan.measured import MeasuredRun, measured_rates, read_run, recorded_lengths
 from orchestration.plan.rates import Rates, stated_rates
@@ -16,7 +16,6 @@ from orchestration.plan.simulate import Outcome, Split, simulate
 from orchestration.plan.splits import Memory, best_split, fitting, gpus_of, memory_of, possible
 from orchestration.settings.config import RunConfig
 
-CPU = "cpu"
 USUAL_SHARE, USUAL_DEVIATION = 0.5, 0.5
 """Assumed of completions whose lengths are not stated: their mean over the limit, their deviation over the mean."""
 

@@ -10,7 +10,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 from learner.types import ScoredCompletion, ScoredGroup
@@ -26,7 +26,7 @@ from orchestration.types import BuiltPrompt, Problem
 from rollout_server.balancing import Balancer
 from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams
 
-MOST_SEQUENCES = 2048
+MOST_SEQUENCES = 1024
 """Of a simulated step. A larger run is simulated as a part of itself: some of its workers with their share of the
 prompts."""
 STEPS = 8
@@ -86,7 +86,7 @@ def part(config: RunConfig, split: Split) -> tuple[int, int]:
 
     >>> from orchestration.settings.config import RunConfig
     >>> part(RunConfig(prompts_per_step=4096), Split(workers=353, ranks=159))
-    (22, 255)
+    (11, 128)
     """
     sequences = config.prompts_per_step * config.rollout.num_generations
     workers = max(1, round(split.workers / max(1.0, sequences / MOST_SEQUENCES)))
@@ -104,6 +104,8 @@ class _Simulation:
         self._parts = config.prompts_per_step / self._prompts
         self._random = random.Random(seed)
         self._drawn: dict[str, ScoredGroup] = {}
+        self._begun_on: dict[str, int] = {}
+        """Versions; completions themselves stay as they were drawn, since copying them is most of the work."""
         self._number = self._version = 0
         self._balancer = Balancer(self._workers)
 
@@ -119,8 +121,9 @@ class _Simulation:
             if step == first:
                 began, before, busy = loop.time(), clock.seconds(), self._busy()
             batch = await flow.next_batch()
+            age = self._age(batch)
             if step >= first:
-                ages.append(self._age(batch))
+                ages.append(age)
                 tokens.append(batch.num_generated_tokens * self._parts)
             with clock.phase("learning"):
                 await self._learner.work([self._rates.learning_s(self._largest_share(batch))])
@@ -181,8 +184,7 @@ class _Simulation:
         return fmean(engine.busy_s for engine in self._engines), self._learner.busy_s
 
     def _age(self, batch: Batch) -> float:
-        members = (member for group in batch.scored_P for member in group.members)
-        return fmean(self._version - member.completion.adapter_version for member in members)
+        return fmean(self._version - self._begun_on.pop(group.prompt_id) for group in batch.scored_P)
 
     def _largest_share(self, batch: Batch) -> float:
         """Distinct tokens of the rank that has most, of groups that have a gradient; all where `beta` wants all."""
@@ -208,7 +210,8 @@ class _Simulation:
         )
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
-        group, version = self._drawn[prompt.prompt_id], self._version
+        group = self._drawn[prompt.prompt_id]
+        self._begun_on[prompt.prompt_id] = self._version
         lengths = lengths_of(group)
         worker = self._balancer.begin(prefix=0, num_sequences=len(lengths))
         block = CPU_BLOCK if self._split.cpu else GPU_BLOCK
@@ -217,7 +220,7 @@ class _Simulation:
             await self._engines[worker].work(lengths, extra_s=prefill_s)
         finally:
             self._balancer.end(worker, num_sequences=len(lengths))
-        return [replace(member.completion, adapter_version=version) for member in group.members]
+        return [member.completion for member in group.members]
 
     async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
         raise NotImplementedError("the simulated loop publishes by itself")
@@ -226,5 +229,4 @@ class _Simulation:
         self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
     ) -> Sequence[ScoredCompletion]:
         await asyncio.sleep(self._rates.scoring_s)
-        members = self._drawn.pop(problem.problem_id).members
-        return [replace(member, completion=completion) for member, completion in zip(members, completions, strict=True)]
+        return self._drawn.pop(problem.problem_id).members

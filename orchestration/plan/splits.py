@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from orchestration.errors import MachineError
@@ -99,7 +99,11 @@ def fitting(config: RunConfig, splits: Iterable[Split], gpu_bytes: int) -> list[
     Raises:
         MachineError: none is; it says what the least of them needs.
     """
-    judged = [(split, memory_of(config, split, gpu_bytes)[0]) for split in splits]
+    # What a GPU holds does not depend on how many workers there are.
+    judged = [
+        (split, memory_of(config, split if split.shared else replace(split, workers=1), gpu_bytes)[0])
+        for split in splits
+    ]
     kept = [split for split, memory in judged if memory.fits]
     if not kept:
         least = min((memory for _, memory in judged), key=lambda memory: max(memory.rollout, memory.learner))

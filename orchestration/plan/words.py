@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from orchestration.machine.needs import GIB
 from orchestration.plan.check import BOUND, Check
-from orchestration.plan.plan import CPU, Plan
+from orchestration.plan.gpus import CPU
+from orchestration.plan.plan import Plan
 from orchestration.plan.rates import Rates
 from orchestration.plan.simulate import Outcome, Split
 
