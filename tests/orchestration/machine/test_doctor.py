@@ -318,7 +318,7 @@ def test_a_second_worker_needs_a_second_engine() -> None:
     ("name", "num_parameters"),
     [
         ("Qwen/Qwen2.5-0.5B", 494_032_768),
-        ("Qwen/Qwen2.5-0.5B-Instruct", 500_000_000),
+        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
         ("meta-llama/Llama-3.1-8B", 8_000_000_000),
         ("HuggingFaceTB/SmolLM2-135M-Instruct", 135_000_000),
         ("smollm2-135m-instruct", 134_515_008),
@@ -336,6 +336,7 @@ def test_a_size_is_read_from_a_folder_or_the_hub_cache(tmp_path: Path, monkeypat
     folder = tmp_path / "models--someone--model" / "snapshots" / "abc"
     folder.mkdir(parents=True)
     shape = {"num_hidden_layers": 3, "hidden_size": 8, "intermediate_size": 16, "vocab_size": 10, "dtype": "float32"}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2}
     (folder / "config.json").write_text(json.dumps(shape))
     (folder / "model.safetensors").write_bytes(b"\0" * 4000)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
@@ -346,6 +347,7 @@ def test_a_size_is_read_from_a_folder_or_the_hub_cache(tmp_path: Path, monkeypat
         intermediate_size=16,
         vocabulary_size=10,
         tied_embeddings=False,
+        kv_width=4,
     )
     assert model_size(str(folder)) == expected
     assert model_size("someone/model") == expected
