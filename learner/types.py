@@ -24,6 +24,10 @@ class ScoredCompletion:
     total: float | None
     """Weighted sum of what was scored; None leaves the completion out of its group. NaN, here and in `rewards`, is
     taken as None."""
+    reasons: tuple[str | None, ...] = ()
+    """Why a reward is None, one entry per reward; empty: not known. For records alone, as is the next."""
+    item_id: str = ""
+    """By which the reward service was asked about it, and its audit log knows it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rewards", tuple(map(self._known, self.rewards)))

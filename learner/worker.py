@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from learner.step.budget import TokenBudget
 from learner.step.metrics import MetricTotals, over_iterations
 from learner.step.microbatches import WorkModel, plan_ranks
 from learner.step.passes import Microbatch, Microbatches, loss_of_step, make_microbatch, run_pass
-from learner.step.plan import StepPlan, plan_step, refuse_stale
+from learner.step.plan import StepPlan, index_of, plan_step, refuse_stale
+from learner.step.share import gradient_share
 from learner.tree.attention import kind_on
 from learner.tree.prefix_tree import TokenSequence, build_tree
 from learner.types import ScoredGroup, UpdateMetrics
@@ -153,22 +155,11 @@ class LearnerRank:
             raise LearnerError(f"the learner is at step {self._step}, and was asked for update {step}")
         begun = time.perf_counter()
         refuse_stale(groups, policy_version=self._step, max_staleness=max_staleness)
-        plan = plan_step(
-            groups,
-            self._config,
-            reward_weights=self._reward_weights,
-            max_completion_length=self._max_completion_length,
-        )
+        plan = self._plan(groups)
         self._probes.choose(groups, base_dtype(self._config, self._device))
         max_tokens = self._budget.tokens(lambda own: self._engine.all_reduce([own], op="min")[0])
         warning = self._budget.warning(max((len(one.token_ids) for one in plan.sequences), default=0), max_tokens)
-        microbatches = Microbatches(
-            self._own_indices(plan, max_tokens),
-            lambda indices: make_microbatch(plan, indices, self._config, self._device),
-        )
-        if self._config.loss.beta > 0:
-            for microbatch in microbatches:
-                microbatch.ref_logprobs_BT, _ = self._without_gradient(microbatch, use_adapter=False)
+        microbatches = self._microbatches(plan, self._own_indices(plan, max_tokens))
         values = over_iterations(
             [self._iteration(plan, microbatches, number) for number in range(1, self._config.num_iterations + 1)]
         )
@@ -183,6 +174,36 @@ class LearnerRank:
             warnings=() if warning is None else (warning,),
         )
         return self._last_update
+
+    def gradient_share(self, groups: Sequence[ScoredGroup], group: int, member: int) -> dict[str, float] | None:
+        """What one completion has of the gradient that an update on `groups` would have now, in its first iteration and
+        before clipping; nothing moves. For a single rank, whose dropout is off meanwhile.
+
+        Returns:
+            `share`, `norm`, `step_norm` and `cosine` of `learner.step.share`; None where the completion has no part in
+            the loss: not scored, cut off and masked, or without an advantage.
+        """
+        plan, scored = self._plan(groups), groups[group].members[member]
+        index = index_of(plan, groups[group].prompt_token_ids, scored.completion, plan.group_advantages[group][member])
+        if index is None:
+            return None
+        config = loss_of_step(self._config.loss, max_completion_length=self._max_completion_length)
+        microbatches = self._microbatches(plan, self._own_indices(plan, self._budget.tokens(lambda own: own)))
+        threshold = self._entropy_threshold(microbatches)
+
+        def loss_of(microbatch: Microbatch) -> Tensor:
+            self._tell_progress()
+            return run_pass(
+                self._policy, microbatch, plan, config, temperature=self._temperature, entropy_threshold=threshold
+            ).loss
+
+        with self._without_dropout():
+            found = gradient_share(
+                lambda: loss_of(self._microbatches(plan, [[index]])[0]),
+                (partial(loss_of, microbatch) for microbatch in microbatches),
+                [parameter for parameter in self._policy.parameters() if parameter.requires_grad],
+            )
+        return found._asdict()
 
     def export_adapter(self) -> AdapterPayload:
         """The adapter's files and its version; what a worker proves it by comes from `probe_adapter`, later. Every rank
@@ -278,6 +299,22 @@ class LearnerRank:
             kind, words = said[0]
             raise kind(words)
 
+    def _plan(self, groups: Sequence[ScoredGroup]) -> StepPlan:
+        return plan_step(
+            groups,
+            self._config,
+            reward_weights=self._reward_weights,
+            max_completion_length=self._max_completion_length,
+        )
+
+    def _microbatches(self, plan: StepPlan, indices: Sequence[Sequence[int]]) -> Microbatches:
+        """Of these sequences, with the base model's log-probs where the loss wants them."""
+        microbatches = Microbatches(indices, lambda own: make_microbatch(plan, own, self._config, self._device))
+        if self._config.loss.beta > 0:
+            for microbatch in microbatches:
+                microbatch.ref_logprobs_BT, _ = self._without_gradient(microbatch, use_adapter=False)
+        return microbatches
+
     def _own_indices(self, plan: StepPlan, max_tokens: int) -> list[list[int]]:
         """The sequences of this rank's micro-batches; an empty list among them stands for a pass that adds nothing,
         which keeps the ranks in step where every pass needs them all."""
@@ -363,15 +400,17 @@ class LearnerRank:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """No gradient, no dropout.
+        """No gradient, no dropout."""
+        with self._without_dropout(), torch.no_grad():
+            yield
 
-        Not `policy.eval()`: bitsandbytes then repacks a 4-bit base on CPUs, with its scales rounded to bfloat16.
-        """
+    @contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        """Not `policy.eval()`: bitsandbytes then repacks a 4-bit base on CPUs, with its scales rounded to bfloat16."""
         try:
             for module in self._dropouts:
                 module.eval()
-            with torch.no_grad():
-                yield
+            yield
         finally:
             for module in self._dropouts:
                 module.train()

@@ -18,6 +18,7 @@ from orchestration.commands.arguments import positive
 from orchestration.commands.benches import add_bench_commands
 from orchestration.commands.plan import add_plan_command
 from orchestration.commands.submit import add_submit_commands
+from orchestration.commands.trace import add_trace
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.settings.config import load_config, load_settings
 from orchestration.settings.tree import recipe_names
@@ -74,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     _add_eval(commands)
     _add_report(commands)
+    add_trace(commands)
     _add_prepare(commands)
     _add_settings(commands)
     _add_reward(commands)

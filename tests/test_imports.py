@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 DOORS = {
     "rollout_server": ("arrays", "types", "config", "errors", "worker", "balancing", "forking"),
     "learner": ("types", "config", "errors", "worker", "checkpoint"),
-    "reward_service": ("types", "settings", "errors", "commands", "child", "keys", "clients"),
+    "reward_service": ("types", "settings", "errors", "commands", "child", "keys", "clients", "audit.reading"),
     "orchestration": (),
 }
 
@@ -110,7 +110,7 @@ FLOORS = {
         ("data/tasks",),
         ("settings",),
         ("run",),
-        ("models", "report"),
+        ("models", "report", "trace"),
         ("machine", "page", "tracking"),
         ("cluster", "plan"),
         ("evals",),

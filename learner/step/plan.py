@@ -15,6 +15,7 @@ from learner.errors import LearnerError, NothingToLearnError, StaleSampleError
 from learner.tree.prefix_tree import TokenSequence
 from learner.types import ScoredCompletion, ScoredGroup
 from rollout_server.arrays import Logprobs, TokenIds
+from rollout_server.types import Completion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +85,16 @@ def plan_step(
         num_sequences=max(1, len(counted)),
         num_tokens=sum(len(one.prompt_token_ids) + len(one.token_ids) for one in counted),
     )
+
+
+def index_of(plan: StepPlan, prompt_token_ids: TokenIds, completion: Completion, advantage: float | None) -> int | None:
+    """Which of the plan's sequences a completion is; the first, where the plan has its like; None: none of them."""
+    wanted = tuple(prompt_token_ids), tuple(completion.token_ids), advantage, tuple(completion.sampling_logprobs)
+    for index, sequence in enumerate(plan.sequences):
+        tokens = tuple(sequence.prompt_token_ids), tuple(sequence.completion_token_ids)
+        if (*tokens, plan.advantages[index], tuple(plan.sampling_logprobs[index])) == wanted:
+            return index
+    return None
 
 
 class _Counted(NamedTuple):

@@ -8,13 +8,15 @@ import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.cluster.actors import actor_environment
-from orchestration.cluster.hosted_rank import Rank
 from orchestration.cluster.local import LocalAdapter
 from orchestration.settings.config import RunConfig
+
+if TYPE_CHECKING:
+    from learner.worker import LearnerRank
 
 
 def learner_settings(config: RunConfig, *, device: str) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def learner_settings(config: RunConfig, *, device: str) -> dict[str, Any]:
 class LocalLearner:
     """The `Learner` port over one rank in this process."""
 
-    def __init__(self, rank: Rank, max_staleness: int) -> None:
+    def __init__(self, rank: LearnerRank, max_staleness: int) -> None:
         self._rank, self._max_staleness, self._step = rank, max_staleness, 0
 
     async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
@@ -42,6 +44,12 @@ class LocalLearner:
         )
         self._step = metrics.step
         return metrics
+
+    async def gradient_share(
+        self, groups_P: Sequence[ScoredGroup], group: int, member: int
+    ) -> Mapping[str, float] | None:
+        """Of a completion, in the update that would be made of these groups now; see `LearnerRank`."""
+        return await asyncio.to_thread(self._rank.gradient_share, groups_P, group, member)
 
     async def export_adapter(self) -> LocalAdapter:
         payload = await asyncio.to_thread(self._rank.export_adapter)
@@ -65,7 +73,7 @@ async def local_learner(*, model_path: Path, config: RunConfig, device: str) -> 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    rank: Rank = LearnerRank(
+    rank = LearnerRank(
         rank=0,
         world_size=1,
         master_addr="127.0.0.1",

@@ -36,6 +36,8 @@ class ReplayOptions:
     step: int
     rollout: bool
     """Sample the step's prompts again, instead of learning from its groups."""
+    completion: tuple[int, int] | None = None
+    """Group and member whose share of the step's gradient is measured before it is learned."""
 
 
 def run_replay(options: ReplayOptions, progress: Progress) -> dict[str, Any]:
@@ -102,6 +104,8 @@ async def _replay(options: ReplayOptions, config: RunConfig, record: StepRecord,
         if options.rollout:
             adapter = await learner.export_adapter() if step > 1 else None
         else:
+            if options.completion is not None:
+                figures["gradient"] = await learner.gradient_share(record.groups_P, *options.completion)
             progress(f"learning step {step} again", 1.0)
             update = await learner.update(record.groups_P)
             digest = weights_digest(await (await learner.export_adapter()).fetch())

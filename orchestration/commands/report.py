@@ -10,9 +10,9 @@ from typing import Final
 from orchestration.errors import ConfigError, MachineError
 from orchestration.page.data import Run, read_run
 from orchestration.page.page import render
+from orchestration.run.ledger.names import REPORT_FILE
 from orchestration.storage.atomic import atomic_write
 
-REPORT_FILE: Final = "report.html"
 WATCH_S: Final = 5.0
 """Seconds between two readings of runs that are under way."""
 MOST_COMPLETIONS: Final = 20_000

@@ -30,7 +30,7 @@ from orchestration.models.resolve import resolve_model
 from orchestration.report import Reporter, make_reporter
 from orchestration.run.ledger.changes import where_to_go_on
 from orchestration.run.ledger.folder import RunFolder
-from orchestration.run.ledger.names import COMPLETIONS_FOLDER
+from orchestration.run.ledger.names import AUDIT_FILE, COMPLETIONS_FOLDER
 from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.ports import Scorer
 from orchestration.run.rewards import check_rewards
@@ -102,6 +102,7 @@ async def _train(config: RunConfig) -> int:
                     )
                 summary = await TrainingLoop(config, rooms, folder, reporter, stop).run()
         finally:
+            _seal(folder, shown)
             folder.close()
     return 0 if summary["status"] == "finished" else 130
 
@@ -123,6 +124,17 @@ def tracked_reporter(config: RunConfig, folder: RunFolder, reporter: Reporter) -
         return [*page, *(path for path in paths if path.exists())]
 
     return TrackingReporter(reporter, open_trackers(config.report_to, run), kept)
+
+
+def _seal(folder: RunFolder, reporter: Reporter) -> None:
+    """Everything has ended that wrote to the folder."""
+    try:
+        head = folder.seal()
+    except RlvrError as error:
+        reporter.note("warning", f"the run's trail has no end: {error}")
+        return
+    if head is not None:
+        reporter.note("info", f"the trail ends with {head}: kept elsewhere, it proves the folder (rlvr trace --verify)")
 
 
 async def _check_rewards(config: RunConfig, problems: Problems) -> None:
@@ -170,7 +182,10 @@ async def _start_rooms(
     connecting = asyncio.create_task(_timed(start, "ray", asyncio.to_thread(cluster.connect)))
     stack.push_async_callback(asyncio.wait, {connecting})  # shut down while it connects, Ray would stay behind
     if not in_cluster:
-        service = stack.enter_async_context(reward_client(config, folder.path / "logs", note=reporter.note))
+        audit_log = folder.path / AUDIT_FILE if config.audit else None
+        service = stack.enter_async_context(
+            reward_client(config, folder.path / "logs", audit_log=audit_log, note=reporter.note)
+        )
         client = await _timed(start, "reward_service", service)
         scorer, judges = make_scorers(config, client, run_id=folder.path.name)
     placement = await connecting

@@ -20,7 +20,7 @@ from orchestration.run.evaluation import Evaluation, evaluate
 from orchestration.run.flow import Batch, FlowSettings, RolloutFlow, Source
 from orchestration.run.ledger.folder import RunFolder
 from orchestration.run.ledger.ledger import Ledger
-from orchestration.run.ledger.records import RunState, StepRecord, encodable, storable
+from orchestration.run.ledger.records import RunState, StepRecord, encodable, given_to_rewards, storable
 from orchestration.run.ledger.recovery import catch_up, records_of
 from orchestration.run.ledger.resume import state_files
 from orchestration.run.metrics import Number, PhaseClock, step_row
@@ -226,6 +226,9 @@ class TrainingLoop:
     def _record(self, flow: RolloutFlow, batch: Batch, update: UpdateMetrics, row: dict[str, Number]) -> StepRecord:
         return StepRecord(
             groups_P=storable(batch.scored_P),
+            references={
+                group.built.prompt.prompt_id: given_to_rewards(group.built.problem) for group in batch.groups_P
+            },
             prompt_texts={group.built.prompt.prompt_id: encodable(group.built.text) for group in batch.groups_P},
             seeds=tuple(group.seed for group in batch.groups_P),
             reward_names=tuple(self._rooms.scorer.reward_names),

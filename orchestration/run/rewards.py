@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from orchestration.data.problems import Problems
@@ -19,11 +20,14 @@ from reward_service.types import ItemResult, Reason, RewardItem, RewardSpec
 _OURS = {"host", "port", "keys_file", "ssl_certfile", "ssl_keyfile", "rewards"}
 
 
-def service_settings(config: RunConfig) -> dict[str, Any]:
+def service_settings(config: RunConfig, *, audit_log: Path | None = None) -> dict[str, Any]:
     """Settings for a service that the run starts: those of `settings_file`, and only the rewards that the run needs,
     so that it starts without loading the libraries of others.
 
     Modules beside the settings file can be imported from then on, by the service too.
+
+    Args:
+        audit_log: where decisions are recorded, whatever database the settings file names.
 
     Raises ConfigError naming the file.
     """
@@ -37,7 +41,10 @@ def service_settings(config: RunConfig) -> dict[str, Any]:
     if config.reward.settings_file is not None:  # rewards of one's own may lie beside it
         make_importable(config.reward.settings_file.parent)
     names = dict.fromkeys(spec.name for spec in (*config.rewards, *config.judges.values()))
-    return settings.model_dump(exclude_unset=True, exclude=_OURS) | {"rewards": tuple(names)}
+    given = settings.model_dump(exclude_unset=True, exclude=_OURS) | {"rewards": tuple(names)}
+    if audit_log is not None:
+        given["audit"] = (given.get("audit") or {}) | {"database": str(audit_log.absolute())}
+    return given
 
 
 def reward_item(problem: Problem, *, prompt: str, completion: str, item_id: str = "") -> RewardItem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
 from collections.abc import Sequence
 from typing import Protocol
@@ -48,7 +49,9 @@ class HttpScorer:
         Raises RewardsUnavailableError when the service does not answer sensibly until the client's deadline.
         """
         items = [
-            reward_item(problem, prompt=prompt_text, completion=completion.text, item_id=str(index))
+            reward_item(
+                problem, prompt=prompt_text, completion=completion.text, item_id=item_id(problem, completion, index)
+            )
             for index, completion in enumerate(completions)
         ]
         version = min((completion.adapter_version for completion in completions), default=0)
@@ -61,9 +64,18 @@ class HttpScorer:
                 completion=completion,
                 rewards=tuple(result.rewards[name].score for name in self.reward_names),
                 total=result.total,
+                reasons=tuple(result.rewards[name].reason for name in self.reward_names),
+                item_id=item.id,
             )
-            for completion, result in zip(completions, results, strict=True)
+            for completion, item, result in zip(completions, items, results, strict=True)
         ]
+
+
+def item_id(problem: Problem, completion: Completion, index: int) -> str:
+    """By which the service is asked about a completion: problem, version, place in the group, and eight digits of the
+    text's SHA-256, so that an id is never that of two different answers, and the same in every start of a run."""
+    digest = hashlib.sha256(completion.text.encode("utf-8", "replace")).hexdigest()
+    return f"{problem.problem_id}/{completion.adapter_version}/{index}/{digest[:8]}"
 
 
 class RandomControlScorer:

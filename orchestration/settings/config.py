@@ -104,6 +104,11 @@ class RunConfig(Section):
         ge=1,
         description="Steps whose record stays for `rlvr replay`, beside those since the oldest checkpoint.",
     )
+    audit: bool = Field(
+        False,
+        description="Keep the reward service's audit log in the run folder, and digests of all that is written there, "
+        "for `rlvr trace`; takes reward.deployment=local.",
+    )
     resume: Literal["auto", "adapter"] = Field(
         "auto",
         description="How a run_dir that holds steps goes on. auto: from its checkpoint and records; adapter: where "
@@ -197,6 +202,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"placement=colocated shares GPUs between rooms that rollout_nodes={self.rollout_nodes} and "
                 f"learner_nodes={self.learner_nodes} keep on different nodes: use placement=split"
+            )
+        if self.audit and (self.reward.url is not None or self.reward.deployment.kind != "local"):
+            own = "reward.url" if self.reward.url is not None else "reward.deployment=actor"
+            raise ValueError(
+                f"audit=true keeps the reward service's log in the run folder, and with {own} the service may be "
+                f"elsewhere: leave one of them out (reward.settings_file says where the log goes then)"
             )
         self.data.check()
         names = [spec.name for spec in self.rewards]

@@ -141,6 +141,23 @@ def test_flat_groups_are_not_computed_and_count_in_the_denominators(llama: str) 
     assert found["both"].advantages[1] == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("loss", [LossConfig(), LossConfig(beta=0.1)])
+def test_shares_of_a_gradient_add_up_to_it(llama: str, loss: LossConfig) -> None:
+    groups = (*random_groups(0), make_group((1, 7), [(8, 9), (11, 12)], [1.0, 1.0]), make_group((1,), [(8,)], [None]))
+    members = [(p, g) for p, group in enumerate(groups) for g in range(len(group.members))]
+    with started(llama, loss=loss, max_grad_norm=0.0) as rank:  # type: ignore[arg-type]
+        before = adapter(rank)
+        found = {where: rank.gradient_share(groups, *where) for where in members}
+        shares = [share for share in found.values() if share is not None]
+        assert difference(adapter(rank), before) == 0
+        moved = update(rank, groups).values
+    assert sum(share["share"] for share in shares) == pytest.approx(1, rel=1e-4)
+    for share in shares:
+        assert share["step_norm"] == pytest.approx(moved["grad_norm"], rel=1e-4)
+    flat, unscored = len(groups) - 2, len(groups) - 1
+    assert [found[where] is None for where in ((flat, 0), (unscored, 0))] == [loss.beta == 0, True]
+
+
 def test_unscored_and_truncated_completions(llama: str) -> None:
     group = make_group((1, 2), [(3, 4), (5, 6), (7, 8)], [1.0, None, 0.0])
     cut = make_group((1, 9), [(3, 4), (5, 6)], [1.0, 0.0], finish_reason=FinishReason.LENGTH)

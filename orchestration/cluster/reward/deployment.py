@@ -110,12 +110,17 @@ def _order(run: RunConfig, num_cpus: float, driver_node_id: str, log_folder: Pat
 
 
 def reward_client(
-    run: RunConfig, log_folder: Path, *, note: Note = lambda level, message: None
+    run: RunConfig,
+    log_folder: Path,
+    *,
+    audit_log: Path | None = None,
+    note: Note = lambda level, message: None,
 ) -> AbstractAsyncContextManager[RewardKeeper]:
     """A client of the configured service, or of one started on loopback and kept alive as long as the block lasts.
 
     Args:
         log_folder: where a service that is started here writes its log.
+        audit_log: where it records its decisions; None: where its settings say.
 
     Raises:
         ConfigError: the URL is malformed, or the file with the key cannot be read.
@@ -125,7 +130,7 @@ def reward_client(
     async def start(life: int) -> Service:
         if run.reward.url is not None:
             return ForeignService(await _ready_client(run.reward, run.reward.url, _api_key(run.reward)))
-        settings = ServiceSettings.model_validate(service_settings(run) | {"port": 0})
+        settings = ServiceSettings.model_validate(service_settings(run, audit_log=audit_log) | {"port": 0})
         service = await asyncio.to_thread(
             start_in_subprocess, settings, log_path=log_folder / LOG_NAME, timeout_s=run.reward.start_timeout_s
         )

@@ -8,6 +8,8 @@
     checkpoints/step-000012/         what a stopped run goes on from: see `resume`
     set-aside/                       what an earlier start had of steps that could not be gone on from
     summary.json                     written at the end
+    audit.sqlite3, trail.jsonl       with audit=true: the rewards' decisions; digests of all of the above, chained: see
+                                     `trail`
 
 Whole files are written beside their place and renamed, so a reader (or a crash) never meets half a file. Metrics,
 completions and adapter follow from the records: what is missing of them at a start is written again.
@@ -40,10 +42,12 @@ from orchestration.run.ledger.names import (
     RECORDS_FOLDER,
     SET_ASIDE_FOLDER,
     SUMMARY_FILE,
+    TRAIL_FILE,
 )
 from orchestration.run.ledger.records import StepRecord, record_path, recorded_steps, write_record
 from orchestration.run.ledger.resume import Resumable
 from orchestration.run.ledger.tables import completions_table
+from orchestration.run.ledger.trail import Trail
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.storage.atomic import atomic_write
 from rollout_server.types import ADAPTER_WEIGHTS
@@ -58,12 +62,16 @@ class RunFolder:
     set aside.
     """
 
-    def __init__(self, path: Path, metrics: FileIO, resumable: Resumable | None = None) -> None:
+    def __init__(
+        self, path: Path, metrics: FileIO, resumable: Resumable | None = None, trail: Trail | None = None
+    ) -> None:
         self.path = path
         self.resumable = resumable
         """Where the run goes on."""
         self._metrics = metrics
         self._first_write = True
+        self._trail = trail
+        self._last_row: tuple[int, bytes] | None = None
 
     @classmethod
     def create(cls, config: RunConfig, find: Callable[[Path], Resumable | None] = lambda path: None) -> RunFolder:
@@ -85,6 +93,7 @@ class RunFolder:
                 resumable = find(path)
                 _clear_leftovers(path)
                 atomic_write(path / CONFIG_FILE, dump_config(config).encode())
+                trail = _open_trail(path) if config.audit else None
             except BaseException:
                 metrics.close()
                 if not (path / CONFIG_FILE).exists():  # a new folder: leave nothing that would look like somebody's
@@ -92,7 +101,7 @@ class RunFolder:
                         (path / METRICS_FILE).unlink()
                         path.rmdir()
                 raise
-        return cls(path, metrics, resumable)
+        return cls(path, metrics, resumable, trail)
 
     @property
     def adapter_path(self) -> Path:
@@ -114,6 +123,31 @@ class RunFolder:
                 with suppress(OSError):  # the first error is the one to tell; reopening repairs what this cannot
                     self._metrics.truncate(end)
                 raise
+        self._last_row = (row["step"], line)
+
+    def note_step(self, step: int, adapter: str) -> None:
+        """Put what was written of a step into the trail, where the run keeps one.
+
+        Args:
+            adapter: SHA-256 of the adapter's tensors, as in the record.
+        """
+        if self._trail is None:
+            return
+        row = self._last_row[1] if self._last_row is not None and self._last_row[0] == step else None
+        with _explained(self.path / TRAIL_FILE):
+            self._trail.step(
+                step, files=[record_path(self.path, step), self._table_path(step)], row=row, adapter=adapter
+            )
+
+    def seal(self) -> str | None:
+        """Put the digests of all files into the trail: nothing of the run is written after that.
+
+        Returns: the trail's last hash; None where the run keeps none.
+        """
+        if self._trail is None:
+            return None
+        with _explained(self.path / TRAIL_FILE):
+            return self._trail.end()
 
     def write_record(self, record: StepRecord) -> None:
         """Write what a step was made of. Raises RlvrError, as do the other writers."""
@@ -217,6 +251,12 @@ class RunFolder:
 
     def _table_path(self, step: int) -> Path:
         return self.path / COMPLETIONS_FOLDER / f"step-{step:06d}.parquet"
+
+
+def _open_trail(path: Path) -> Trail:
+    trail = Trail(path)
+    trail.begin()
+    return trail
 
 
 def _with_tied_names(content: bytes, tied: Sequence[tuple[str, str]]) -> bytes:

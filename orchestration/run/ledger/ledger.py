@@ -80,6 +80,7 @@ class Ledger:
         if payload is not None:
             await self._tried(failures, self._folder.write_adapter, payload.files, payload.tied)
         await self._tried(failures, self._folder.append_metrics, dict(await row) or record.row)
+        await self._tried(failures, self._folder.note_step, record.step, record.adapter)
         if failures:
             raise failures[0]
 

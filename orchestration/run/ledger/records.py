@@ -11,9 +11,10 @@ the checkpoint before it (or the learner as it begins) it gives the learner afte
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
 from orchestration.errors import DataError
 from orchestration.run.ledger.names import RECORDS_FOLDER
 from orchestration.storage.atomic import atomic_write
+from orchestration.types import Problem
 from rollout_server.arrays import Packed
 
 Value = TypeVar("Value")
@@ -67,6 +69,8 @@ class StepRecord:
     """Without figures where the learner made the step and could not tell them any more."""
     row: dict[str, float | int | None]
     """Of `metrics.jsonl`, but for what is known only after publishing."""
+    references: dict[str, str] = field(default_factory=dict)
+    """By prompt id: JSON of the `reference` and `metadata` that the rewards were given."""
     adapter: str
     """SHA-256 of the adapter after the step, hexadecimal; empty where it is not known."""
     state: RunState
@@ -165,3 +169,8 @@ def _storable(member: ScoredCompletion) -> ScoredCompletion:
 def encodable(text: str) -> str:
     """Lone surrogates have no UTF-8 form; everything else passes unchanged."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def given_to_rewards(problem: Problem) -> str:
+    """JSON of what the rewards are given of a problem besides prompt and completion."""
+    return json.dumps({"reference": problem.reference, "metadata": problem.metadata})

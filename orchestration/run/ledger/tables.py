@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -18,11 +19,13 @@ def completion_id(step: int, group: int, member: int) -> str:
 def completions_table(record: StepRecord) -> Any:
     """The `pyarrow.Table` of a step, one row a completion; column types do not depend on the values.
 
-    Rewards are columns `reward_NAME`; null is "could not be scored".
+    Rewards are columns `reward_NAME`; null is "could not be scored", and `reason_NAME` says why. `reference` and
+    `metadata` are the JSON that they were given, `item_id` is what the reward service's audit log calls the completion.
     """
     import pyarrow as pa
 
     groups, reward_names = record.groups_P, record.reward_names
+    references = {prompt: _as_json(given) for prompt, given in record.references.items()}
     advantages = record.update.advantages or [[None] * len(group.members) for group in groups]
     rows = [
         {
@@ -32,9 +35,13 @@ def completions_table(record: StepRecord) -> Any:
             "prompt_id": group.prompt_id,
             "prompt": encodable(record.prompt_texts[group.prompt_id]),
             "completion": encodable(member.completion.text),
+            "reference": references.get(group.prompt_id, (None, None))[0],
+            "metadata": references.get(group.prompt_id, (None, None))[1],
             **{f"reward_{name}": reward for name, reward in zip(reward_names, member.rewards, strict=True)},
+            **{f"reason_{name}": reason for name, reason in zip(reward_names, member.reasons, strict=False)},
             "total": member.total,
             "advantage": advantage,
+            "item_id": member.item_id or None,
             "adapter_version": member.completion.adapter_version,
             "finish_reason": str(member.completion.finish_reason),
             "num_tokens": len(member.completion.token_ids),
@@ -50,9 +57,13 @@ def completions_table(record: StepRecord) -> Any:
             ("prompt_id", pa.string()),
             ("prompt", pa.string()),
             ("completion", pa.string()),
+            ("reference", pa.string()),
+            ("metadata", pa.string()),
             *((f"reward_{name}", pa.float64()) for name in reward_names),
+            *((f"reason_{name}", pa.string()) for name in reward_names),
             ("total", pa.float64()),
             ("advantage", pa.float64()),
+            ("item_id", pa.string()),
             ("adapter_version", pa.int64()),
             ("finish_reason", pa.string()),
             ("num_tokens", pa.int64()),
@@ -76,3 +87,9 @@ def _lists(kind: Any, rows: Sequence[Packed[Any]]) -> Any:
     content = pa.py_buffer(b"".join(row.tobytes() for row in rows))
     numbers = pa.Array.from_buffers(kind, offsets[-1].as_py(), [None, content])
     return pa.ListArray.from_arrays(offsets, numbers)
+
+
+def _as_json(given: str) -> tuple[str, str]:
+    """`reference` and `metadata` of what a record keeps of a prompt, as JSON each."""
+    whole = json.loads(given)
+    return json.dumps(whole["reference"]), json.dumps(whole["metadata"])

@@ -203,7 +203,7 @@ def test_modules_trained_whole_beside_a_4_bit_base_are_served(tmp_path: Path) ->
 
 def test_ctrl_c_leaves_an_adapter_and_the_same_command_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = ("tiny", f"run_dir={run}", "dashboard=false", "max_steps=4", "data.num_eval=8", "eval_at_ends=false")
+    settings = ("tiny", f"run_dir={run}", "dashboard=false", "data.num_eval=8", "eval_at_ends=false", "audit=true")
     process = subprocess.Popen(
         [*RLVR, "train", *settings, "max_steps=1000"],
         stdout=subprocess.PIPE,
@@ -224,6 +224,15 @@ def test_ctrl_c_leaves_an_adapter_and_the_same_command_goes_on(tmp_path: Path) -
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["step"] for row in rows(run)] == list(range(1, steps + 1))
     assert f"going on after step {steps - 1}" in done.stdout
+
+    proved = rlvr("trace", str(run), "--verify", "--json")  # over both starts, and both services
+    assert proved.returncode == 0, proved.stdout + proved.stderr
+    assert json.loads(proved.stdout)["facts"]["completions"] == 64 * steps
+    traced = json.loads(rlvr("trace", str(run), "1/0/0", "--gradient", "--json").stdout)
+    assert traced["audit"]["findings"] == []
+    assert traced["gradient"]["equal"]
+    if traced["gradient"]["in_loss"]:
+        assert traced["gradient"]["step_norm"] == pytest.approx(rows(run)[0]["grad_norm"], rel=1e-4)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 300.0) -> None:

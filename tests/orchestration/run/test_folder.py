@@ -3,6 +3,7 @@ import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,8 +223,10 @@ def scored_group(text: str = "#### 4", reward: float | None = 1.0) -> ScoredGrou
 
 def test_completions_are_parquet_with_a_row_each(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
-    groups = [scored_group(), scored_group("bad \ud800", None)]
-    folder.write_table(record_of(12, groups, {"p": "What is 2+2?"}, advantages=((0.5,), (None,))))
+    (unscored,) = scored_group("bad \ud800", None).members
+    groups = [scored_group(), replace(scored_group(), members=(replace(unscored, reasons=("timeout",)),))]
+    record = record_of(12, groups, {"p": "What is 2+2?"}, advantages=((0.5,), (None,)))
+    folder.write_table(replace(record, references={"p": '{"reference": {"final_answer": "4"}, "metadata": {}}'}))
     assert parquet.read_table(tmp_path / "completions" / "step-000012.parquet").to_pylist() == [
         {
             "step": 12,
@@ -232,16 +235,22 @@ def test_completions_are_parquet_with_a_row_each(tmp_path: Path) -> None:
             "prompt_id": "p",
             "prompt": "What is 2+2?",
             "completion": completion,
+            "reference": '{"final_answer": "4"}',
+            "metadata": "{}",
             "reward_exact": reward,
+            "reason_exact": reason,
             "total": reward,
             "advantage": advantage,
+            "item_id": None,
             "adapter_version": 2,
             "finish_reason": "length",
             "num_tokens": 3,
             "token_ids": [5, 6, 7],
             "sampling_logprobs": pytest.approx([-0.1, -0.2, -0.3]),
         }
-        for index, (completion, reward, advantage) in enumerate((("#### 4", 1.0, 0.5), ("bad ?", None, None)))
+        for index, (completion, reward, reason, advantage) in enumerate(
+            (("#### 4", 1.0, None, 0.5), ("bad ?", None, "timeout", None))
+        )
     ]
 
 
