@@ -27,6 +27,8 @@ class Problem:
     """A worked solution as the model should write it; used as few-shot example and for supervised warm starts."""
     category: str = ""
     """Difficulty or kind, for reports and for advantages scaled by category."""
+    part: str = ""
+    """Of a mixture: which of its tasks it comes from."""
 
     @property
     def text(self) -> str:

@@ -32,9 +32,8 @@ from orchestration.run.ledger.changes import where_to_go_on
 from orchestration.run.ledger.folder import RunFolder
 from orchestration.run.ledger.names import AUDIT_FILE, COMPLETIONS_FOLDER
 from orchestration.run.loop import Rooms, TrainingLoop
-from orchestration.run.ports import Scorer
 from orchestration.run.rewards import check_rewards
-from orchestration.run.scorer import HttpScorer, RandomControlScorer, RewardsClient
+from orchestration.run.scorer import make_scorers
 from orchestration.run.start import StartClock
 from orchestration.settings.config import RunConfig
 from orchestration.storage.cache import Progress
@@ -85,7 +84,9 @@ async def _train(config: RunConfig) -> int:
             model_path = await _unless_stopped(stop, _resolve_model(config, shown))
             builder = make_prompt_builder(config, problems, model_path)
             held_out = builder.build_all(problems.eval)
-            source = PromptSource(problems.train, builder.build, config.seed)
+            source = PromptSource(
+                problems.train, builder.build, config.seed, config.curriculum, config.data.category_weights()
+            )
             source.check()
         folder = RunFolder.create(config, lambda path: where_to_go_on(path, config, source.digest()))
         try:
@@ -233,19 +234,6 @@ def import_ahead(config: RunConfig) -> None:
 async def _timed(start: StartClock, phase: str, work: Awaitable[Result]) -> Result:
     with start.phase(phase):
         return await work
-
-
-def make_scorers(config: RunConfig, client: RewardsClient, *, run_id: str) -> tuple[Scorer, dict[str, Scorer]]:
-    """What training learns from, and by name what evaluations are decided by."""
-    scorer: Scorer = HttpScorer(client, config.rewards, run_id=run_id)
-    if config.reward.control == "random":
-        scorer = RandomControlScorer(scorer, seed=config.seed)
-    return scorer, make_judges(config, client, run_id=run_id)
-
-
-def make_judges(config: RunConfig, client: RewardsClient, *, run_id: str) -> dict[str, Scorer]:
-    """What evaluations are decided by, `strict` and `lenient`; each asked apart, as both may be one reward."""
-    return {name: HttpScorer(client, (spec,), run_id=run_id) for name, spec in config.judges.items()}
 
 
 @contextmanager

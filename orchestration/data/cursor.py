@@ -11,7 +11,7 @@ from orchestration.types import Problem
 class DataCursor:
     """Draws problems epoch by epoch, each epoch shuffled by (seed, epoch); resumes from `position`."""
 
-    def __init__(self, problems: Sequence[Problem], seed: int, position: int = 0) -> None:
+    def __init__(self, problems: Sequence[Problem], seed: int | str, position: int = 0) -> None:
         """Start after `position` problems have been drawn.
 
         Raises:

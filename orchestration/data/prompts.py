@@ -6,7 +6,7 @@ the sampler's prefix cache and the learner's prefix tree share.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -161,6 +161,35 @@ class PromptBuilder:
                 "the tokenizer's chat template drops the user's message; use a model with a working template"
             )
         return header, trailer
+
+
+class MixedPromptBuilder(PromptBuilder):
+    """Builds the prompts of a mixture, each as its own task's builder does; the stops of all hold for each."""
+
+    def __init__(self, builders: Mapping[str, PromptBuilder]) -> None:
+        """By the name that stands in `Problem.part`; at least one."""
+        self._builders = dict(builders)
+        self._max_prompt_tokens = min(
+            (builder._max_prompt_tokens for builder in builders.values() if builder._max_prompt_tokens is not None),
+            default=None,
+        )
+
+    @property
+    def header_token_ids(self) -> tuple[int, ...]:
+        first, *others = (builder.header_token_ids for builder in self._builders.values())
+        same = [len(set(tokens)) == 1 for tokens in zip(first, *others, strict=False)]
+        return first[: [*same, False].index(False)]
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(stop for builder in self._builders.values() for stop in builder.stop))
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(token for one in self._builders.values() for token in one.stop_token_ids))
+
+    def build(self, problem: Problem) -> BuiltPrompt | None:
+        return self._builders[problem.part].build(problem)
 
 
 def plain_prompt(problem: Problem, shots: Sequence[Problem], layout: PromptLayout) -> str:

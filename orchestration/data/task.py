@@ -130,6 +130,14 @@ class Task(Section):
         """What decides whether a held-out answer is right; with neither, the run's first reward does."""
         return Judges()
 
+    def parts(self) -> Mapping[str, Task]:
+        """Of a mixture: its tasks by the name that stands in `Problem.part`. Empty: the task is one."""
+        return {}
+
+    def category_weights(self) -> Mapping[str, float]:
+        """How often each category is drawn unless `curriculum.weights` says otherwise; empty: by its problems."""
+        return {}
+
     def check(self) -> None:
         """Refuse settings that contradict each other. Raises ValueError."""
 

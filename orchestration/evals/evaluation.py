@@ -28,7 +28,7 @@ from orchestration.models.resolve import resolve_model
 from orchestration.models.tokenizer import load_tokenizer
 from orchestration.run import lm_eval
 from orchestration.run.rewards import check_rewards
-from orchestration.run.scorer import HttpScorer
+from orchestration.run.scorer import make_judges
 from orchestration.settings.config import RunConfig
 from orchestration.storage.cache import Progress
 from orchestration.types import BuiltPrompt, Problem
@@ -147,7 +147,7 @@ class _Runner:
             engine = await stack.enter_async_context(
                 local_generator(model_path=self._served, config=config.rollout, device=self._device, seed=config.seed)
             )
-            judges = {name: HttpScorer(client, (spec,), run_id="eval") for name, spec in config.judges.items()}
+            judges = make_judges(config, client, run_id="eval")
             for side in dict.fromkeys(batch.side for batch in missing):
                 if side == ADAPTER and adapter is not None:
                     await engine.publish(adapter)

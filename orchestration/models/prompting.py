@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestration.data.problems import Problems
-from orchestration.data.prompts import PromptBuilder
+from orchestration.data.prompts import MixedPromptBuilder, PromptBuilder
 from orchestration.models.tokenizer import load_tokenizer
 from orchestration.settings.config import RunConfig
 from rollout_server.types import SamplingParams
@@ -33,4 +33,10 @@ def make_prompt_builder(config: RunConfig, problems: Problems, model_path: Path)
         DataError: the model's folder has no tokenizer that loads.
     """
     room = config.rollout.max_model_len - config.rollout.max_completion_length
-    return PromptBuilder(load_tokenizer(model_path), problems.shots, room, layout=config.data.layout())
+    tokenizer, parts = load_tokenizer(model_path), config.data.parts()
+    if not parts:
+        return PromptBuilder(tokenizer, problems.shots, room, layout=config.data.layout())
+    shots = {part: [shot for shot in problems.shots if shot.part == part] for part in parts}
+    return MixedPromptBuilder(
+        {part: PromptBuilder(tokenizer, shots[part], room, layout=task.layout()) for part, task in parts.items()}
+    )

@@ -65,6 +65,8 @@ class Batch:
     """Flat groups thrown away and refilled since the last batch."""
     num_generated_tokens: int
     """Completion tokens sampled since the last batch, thrown-away groups included."""
+    dropped_flat: tuple[ScoredGroup, ...] = ()
+    """The flat groups that were thrown away."""
 
     @property
     def scored_P(self) -> tuple[ScoredGroup, ...]:
@@ -125,6 +127,7 @@ class RolloutFlow:
         self._first_version = self._version = first_version
         self._kept = list(finished)  # ready in an earlier start: taken when their problems are drawn
         self._dropped_flat = 0
+        self._dropped: list[ScoredGroup] = []
         self._generated_tokens = 0
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
@@ -221,6 +224,7 @@ class RolloutFlow:
         else:
             if self._throw_away(item.scored):
                 self._dropped_flat += 1
+                self._dropped.append(item.scored)
                 del self._admitted[order]
                 self._admit()
         self._report_progress()
@@ -260,8 +264,12 @@ class RolloutFlow:
         self._num_taken += len(groups_P)
         self._last_batch = groups_P
         batch = Batch(
-            groups_P=groups_P, num_dropped_flat=self._dropped_flat, num_generated_tokens=self._generated_tokens
+            groups_P=groups_P,
+            num_dropped_flat=self._dropped_flat,
+            num_generated_tokens=self._generated_tokens,
+            dropped_flat=tuple(self._dropped),
         )
+        self._dropped.clear()
         self._dropped_flat = self._generated_tokens = 0
         return batch
 

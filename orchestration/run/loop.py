@@ -14,6 +14,7 @@ from typing import Protocol
 
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.concurrency import unless_set
+from orchestration.data.curriculum import CurriculumState
 from orchestration.errors import RewardsUnavailableError, RlvrError
 from orchestration.run.alarms import Alarms
 from orchestration.run.evaluation import Evaluation, evaluate
@@ -23,7 +24,7 @@ from orchestration.run.ledger.ledger import Ledger
 from orchestration.run.ledger.records import RunState, StepRecord, encodable, given_to_rewards, storable
 from orchestration.run.ledger.recovery import catch_up, records_of
 from orchestration.run.ledger.resume import state_files
-from orchestration.run.metrics import Number, PhaseClock, step_row
+from orchestration.run.metrics import Number, PhaseClock, pass_rate, step_row
 from orchestration.run.ports import AdapterHandle, Generator, Learner, Scorer
 from orchestration.run.reporter import Reporter
 from orchestration.run.start import StartClock
@@ -42,9 +43,17 @@ class ResumableSource(Source, Protocol):
     @property
     def waiting(self) -> Sequence[str]: ...
 
+    @property
+    def curriculum(self) -> CurriculumState: ...
+
+    @property
+    def num_dropped(self) -> int: ...
+
     def digest(self) -> str: ...
 
-    def restore(self, position: int, pending: Sequence[str]) -> None: ...
+    def observe(self, problem_id: str, pass_rate: float) -> None: ...
+
+    def restore(self, position: int, pending: Sequence[str], curriculum: CurriculumState | None) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +82,8 @@ class TrainingLoop:
         self._config, self._rooms, self._folder = config, rooms, folder
         self._reporter, self._stop = reporter, stop
         self._clock = PhaseClock()
+        self._strict = {part: config.judges_of(part)[next(iter(config.judges))].name for part in config.parts()}
+        self._best_total = sum(spec.weight for spec in config.rewards if spec.weight > 0)
         self._tally = Tally()
         self._ledger = Ledger(config, folder, rooms.learner, reporter, stop)
         self._before: dict[str, tuple[float | None, ...]] | None = None
@@ -118,7 +129,7 @@ class TrainingLoop:
         if found.changed:
             self._reporter.note("info", f"changed since the last start: {found.changed}")
         state = found.state
-        self._rooms.source.restore(state.cursor, state.pending)
+        self._rooms.source.restore(state.cursor, state.pending, state.curriculum)
         self._finished = found.finished if self._config.max_staleness else ()
         exact = await catch_up(
             self._rooms.learner,
@@ -192,6 +203,7 @@ class TrainingLoop:
         self._tally.add(batch, update)
         self._learning = None
         flow.learned()
+        self._observe(batch)
         self._reporter.phase("publishing", f"version {update.step}", None)
         with self._clock.phase("publishing"):
             began = time.perf_counter()
@@ -213,7 +225,8 @@ class TrainingLoop:
             groups=batch.scored_P,
             update=update,
             reward_names=self._rooms.scorer.reward_names,
-            strict_reward=strict.name if (strict := self._config.judges.get("strict")) else None,
+            strict_rewards=self._strict if "strict" in self._config.judges else {},
+            dropped_problems=self._rooms.source.num_dropped,
             phase_seconds=grown(self._clock.seconds(), spent.seconds),
             busy_seconds=grown(self._clock.busy_seconds(), spent.busy),
             generated_tokens=batch.num_generated_tokens,
@@ -249,7 +262,17 @@ class TrainingLoop:
             tokens=self._tally.tokens(),
             seconds=self._all_seconds(),
             problems=source.digest(),
+            curriculum=source.curriculum,
         )
+
+    def _observe(self, batch: Batch) -> None:
+        """Tell the source how often each problem was answered right; before the record, which holds what follows."""
+        names = self._rooms.scorer.reward_names
+        for group in (*batch.scored_P, *batch.dropped_flat):
+            strict = self._strict[group.category if group.category in self._strict else ""]
+            rate = pass_rate(group, names.index(strict) if strict in names else None, self._best_total)
+            if rate is not None:
+                self._rooms.source.observe(group.prompt_id, rate)
 
     async def _after_step(
         self,
@@ -349,6 +372,7 @@ class TrainingLoop:
             seconds=self._all_seconds(),
             before=self._before,
             after=None if after is None else after.scores,
+            categories=[built.problem.category for built in self._rooms.held_out],
         )
 
     def _all_seconds(self) -> dict[str, float]:

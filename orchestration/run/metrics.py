@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 
 from learner.types import UPDATE_METRICS, ScoredCompletion, ScoredGroup, UpdateMetrics
 
@@ -23,6 +24,7 @@ METRICS: Mapping[str, str] = {
     "reward_group_std": "Mean over groups of the standard deviation of their totals: what there is to learn from.",
     "accuracy": "Share of completions to which the task's strict judge, where it is one of the run's rewards, gives 1; "
     "null where it is none.",
+    "accuracy_{part}": "The same of one task of a mixture.",
     "reward_{name}_mean": "Mean of one reward, unweighted, over the completions it scored.",
     "reward_{name}_std": "Standard deviation of one reward over the completions it scored (divided by n).",
     "num_groups": "Groups (prompts) in the batch.",
@@ -30,6 +32,7 @@ METRICS: Mapping[str, str] = {
     "num_unscored": "Completions without a total: left out of their groups, not counted as 0.",
     "flat_group_fraction": "Share of groups whose scored totals are all equal: they teach nothing.",
     "dropped_flat_groups": "Flat groups thrown away and replaced before this batch was full.",
+    "dropped_problems": "Training problems that the curriculum leaves out now.",
     "response_tokens_mean": "Mean completion length, tokens.",
     "response_tokens_max": "Longest completion, tokens.",
     "truncated_fraction": "Share of completions that were cut off by the length limit.",
@@ -49,8 +52,8 @@ METRICS: Mapping[str, str] = {
     "{phase}_busy_s": "Time in which the phase was under way, seconds; these overlap when phases do.",
     **UPDATE_METRICS,
 }
-"""Every name of a row and its meaning; `{name}` is a reward's name, `{phase}` a phase's, `{of}` mean, min or max. The
-learner's own figures are among them as it gives them."""
+"""Every name of a row and its meaning; `{name}` is a reward's name, `{part}` a task's of a mixture, `{phase}` a
+phase's, `{of}` mean, min or max. The learner's own figures are among them as it gives them."""
 
 _ALWAYS_THERE = ("kl_to_sampler", "clip_fraction")
 """Of the learner's figures those that reports show: null where its loss has them not."""
@@ -62,10 +65,11 @@ def step_row(
     reward_names: Sequence[str],
     phase_seconds: Mapping[str, float],
     *,
-    strict_reward: str | None = None,
+    strict_rewards: Mapping[str, str] = MappingProxyType({}),
     generated_tokens: int,
     step_seconds: float,
     dropped_flat_groups: int = 0,
+    dropped_problems: int = 0,
     publish_ms: float | None = None,
     probe_difference: float | None = None,
     alarms: int = 0,
@@ -78,7 +82,8 @@ def step_row(
         update: what the learner says of it.
         reward_names: the run's rewards, in the order of each completion's `rewards`.
         phase_seconds: what `PhaseClock.seconds` grew by.
-        strict_reward: which reward decides whether an answer is right; None: none of them.
+        strict_rewards: which reward decides whether an answer is right, by the task of a mixture, a group's category;
+            of a task that is one under the empty name.
         busy_seconds: what `PhaseClock.busy_seconds` grew by. Without it the rate of generation is taken over its
             share of `phase_seconds`, which is right only when generation never runs beside learning.
 
@@ -93,12 +98,14 @@ def step_row(
     row: dict[str, Number] = {
         "step": update.step,
         "policy_version": policy_version,
-        **_reward_figures(groups, members, reward_names, strict_reward),
+        **_reward_figures(groups, members, reward_names),
+        **_accuracies(groups, reward_names, strict_rewards),
         "num_groups": len(groups),
         "num_completions": len(members),
         "num_unscored": sum(member.total is None for member in members),
         "flat_group_fraction": _mean([group.flat for group in groups]),
         "dropped_flat_groups": dropped_flat_groups,
+        "dropped_problems": dropped_problems,
         "response_tokens_mean": _mean(lengths),
         "response_tokens_max": max(lengths),
         "truncated_fraction": _mean([member.truncated for member in members]),
@@ -124,10 +131,7 @@ def step_row(
 
 
 def _reward_figures(
-    groups: Sequence[ScoredGroup],
-    members: Sequence[ScoredCompletion],
-    reward_names: Sequence[str],
-    strict_reward: str | None,
+    groups: Sequence[ScoredGroup], members: Sequence[ScoredCompletion], reward_names: Sequence[str]
 ) -> dict[str, Number]:
     totals = [member.total for member in members if member.total is not None]
     group_stds = [
@@ -139,16 +143,37 @@ def _reward_figures(
         "reward_mean": _mean(totals),
         "reward_std": _std(totals),
         "reward_group_std": _mean(group_stds),
-        "accuracy": None,
     }
     rewards_by_name = zip(*(member.rewards for member in members), strict=True)  # one column a reward
     for name, column in zip(reward_names, rewards_by_name, strict=True):
         scored = [reward for reward in column if reward is not None]
         figures[f"reward_{name}_mean"] = _mean(scored)
         figures[f"reward_{name}_std"] = _std(scored)
-        if name == strict_reward:
-            figures["accuracy"] = _mean([reward >= 1 for reward in scored])
     return figures
+
+
+def _accuracies(
+    groups: Sequence[ScoredGroup], reward_names: Sequence[str], strict_rewards: Mapping[str, str]
+) -> dict[str, Number]:
+    """Of all together, and of each task of a mixture; null where what decides is none of the rewards."""
+    right: dict[str, list[bool]] = {part: [] for part in strict_rewards}
+    for group in groups:
+        part = group.category if group.category in strict_rewards else ""
+        if (name := strict_rewards.get(part)) in reward_names:
+            scored = (member.rewards[reward_names.index(name)] for member in group.members)
+            right[part] += [reward >= 1 for reward in scored if reward is not None]
+    parts = {f"accuracy_{part}": _mean(of) for part, of in right.items() if part}
+    return {"accuracy": _mean([one for of in right.values() for one in of]), **parts}
+
+
+def pass_rate(group: ScoredGroup, strict: int | None, best_total: float) -> float | None:
+    """The share of a group's completions that are right; None where none was scored.
+
+    Args:
+        strict: the place among the rewards of the one that decides; None: right is what earned `best_total`.
+    """
+    earned = [member.total if strict is None else member.rewards[strict] for member in group.members]
+    return _mean([reward >= (best_total if strict is None else 1) for reward in earned if reward is not None])
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -40,7 +40,8 @@ def service_settings(config: RunConfig, *, audit_log: Path | None = None) -> dic
         raise ConfigError(f"reward.settings_file={file!r}: {error}") from error
     if config.reward.settings_file is not None:  # rewards of one's own may lie beside it
         make_importable(config.reward.settings_file.parent)
-    names = dict.fromkeys(spec.name for spec in (*config.rewards, *config.judges.values()))
+    judges = [spec for part in config.parts() for spec in config.judges_of(part).values()]
+    names = dict.fromkeys(spec.name for spec in (*config.rewards, *judges))
     given = settings.model_dump(exclude_unset=True, exclude=_OURS) | {"rewards": tuple(names)}
     if audit_log is not None:
         given["audit"] = (given.get("audit") or {}) | {"database": str(audit_log.absolute())}
@@ -72,8 +73,11 @@ def check_rewards(config: RunConfig, problems: Problems) -> None:
     try:
         settings = ServiceSettings.model_validate(service_settings(config) if config.reward.url is None else {})
         known = None if config.reward.url is None else describe_rewards(settings)
-        for specs, asked in ((config.rewards, problems.train), (tuple(config.judges.values()), problems.eval)):
-            _check(config, [spec for spec in specs if known is None or spec.name in known], asked, settings)
+        for part in config.parts():
+            judges = tuple({spec.name: spec for spec in config.judges_of(part).values()}.values())
+            for specs, asked in ((config.rewards_of(part), problems.train), (judges, problems.eval)):
+                own = [problem for problem in asked if problem.part == part]
+                _check(config, [spec for spec in specs if known is None or spec.name in known], own, settings)
     except ServiceStartError as error:
         raise ConfigError(str(error)) from error
     except ServiceError as error:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from learner.types import ScoredCompletion
 from orchestration.errors import RewardsUnavailableError
 from orchestration.run.ports import Scorer
 from orchestration.run.rewards import reward_item
+from orchestration.settings.config import RunConfig
 from orchestration.types import Problem
 from reward_service.clients.errors import RewardServiceError
 from reward_service.types import ItemResult, RewardItem, RewardSpec
 from rollout_server.types import Completion
+
+Value = TypeVar("Value")
 
 
 class RewardsClient(Protocol):
@@ -78,6 +81,50 @@ def item_id(problem: Problem, completion: Completion, index: int) -> str:
     return f"{problem.problem_id}/{completion.adapter_version}/{index}/{digest[:8]}"
 
 
+class PartScorer:
+    """Scores each problem of a mixture by its own task's scorer; rewards of other tasks are None, as if not scored."""
+
+    def __init__(self, scorers: Mapping[str, Scorer], reward_names: Sequence[str]) -> None:
+        self._scorers, self._reward_names = dict(scorers), tuple(reward_names)
+
+    @property
+    def reward_names(self) -> Sequence[str]:
+        return self._reward_names
+
+    async def score(
+        self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
+    ) -> Sequence[ScoredCompletion]:
+        """As the problem's task scores it, with an entry for each of `reward_names`."""
+        scorer = self._scorers[problem.part]
+        members = await scorer.score(problem, prompt_text, completions)
+        places = [
+            scorer.reward_names.index(name) if name in scorer.reward_names else None for name in self.reward_names
+        ]
+
+        def spread(values: Sequence[Value]) -> tuple[Value | None, ...]:
+            return tuple(None if place is None else values[place] for place in places) if values else ()
+
+        return [
+            dataclasses.replace(member, rewards=spread(member.rewards), reasons=spread(member.reasons))
+            for member in members
+        ]
+
+
+class JudgeByPart:
+    """Judges each problem of a mixture by its own task's judge."""
+
+    reward_names: Sequence[str] = ()
+
+    def __init__(self, judges: Mapping[str, Scorer]) -> None:
+        self._judges = dict(judges)
+
+    async def score(
+        self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
+    ) -> Sequence[ScoredCompletion]:
+        """With the judge's score alone."""
+        return await self._judges[problem.part].score(problem, prompt_text, completions)
+
+
 class RandomControlScorer:
     """Learns from noise: the real rewards are measured and kept, the total is a seeded uniform draw.
 
@@ -104,3 +151,28 @@ class RandomControlScorer:
         """The same whenever and in whatever order completions are scored."""
         version = member.completion.adapter_version
         return random.Random(f"random-control-{self._seed}/{version}/{problem.problem_id}/{index}").random()
+
+
+def make_scorers(config: RunConfig, client: RewardsClient, *, run_id: str) -> tuple[Scorer, dict[str, Scorer]]:
+    """What training learns from, and by name what evaluations are decided by."""
+    scorer = _by_part(
+        {part: HttpScorer(client, config.rewards_of(part), run_id=run_id) for part in config.parts()}, config
+    )
+    if config.reward.control == "random":
+        scorer = RandomControlScorer(scorer, seed=config.seed)
+    return scorer, make_judges(config, client, run_id=run_id)
+
+
+def _by_part(scorers: dict[str, HttpScorer], config: RunConfig) -> Scorer:
+    names = [spec.name for spec in config.rewards]
+    return PartScorer(scorers, names) if config.data.parts() else scorers[""]
+
+
+def make_judges(config: RunConfig, client: RewardsClient, *, run_id: str) -> dict[str, Scorer]:
+    """What evaluations are decided by, `strict` and `lenient`; each asked apart, as both may be one reward."""
+
+    def judge(name: str) -> Scorer:
+        scorers = {part: HttpScorer(client, (config.judges_of(part)[name],), run_id=run_id) for part in config.parts()}
+        return JudgeByPart(scorers) if config.data.parts() else scorers[""]
+
+    return {name: judge(name) for name in config.judges}

@@ -92,13 +92,15 @@ def summarise(
     seconds: Mapping[str, float],
     before: Scores | None,
     after: Scores | None,
+    categories: Sequence[str] = (),
 ) -> Summary:
     """The content of `summary.json`.
 
     `start_s` is wall time from the command to the end of the first step, by phases that may overlap, and in total; None
     when no step was made. `seconds` is wall time by phase since the rooms were up; `other_share` is what no phase
     answers for. `accuracy` compares the same held-out problems before and after, with the paired 95 % bootstrap
-    interval of the difference.
+    interval of the difference; `by_category` does so within each of `categories` (one a held-out problem),
+    where there are several.
     """
     return {
         "status": status,
@@ -116,14 +118,33 @@ def summarise(
         "dropped_flat_groups": tally.dropped_flat_groups,
         "publish_ms_median": sorted(tally.publish_ms)[len(tally.publish_ms) // 2] if tally.publish_ms else None,
         "accuracy": {
-            name: _compare(
+            name: _compare_all(
                 None if before is None else before.get(name),
                 None if after is None else after.get(name),
+                categories,
                 seed=config.seed,
             )
             for name in config.judges
         },
     }
+
+
+def _compare_all(
+    before: Sequence[float | None] | None, after: Sequence[float | None] | None, categories: Sequence[str], *, seed: int
+) -> dict[str, Any]:
+    result = _compare(before, after, seed=seed)
+    names = sorted(set(categories))
+    if len(names) > 1:
+        result["by_category"] = {
+            name: _compare(_only(before, categories, name), _only(after, categories, name), seed=seed) for name in names
+        }
+    return result
+
+
+def _only(scores: Sequence[float | None] | None, categories: Sequence[str], name: str) -> list[float | None] | None:
+    if scores is None:
+        return None
+    return [score for score, category in zip(scores, categories, strict=True) if category == name]
 
 
 def _compare(

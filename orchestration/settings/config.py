@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from learner.config import LearnerConfig
+from orchestration.data.curriculum import CurriculumConfig
 from orchestration.data.task import Task, find_task, registered_tasks
 from orchestration.errors import ConfigError, DataError
 from orchestration.section import Section
@@ -152,6 +153,7 @@ class RunConfig(Section):
     ray_address: str | None = Field(None, description="A running Ray cluster; unset: one is started here for the run.")
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=_default_task, description="The task.")
+    curriculum: CurriculumConfig = Field(default_factory=CurriculumConfig)
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
@@ -213,6 +215,8 @@ class RunConfig(Section):
         names = [spec.name for spec in self.rewards]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"reward.rewards names {twice!r} twice: a completion has one score of each reward")
+        if empty := [part for part in self.parts() if names and not self.rewards_of(part)]:
+            raise ValueError(f"none of reward.rewards is for the task {empty[0]!r} of the mixture: name one of its own")
         if not names:
             raise ValueError(
                 f"the task {self.data.kind!r} has no rewards of its own: say what is learned from, such as "
@@ -230,6 +234,27 @@ class RunConfig(Section):
         """What decides whether a held-out answer is right, by `strict` and `lenient`; without judges of the task's own
         the run's first reward is the strict one."""
         return self.data.judges().named() or {"strict": self.rewards[0]}
+
+    def rewards_of(self, part: str) -> tuple[RewardSpec, ...]:
+        """Of a mixture's task: the run's rewards that it names itself, and those that none of its tasks does."""
+        parts = self.data.parts()
+        if not parts:
+            return self.rewards
+        own = {spec.name for spec in parts[part].rewards()}
+        others = {spec.name for task in parts.values() for spec in task.rewards()} - own
+        return tuple(spec for spec in self.rewards if spec.name not in others)
+
+    def judges_of(self, part: str) -> dict[str, RewardSpec]:
+        """Of a mixture's task: its judges under the names of `judges`; `strict` in the place of one that it lacks."""
+        parts = self.data.parts()
+        if not parts:
+            return self.judges
+        own = parts[part].judges().named() or {"strict": self.rewards_of(part)[0]}
+        return {name: own.get(name) or next(iter(own.values())) for name in self.judges}
+
+    def parts(self) -> tuple[str, ...]:
+        """The names of a mixture's tasks; one empty name for a task that is one."""
+        return tuple(self.data.parts()) or ("",)
 
 
 LENGTHS = ("max_steps", "num_train_epochs")

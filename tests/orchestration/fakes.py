@@ -11,6 +11,7 @@ from typing import Any
 from learner.checkpoint import write_checkpoint
 from learner.errors import LearnerError
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
+from orchestration.data.curriculum import CurriculumState
 from orchestration.errors import RemoteTimeoutError
 from orchestration.run.ledger.records import RunState, StepRecord
 from orchestration.settings.config import RunConfig
@@ -32,7 +33,13 @@ class FakeSource:
         self.position = 0
         self._first: list[str] = []
 
-    def restore(self, position: int, pending: Sequence[str]) -> None:
+    curriculum = CurriculumState()
+    num_dropped = 0
+
+    def observe(self, problem_id: str, pass_rate: float) -> None:
+        pass
+
+    def restore(self, position: int, pending: Sequence[str], curriculum: CurriculumState | None = None) -> None:
         self.position, self._first = position, list(pending)
 
     @property

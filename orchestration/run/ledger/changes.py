@@ -14,7 +14,7 @@ from orchestration.run.ledger.names import CONFIG_FILE
 from orchestration.run.ledger.resume import Resumable, find_resumable
 from orchestration.settings.config import RunConfig
 
-BINDING = ("seed", "prompts_per_step", "model", "data", "reward.rewards", "reward.control")
+BINDING = ("seed", "prompts_per_step", "model", "data", "curriculum", "reward.rewards", "reward.control")
 """Settings, and sections of them, that a run keeps to its end: its steps mean nothing beside steps with others. What
 binds the adapter besides is compared by the learner."""
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
+from orchestration.data.curriculum import CurriculumState
 from orchestration.errors import DataError
 from orchestration.run.ledger.names import RECORDS_FOLDER
 from orchestration.storage.atomic import atomic_write
@@ -53,6 +54,8 @@ class RunState:
     """Wall time so far, by phase."""
     problems: str = ""
     """Digest of the training problems."""
+    curriculum: CurriculumState | None = None
+    """Where their order stands; None: in a record of before there were curricula."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

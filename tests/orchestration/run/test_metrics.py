@@ -48,7 +48,7 @@ def row_of(groups: tuple[ScoredGroup, ...] = GROUPS, update: UpdateMetrics = UPD
         "groups": groups,
         "update": update,
         "reward_names": REWARDS,
-        "strict_reward": "gsm8k_correctness",
+        "strict_rewards": {"": "gsm8k_correctness"},
         "phase_seconds": SECONDS,
         "generated_tokens": 40,
         "step_seconds": 5.5,
