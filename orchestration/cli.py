@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestration.commands.arguments import positive
 from orchestration.commands.benches import add_bench_commands
+from orchestration.commands.evaluations.words import add_evaluation_commands
 from orchestration.commands.plan import add_plan_command
 from orchestration.commands.submit import add_submit_commands
 from orchestration.commands.trace import add_trace
@@ -73,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_submit_commands(commands, _recipe_and_overrides)
     add_plan_command(commands, _recipe_and_overrides)
     _add_replay(commands)
-    _add_eval(commands)
+    add_evaluation_commands(commands, _recipe_and_overrides)
     _add_report(commands)
     add_trace(commands)
     _add_prepare(commands)
@@ -109,36 +110,6 @@ def _add_replay(commands: Any) -> None:
     replay.add_argument("--rollout", action="store_true", help="sample the step's prompts again, instead of learning")
     replay.add_argument("--json", action="store_true", help="print one JSON object")
     replay.set_defaults(run=_replay)
-
-
-def _add_eval(commands: Any) -> None:
-    evaluate = commands.add_parser(
-        "eval",
-        help="accuracy on held-out problems: strict and lenient, base and adapter",
-        description="Answer held-out problems, greedily and by samples, by the base model and, with --adapter, by both "
-        "on one engine, with the paired difference. With --out an evaluation that was broken off goes on.",
-    )
-    evaluate.add_argument("--model", required=True, help="an embedded model's name, a local folder or a hub id")
-    evaluate.add_argument("--adapter", help="a peft folder, such as RUN/adapter or s3://…")
-    evaluate.add_argument(
-        "--data",
-        required=True,
-        help="a recipe's name or YAML file (its held-out problems), or a JSON lines file in GSM8K's format",
-    )
-    evaluate.add_argument("--no-base", action="store_true", help="with --adapter: leave the base model out")
-    evaluate.add_argument(
-        "--samples", type=positive, default=0, metavar="N", help="draw N completions a problem too: pass@k, maj@N"
-    )
-    evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="keep answers (parquet) and figures (JSON) here")
-    evaluate.add_argument("--limit", type=positive, help="use only the first N problems")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
-    evaluate.add_argument(
-        "--lm-eval-compatible",
-        action="store_true",
-        help="also by lm-eval's filters for gsm8k, strict-match and flexible-extract; answers end at its stop strings",
-    )
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
-    evaluate.set_defaults(run=_eval)
 
 
 def _add_report(commands: Any) -> None:
@@ -233,26 +204,6 @@ def _replay(arguments: argparse.Namespace) -> int:
         result = run_replay(options, progress)
     print(json.dumps(result) if arguments.json else in_words(result))
     return EXIT_FAILED if arguments.compare and not result["equal"] else 0
-
-
-def _eval(arguments: argparse.Namespace) -> int:
-    from orchestration.commands.evaluate import EvalOptions, run_evaluation
-
-    found = run_evaluation(
-        EvalOptions(
-            model=arguments.model,
-            adapter=arguments.adapter,
-            data=arguments.data,
-            limit=arguments.limit,
-            overrides=arguments.overrides,
-            with_base=not arguments.no_base,
-            num_samples=arguments.samples,
-            as_lm_eval=arguments.lm_eval_compatible,
-            out=arguments.out,
-        )
-    )
-    print(json.dumps(found.results) if arguments.json else found.table)
-    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

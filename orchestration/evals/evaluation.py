@@ -50,7 +50,8 @@ class Wanted:
     as_lm_eval: bool = False
     """Answers end at lm-eval's stop strings, and its two filters of the task `gsm8k` judge too."""
     article_tokens: int = 0
-    """Judge by the AWS article's evaluation too, on greedy completions that run on up to so many tokens; 0: do not."""
+    """Judge by the AWS article's evaluation and lm-eval's filters too, where the answers are numbers, on greedy
+    completions that run on up to so many tokens; 0: do not."""
     num_train: int = 0
     """Ask so many training problems too, the first."""
 
@@ -76,6 +77,8 @@ async def evaluate(config: RunConfig, wanted: Wanted, store: Store, device: Devi
     problems = config.data.load()
     if wanted.as_lm_eval:
         check_final_answers(problems.eval)
+    if not has_final_answers(problems.eval):
+        wanted = replace(wanted, article_tokens=0)
     await asyncio.to_thread(check_rewards, config, problems)
     progress(f"preparing the model {config.model.name}", 0.0)
     name, revision = config.model.name, config.model.revision
@@ -211,13 +214,18 @@ def identity(
     }
 
 
+def has_final_answers(problems: Sequence[Problem]) -> bool:
+    """Whether all problems have what the article and lm-eval compare with."""
+    return all(isinstance(problem.reference.get("final_answer"), str) for problem in problems)
+
+
 def check_final_answers(problems: Sequence[Problem]) -> None:
     """ConfigError unless all problems have what lm-eval compares with."""
-    for problem in problems:
-        if not isinstance(problem.reference.get("final_answer"), str):
-            raise ConfigError(
-                f"--lm-eval-compatible compares final answers, and {problem.problem_id} has none; leave it out"
-            )
+    if not has_final_answers(problems):
+        lacking = next(one for one in problems if not has_final_answers([one]))
+        raise ConfigError(
+            f"--lm-eval-compatible compares final answers, and {lacking.problem_id} has none; leave it out"
+        )
 
 
 def local_judges(wanted: Wanted) -> dict[str, LocalJudge]:
@@ -227,6 +235,9 @@ def local_judges(wanted: Wanted) -> dict[str, LocalJudge]:
         judges["strict_match"] = lambda built, text, _: lm_eval.strict_match(text, _answer(built))
         judges["flexible_extract"] = lambda built, text, _: lm_eval.flexible_extract(text, _answer(built))
     if wanted.article_tokens:
+        cut = lm_eval.cut
+        judges["strict_match"] = lambda built, _, run_on: lm_eval.strict_match(cut(run_on), _answer(built))
+        judges["flexible_extract"] = lambda built, _, run_on: lm_eval.flexible_extract(cut(run_on), _answer(built))
         judges["article"] = lambda built, _, run_on: article_score(built.text, run_on, _answer(built))
     return judges
 

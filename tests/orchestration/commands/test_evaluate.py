@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.commands.evaluate import base_settings, evaluation_config, with_room
+from orchestration.commands.evaluations.evaluate import base_settings, evaluation_config, with_room
 from orchestration.errors import DataError
 from orchestration.settings.config import dump_config, load_config
 

@@ -211,7 +211,8 @@ async def test_what_runs_on_is_asked_without_stops_and_judged_by_both_rules() ->
     ((_, sampling),) = script.asked
     assert (sampling.stop, sampling.stop_token_ids, sampling.max_completion_length) == ((), (), 64)
     (found,) = store.read(batch.name) or []
-    assert (found.text, found.run_on, found.scores) == ("7\n\n", "7\n\nQuestion: 9", {"seen": 1.0, "article": 0.0})
+    scores = {"seen": 1.0, "strict_match": 0.0, "flexible_extract": 1.0, "article": 0.0}
+    assert (found.text, found.run_on, found.scores) == ("7\n\n", "7\n\nQuestion: 9", scores)
 
 
 def test_batches_hold_what_an_engine_decodes_at_once() -> None:
