@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_submit_commands(commands, _recipe_and_overrides)
     add_plan_command(commands, _recipe_and_overrides)
     _add_replay(commands)
-    add_evaluation_commands(commands, _recipe_and_overrides)
+    add_evaluation_commands(commands)
     _add_report(commands)
     add_trace(commands)
     _add_prepare(commands)

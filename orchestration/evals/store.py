@@ -102,6 +102,12 @@ def locked(folder: Path | None) -> Iterator[Store]:
         lock.release()
 
 
+def read_answers(folder: Path) -> list[Answer]:
+    """All answers of a finished evaluation. Raises ConfigError where they cannot be read."""
+    with _explained(folder):
+        return [Answer.of(row) for path in sorted((folder / ANSWERS_FOLDER).glob("*.json")) for row in _read(path)]
+
+
 def as_json(value: Any) -> bytes:
     """One text for equal values."""
     return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

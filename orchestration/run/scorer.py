@@ -126,13 +126,17 @@ class JudgeByPart:
 
 
 class RandomControlScorer:
-    """Learns from noise: the real rewards are measured and kept, the total is a seeded uniform draw.
+    """Learns from noise: the real rewards are measured and kept, the totals are drawn by a seed.
 
     A run under it that gains as much as one with real rewards shows that the gain did not come from the rewards.
+
+    Args:
+        same_rate: the draws are the group's own totals, dealt out anew among its completions: as many are rewarded as
+            are right, and a flat group stays flat. Otherwise they are uniform between 0 and 1, and no group is flat.
     """
 
-    def __init__(self, inner: Scorer, *, seed: int) -> None:
-        self._inner, self._seed = inner, seed
+    def __init__(self, inner: Scorer, *, seed: int, same_rate: bool = False) -> None:
+        self._inner, self._seed, self._same_rate = inner, seed, same_rate
 
     @property
     def reward_names(self) -> Sequence[str]:
@@ -142,15 +146,22 @@ class RandomControlScorer:
         self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
     ) -> Sequence[ScoredCompletion]:
         scored = await self._inner.score(problem, prompt_text, completions)
+        rated = [index for index, member in enumerate(scored) if member.total is not None]
+        dealt = [scored[index].total for index in rated]
+        if self._same_rate:
+            self._random(problem, scored, "deal").shuffle(dealt)
+        else:
+            dealt = [self._random(problem, scored[index : index + 1], str(index)).random() for index in rated]
+        totals = dict(zip(rated, dealt, strict=True))
         return [
-            member if member.total is None else dataclasses.replace(member, total=self._draw(problem, member, index))
+            dataclasses.replace(member, total=totals[index]) if index in totals else member
             for index, member in enumerate(scored)
         ]
 
-    def _draw(self, problem: Problem, member: ScoredCompletion, index: int) -> float:
+    def _random(self, problem: Problem, scored: Sequence[ScoredCompletion], what: str) -> random.Random:
         """The same whenever and in whatever order completions are scored."""
-        version = member.completion.adapter_version
-        return random.Random(f"random-control-{self._seed}/{version}/{problem.problem_id}/{index}").random()
+        version = min((member.completion.adapter_version for member in scored), default=0)
+        return random.Random(f"random-control-{self._seed}/{version}/{problem.problem_id}/{what}")
 
 
 def make_scorers(config: RunConfig, client: RewardsClient, *, run_id: str) -> tuple[Scorer, dict[str, Scorer]]:
@@ -158,8 +169,8 @@ def make_scorers(config: RunConfig, client: RewardsClient, *, run_id: str) -> tu
     scorer = _by_part(
         {part: HttpScorer(client, config.rewards_of(part), run_id=run_id) for part in config.parts()}, config
     )
-    if config.reward.control == "random":
-        scorer = RandomControlScorer(scorer, seed=config.seed)
+    if config.reward.control != "none":
+        scorer = RandomControlScorer(scorer, seed=config.seed, same_rate=config.reward.control == "shuffled")
     return scorer, make_judges(config, client, run_id=run_id)
 
 

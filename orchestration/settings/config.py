@@ -179,10 +179,10 @@ class RunConfig(Section):
             raise ValueError("rollout.temperature must be above 0 for training: greedy groups are all alike")
         if self.max_steps:
             self.rollout.refuse_cut_distribution()
-        if self.reward.control == "random" and self.learner.multi_objective_aggregation == "normalize_then_sum":
+        if self.reward.control != "none" and self.learner.multi_objective_aggregation == "normalize_then_sum":
             raise ValueError(
-                "reward.control=random replaces the total, which multi_objective_aggregation=normalize_then_sum does "
-                "not look at: use sum_then_normalize for the control"
+                f"reward.control={self.reward.control} replaces the total, which multi_objective_aggregation="
+                f"normalize_then_sum does not look at: use sum_then_normalize for the control"
             )
         self.learner.check_run(max_steps=self.max_steps, max_completion_length=self.rollout.max_completion_length)
         if self.learner.lora.r > self.rollout.max_lora_rank:

@@ -68,10 +68,11 @@ class RewardConfig(Section):
         description="Rewards whose weighted sum is learned from, each with name, weight and params, such as "
         "[{name: math, weight: 2}]; unset: the task's own.",
     )
-    control: Literal["none", "random"] = Field(
+    control: Literal["none", "random", "shuffled"] = Field(
         "none",
-        description="random: train on random draws instead of the rewards (which are still measured): a control "
-        "that shows whether a gain comes from the rewards.",
+        description="Train on random draws instead of the rewards (which are still measured): a control that shows "
+        "whether a gain comes from the rewards. random: uniform draws; shuffled: each group's rewards dealt out anew "
+        "among its completions, so at the same rate.",
     )
     timeout_s: float = Field(30.0, gt=0, description="Limit on one HTTP call, seconds.")
     deadline_s: float = Field(

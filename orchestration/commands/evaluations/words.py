@@ -6,19 +6,17 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from orchestration.commands.arguments import natural, positive
 
-RecipeAndOverrides = Callable[[Sequence[str]], tuple[str, list[str]]]
 
-
-def add_evaluation_commands(commands: Any, recipe_and_overrides: RecipeAndOverrides) -> None:
+def add_evaluation_commands(commands: Any) -> None:
     """Adds the three."""
     _add_eval(commands)
     _add_claim(commands)
+    _add_sweep(commands)
 
 
 def _add_eval(commands: Any) -> None:
@@ -80,6 +78,22 @@ def _add_claim(commands: Any) -> None:
     claim.set_defaults(run=_claim)
 
 
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep",
+        help="train and evaluate a grid of settings and seeds; one chart and one table",
+        description="Train and evaluate every run of a grid. Started again it goes on where it was stopped, and leaves "
+        "alone what is done. reward.control=random adds to each run one that is trained on random rewards.",
+        epilog="example: rlvr sweep gsm8k data.num_shots=0,2,4,8 seed=0,1,2 reward.control=random --out shots",
+    )
+    sweep.add_argument(
+        "words", nargs="*", metavar="RECIPE | key=value[,value …]", help="a recipe, then settings; several values: each"
+    )
+    sweep.add_argument("--out", type=Path, default=Path("sweep"), metavar="FOLDER", help="default: sweep")
+    sweep.add_argument("--jobs", type=positive, metavar="N", help="runs at a time; default: as the machine has room")
+    sweep.set_defaults(run=_sweep)
+
+
 def _eval(arguments: argparse.Namespace) -> int:
     from orchestration.commands.evaluations.evaluate import EvalOptions, run_evaluation
 
@@ -124,3 +138,20 @@ def _claim(arguments: argparse.Namespace) -> int:
         print(f"{one.verdict:4}  {one.text}")
     print(path)
     return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from orchestration.commands.evaluations.sweep import SweepOptions, run_sweep
+    from orchestration.sweep.grid import read_grid
+
+    options = SweepOptions(
+        grid=read_grid(arguments.words),
+        out=arguments.out,
+        jobs=arguments.jobs,
+        made_by=shlex.join(["rlvr", *sys.argv[1:]]),
+    )
+    said, failed = run_sweep(options, lambda text: print(f"rlvr: {text}", file=sys.stderr, flush=True))
+    print(said)
+    for one in failed:
+        print(f"rlvr: {one}", file=sys.stderr)
+    return 1 if failed else 0

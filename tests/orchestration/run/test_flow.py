@@ -223,3 +223,16 @@ async def test_a_random_control_hangs_on_no_order() -> None:
     first = [member.total for member in await control.score(problem, "", completions)]
     assert len(set(first)) == len(first)
     assert [member.total for member in await control.score(problem, "", completions)] == first
+
+
+async def test_a_control_at_the_same_rate_deals_out_the_groups_own_totals() -> None:
+    problem = FakeSource().next().problem
+    completions = await FakeGenerator().generate(Prompt(prompt_id="p0", token_ids=(1,)), SamplingParams())
+    own = [member.total for member in await FakeScorer().score(problem, "", completions)]
+    dealt = []
+    for seed in (1, 1, *range(2, 12)):
+        control = RandomControlScorer(FakeScorer(), seed=seed, same_rate=True)
+        dealt.append([member.total for member in await control.score(problem, "", completions)])
+        assert sorted(dealt[-1]) == sorted(own)
+    assert dealt[0] == dealt[1]
+    assert len(set(own)) == 1 or any(one != own for one in dealt)
