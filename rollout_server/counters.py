@@ -25,6 +25,14 @@ class EngineLoad:
     """Completion tokens since the start."""
     steps: int = 0
     """Steps since the start: what grows as long as the engine gets on with its work."""
+    kv_cache_usage: float = 0.0
+    """Share of the cache's blocks that are in use."""
+    prompt_tokens: int = 0
+    """Tokens of prompts that were looked up in the prefix cache, since the start."""
+    cached_prompt_tokens: int = 0
+    """Of these, tokens that it had."""
+    preemptions: int = 0
+    """Sequences that had to give up their place, since the start."""
 
 
 @dataclass(slots=True)
@@ -40,9 +48,21 @@ class Counters:
         """Take over what vLLM reports once per engine step; either part may be None."""
         load, step = replace(self.load, steps=self.load.steps + 1), None
         if scheduler_stats is not None:
-            load = replace(load, running=scheduler_stats.num_running_reqs, waiting=scheduler_stats.num_waiting_reqs)
+            prefixes = scheduler_stats.prefix_cache_stats
+            load = replace(
+                load,
+                running=scheduler_stats.num_running_reqs,
+                waiting=scheduler_stats.num_waiting_reqs,
+                kv_cache_usage=scheduler_stats.kv_cache_usage,
+                prompt_tokens=load.prompt_tokens + prefixes.queries,
+                cached_prompt_tokens=load.cached_prompt_tokens + prefixes.hits,
+            )
         if iteration_stats is not None:
-            load = replace(load, generated_tokens=load.generated_tokens + iteration_stats.num_generation_tokens)
+            load = replace(
+                load,
+                generated_tokens=load.generated_tokens + iteration_stats.num_generation_tokens,
+                preemptions=load.preemptions + iteration_stats.num_preempted_reqs,
+            )
             gaps_s = tuple(iteration_stats.inter_token_latencies_iter)
             step = EngineStep(at=time.monotonic(), token_gaps_s=gaps_s)
         self.follow((load, step))

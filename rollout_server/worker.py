@@ -88,7 +88,7 @@ class RolloutWorker:
         seed: Of the engine's sampler.
         run_id: Names the run's folder of adapters.
         metrics_sink: Called about once a second, on the event loop, with `rollout_tokens_per_s`, `running_requests`,
-            `waiting_requests` and `adapter_version`.
+            `waiting_requests`, `adapter_version` and the engine's own statistics.
         engine: Stands in for vLLM in tests.
     """
 
@@ -394,6 +394,11 @@ class RolloutWorker:
                 "running_requests": float(load.running),
                 "waiting_requests": float(load.waiting),
                 "adapter_version": float(self._table.current),
+                "generated_tokens_total": float(load.generated_tokens),
+                "kv_cache_usage": load.kv_cache_usage,
+                "prompt_tokens_total": float(load.prompt_tokens),
+                "cached_prompt_tokens_total": float(load.cached_prompt_tokens),
+                "preemptions_total": float(load.preemptions),
             }
             before, then = load.generated_tokens, now
             try:

@@ -111,7 +111,7 @@ FLOORS = {
         ("settings",),
         ("run",),
         ("models", "report", "trace"),
-        ("machine", "page", "tracking"),
+        ("machine", "monitor", "page", "tracking"),
         ("cluster", "plan"),
         ("evals",),
         ("sweep",),
@@ -144,6 +144,7 @@ HOLDERS = {
     "datasets": ("orchestration/data/hub.py", "orchestration/bench/contenders/trl_*.py"),
     "ray": (
         *(f"orchestration/cluster/{name}.py" for name in ("calls", "cluster", "gauges", "joining", "nodes")),
+        "orchestration/cluster/showing/*.py",
         "orchestration/submit/ray/jobs.py",
     ),
     "reasoning_gym": ("orchestration/data/tasks/reasoning_gym.py", "reward_service/rewards/reasoning_gym.py"),

@@ -154,7 +154,14 @@ class LearnerActor:
     async def update(self, groups: Sequence[ScoredGroup], max_staleness: int, step: int) -> UpdateMetrics:
         """One optimizer step, as `learner.worker.LearnerRank.update`; its speed is published as gauges."""
         metrics = await self._in_turn(lambda: self._started.update(groups, max_staleness=max_staleness, step=step))
-        self._gauges({"learner_step": metrics.step, "learner_tokens_per_s": metrics.tokens_per_s or 0.0})
+        seconds = metrics.num_tokens / metrics.tokens_per_s if metrics.tokens_per_s else 0.0
+        self._gauges(
+            {
+                "learner_step": metrics.step,
+                "learner_tokens_per_s": metrics.tokens_per_s or 0.0,
+                "learner_distinct_tokens_per_s": metrics.num_distinct_tokens / seconds if seconds else 0.0,
+            }
+        )
         return metrics
 
     async def export_adapter(self) -> tuple[int, AdapterPayload]:

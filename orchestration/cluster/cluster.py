@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -67,8 +67,16 @@ _KILL_S = 30.0
 class Cluster:
     """A Ray cluster, joined or started here, with this run's actors in it."""
 
-    def __init__(self, config: RunConfig, *, run_id: str, note: Note = lambda level, message: None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        run_id: str,
+        note: Note = lambda level, message: None,
+        groups: MutableMapping[str, int] | None = None,
+    ) -> None:
         self._config, self._run_id, self._note = named_anywhere(config), run_id, note
+        self._groups = groups
         self._group: PlacementGroup | None = None
         self._actors: list[RemoteActor[Any]] = []
         self._ranks: Sequence[RemoteActor[LearnerActor]] = ()
@@ -176,6 +184,7 @@ class Cluster:
             new_restarts=self._new_restarts,
             retry_io_s=self._config.retry_io_s,
             note=self._note,
+            counts=self._groups,
         )
         self._watched.append(pool)
         self._watch_ray()

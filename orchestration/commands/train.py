@@ -108,7 +108,7 @@ async def _train(config: RunConfig) -> int:
     return 0 if summary["status"] == "finished" else 130
 
 
-def tracked_reporter(config: RunConfig, folder: RunFolder, reporter: Reporter) -> Reporter:
+def tracked_reporter(config: RunConfig, folder: RunFolder, reporter: Reporter) -> TrackingReporter:
     """A reporter that tells the run's trackers too, and writes its page at the end."""
     settings = flat_settings(config.model_dump(mode="json"))
     name = config.run_name or folder.path.name
@@ -168,7 +168,7 @@ async def _start_rooms(
     stack: AsyncExitStack,
     config: RunConfig,
     folder: RunFolder,
-    reporter: Reporter,
+    reporter: TrackingReporter,
     start: StartClock,
     model_path: Path,
     builder: PromptBuilder,
@@ -176,8 +176,10 @@ async def _start_rooms(
     held_out: tuple[BuiltPrompt, ...],
 ) -> Rooms:
     from orchestration.cluster.cluster import Cluster  # loads ray, a second or two: not before the cheap checks
+    from orchestration.cluster.showing.board import Board
 
-    cluster = Cluster(config, run_id=f"{folder.path.name}-{os.getpid()}", note=reporter.note)
+    run_id, groups = f"{folder.path.name}-{os.getpid()}", dict[str, int]()
+    cluster = Cluster(config, run_id=run_id, note=reporter.note, groups=groups)
     in_cluster = config.reward.deployment.kind == "actor"
     stack.push_async_callback(cluster.shutdown)
     connecting = asyncio.create_task(_timed(start, "ray", asyncio.to_thread(cluster.connect)))
@@ -209,6 +211,8 @@ async def _start_rooms(
     generator, learner = await cluster.start_both(
         _timed(start, "engines", cluster.start_rollout()), _timed(start, "learner", cluster.start_learner())
     )
+    board = Board(config, run_id=run_id, folder=folder.path, groups=groups)
+    reporter.add("Ray's dashboard", board, lambda _: board.begin(client.url))
     for note in await learner.notes():
         reporter.note("info", note)
     return Rooms(

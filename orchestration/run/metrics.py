@@ -38,6 +38,7 @@ METRICS: Mapping[str, str] = {
     "truncated_fraction": "Share of completions that were cut off by the length limit.",
     "policy_age_mean": "Mean of policy_version minus the version a completion was sampled from; 0 is on-policy.",
     "policy_age_max": "The oldest completion's age, versions.",
+    "groups_age_{age}": "Groups whose oldest completion is of that age, from 0 to policy_age_max.",
     "generated_tokens": "Completion tokens sampled since the previous step, thrown-away groups included.",
     "rollout_tokens_per_s": "generated_tokens per second in which anything was being generated.",
     "learner_tokens_per_s": "num_tokens per second of the learner's update.",
@@ -53,7 +54,10 @@ METRICS: Mapping[str, str] = {
     **UPDATE_METRICS,
 }
 """Every name of a row and its meaning; `{name}` is a reward's name, `{part}` a task's of a mixture, `{phase}` a
-phase's, `{of}` mean, min or max. The learner's own figures are among them as it gives them."""
+phase's, `{of}` mean, min or max, `{age}` a
+number of versions. The learner's own figures are among them as it gives them."""
+
+AGE_PREFIX = "groups_age_"
 
 _ALWAYS_THERE = ("kl_to_sampler", "clip_fraction")
 """Of the learner's figures those that reports show: null where its loss has them not."""
@@ -111,6 +115,7 @@ def step_row(
         "truncated_fraction": _mean([member.truncated for member in members]),
         "policy_age_mean": _mean(ages),
         "policy_age_max": max(ages),
+        **_groups_by_age(groups, policy_version),
         "generated_tokens": generated_tokens,
         "rollout_tokens_per_s": _rate(generated_tokens, generation_s),
         "learner_tokens_per_s": update.tokens_per_s,
@@ -174,6 +179,11 @@ def pass_rate(group: ScoredGroup, strict: int | None, best_total: float) -> floa
     """
     earned = [member.total if strict is None else member.rewards[strict] for member in group.members]
     return _mean([reward >= (best_total if strict is None else 1) for reward in earned if reward is not None])
+
+
+def _groups_by_age(groups: Sequence[ScoredGroup], policy_version: int) -> dict[str, Number]:
+    oldest = [max(policy_version - member.completion.adapter_version for member in group.members) for group in groups]
+    return {f"{AGE_PREFIX}{age}": oldest.count(age) for age in range(max(*oldest, 0) + 1)}
 
 
 def _mean(values: Sequence[float]) -> float | None:

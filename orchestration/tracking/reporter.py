@@ -34,6 +34,11 @@ class TrackingReporter:
         self._step = 0
         self._closed = False
 
+    def add(self, name: str, sink: Sink, first: Callable[[Sink], None]) -> None:
+        """One more sink, opened when the rooms are up; `first` is called on its thread."""
+        self._sinks.append(Guarded(name, sink))
+        self._sinks[-1].put(first)
+
     def start(self, config: RunConfig, machine_line: str) -> None:
         self._reporter.start(config, machine_line)
 

@@ -104,6 +104,11 @@ class RewardClient:
             Batcher(self._send, window_s=batch_window_s, max_items=batch_items) if batch_window_s > 0 else None
         )
 
+    @property
+    def address(self) -> str:
+        """The service's, as it was given."""
+        return self._url
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -82,6 +82,10 @@ class RewardKeeper:
         assert self._service is not None, "start() comes first"
         return self._service.client
 
+    def url(self) -> str | None:
+        """Of the service that is there now, if one is."""
+        return self._service.client.address if self._service is not None and self._there.is_set() else None
+
     async def score(
         self,
         items: Sequence[RewardItem],

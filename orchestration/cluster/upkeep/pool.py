@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -95,6 +95,7 @@ class RolloutPool(Generic[Worker]):
         new_restarts: Makes the budget of one place.
         retry_io_s: How long a publish waits for room on a worker's node.
         note: Told what happens.
+        counts: Counts groups `started`, `finished`, `asked_again` and `lost`.
     """
 
     def __init__(
@@ -106,9 +107,11 @@ class RolloutPool(Generic[Worker]):
         new_restarts: Callable[[], Restarts],
         retry_io_s: float = 0.0,
         note: Note = lambda level, message: None,
+        counts: MutableMapping[str, int] | None = None,
         beat_s: float = BEAT_S,
     ) -> None:
         self._make, self._note = make, note
+        self._counts = {} if counts is None else counts
         self._num_workers, self._new_restarts = num_workers, new_restarts
         self._stall_timeout_s, self._beat_s, self._retry_io_s = stall_timeout_s, beat_s, retry_io_s
         self._places: list[_Place[Worker]] = []
@@ -138,6 +141,19 @@ class RolloutPool(Generic[Worker]):
 
         Raises RlvrError when the workers cannot be kept alive, and what a worker raises that goes on living.
         """
+        self._count("started")
+        try:
+            completions = await self._generate(prompt, sampling)
+        except Exception:
+            self._count("lost")
+            raise
+        self._count("finished")
+        return completions
+
+    def _count(self, what: str) -> None:
+        self._counts[what] = self._counts.get(what, 0) + 1
+
+    async def _generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
         num_sequences, prefix, tries = sampling.num_generations, prefix_key(prompt.token_ids), 0
         while True:
             among = {place.index for place in await self._admitted()}
@@ -148,13 +164,14 @@ class RolloutPool(Generic[Worker]):
             try:
                 return await self._ask(place, self._work(place, place.member.generate(asked, sampling)))
             except _LostError:
-                continue
+                pass
             except GenerationError:
                 tries += 1
                 if tries == MAX_TRIES:
                     raise
             finally:
                 self._balancer.end(index, num_sequences=num_sequences)
+            self._count("asked_again")
 
     async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
         """Give an adapter to all workers. Who is lost on the way gets it later, before it takes groups again.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from filelock import FileLock, Timeout
 from orchestration.errors import ConfigError, MachineError
 from orchestration.settings.names import nearest
 from orchestration.storage.atomic import atomic_write
+from orchestration.storage.state import state_root
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,13 +33,6 @@ class JobRecord:
     """The backend's section of the settings it was submitted with."""
     evaluate: str = ""
     """The command that measures the adapter from here."""
-
-
-def state_root() -> Path:
-    """`$RLVR_STATE`, or `~/.local/state/rlvr`."""
-    given = os.environ.get("RLVR_STATE")
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(given) if given else Path(base) / "rlvr"
 
 
 class JobBook:

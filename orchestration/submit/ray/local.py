@@ -16,7 +16,7 @@ from orchestration.run.ledger.folder import read_status
 from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.config import RunConfig
 from orchestration.settings.submit import SubmitConfig
-from orchestration.submit.common.book import state_root
+from orchestration.storage.state import state_root
 from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
 from orchestration.submit.common.paths import data_files, local_model_folder, refuse_what_stays_here, with_settings
 from orchestration.submit.ray import local_head

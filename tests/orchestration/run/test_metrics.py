@@ -110,7 +110,10 @@ def test_a_reward_without_its_name_is_a_mistake() -> None:
 def test_every_name_of_a_row_is_documented() -> None:
     row = row_of(busy_seconds={"generation": 8.0})
     patterns = [
-        re.escape(name).replace(r"\{name\}", f"({'|'.join(REWARDS)})").replace(r"\{phase\}", f"({'|'.join(SECONDS)})")
+        re.escape(name)
+        .replace(r"\{name\}", f"({'|'.join(REWARDS)})")
+        .replace(r"\{phase\}", f"({'|'.join(SECONDS)})")
+        .replace(r"\{age\}", r"\d+")
         for name in METRICS
     ]
     assert [name for name in row if not any(re.fullmatch(pattern, name) for pattern in patterns)] == []
