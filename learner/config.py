@@ -43,6 +43,10 @@ each other go to sleep after some 30 µs: by default they look for milliseconds,
 
 DEFAULT_TOKENS_PER_MICROBATCH = 2048
 """Where the budget is neither set nor measured."""
+MEASURED_TOKENS = 1536
+"""Of the larger of two passes that measure it, if the model has so many positions; the smaller has a third."""
+USABLE_SHARE = 0.8
+"""Of free memory, for a pass: the rest is for gradients, optimizer state and blocks between which no other fits."""
 
 LONGEST_SEQUENCE_WEIGHT = 512
 """Completion tokens up to which a whole sequence has one sampler weight. It is a product over the tokens: where the two
@@ -271,6 +275,11 @@ class LearnerConfig(BaseModel):
                 f"lr_scheduler_type=constant_with_warmup"
             )
         return self
+
+    def measures_passes(self, *, cuda: bool) -> bool:
+        """Whether the first update finds out what memory a pass needs. ZeRO-3 gathers weights where the engine's own
+        forward runs: nothing is measured beside it."""
+        return cuda and self.zero_stage != 3
 
     def check_run(self, *, max_steps: int | None, max_completion_length: int | None) -> None:
         """Refuses what does not fit the run around it.

@@ -12,15 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from learner.config import DEFAULT_TOKENS_PER_MICROBATCH, LearnerConfig
+from learner.config import DEFAULT_TOKENS_PER_MICROBATCH, MEASURED_TOKENS, USABLE_SHARE, LearnerConfig
 from learner.policy.policy import Policy, tree_inputs, tree_logprobs
 from learner.tree.prefix_tree import TokenSequence, build_tree
 from rollout_server.arrays import TokenIds
-
-USABLE_SHARE = 0.8
-"""Of free memory: the rest is for gradients, optimizer state and blocks between which no other fits."""
-MEASURED_TOKENS = 1536
-"""Of the larger of two passes, if the model has so many positions; the smaller has a third."""
 
 Meter = Callable[[Callable[[], None]], int]
 """meter(run) → bytes held at the most while it runs, above those held before."""
@@ -55,8 +50,7 @@ class TokenBudget:
 
     def __init__(self, policy: Policy, config: LearnerConfig, device: torch.device) -> None:
         self._policy, self._config, self._device = policy, config, device
-        # ZeRO-3 gathers weights where the engine's own forward runs: nothing is measured beside it.
-        self._measures = device.type == "cuda" and config.zero_stage != 3
+        self._measures = config.measures_passes(cuda=device.type == "cuda")
         self._memory: PassMemory | None = None
         self._tokens = config.max_tokens_per_microbatch
         self._longest_said = 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from learner.config import USABLE_SHARE
 from orchestration.machine.facts import Gpu, MachineFacts
 from orchestration.machine.needs import GIB, Needs
 
@@ -237,12 +238,15 @@ def _check_gpu_memory(gpu: Gpu, needs: Needs) -> Iterator[Finding]:
     )
     left = max(0, gpu.free_bytes - (share if needs.shared_gpus else 0))
     activations = needs.tokens_per_microbatch * needs.token_gpu_bytes
+    for_passes = int(USABLE_SHARE * max(0, left - needs.learner_gpu_bytes))
+    fitting = f"; the first update measures how many fit, about {for_passes // max(1, needs.token_gpu_bytes):,}"
     wanted = needs.learner_gpu_bytes + activations
     yield Finding(
         level=Level.OK if left >= wanted else Level.MISSING,
         what="GPU memory, learner",
         here=f"{_gib(left)} left on GPU {gpu.index}",
-        needed=f"{_gib(wanted)}, of it {_gib(activations)} for {needs.tokens_per_microbatch} tokens at once",
+        needed=f"{_gib(wanted)}, of it {_gib(activations)} for {needs.tokens_per_microbatch} tokens at once"
+        + (fitting if needs.measures_tokens and needs.token_gpu_bytes else ""),
         remedy="" if left >= wanted else _less_learner_memory(left, needs),
     )
 
@@ -253,7 +257,7 @@ def _less_learner_memory(left: int, needs: Needs) -> str:
     if left <= needs.learner_gpu_bytes:
         return f"set {others}"
     budget = (left - needs.learner_gpu_bytes) // max(1, needs.token_gpu_bytes) // 128 * 128
-    smaller = f"learner.max_tokens_per_microbatch={budget}, " if budget >= 128 else ""
+    smaller = f"learner.max_tokens_per_microbatch={budget}, " if budget >= 128 and not needs.measures_tokens else ""
     return f"set learner.gradient_checkpointing=true, {smaller}{others}"
 
 

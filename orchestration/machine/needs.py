@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from learner.config import DEFAULT_TOKENS_PER_MICROBATCH, LearnerConfig
+from learner.config import DEFAULT_TOKENS_PER_MICROBATCH, MEASURED_TOKENS, LearnerConfig
 from orchestration.machine.model_sizes import BYTES_PER_WEIGHT, ModelSize, model_size
 from orchestration.machine.placement import PlacementMode, effective_rollout, place, sized
 from orchestration.models.resolve import SMOLLM2
@@ -64,7 +64,9 @@ class Needs:
     token_gpu_bytes: int
     """What each token of a micro-batch takes beside that; 0 on CPUs."""
     tokens_per_microbatch: int
-    """Those of the largest."""
+    """Those of the largest; where the first update measures how many fit, the least that it must hold."""
+    measures_tokens: bool
+    """The first update does so."""
     gpu_division: str
     """Who has which GPUs, in words; empty on CPUs."""
     num_idle_gpus: int
@@ -94,7 +96,7 @@ def needs_of(config: RunConfig, *, num_gpus: int) -> Needs:
     served_weights = int(size.num_parameters * BYTES_PER_WEIGHT[served]) // rollout.tensor_parallel_size
     adapter, whole = 4 * lora_parameters(size, learner), 4 * whole_parameters(size, learner)
     rank = rank_bytes(size, learner, trained)
-    tokens = microbatch_tokens(config, num_ranks=len(placement.learner))
+    tokens = microbatch_tokens(config, num_ranks=len(placement.learner), cuda=cuda)
     per_token = activation_bytes_per_token(size, learner, trained, cuda=cuda)
     kv_cache = int(rollout.kv_cache_gib * GIB)
     num_engines, num_ranks = len(placement.rollout) * rollout.tensor_parallel_size, len(placement.learner)
@@ -124,6 +126,7 @@ def needs_of(config: RunConfig, *, num_gpus: int) -> Needs:
         # A prediction's direction in float32 is the head's; nothing is learned in an evaluation.
         token_gpu_bytes=per_token + 4 * size.hidden_size if cuda and config.max_steps else 0,
         tokens_per_microbatch=tokens,
+        measures_tokens=learner.max_tokens_per_microbatch is None and learner.measures_passes(cuda=cuda),
         gpu_division=placement.describe(num_gpus) if cuda else "",
         num_idle_gpus=num_gpus - int(placement.num_gpus) if cuda else 0,
         shared_gpus=placement.mode is PlacementMode.COLOCATED,
@@ -164,10 +167,14 @@ def rank_bytes(size: ModelSize, learner: LearnerConfig, dtype: str) -> int:
     return base + TRAINED_BYTES_PER_WEIGHT * (lora_parameters(size, learner) + whole_parameters(size, learner))
 
 
-def microbatch_tokens(config: RunConfig, *, num_ranks: int) -> int:
+def microbatch_tokens(config: RunConfig, *, num_ranks: int, cuda: bool) -> int:
     """Distinct tokens of a rank's largest micro-batch, when texts are half as long as they may be: the budget, or the
-    rank's whole share of a batch where that is less, but a whole sequence at least, which is not cut."""
+    rank's whole share of a batch where that is less, but a whole sequence at least, which is not cut.
+
+    A budget that the learner measures takes what is free, so only the passes that measure it, and a sequence, count."""
     rollout = config.rollout
+    if config.learner.max_tokens_per_microbatch is None and config.learner.measures_passes(cuda=cuda):
+        return max(MEASURED_TOKENS, rollout.max_model_len // 2)
     usual_group = (rollout.max_model_len + rollout.num_generations * rollout.max_completion_length) // 2
     num_groups = -(-config.prompts_per_step // num_ranks)
     budget = config.learner.max_tokens_per_microbatch or DEFAULT_TOKENS_PER_MICROBATCH

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from learner.config import DEFAULT_TOKENS_PER_MICROBATCH, MEASURED_TOKENS
 from orchestration.errors import MachineError
 from orchestration.machine import doctor
 from orchestration.machine.checks import Finding, Level, check
@@ -231,7 +232,21 @@ def test_tokens_are_bounded_by_the_microbatch() -> None:
     lengths = ["rollout.max_model_len=128", "rollout.num_generations=8", "rollout.max_completion_length=16"]
     for budget, tokens in ((100, 100), (2048, 1024), (50, 64)):  # half of a longest sequence at least
         run = load_config("tiny", [*lengths, "prompts_per_step=8", f"learner.max_tokens_per_microbatch={budget}"])
-        assert microbatch_tokens(run, num_ranks=1) == tokens
+        assert microbatch_tokens(run, num_ranks=1, cuda=True) == tokens
+
+
+def test_a_budget_that_is_measured_takes_what_is_free() -> None:
+    run = load_config("gsm8k", ["model.name=random:qwen2.5-0.5b"])
+    assert microbatch_tokens(run, num_ranks=1, cuda=True) == MEASURED_TOKENS
+    assert microbatch_tokens(run, num_ranks=1, cuda=False) == DEFAULT_TOKENS_PER_MICROBATCH
+    needs = needs_of(run, num_gpus=2)
+    finding = next(one for one in check(altered(SERVER, gpus=(A100, A100)), needs) if one.what == "GPU memory, learner")
+    fitting = int(0.8 * (39 * GIB - needs.learner_gpu_bytes)) // needs.token_gpu_bytes
+    assert finding.needed.endswith(
+        f"for 1536 tokens at once; the first update measures how many fit, about {fitting:,}"
+    )
+    said = load_config("gsm8k", ["model.name=random:qwen2.5-0.5b", "learner.zero_stage=3"])
+    assert not needs_of(said, num_gpus=2).measures_tokens
 
 
 def test_what_a_token_keeps() -> None:
