@@ -12,6 +12,9 @@ import msgspec
 ANSWER_PREFIX: Final = "#### The final answer is"
 """How an answer line begins unless a request says otherwise: the AWS article's format for GSM8K."""
 
+JUDGE: Final = "judge"
+"""The reward that a language model gives."""
+
 
 class Reason(StrEnum):
     """Why an item has no score. A score of null is "not known", never "wrong"."""

@@ -226,6 +226,7 @@ class TrainingLoop:
             update=update,
             reward_names=self._rooms.scorer.reward_names,
             strict_rewards=self._strict if "strict" in self._config.judges else {},
+            verifier=self._config.reward.verifier,
             dropped_problems=self._rooms.source.num_dropped,
             phase_seconds=grown(self._clock.seconds(), spent.seconds),
             busy_seconds=grown(self._clock.busy_seconds(), spent.busy),

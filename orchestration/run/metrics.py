@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from types import MappingProxyType
 
 from learner.types import UPDATE_METRICS, ScoredCompletion, ScoredGroup, UpdateMetrics
+from reward_service.types import JUDGE
 
 Number = float | int | None
+
+OVERRULED = "overruled"
+"""The reason beside a judge's score that did not count, as the verifier said otherwise."""
 
 PHASES = ("learning", "publishing", "evaluation", "generation", "scoring")
 """In order of precedence: see `PhaseClock`."""
@@ -27,6 +31,8 @@ METRICS: Mapping[str, str] = {
     "accuracy_{part}": "The same of one task of a mixture.",
     "reward_{name}_mean": "Mean of one reward, unweighted, over the completions it scored.",
     "reward_{name}_std": "Standard deviation of one reward over the completions it scored (divided by n).",
+    "judge_overruled": "Share of the completions scored by both in which reward.verifier had to decide against the "
+    "judge; null without a verifier.",
     "num_groups": "Groups (prompts) in the batch.",
     "num_completions": "Completions in the batch.",
     "num_unscored": "Completions without a total: left out of their groups, not counted as 0.",
@@ -70,6 +76,7 @@ def step_row(
     phase_seconds: Mapping[str, float],
     *,
     strict_rewards: Mapping[str, str] = MappingProxyType({}),
+    verifier: str | None = None,
     generated_tokens: int,
     step_seconds: float,
     dropped_flat_groups: int = 0,
@@ -88,6 +95,7 @@ def step_row(
         phase_seconds: what `PhaseClock.seconds` grew by.
         strict_rewards: which reward decides whether an answer is right, by the task of a mixture, a group's category;
             of a task that is one under the empty name.
+        verifier: the reward that decides against the judge.
         busy_seconds: what `PhaseClock.busy_seconds` grew by. Without it the rate of generation is taken over its
             share of `phase_seconds`, which is right only when generation never runs beside learning.
 
@@ -104,6 +112,7 @@ def step_row(
         "policy_version": policy_version,
         **_reward_figures(groups, members, reward_names),
         **_accuracies(groups, reward_names, strict_rewards),
+        "judge_overruled": None if verifier is None else _overruled(members, reward_names, verifier),
         "num_groups": len(groups),
         "num_completions": len(members),
         "num_unscored": sum(member.total is None for member in members),
@@ -169,6 +178,19 @@ def _accuracies(
             right[part] += [reward >= 1 for reward in scored if reward is not None]
     parts = {f"accuracy_{part}": _mean(of) for part, of in right.items() if part}
     return {"accuracy": _mean([one for of in right.values() for one in of]), **parts}
+
+
+def differ(judged: float, verified: float) -> bool:
+    """Whether a judge (right from 0.5 on) and a verifier (right at 1) say different things."""
+    return (judged >= 0.5) != (verified >= 1)
+
+
+def _overruled(members: Sequence[ScoredCompletion], reward_names: Sequence[str], verifier: str) -> float | None:
+    judge, decides = reward_names.index(JUDGE), reward_names.index(verifier)
+    pairs = [(member.rewards[judge], member.rewards[decides]) for member in members]
+    return _mean(
+        [differ(judged, verified) for judged, verified in pairs if judged is not None and verified is not None]
+    )
 
 
 def pass_rate(group: ScoredGroup, strict: int | None, best_total: float) -> float | None:

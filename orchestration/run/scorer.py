@@ -10,12 +10,13 @@ from typing import Protocol, TypeVar
 
 from learner.types import ScoredCompletion
 from orchestration.errors import RewardsUnavailableError
+from orchestration.run.metrics import OVERRULED, differ
 from orchestration.run.ports import Scorer
 from orchestration.run.rewards import reward_item
 from orchestration.settings.config import RunConfig
 from orchestration.types import Problem
 from reward_service.clients.errors import RewardServiceError
-from reward_service.types import ItemResult, RewardItem, RewardSpec
+from reward_service.types import JUDGE, ItemResult, RewardItem, RewardSpec
 from rollout_server.types import Completion
 
 Value = TypeVar("Value")
@@ -125,6 +126,35 @@ class JudgeByPart:
         return await self._judges[problem.part].score(problem, prompt_text, completions)
 
 
+class VerifiedScorer:
+    """Lets a verifier decide where the judge differs from it: then the judge's part of the total is the verifier's
+    word, 1 or 0. The judge's own score stays among the rewards, with the reason `overruled`."""
+
+    def __init__(self, inner: Scorer, rewards: Sequence[RewardSpec], verifier: str) -> None:
+        names = [spec.name for spec in rewards]
+        self._inner, self._judge, self._verifier = inner, names.index(JUDGE), names.index(verifier)
+        self._weight = rewards[self._judge].weight
+
+    @property
+    def reward_names(self) -> Sequence[str]:
+        return self._inner.reward_names
+
+    async def score(
+        self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
+    ) -> Sequence[ScoredCompletion]:
+        """As the inner scorer, but for what the verifier decides."""
+        return [self._decided(member) for member in await self._inner.score(problem, prompt_text, completions)]
+
+    def _decided(self, member: ScoredCompletion) -> ScoredCompletion:
+        judged, verified = member.rewards[self._judge], member.rewards[self._verifier]
+        if judged is None or verified is None or member.total is None or not differ(judged, verified):
+            return member
+        reasons = list(member.reasons or (None,) * len(member.rewards))
+        reasons[self._judge] = OVERRULED
+        total = member.total + self._weight * (float(verified >= 1) - judged)
+        return dataclasses.replace(member, total=total, reasons=tuple(reasons))
+
+
 class RandomControlScorer:
     """Learns from noise: the real rewards are measured and kept, the totals are drawn by a seed.
 
@@ -166,9 +196,11 @@ class RandomControlScorer:
 
 def make_scorers(config: RunConfig, client: RewardsClient, *, run_id: str) -> tuple[Scorer, dict[str, Scorer]]:
     """What training learns from, and by name what evaluations are decided by."""
-    scorer = _by_part(
+    scorer: Scorer = _by_part(
         {part: HttpScorer(client, config.rewards_of(part), run_id=run_id) for part in config.parts()}, config
     )
+    if config.reward.verifier is not None:
+        scorer = VerifiedScorer(scorer, config.rewards, config.reward.verifier)
     if config.reward.control != "none":
         scorer = RandomControlScorer(scorer, seed=config.seed, same_rate=config.reward.control == "shuffled")
     return scorer, make_judges(config, client, run_id=run_id)

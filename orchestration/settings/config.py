@@ -25,7 +25,7 @@ from orchestration.settings.rewards import RewardConfig
 from orchestration.settings.submit import SubmitConfig
 from orchestration.settings.tree import assign, parse_override, read_recipe, spell_out_kinds, walk_keys
 from orchestration.watch.facts import AlarmName
-from reward_service.types import RewardSpec
+from reward_service.types import JUDGE, RewardSpec
 from rollout_server.config import RolloutConfig
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -184,6 +184,7 @@ class RunConfig(Section):
                 f"reward.control={self.reward.control} replaces the total, which multi_objective_aggregation="
                 f"normalize_then_sum does not look at: use sum_then_normalize for the control"
             )
+        self._check_verifier()
         self.learner.check_run(max_steps=self.max_steps, max_completion_length=self.rollout.max_completion_length)
         if self.learner.lora.r > self.rollout.max_lora_rank:
             raise ValueError(
@@ -223,6 +224,21 @@ class RunConfig(Section):
                 f"reward.rewards='[{{name: exact}}]'"
             )
         return self
+
+    def _check_verifier(self) -> None:
+        verifier, names = self.reward.verifier, [spec.name for spec in self.rewards]
+        if verifier is None:
+            return
+        for name in (verifier, JUDGE):
+            if name not in names:
+                raise ValueError(f"reward.verifier={verifier!r} needs {name!r} in reward.rewards: {', '.join(names)}")
+        if verifier == JUDGE:
+            raise ValueError(f"reward.verifier={verifier!r} is the judge itself: name a reward that verifies")
+        if self.learner.multi_objective_aggregation == "normalize_then_sum":
+            raise ValueError(
+                "reward.verifier changes the total, which multi_objective_aggregation=normalize_then_sum does not look "
+                "at: use sum_then_normalize"
+            )
 
     @property
     def rewards(self) -> tuple[RewardSpec, ...]:

@@ -68,6 +68,11 @@ class RewardConfig(Section):
         description="Rewards whose weighted sum is learned from, each with name, weight and params, such as "
         "[{name: math, weight: 2}]; unset: the task's own.",
     )
+    verifier: str | None = Field(
+        None,
+        description="One of the rewards, which decides where the reward `judge` differs from it: of an answer that it "
+        "gives less than 1 the judge counts as 0, of any other as 1. The share is the metric judge_overruled.",
+    )
     control: Literal["none", "random", "shuffled"] = Field(
         "none",
         description="Train on random draws instead of the rewards (which are still measured): a control that shows "

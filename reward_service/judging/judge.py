@@ -39,9 +39,9 @@ from reward_service.rewards.base import (
     definition_hash,
     first_paragraph,
 )
-from reward_service.types import Reason, ReferenceKeys, RewardScore
+from reward_service.types import JUDGE, Reason, ReferenceKeys, RewardScore
 
-NAME: Final = "judge"
+NAME: Final = JUDGE
 
 _End = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 

@@ -33,6 +33,8 @@ from tests.waiting import until
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 RLVR = (sys.executable, "-m", "orchestration.cli")
+CURRICULUM = ("data.num_train=40", 'curriculum.weights={"0": 2}', "curriculum.target_pass_rate=0.5")
+"""Few problems, so that some are drawn again, and what was measured of them decides."""
 
 
 def rlvr(*words: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -57,7 +59,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     """The recipe `tiny`, with its reward service in the cluster; other runs here have it beside the driver."""
     run = tmp_path_factory.mktemp("trained") / "run"
     ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, as sockets lie in it
-    words = ("train", "tiny", f"run_dir={run}", "dashboard=false", "reward.deployment=actor")
+    words = ("train", "tiny", f"run_dir={run}", "dashboard=false", "reward.deployment=actor", *CURRICULUM)
     folders = {"RAY_TMPDIR": str(ray_folder), "TMPDIR": str(ray_folder)}
     done = rlvr(*words, environment={**os.environ, **folders})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -153,7 +155,7 @@ def test_a_run_that_is_killed_again_and_again_makes_the_same_steps_bit_for_bit(t
     """SIGKILL as soon as a step is recorded, before its row is written; as soon as one is written, in the next step's
     generation; and in the middle of a checkpoint. The other run was never disturbed, and had its rewards elsewhere."""
     run = tmp_path / "run"
-    words = ("tiny", "dashboard=false", "save_every=4")
+    words = ("tiny", "dashboard=false", "save_every=4", *CURRICULUM)
     moments: tuple[Callable[[], bool], ...] = (
         lambda: record_path(run, 1).is_file(),
         lambda: (run / "metrics.jsonl").is_file() and len(rows(run)) >= 3,
