@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -58,9 +59,18 @@ class RolloutConfig(BaseModel):
         description="A worker that does not answer, or makes no step with requests under way, for so long is replaced, "
         "seconds.",
     )
-    generate_timeout_s: float = Field(600.0, gt=0, description="Limit on one group's generation, seconds.")
+    generate_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="Limit on one completion's generation, from when it has a place in the engine, seconds.",
+    )
     publish_timeout_s: float = Field(120.0, gt=0, description="Limit on one adapter publish, seconds.")
     adapter_dir: str = Field("/dev/shm", description="Folder, on tmpfs, where published adapters lie.")
+
+    def generation_limit_s(self, num_sequences: int) -> float:
+        """Within which an engine that is given so many sequences has ended all of them: they take its places in order,
+        and each ends within `generate_timeout_s`. So the longest wait for a place is bounded, too."""
+        return self.generate_timeout_s * math.ceil(num_sequences / self.max_num_seqs)
 
     def refuse_cut_distribution(self) -> None:
         """For training.

@@ -1,14 +1,16 @@
-"""Requests that begin together: they wait for each other, and are then handed over in the order of their places."""
+"""When requests begin: those that begin together wait for each other, and are then handed over in the order of their
+places; all others begin one by one, as places become free."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
-from rollout_server.types import Turn
+from rollout_server.types import Completion, Turn
 
 PATIENCE_S = 30.0
 """How long those that are there wait for the rest. Who misses them then begins alone: an engine that waited for one
@@ -66,3 +68,15 @@ class Turns:
         async with self._held():
             for _, begin in sorted(gathering.begins.items()):
                 await begin()
+
+
+async def whole_group(draws: Iterable[Coroutine[Any, Any, Completion]]) -> list[Completion]:
+    """All completions of a group, in order. Raises what the first that fails raises; the others are ended then."""
+    tasks = [asyncio.ensure_future(draw) for draw in draws]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

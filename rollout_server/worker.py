@@ -3,7 +3,9 @@
 Orchestration hosts `RolloutWorker` as an asynchronous actor: `generate` and `publish` run at the same time. What
 waits for what:
 
-- a group of completions takes the current version when it begins and keeps it to its end;
+- a completion waits until the engine has a place for it, first come first served; it takes the version that is current
+  then and keeps it to its end, so that a long group may go on with a new version, between completions;
+- what has to begin together (`Turn`) goes to the engine at once, on one version;
 - publishing loads the new version beside the old ones and never pauses generation; it waits only if
   `max_adapter_versions` are in use, until the last request of one of them has ended;
 - an old version is dropped when its last request has ended;
@@ -18,6 +20,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from rollout_server.config import Device, RolloutConfig
@@ -32,6 +35,7 @@ from rollout_server.publishing.full_tensors import as_served, full_tensor_names
 from rollout_server.publishing.layout import Layout, adapter_layout
 from rollout_server.publishing.probing import Gap
 from rollout_server.publishing.proving import ProbedEngine, Prover
+from rollout_server.turns import whole_group
 from rollout_server.types import (
     AdapterPayload,
     AdapterProbe,
@@ -116,6 +120,7 @@ class RolloutWorker:
         self._publishing = asyncio.Lock()
         self._admitting = asyncio.Event()
         self._admitting.set()
+        self._places = asyncio.Semaphore(config.max_num_seqs)
         self._replaced_tensors: frozenset[str] = frozenset()
         self._layout: Layout | None = None
         self._prover = Prover(self._engine, name)
@@ -136,24 +141,41 @@ class RolloutWorker:
         self._metrics_task = asyncio.create_task(self._push_metrics())
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> list[Completion]:
-        """Draw a group of completions, all of them on the version that is current now.
+        """Draw a group of completions. Each is on the version that is current when it begins; groups with a turn are on
+        one version, that of now.
 
         Raises:
             ValueError: The prompt does not fit the context.
-            RolloutTimeoutError: The group took longer than `generate_timeout_s`.
+            RolloutTimeoutError: A completion took longer than `generate_timeout_s` once it had begun.
             EngineDeadError: The engine died.
             EngineSpoiledError: A publish of whole tensors failed on its way, and none has succeeded since.
         """
+        if prompt.turn is not None:
+            num_sequences = prompt.turn.size * sampling.num_generations
+            return await self._generate_in_time(prompt, sampling, self._config.generation_limit_s(num_sequences))
+        alone = replace(sampling, num_generations=1)
+        return await whole_group(
+            self._draw(prompt if prompt.seed is None else replace(prompt, seed=prompt.seed + index), alone)
+            for index in range(sampling.num_generations)
+        )
+
+    async def _draw(self, prompt: Prompt, sampling: SamplingParams) -> Completion:
+        """One completion, as soon as there is a place for it."""
+        async with self._places:
+            (completion,) = await self._generate_in_time(prompt, sampling, self._config.generate_timeout_s)
+        return completion
+
+    async def _generate_in_time(self, prompt: Prompt, sampling: SamplingParams, limit_s: float) -> list[Completion]:
         try:
-            async with asyncio.timeout(self._config.generate_timeout_s):
+            async with asyncio.timeout(limit_s):
                 await self._admitting.wait()
                 return await self._generate(prompt, sampling)
         except TimeoutError:
             load = self._engine.load()
             raise RolloutTimeoutError(
                 f"worker {self._name} did not finish {sampling.num_generations} completions of prompt "
-                f"{prompt.prompt_id!r} within {self._config.generate_timeout_s:g} s ({load.running} sequences running, "
-                f"{load.waiting} waiting); raise rollout.generate_timeout_s or send it less at once"
+                f"{prompt.prompt_id!r} within {limit_s:g} s of their beginning ({load.running} sequences running, "
+                f"{load.waiting} waiting); raise rollout.generate_timeout_s or lower rollout.max_num_seqs"
             ) from None
 
     async def _generate(self, prompt: Prompt, sampling: SamplingParams) -> list[Completion]:

@@ -183,6 +183,7 @@ class Cluster:
             stall_timeout_s=rollout.stall_timeout_s,
             new_restarts=self._new_restarts,
             retry_io_s=self._config.retry_io_s,
+            max_num_seqs=rollout.max_num_seqs,
             note=self._note,
             counts=self._groups,
         )

@@ -31,6 +31,7 @@ class RayMember:
         end: Callable[[RemoteActor[RolloutActor]], Awaitable[None]],
     ) -> None:
         self.actor, self._config, self._end = actor, config, end
+        self._num_sequences = 0  # asked for and not answered
 
     @property
     def name(self) -> str:
@@ -43,8 +44,12 @@ class RayMember:
         await self.actor.call(RolloutActor.start, timeout_s=timeout_s + _MARGIN_S)()
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
-        timeout_s = self._config.generate_timeout_s + _MARGIN_S
-        return await self.actor.call(RolloutActor.generate, timeout_s=timeout_s)(prompt, sampling)
+        self._num_sequences += sampling.num_generations
+        timeout_s = self._config.generation_limit_s(self._num_sequences) + _MARGIN_S
+        try:
+            return await self.actor.call(RolloutActor.generate, timeout_s=timeout_s)(prompt, sampling)
+        finally:
+            self._num_sequences -= sampling.num_generations
 
     async def publish(self, adapter: AdapterHandle) -> PublishReport:
         assert isinstance(adapter, RayAdapter), "its bytes must be in the object store the workers read"

@@ -27,6 +27,8 @@ from rollout_server.worker import RolloutWorker
 class LocalGenerator:
     """The `Generator` port over one worker."""
 
+    max_sequences = None
+
     def __init__(self, worker: RolloutWorker) -> None:
         self._worker = worker
 

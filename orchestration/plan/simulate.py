@@ -108,6 +108,7 @@ class _Simulation:
         """Versions; completions themselves stay as they were drawn, since copying them is most of the work."""
         self._number = self._version = 0
         self._balancer = Balancer(self._workers)
+        self.max_sequences = 2 * rates.slots * self._workers  # as the pool of real workers has it
 
     async def run(self, num_steps: int) -> Outcome:
         loop, config = asyncio.get_running_loop(), self._config

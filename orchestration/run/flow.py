@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from learner.types import ScoredGroup
+from orchestration.run.lookahead import Lookahead
 from orchestration.run.ports import Generator, Scorer
 from orchestration.types import BuiltPrompt
 from rollout_server.types import Prompt, SamplingParams, Turn
@@ -79,7 +81,7 @@ class _Admitted:
     prompt: Prompt
     """The problem's, with the group's own seed and turn."""
     start_version: int
-    """Newest version when it was admitted; its completions are on this version or a newer one."""
+    """That of its oldest completion; until it is ready, the newest when it was admitted: no completion is older."""
     task: asyncio.Task[None] | None = None
     scored: ScoredGroup | None = None
 
@@ -90,13 +92,22 @@ def group_seed(run_seed: int, version: int, number: int, prompt_id: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 2
 
 
-class RolloutFlow:
-    """Keeps the generator busy as far as the staleness bound allows, and hands out full batches.
+def _oldest_version(group: ScoredGroup) -> int:
+    return min(member.completion.adapter_version for member in group.members)
 
-    Admission follows AReaL's rule: with η = `max_staleness`, B = `prompts_per_step` and v updates published since the
+
+class RolloutFlow:
+    """Keeps groups under way, as many as it takes for the learner not to wait, and hands out full batches.
+
+    The staleness bound is AReaL's: with η = `max_staleness`, B = `prompts_per_step` and v updates published since the
     start, at most (η + v + 1)·B groups may have been admitted, thrown-away ones not counted. With η = 0 that is strict
-    alternation: one batch a version. A group that would be too old for the next update has to be in this one, so a
-    batch waits for it rather than wasting its tokens.
+    alternation: one batch a version. With more it is seldom reached: `Lookahead` admits no more than keep the learner
+    busy, and no more are asked for than keep the workers busy, so that each begins as late as it may.
+
+    A batch takes those that are ready, the oldest first, and leaves stragglers to the next, unless one of them would be
+    too old for it, or there would be more of them than it takes: for those it waits. Nothing else is looked at, and
+    nothing that was generated is left out: all lengths are learned from as often as they are drawn, and what is late
+    is so by η steps at most.
 
     Without staleness a version's groups are begun together, in order (`Turn`): which share an engine's batches, and so
     the last bits of their log-probabilities, does not depend on when they arrive.
@@ -122,15 +133,20 @@ class RolloutFlow:
         self._admitted: dict[int, _Admitted] = {}
         self._num_admitted = 0  # counts names for groups; never goes down
         self._num_taken = 0
+        self._num_ready = 0  # of the admitted; the others are under way
         self._num_on_version = 0
         self._last_batch: tuple[FinishedGroup, ...] = ()
         self._first_version = self._version = first_version
         self._kept = list(finished)  # ready in an earlier start: taken when their problems are drawn
+        self._num_kept_of: Counter[int] = Counter()
         self._dropped_flat = 0
         self._dropped: list[ScoredGroup] = []
         self._generated_tokens = 0
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
+        batch = settings.prompts_per_step
+        self._lookahead = Lookahead(batch, (settings.max_staleness + 1) * batch, limit=len(finished))
+        self._last_take_at: float | None = None
 
     def published(self, version: int) -> None:
         """A new adapter version is served."""
@@ -146,12 +162,14 @@ class RolloutFlow:
 
         Raises whatever generation or scoring raised; the groups under way are kept and `pending()` names them.
         """
+        asked_at = asyncio.get_running_loop().time()
         while True:
             if self._failure is not None:
                 raise self._failure
             self._admit()
             batch = self._take()
             if batch is not None:
+                self._look_ahead(asked_at)
                 return batch
             self._changed.clear()
             await self._changed.wait()
@@ -168,7 +186,7 @@ class RolloutFlow:
         """Groups of these that are ready."""
         learning = (group.scored for group in self._last_batch)
         ready = (self._admitted[order].scored for order in sorted(self._admitted))
-        return (*learning, *(group for group in ready if group is not None))
+        return (*learning, *(group for group in ready if group is not None), *self._kept)
 
     async def close(self) -> None:
         """Cancel what is under way."""
@@ -177,19 +195,39 @@ class RolloutFlow:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _admit(self) -> None:
-        settings = self._settings
+    def _look_ahead(self, asked_at: float) -> None:
+        """A batch has just left, `asked_at` a time on the loop's clock: admit as many as that shows to be needed."""
+        now, before = asyncio.get_running_loop().time(), self._last_take_at
+        self._last_take_at = now
+        if before is not None:  # nothing can be ready for the first
+            self._lookahead.observe(step_s=now - before, waited_s=now - asked_at, left_over=self._num_ready)
+        if self._settings.max_staleness:
+            self._admit()
+
+    def _room(self) -> int:
+        """How many groups may be admitted now."""
+        settings, in_hand = self._settings, len(self._admitted)
         num_published = self._version - self._first_version
         num_batches = min(settings.max_staleness + num_published + 1, settings.max_batches)
-        limit = num_batches * settings.prompts_per_step
+        room = min(num_batches * settings.prompts_per_step - self._num_taken, self._lookahead.limit) - in_hand
+        max_sequences = self._generator.max_sequences
+        if max_sequences is None or not settings.max_staleness:
+            return room
+        num_under_way = in_hand - self._num_ready
+        return min(room, max(max_sequences // settings.sampling.num_generations, 1) - num_under_way)
+
+    def _admit(self) -> None:
+        settings = self._settings
         begun: list[tuple[int, _Admitted]] = []
-        while self._failure is None and self._num_taken + len(self._admitted) < limit:
+        while self._failure is None and self._room() > 0:
             item = self._draw()
             order = self._num_admitted
             self._num_admitted += 1
             self._admitted[order] = item
             if item.scored is None:
                 begun.append((order, item))
+            else:
+                self._num_ready += 1
         if settings.max_staleness == 0 and len(begun) == settings.prompts_per_step:  # a whole batch, not a refill
             key = f"version-{self._version}-from-{self._num_on_version - len(begun)}"
             for index, (_, item) in enumerate(begun):
@@ -202,31 +240,37 @@ class RolloutFlow:
         self._num_on_version += 1
         kept = self._take_kept(built.prompt.prompt_id)
         if kept is not None:
-            oldest = min(member.completion.adapter_version for member in kept.members)
-            return _Admitted(built=built, prompt=built.prompt, start_version=oldest, scored=kept)
+            return _Admitted(built=built, prompt=built.prompt, start_version=_oldest_version(kept), scored=kept)
         seed = group_seed(self._settings.seed, self._version, number, built.prompt.prompt_id)
         return _Admitted(built=built, prompt=replace(built.prompt, seed=seed), start_version=self._version)
 
     def _take_kept(self, prompt_id: str) -> ScoredGroup | None:
-        """A group that an earlier start had ready, unless it is too old by now."""
+        """A group that an earlier start had ready, unless it is too old by now, or would be in its turn."""
         for index, group in enumerate(self._kept):
             if group.prompt_id == prompt_id:
                 del self._kept[index]
-                oldest = min(member.completion.adapter_version for member in group.members)
-                return group if self._version - oldest <= self._settings.max_staleness else None
+                version = _oldest_version(group)
+                num_before = sum(n for other, n in self._num_kept_of.items() if other <= version)
+                if num_before >= self._num_places_for(version):
+                    return None
+                self._num_kept_of[version] += 1
+                return group
         return None
 
     async def _run(self, order: int, item: _Admitted) -> None:
         try:
-            item.scored = await self._generate_and_score(item.built, item.prompt)
+            scored = item.scored = await self._generate_and_score(item.built, item.prompt)
         except Exception as error:  # handed to the consumer, who decides
             self._failure = self._failure or error
         else:
-            if self._throw_away(item.scored):
+            item.start_version = max(item.start_version, _oldest_version(scored))
+            if self._throw_away(scored):
                 self._dropped_flat += 1
                 self._dropped.append(item.scored)
                 del self._admitted[order]
-                self._admit()
+            else:
+                self._num_ready += 1
+            self._admit()
         self._report_progress()
         self._changed.set()
 
@@ -248,20 +292,19 @@ class RolloutFlow:
         return self._settings.drop_flat_groups and group.flat and self._dropped_flat < bound
 
     def _take(self) -> Batch | None:
-        """A batch if one may leave now: enough groups are ready, and none that is running would be too old later."""
-        settings = self._settings
-        oldest_kept = self._version - settings.max_staleness + 1  # start version that the next update still takes
-        expiring = [order for order, item in self._admitted.items() if item.start_version < oldest_kept]
-        if any(self._admitted[order].scored is None for order in expiring):
+        """A batch if one may leave now: enough groups are ready, and those left will find a place before they are too
+        old."""
+        num_prompts = self._settings.prompts_per_step
+        if self._num_ready < num_prompts:
             return None
-        assert len(expiring) <= settings.prompts_per_step, "admission lets in no more than one batch a version"
-        ready = sorted(order for order, item in self._admitted.items() if item.scored is not None)
-        first = set(expiring)
-        chosen = sorted([*expiring, *(order for order in ready if order not in first)][: settings.prompts_per_step])
-        if len(chosen) < settings.prompts_per_step:
+        ready = (order for order, item in self._admitted.items() if item.scored is not None)
+        chosen = sorted(ready, key=lambda order: (self._admitted[order].start_version, order))[:num_prompts]
+        if self._leaves_too_many(frozenset(chosen)):
             return None
+        chosen.sort()
         groups_P = tuple(self._finished(self._admitted.pop(order)) for order in chosen)
         self._num_taken += len(groups_P)
+        self._num_ready -= len(groups_P)
         self._last_batch = groups_P
         batch = Batch(
             groups_P=groups_P,
@@ -273,11 +316,25 @@ class RolloutFlow:
         self._dropped_flat = self._generated_tokens = 0
         return batch
 
+    def _leaves_too_many(self, chosen: Collection[int]) -> bool:
+        """Whether a batch of these leaves more groups of a version, and of those before it, than the batches take that
+        follow until it is too old. Never so when all are ready: the oldest leave first, and admission is bounded."""
+        left = Counter(item.start_version for order, item in self._admitted.items() if order not in chosen)
+        num_left = 0
+        for version in sorted(left):
+            num_left += left[version]
+            if num_left > self._num_places_for(version) - self._settings.prompts_per_step:
+                return True
+        return False
+
+    def _num_places_for(self, version: int) -> int:
+        """Groups in the batches, with the next, that may be learned from before this version is too old."""
+        return (version + self._settings.max_staleness - self._version + 1) * self._settings.prompts_per_step
+
     @staticmethod
     def _finished(item: _Admitted) -> FinishedGroup:
         assert item.scored is not None
         return FinishedGroup(built=item.built, scored=item.scored, seed=item.prompt.seed)
 
     def _report_progress(self) -> None:
-        ready = sum(item.scored is not None for item in self._admitted.values())
-        self._on_progress(min(ready, self._settings.prompts_per_step), self._settings.prompts_per_step)
+        self._on_progress(min(self._num_ready, self._settings.prompts_per_step), self._settings.prompts_per_step)

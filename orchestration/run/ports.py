@@ -25,6 +25,12 @@ class AdapterHandle(Protocol):
 class Generator(Protocol):
     """Rollout workers behind one door."""
 
+    @property
+    def max_sequences(self) -> int | None:
+        """Completions to ask for at once: as many as keep the workers there are busy. More would only wait. None: it
+        does not matter."""
+        ...
+
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]: ...
 
     async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]: ...

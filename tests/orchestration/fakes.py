@@ -62,6 +62,8 @@ class FakeSource:
 class FakeGenerator:
     """Answers when the test says so; `version` is what new groups are sampled from."""
 
+    max_sequences: int | None = None
+
     def __init__(self) -> None:
         self.version = 0
         self.started: list[str] = []

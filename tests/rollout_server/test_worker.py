@@ -166,8 +166,9 @@ async def worker(engine, run_root, rollout_config):
 
 async def begin(worker: RolloutWorker) -> asyncio.Task[list[Completion]]:
     """A request that has taken its version."""
-    request = asyncio.create_task(worker.generate(PROMPT, SamplingParams()))
-    await asyncio.sleep(0)
+    request = asyncio.create_task(worker.generate(PROMPT, SamplingParams(num_generations=1)))
+    for _ in range(3):
+        await asyncio.sleep(0)
     return request
 
 
@@ -180,6 +181,31 @@ async def test_a_request_keeps_its_version_and_the_version_lives_until_then(work
     assert (await request)[0].adapter_version == 1
     await until_async(lambda: engine.loaded == [2])
     assert (await worker.generate(PROMPT, SamplingParams()))[0].adapter_version == 2
+
+
+async def test_a_long_group_goes_on_with_a_new_version_between_completions(
+    engine, run_root, rollout_config, monkeypatch
+):
+    config = rollout_config(max_num_seqs=1, generate_timeout_s=0.5)
+    worker = RolloutWorker("rollout-3", "model", config, "cpu", 0, "r", lambda values: None, engine=engine)
+    seeds = []
+    stock = engine.generate
+
+    async def generate(prompt, sampling, lora):
+        seeds.append(prompt.seed)
+        await asyncio.sleep(0.3)  # both together take longer than one may
+        return await stock(prompt, sampling, lora)
+
+    monkeypatch.setattr(engine, "generate", generate)
+    engine.let_go.set()
+    await worker.start()
+    seeded = dataclasses.replace(PROMPT, seed=40)
+    request = asyncio.create_task(worker.generate(seeded, SamplingParams(num_generations=2)))
+    await until_async(lambda: len(seeds) == 1)
+    await worker.publish(payload(1))
+    assert [completion.adapter_version for completion in await request] == [0, 1]
+    assert seeds == [40, 41]
+    await worker.shutdown()
 
 
 async def test_an_idle_version_goes_as_soon_as_it_is_replaced(worker, engine):

@@ -94,6 +94,7 @@ class RolloutPool(Generic[Worker]):
         stall_timeout_s: How long a worker may be silent, or make no step with work under way.
         new_restarts: Makes the budget of one place.
         retry_io_s: How long a publish waits for room on a worker's node.
+        max_num_seqs: Sequences that a worker computes at once; None: any number.
         note: Told what happens.
         counts: Counts groups `started`, `finished`, `asked_again` and `lost`.
     """
@@ -106,13 +107,14 @@ class RolloutPool(Generic[Worker]):
         stall_timeout_s: float,
         new_restarts: Callable[[], Restarts],
         retry_io_s: float = 0.0,
+        max_num_seqs: int | None = None,
         note: Note = lambda level, message: None,
         counts: MutableMapping[str, int] | None = None,
         beat_s: float = BEAT_S,
     ) -> None:
         self._make, self._note = make, note
         self._counts = {} if counts is None else counts
-        self._num_workers, self._new_restarts = num_workers, new_restarts
+        self._num_workers, self._new_restarts, self._max_num_seqs = num_workers, new_restarts, max_num_seqs
         self._stall_timeout_s, self._beat_s, self._retry_io_s = stall_timeout_s, beat_s, retry_io_s
         self._places: list[_Place[Worker]] = []
         self._balancer = Balancer(num_workers)
@@ -125,6 +127,11 @@ class RolloutPool(Generic[Worker]):
     def members(self) -> tuple[Worker, ...]:
         """Those that take groups."""
         return tuple(place.member for place in self._places if place.admitted)
+
+    @property
+    def max_sequences(self) -> int | None:
+        """Twice what the workers compute at once: of a group all are counted until its last has ended."""
+        return None if self._max_num_seqs is None else 2 * self._max_num_seqs * max(len(self.members), 1)
 
     async def start(self) -> None:
         """Start all workers; returns when each can generate. The first that cannot ends the start with its error."""

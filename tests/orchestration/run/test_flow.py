@@ -70,39 +70,60 @@ async def test_a_flow_that_begins_later_admits_as_much_as_one_that_begins_at_0()
     generator = FakeGenerator()
     flow = make_flow(generator, max_staleness=1, first_version=7)
     assert names(await flow.next_batch()) == ["p0", "p1"]
-    assert generator.started == ["p0", "p1", "p2", "p3"]
-    flow.published(8)
     await settle()
-    assert len(generator.started) == 6
+    assert generator.started == ["p0", "p1", "p2", "p3"]
 
 
-async def test_staleness_one_keeps_one_batch_in_hand() -> None:
+async def test_one_batch_is_generated_while_one_is_learned_and_no_more_however_stale_it_may_be() -> None:
     generator = FakeGenerator()
-    flow = make_flow(generator, max_staleness=1)
-    assert names(await flow.next_batch()) == ["p0", "p1"]
-    # (η + v + 1)·B = 2·2 = 4 groups were admitted at version 0.
-    assert generator.started == ["p0", "p1", "p2", "p3"]
-    flow.published(1)
-    await settle()
-    assert len(generator.started) == 6
+    flow = make_flow(generator, max_staleness=4)
+    for version in range(4):
+        batch = await flow.next_batch()
+        await asyncio.sleep(0.01)  # the next is ready long before the learner asks for it
+        assert len(generator.started) == 2 * version + 4
+        assert {m.completion.adapter_version for g in batch.scored_P for m in g.members} == {max(version - 1, 0)}
+        generator.version = version + 1
+        flow.published(version + 1)
 
 
-async def test_a_group_that_would_be_too_old_is_waited_for() -> None:
+async def test_no_more_is_asked_for_than_keeps_the_workers_busy() -> None:
     generator = FakeGenerator()
     generator.hold()
+    generator.max_sequences = 2
     flow = make_flow(generator, max_staleness=1)
-    first = asyncio.create_task(flow.next_batch())
+    batch = asyncio.create_task(flow.next_batch())
     await settle()
-    generator.release("p1", "p2")  # p0 and p3 are slow
-    assert names(await first) == ["p1", "p2"]  # at version 0 nothing expires: the ready ones may go
-    flow.published(1)
-    second = asyncio.create_task(flow.next_batch())
+    assert generator.started == ["p0"]
+    generator.release("p0")
     await settle()
-    generator.release("p4", "p5")  # two are ready, but p0 and p3 (version 0) would be two updates old afterwards
+    assert generator.started == ["p0", "p1"]
+    generator.release("p1")
+    assert names(await batch) == ["p0", "p1"]
+
+
+async def test_stragglers_are_left_to_the_next_batch_until_they_would_be_too_old() -> None:
+    generator = FakeGenerator()
+    generator.hold()
+    flow = make_flow(generator, max_staleness=2)
+
+    async def waited_for(*ready: str) -> asyncio.Task[Batch]:
+        batch = asyncio.create_task(flow.next_batch())
+        await asyncio.sleep(0.01)  # the learner waits: more are begun ahead of it
+        generator.release(*ready)
+        await settle()
+        return batch
+
+    for version, ready in enumerate((["p0", "p1"], ["p2", "p3"])):
+        assert names(await (await waited_for(*ready))) == ready
+        flow.published(version + 1)
     await settle()
-    assert not second.done()
-    generator.release("p0", "p3")
-    assert names(await second) == ["p0", "p3"]
+    assert generator.started[4:] == ["p4", "p5", "p6", "p7"]  # p4 to p7 on version 1 or 2
+    assert names(await (await waited_for("p5", "p6"))) == ["p5", "p6"]
+    flow.published(3)
+    last = await waited_for("p8", "p9", "p10")
+    assert not last.done()  # at the next version p4 would be three updates old
+    generator.release("p4", "p7")
+    assert "p4" in names(await last)
 
 
 async def test_batches_leave_oldest_first() -> None:
