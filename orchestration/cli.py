@@ -18,8 +18,10 @@ from orchestration.commands.arguments import positive
 from orchestration.commands.benches import add_bench_commands
 from orchestration.commands.evaluations.words import add_evaluation_commands
 from orchestration.commands.plan import add_plan_command
+from orchestration.commands.rescore import add_rescore
 from orchestration.commands.submit import add_submit_commands
 from orchestration.commands.trace import add_trace
+from orchestration.commands.watch import add_watch
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.settings.config import load_config, load_settings
 from orchestration.settings.tree import recipe_names
@@ -77,6 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluation_commands(commands)
     _add_report(commands)
     add_trace(commands)
+    add_watch(commands)
+    add_rescore(commands)
     _add_prepare(commands)
     _add_settings(commands)
     _add_reward(commands)

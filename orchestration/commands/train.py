@@ -27,6 +27,7 @@ from orchestration.machine.facts import collect
 from orchestration.models.dequantized import served_model
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
+from orchestration.page.card import make_portable
 from orchestration.report import Reporter, make_reporter
 from orchestration.run.ledger.changes import where_to_go_on
 from orchestration.run.ledger.folder import RunFolder
@@ -35,6 +36,7 @@ from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.rewards import check_rewards
 from orchestration.run.scorer import make_scorers
 from orchestration.run.start import StartClock
+from orchestration.run.summary import Summary
 from orchestration.settings.config import RunConfig
 from orchestration.storage.cache import Progress
 from orchestration.tracking.reporter import TrackingReporter
@@ -102,6 +104,7 @@ async def _train(config: RunConfig) -> int:
                         f"{len(held_out.skipped)} held-out prompts are longer than the context and were skipped",
                     )
                 summary = await TrainingLoop(config, rooms, folder, reporter, stop).run()
+                _give_away(folder, model_path, config, summary, reporter)
         finally:
             _seal(folder, shown)
             folder.close()
@@ -125,6 +128,13 @@ def tracked_reporter(config: RunConfig, folder: RunFolder, reporter: Reporter) -
         return [*page, *(path for path in paths if path.exists())]
 
     return TrackingReporter(reporter, open_trackers(config.report_to, run), kept)
+
+
+def _give_away(folder: RunFolder, model_path: Path, config: RunConfig, summary: Summary, reporter: Reporter) -> None:
+    try:
+        make_portable(folder.adapter_path, model_path, config, summary)
+    except (OSError, ValueError) as error:
+        reporter.note("warning", f"{folder.adapter_path} has no card and no tokenizer: {' '.join(str(error).split())}")
 
 
 def _seal(folder: RunFolder, reporter: Reporter) -> None:

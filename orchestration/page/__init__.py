@@ -1,1 +1,1 @@
-"""A run's page: one HTML file that needs nothing else."""
+"""A run as others see it: its page, one HTML file that needs nothing else, and its adapter's card."""

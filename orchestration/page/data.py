@@ -13,7 +13,7 @@ from typing import Any, Final
 import yaml
 
 from orchestration.errors import ConfigError
-from orchestration.run.ledger.names import COMPLETIONS_FOLDER, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from orchestration.run.ledger.names import COMPLETIONS_FOLDER, CONFIG_FILE, EVENTS_FILE, METRICS_FILE, SUMMARY_FILE
 
 Row = Mapping[str, Any]
 
@@ -37,6 +37,20 @@ class Run:
     """The latest of them, as the parquet files have them."""
     num_completions: int
     """How many there are in all."""
+    events: Sequence[Row] = ()
+    """Alarms and evaluations, in the order in which they came."""
+
+    @property
+    def alarms(self) -> list[Row]:
+        """Each once, by step."""
+        found = {(event.get("step"), event.get("name")): event for event in self.events if event.get("kind") == "alarm"}
+        return sorted(found.values(), key=_step)
+
+    @property
+    def evaluations(self) -> list[Row]:
+        """Each once, by step."""
+        found = {event.get("step"): event for event in self.events if event.get("kind") == "evaluation"}
+        return sorted(found.values(), key=_step)
 
     @property
     def name(self) -> str:
@@ -81,10 +95,19 @@ def read_run(path: Path, *, most_completions: int) -> Run:
         config = yaml.safe_load((path / CONFIG_FILE).read_text())
         rows = list(_rows(path / METRICS_FILE))
         summary = json.loads((path / SUMMARY_FILE).read_bytes()) if (path / SUMMARY_FILE).is_file() else {}
+        events = list(_rows(path / EVENTS_FILE))
         completions, number = _completions(path / COMPLETIONS_FOLDER, most_completions)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the run in {str(path)!r}: {' '.join(str(error).split())}") from error
-    return Run(path=path, config=config, rows=rows, summary=summary, completions=completions, num_completions=number)
+    return Run(
+        path=path,
+        config=config,
+        rows=rows,
+        summary=summary,
+        completions=completions,
+        num_completions=number,
+        events=events,
+    )
 
 
 def _rows(path: Path) -> Iterator[Row]:
@@ -125,6 +148,10 @@ def shown_completion(row: Row) -> dict[str, Any]:
         "n": row.get("num_tokens"),
     }
     return shown | ({"c": row["category"]} if row.get("category") else {})
+
+
+def _step(event: Row) -> int:
+    return int(event.get("step") or 0)
 
 
 def _is_number(value: Any) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
 
 from learner.types import UpdateMetrics
-from orchestration.errors import AlarmError
+from orchestration.errors import AlarmError, RlvrError
 from orchestration.run.evaluation import Evaluation
 from orchestration.run.flow import Batch
 from orchestration.run.ledger.tables import completion_id
@@ -16,6 +17,7 @@ from orchestration.settings.config import RunConfig
 from orchestration.watch.facts import Alarm, EvaluationFacts, Sample, StepFacts
 from orchestration.watch.watch import Watch
 
+Keep = Callable[[Mapping[str, Any]], None]
 MOST_GROUPS: Final = 64
 """Of a step that are looked at; they come in no order that matters."""
 
@@ -25,9 +27,11 @@ class Alarms:
 
     Args:
         reward_names: the run's rewards, in the order of each completion's `rewards`.
+        keep: told each alarm and each evaluation, to be kept with the run.
     """
 
-    def __init__(self, config: RunConfig, reporter: Reporter, reward_names: Sequence[str]) -> None:
+    def __init__(self, config: RunConfig, reporter: Reporter, reward_names: Sequence[str], keep: Keep) -> None:
+        self._keep_event = keep
         self._config, self._reporter, self._reward_names = config, reporter, tuple(reward_names)
         strict = config.judges.get("strict")
         self._correctness = strict.name if strict is not None and strict.name in self._reward_names else None
@@ -50,7 +54,14 @@ class Alarms:
 
     def evaluated(self, evaluation: Evaluation, step: int) -> None:
         """At held-out answers of the policy after a step."""
+        self._keep({"kind": "evaluation", "step": step, "accuracies": dict(evaluation.accuracies())})
         self._say(self._watch.evaluation(EvaluationFacts(step=step, scores=evaluation.scores)))
+
+    def _keep(self, event: Mapping[str, Any]) -> None:
+        try:
+            self._keep_event(event)
+        except RlvrError as error:  # it has been said, too; a run does not end for that
+            self._reporter.note("warning", str(error))
 
     def refuse(self) -> None:
         """Raises AlarmError while an alarm holds with which the run is to end."""
@@ -60,6 +71,7 @@ class Alarms:
 
     def _say(self, alarms: Iterable[Alarm]) -> None:
         for alarm in alarms:
+            self._keep({"kind": "alarm", **asdict(alarm)})
             self._reporter.note("warning", f"alarm {alarm.line()}")
 
     def _samples(self, batch: Batch, step: int) -> Iterator[Sample]:

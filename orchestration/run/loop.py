@@ -100,7 +100,7 @@ class TrainingLoop:
         far as the rooms still answer.
         """
         await self._resume()
-        self._alarms = Alarms(self._config, self._reporter, self._rooms.scorer.reward_names)
+        self._alarms = Alarms(self._config, self._reporter, self._rooms.scorer.reward_names, self._folder.append_event)
         if self._config.eval_at_ends and self._before is None:
             with self._rooms.start.phase("evaluation"):
                 before = await unless_set(self._stop, self._evaluate("before"))

@@ -100,12 +100,21 @@ class RulesApart:
         apart = max(rises["strict"] - rises["lenient"], rises["lenient"] - rises["strict"], key=lambda one: one.low)
         if apart.low <= GREW / 2 or min(rise.value for rise in rises.values()) > STOOD:
             return None  # one overtakes the other where the answer line is learned: only a rise of one alone counts
+        if _gap(facts) <= _gap(self._before):
+            return None  # they come together, as where all answers are right and only the line was missing
         return Alarm(
             name=self.name,
             step=facts.step,
             sentence="the strict and the lenient rule part: one of them is being pleased, not the task",
             evidence={f"rise by the {judge} rule": rise.value for judge, rise in rises.items()},
         )
+
+
+def _gap(facts: EvaluationFacts) -> float:
+    """How far the two rules are from each other, over problems that both have scored."""
+    pairs = zip(facts.scores["strict"], facts.scores["lenient"], strict=True)
+    apart = [strict - lenient for strict, lenient in pairs if strict is not None and lenient is not None]
+    return abs(sum(apart)) / len(apart) if apart else 0.0
 
 
 class RewardBroke:

@@ -4,6 +4,7 @@
     records/step-000012.record       all that step 12 was made of: see `records`
     metrics.jsonl                    one JSON object a step, in order, each step once
     completions/step-000012.parquet  what step 12 learned from, one row a completion
+    events.jsonl                     alarms and held-out accuracies, as they came
     adapter/                         the latest adapter, a peft folder
     checkpoints/step-000012/         what a stopped run goes on from: see `resume`
     set-aside/                       what an earlier start had of steps that could not be gone on from
@@ -38,6 +39,7 @@ from orchestration.run.ledger.names import (
     ADAPTER_FOLDER,
     COMPLETIONS_FOLDER,
     CONFIG_FILE,
+    EVENTS_FILE,
     METRICS_FILE,
     RECORDS_FOLDER,
     SET_ASIDE_FOLDER,
@@ -124,6 +126,12 @@ class RunFolder:
                     self._metrics.truncate(end)
                 raise
         self._last_row = (row["step"], line)
+
+    def append_event(self, event: Mapping[str, Any]) -> None:
+        """Add an alarm or an evaluation to `events.jsonl`; of a step that is made again it may be there twice."""
+        path = self.path / EVENTS_FILE
+        with _explained(path), path.open("ab") as file:
+            file.write(_to_json(event) + b"\n")
 
     def note_step(self, step: int, adapter: str) -> None:
         """Put what was written of a step into the trail, where the run keeps one.

@@ -115,16 +115,23 @@ def test_the_loop_itself_takes_little_time(trained: Path) -> None:
     assert json.loads((trained / "summary.json").read_text())["other_share"] < 0.05
 
 
-def test_the_adapter_loads_with_plain_peft(trained: Path) -> None:
+def test_the_adapter_loads_elsewhere_with_plain_peft(trained: Path, tmp_path: Path) -> None:
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    moved = shutil.copytree(trained / "adapter", tmp_path / "given away")
+    assert PeftConfig.from_pretrained(str(moved)).base_model_name_or_path == "tiny"
+    assert AutoTokenizer.from_pretrained(moved).decode([5, 6]) != ""
+    card = (moved / "README.md").read_text()
+    assert "base_model: tiny" in card
+    assert "| strict | " in card
+    assert str(trained.parent) not in card
     base = AutoModelForCausalLM.from_pretrained(resolve_model("tiny"), dtype=torch.float32)
     token_ids = torch.arange(1, 9).unsqueeze(0)
     with torch.no_grad():
         before = base(token_ids).logits.clone()
-        after = PeftModel.from_pretrained(base, str(trained / "adapter"))(token_ids).logits
+        after = PeftModel.from_pretrained(base, str(moved))(token_ids).logits
     assert not torch.allclose(before, after, atol=1e-3)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from learner.checkpoint import write_checkpoint
@@ -132,8 +133,6 @@ def test_a_trail_that_was_written_anew_is_held_against_record_and_log(run: Path)
     changed = replace(group, members=(*group.members[:2], better))
     record = replace(record, groups_P=(changed, *record.groups_P[1:]))
     write_record(run, record)
-    import pyarrow.parquet
-
     pyarrow.parquet.write_table(completions_table(record), run / "completions" / "step-000002.parquet")
     (run / TRAIL_FILE).unlink()
     trail = Trail(run)
@@ -203,3 +202,49 @@ def test_wrong_usage_is_said(made: Path, words: list[str], complaint: str, capsy
 def test_a_log_needs_a_service_of_the_runs_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "tiny", "audit=true", "reward.deployment=actor"]) == 2
     assert "audit=true keeps the reward service's log in the run folder" in capsys.readouterr().err
+
+
+def test_a_run_is_scored_again_by_its_own_rewards_and_by_others(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rescore", str(run), "--json"]) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert own["share_apart"] == 0
+    assert {reward["num_other"] for reward in own["rewards"].values()} == {0}
+    holey = "{name: regex, params: {pattern: '[27]$', mode: search}}"
+    assert main(["rescore", str(run), holey, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdicts"] == {"both high": 3, "both low": 10, "only then": 3, "only now": 2, "not scored": 0}
+    assert {one["completion"] for one in found["examples"]} <= {"2", "#### The final answer is 4"}
+    results = pyarrow.parquet.read_table(found["results"])
+    assert results["verdict"].to_pylist().count("only now") == 2
+    assert verify_run(run).intact  # results are no part of the run
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["nonsense"], "there is no 'nonsense'; there are"),
+        (["json_schema"], "'json_schema' reads"),
+        (["{name: regex"], "neither"),
+        (["length", "--settings-file", "/nowhere"], "cannot read the settings"),
+    ],
+)
+def test_rewards_that_cannot_score_a_run(
+    made: Path, words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rescore", str(made), *words]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_run_at_a_glance(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alarm = {"kind": "alarm", "name": "one_shape", "step": 2, "sentence": "a word is paid"}
+    events = [{"kind": "evaluation", "step": step, "accuracies": {"strict": step / 4}} for step in (0, 2)]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in [*events, alarm, alarm]))
+    (run / "summary.json").unlink()
+    assert main(["watch", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "tiny on copy · under way" in shown
+    assert "3/10" in shown
+    assert "strict 0.0 % → 50.0 % (after step 2)" in shown
+    assert shown.count("! one_shape, step 2: a word is paid") == 1
+    assert main(["watch", str(run / "logs")]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
