@@ -23,11 +23,15 @@ import pytest
 import ray
 
 from orchestration.cluster.cluster import Cluster
+from orchestration.models.prompting import make_prompt_builder
 from orchestration.models.resolve import resolve_model
+from orchestration.run import lm_eval
 from orchestration.run.ledger.records import record_path, recorded_steps
 from orchestration.settings.config import load_config
 from rollout_server.types import Prompt, SamplingParams
 from tests.orchestration.cluster.kill_points import differing_steps, training
+from tests.reward_service.clients.callers.installed import installed, run_script
+from tests.reward_service.clients.test_callers_lm_eval import LM_EVAL
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -156,6 +160,34 @@ def test_eval_of_base_and_adapter_is_the_same_when_it_was_broken_off(trained: Pa
     (out / "results.json").unlink()
     assert rlvr(*words).stdout == done.stdout
     assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == files
+
+
+def test_a_claim_of_the_run_and_lm_evals_own_model_on_the_same_prompts(trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "claim"
+    sizes = ("--limit", "24", "--train-problems", "8", "--article-tokens", "24")
+    done = rlvr("claim", str(trained), *sizes, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "yes   No held-out question is in the training problems or in the header" in done.stdout
+    assert "open  That the gain comes from the rewards is not shown" in done.stdout
+    found = json.loads((out / "claim.json").read_text())
+    assert found["claims"][0]["text"] in (out / "claim.html").read_text()
+    assert found["results"]["train"]["sides"]["adapter"]["greedy"]["article"]["num_problems"] == 8
+    table = pyarrow.parquet.read_table(out / "evaluation" / "answers.parquet").to_pylist()
+    ours = {row["problem_id"]: row for row in table if (row["side"], row["part"]) == ("adapter", "held_out")}
+
+    config = load_config(str(trained / "config.yaml"))
+    problems = config.data.load()
+    model = resolve_model("tiny")
+    built = make_prompt_builder(config, problems, model).build_all(problems.eval[:24]).prompts
+    asked = {"prompts": [one.text for one in built], "until": list(lm_eval.STOPS), "max_gen_toks": 24}
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    folder = installed("lm-eval-0.4.13", *LM_EVAL)
+    theirs = run_script(folder, "lm_eval_model.py", str(model), str(trained / "adapter"), str(tmp_path / "asked.json"))
+    for one, text in zip(built, theirs, strict=True):
+        row = ours[one.problem.problem_id]
+        answer = str(one.problem.reference["final_answer"])
+        assert text.strip() == lm_eval.cut(row["run_on"]).strip()
+        assert lm_eval.flexible_extract(text, answer) == row["score_flexible_extract"]
 
 
 def test_a_run_that_is_killed_again_and_again_makes_the_same_steps_bit_for_bit(trained: Path, tmp_path: Path) -> None:
