@@ -85,7 +85,9 @@ def _verdicts(claimed: Sequence[Sentence]) -> str:
     rows = []
     for one in claimed:
         colour, word = _VERDICTS[one.verdict]
-        rows.append(f'<tr><td class="{colour}"><b>{word}</b></td><td>{escape(one.text)}</td></tr>')
+        rows.append(
+            f'<tr><td class="{colour}" style="white-space:nowrap"><b>{word}</b></td><td>{escape(one.text)}</td></tr>'
+        )
     return f"<table>{''.join(rows)}</table>"
 
 

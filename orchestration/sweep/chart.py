@@ -36,10 +36,10 @@ def draw(rows: Sequence[Row], *, title: str, note: str, kind: str) -> bytes:
         _bars(axes, [at + offset for at, _ in bars], [found for _, found in bars], name, _WIDTH / len(series))
     axes.set_xticks(range(len(groups)), [group or "all" for group in groups])
     axes.set_ylabel("held-out accuracy, %")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.25)  # room for the legend
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
     figure.supxlabel(note, fontsize=7, wrap=True)
     sink = io.BytesIO()
     figure.savefig(sink, format=kind, metadata={"Date": None} if kind == "svg" else None, dpi=150)

@@ -20,7 +20,7 @@ from orchestration.settings.config import RunConfig, load_config
 from orchestration.storage.atomic import atomic_write
 from orchestration.sweep.grid import Grid, Point
 from orchestration.sweep.jobs import Command, Job, Jobs
-from orchestration.sweep.outcome import NOTE, Row, facts, rows, table
+from orchestration.sweep.outcome import INTERVALS, NOTE, Row, facts, rows, table
 
 SWEEP_FILE: Final = "sweep.json"
 TABLE_FILE: Final = "sweep.txt"
@@ -104,7 +104,7 @@ def _write_charts(out: Path, found: Mapping[str, Sequence[Row]], title: str, tel
     for rule, of in found.items():
         for kind in ("svg", "png"):
             try:
-                content = draw(of, title=f"{title}\n{rule} rule", note=NOTE, kind=kind)
+                content = draw(of, title=f"{title}\n{rule} rule", note=INTERVALS, kind=kind)
             except ImportError:
                 tell("no chart: matplotlib is not installed; pip install 'rlvr[chart]'")
                 return
