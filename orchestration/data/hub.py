@@ -23,5 +23,5 @@ def hub_rows(dataset: str, subset: str | None, part: str | None, *, setting: str
         reason = " ".join(str(error).split())[:300]
         raise DataError(
             f"{setting}={dataset!r}, split {part!r} cannot be had: {reason}; check its name, data.subset and the "
-            f"splits, or give a file as data.train_file"
+            f"splits, or name a file instead"
         ) from error

@@ -15,7 +15,7 @@ from orchestration.types import Problem
 from reward_service.commands import describe_rewards, find_lacks, read_settings, score_one
 from reward_service.errors import ServiceError, ServiceStartError
 from reward_service.settings import ServiceSettings
-from reward_service.types import ItemResult, Reason, RewardItem, RewardSpec
+from reward_service.types import JUDGE, ItemResult, Reason, RewardItem, RewardSpec
 
 _OURS = {"host", "port", "keys_file", "ssl_certfile", "ssl_keyfile", "rewards"}
 
@@ -71,7 +71,13 @@ def check_rewards(config: RunConfig, problems: Problems) -> None:
         DataError: a problem lacks what a reward reads; names reward, key and task.
     """
     try:
-        settings = ServiceSettings.model_validate(service_settings(config) if config.reward.url is None else {})
+        given = service_settings(config) if config.reward.url is None else {}
+        if config.reward.url is None and JUDGE in given["rewards"] and "judge" not in given:
+            raise ConfigError(
+                "the reward 'judge' needs an endpoint: write `judge: {base_url: URL, model: NAME}` into a file and "
+                "name it with reward.settings_file=FILE"
+            )
+        settings = ServiceSettings.model_validate(given)
         known = None if config.reward.url is None else describe_rewards(settings)
         for part in config.parts():
             judges = tuple({spec.name: spec for spec in config.judges_of(part).values()}.values())

@@ -390,4 +390,4 @@ def _explain(error: ValidationError, prefix: str = "") -> str:
         return message
     # "Input should be …" goes on in small letters, a name in capitals stays as it is.
     message = message if message[1:2].isupper() else f"{message[0].lower()}{message[1:]}"
-    return f"{dotted}={problem['input']!r}: {message}"
+    return f"{dotted}={problem['input']!r:.200}: {message}"

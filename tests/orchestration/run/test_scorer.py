@@ -10,6 +10,7 @@ import pytest
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
 from orchestration.errors import ConfigError
 from orchestration.run.metrics import step_row
+from orchestration.run.rewards import check_rewards
 from orchestration.run.scorer import VerifiedScorer
 from orchestration.settings.config import load_config
 from orchestration.types import Problem
@@ -76,3 +77,9 @@ def test_where_they_differ_the_verifier_decides_and_the_share_is_told() -> None:
 def test_what_does_not_fit_is_said(words: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         load_config("judged", [words])
+
+
+def test_a_judge_without_an_endpoint_is_said_before_anything_starts() -> None:
+    config = load_config("judged", ["data.num_train=2", "data.num_eval=2"])
+    with pytest.raises(ConfigError, match=r"judge: \{base_url: URL.*reward\.settings_file=FILE"):
+        check_rewards(config, config.data.load())
