@@ -17,6 +17,7 @@ from typing import Any
 from orchestration.commands.arguments import positive
 from orchestration.commands.benches import add_bench_commands
 from orchestration.commands.evaluations.words import add_evaluation_commands
+from orchestration.commands.monitor import add_monitor
 from orchestration.commands.plan import add_plan_command
 from orchestration.commands.rescore import add_rescore
 from orchestration.commands.submit import add_submit_commands
@@ -81,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_trace(commands)
     add_watch(commands)
     add_rescore(commands)
+    add_monitor(commands)
     _add_prepare(commands)
     _add_settings(commands)
     _add_reward(commands)

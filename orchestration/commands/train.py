@@ -21,12 +21,13 @@ from orchestration.concurrency import unless_set
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.source import PromptSource
-from orchestration.errors import DataError, RlvrError, in_a_sentence
+from orchestration.errors import DataError, MachineError, RlvrError, in_a_sentence
 from orchestration.machine import doctor
 from orchestration.machine.facts import collect
 from orchestration.models.dequantized import served_model
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
+from orchestration.monitor import programs
 from orchestration.page.card import make_portable
 from orchestration.report import Reporter, make_reporter
 from orchestration.run.ledger.changes import where_to_go_on
@@ -159,6 +160,17 @@ async def _check_rewards(config: RunConfig, problems: Problems) -> None:
         ) from error
 
 
+def _monitor(reporter: Reporter) -> None:
+    """Before Ray is started, whose dashboard is told by its environment where they are."""
+    try:
+        monitor = programs.up()
+    except MachineError as error:
+        reporter.note("warning", f"the run is not recorded: {error}")
+        return
+    os.environ.update(monitor.ray_environment())
+    reporter.note("info", f"recorded by Prometheus at {monitor.prometheus}; {monitor.where()}")
+
+
 async def _resolve_model(config: RunConfig, reporter: Reporter) -> Path:
     reporter.phase("preparing", f"model {config.model.name}")
     progress = _progress_to(reporter)
@@ -188,6 +200,8 @@ async def _start_rooms(
     from orchestration.cluster.cluster import Cluster  # loads ray, a second or two: not before the cheap checks
     from orchestration.cluster.showing.board import Board
 
+    if config.monitor:
+        await asyncio.to_thread(_monitor, reporter)
     run_id, groups = f"{folder.path.name}-{os.getpid()}", dict[str, int]()
     cluster = Cluster(config, run_id=run_id, note=reporter.note, groups=groups)
     in_cluster = config.reward.deployment.kind == "actor"

@@ -20,7 +20,7 @@ def targets_folder() -> Path:
 
 def describe(run: str, *, ray: Sequence[str], reward_url: str | None) -> list[dict[str, object]]:
     """What Prometheus reads (`file_sd_configs`): the nodes' `host:port`, and the reward service's."""
-    groups: list[dict[str, object]] = [{"targets": list(ray), "labels": {"job": "ray", "run": run}}]
+    groups: list[dict[str, object]] = [{"targets": list(ray), "labels": {"job": "ray"}}]
     if reward_url is not None:
         parts = urlsplit(reward_url)
         labels = {"job": "reward", "run": run, "__scheme__": parts.scheme}

@@ -233,6 +233,7 @@ class TrainingLoop:
             generated_tokens=batch.num_generated_tokens,
             dropped_flat_groups=batch.num_dropped_flat,
             publish_ms=None if reports is None else self._tally.publish_ms[-1],
+            publish_bytes=reports[0].version.num_bytes if reports else None,
             probe_difference=max(differences, default=None),
             step_seconds=time.perf_counter() - spent.at,
         )

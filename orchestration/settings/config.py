@@ -134,6 +134,9 @@ class RunConfig(Section):
     track_adapter: bool = Field(
         False, description="They are given the trained adapter too, beside page and completions."
     )
+    monitor: bool = Field(
+        False, description="Start Prometheus, and Grafana where there is one, as `rlvr monitor up` does; they stay."
+    )
     example_every: int = Field(5, ge=0, description="Show an example completion every so many steps; 0: never.")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where models run; auto: CUDA when there is a GPU."

@@ -88,6 +88,19 @@ class RayBackend:
         )
 
 
+def jobs_at(config: RayConfig) -> RayJobs:
+    """Those of the cluster that the settings name, with its token."""
+    return RayJobs(
+        Endpoint(
+            address=_address(config),
+            token=_token(config),
+            ca_file=config.ca_file,
+            timeout_s=config.timeout_s,
+            use_proxy=config.use_proxy,
+        )
+    )
+
+
 def _hyperpod_jobs(endpoint: Endpoint) -> RayJobs:
     """Those behind AWS's gateway, which is reached as all of AWS is and asks for a cookie instead of a token."""
     require("sagemaker_ray", by="HyperPod", extra="hyperpod", package="toolkit-for-ray-on-sagemaker-ai")

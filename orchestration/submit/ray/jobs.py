@@ -143,6 +143,14 @@ class RayJobs:
             rows: Sequence[Mapping[str, Any]] = answer.json()["data"]["result"]["result"]
         return [dict(row["resources_total"]) for row in rows if row["state"] == "ALIVE"]
 
+    def metric_targets(self) -> list[str]:
+        """`host:port` of every living node's metrics."""
+        with self._explained():
+            answer = self._client._do_request("GET", "/nodes?view=summary")
+            answer.raise_for_status()
+            nodes = [node["raylet"] for node in answer.json()["data"]["summary"]]
+        return [f"{n['nodeManagerAddress']}:{n['metricsExportPort']}" for n in nodes if n["state"] == "ALIVE"]
+
     @contextmanager
     def _explained(self, job: str | None = None) -> Iterator[None]:
         """Turns what ray, requests and aiohttp raise into SubmitError."""

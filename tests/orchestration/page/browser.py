@@ -43,11 +43,11 @@ class Page:
 
 
 @contextmanager
-def opened(chromium: str, page: Path) -> Iterator[Page]:
-    """The page of a file, loaded; the browser ends with the block."""
+def opened(chromium: str, uri: str) -> Iterator[Page]:
+    """A page, loaded; the browser ends with the block."""
     with tempfile.TemporaryDirectory() as profile:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
-        command = [chromium, *options, f"--user-data-dir={profile}", page.as_uri()]
+        command = [chromium, *options, f"--user-data-dir={profile}", uri]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             told = Path(profile, "DevToolsActivePort")
@@ -55,7 +55,7 @@ def opened(chromium: str, page: Path) -> Iterator[Page]:
             port = told.read_text().split()[0]
             with connect(f"ws://127.0.0.1:{port}{_target(port)}", proxy=None, max_size=None) as connection:
                 opened_page = Page(connection)
-                loaded = f"complete {page.as_uri()}"  # it begins with an empty page
+                loaded = f"complete {uri}"  # it begins with an empty page
                 until(lambda: opened_page.evaluate("document.readyState + ' ' + location.href") == loaded, 60)
                 yield opened_page
         finally:

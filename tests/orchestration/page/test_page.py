@@ -166,7 +166,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> object:
     folder = tmp_path_factory.mktemp("page")
     runs = [read_run(write_run(folder / name), most_completions=1000) for name in ("one", "two")]
     (folder / "page.html").write_text(render(runs))
-    with opened(CHROMIUM, folder / "page.html") as page:
+    with opened(CHROMIUM, (folder / "page.html").as_uri()) as page:
         yield page
 
 

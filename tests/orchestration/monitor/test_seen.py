@@ -1,0 +1,96 @@
+"""A real run, seen: in Ray's dashboard by a browser, and by a Prometheus that scrapes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestration.monitor import programs
+from orchestration.monitor.files import write_files
+from orchestration.monitor.panels import PANELS
+from tests.orchestration.page.browser import opened
+from tests.waiting import until
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PROMTOOL = shutil.which("promtool", path=f"{Path(programs.find_prometheus() or '/').parent}:{os.environ['PATH']}")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run that goes on and on, with a dashboard; its state is its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("seen")
+        patch.setenv("RLVR_STATE", str(root / "state"))
+        patch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+        words = ["train", "tiny", f"run_dir={root}/run", "max_steps=10000", "max_staleness=1", "data.num_eval=20"]
+        with (root / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "orchestration.cli", *words], stdout=log, stderr=log, cwd=root
+            )
+        try:
+            metrics = root / "run" / "metrics.jsonl"
+            until(lambda: process.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 2), 240)
+            assert process.poll() is None, (root / "log").read_text()
+            yield root
+        finally:
+            programs.down()
+            process.send_signal(signal.SIGINT)
+            process.wait(120)
+
+
+@pytest.mark.cluster
+def test_the_dashboard_shows_the_throughput(run: Path) -> None:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the PATH")
+    found = re.search(r"dashboard (http://\S+)", (run / "log").read_text())
+    assert found is not None
+    with opened(CHROMIUM, f"{found.group(1)}/#/actors") as page:
+        text = "document.body.innerText"
+        until(lambda: re.search(r"RolloutWorker 0 · v\d+ · [\d,]+ tok/s · \d+ running", page.evaluate(text)), 60)
+        first = re.findall(r"LearnerRank 0 · step (\d+)", page.evaluate(text))
+        until(lambda: re.findall(r"LearnerRank 0 · step (\d+)", page.evaluate(text)) > first, 60)
+
+
+@pytest.mark.cluster
+def test_every_panel_has_data_and_a_step_has_the_figures_of_its_row(run: Path) -> None:
+    if programs.find_prometheus() is None:
+        pytest.skip("no prometheus on the PATH, nor as RLVR_PROMETHEUS")
+    url = programs.up(scrape_s=1.0).prometheus
+    assert programs.up().prometheus == url
+    until(lambda: not empty(url), 60)
+    figures = {each.expr: each.figure for panel in PANELS for each in panel.queries if each.figure}
+
+    def same() -> int:
+        """How many figures are those of the row of the step that was scraped."""
+        step = int(float(programs.query(url, "ray_rlvr_step")[0]["value"][1]))
+        rows = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
+        row = next(row for row in rows if row["step"] == step)
+        seen = {name: programs.query(url, expr) for expr, name in figures.items() if row.get(name) is not None}
+        return len(seen) * all(float(found[0]["value"][1]) == row[name] for name, found in seen.items())
+
+    until(lambda: same() > 20, 60)  # a step may end between two queries
+    assert programs.down()
+
+
+def empty(url: str) -> list[str]:
+    return [title for title, lines in programs.values(url).items() if all(v is None for v in lines.values())]
+
+
+def test_prometheus_takes_the_files(tmp_path: Path) -> None:
+    write_files(tmp_path, targets=tmp_path / "targets", prometheus_url="http://127.0.0.1:9090", scrape_s=5.0)
+    board = json.loads((tmp_path / "dashboards" / "rlvr.json").read_bytes())
+    assert len({panel["id"] for panel in board["panels"]}) == len(PANELS)
+    if PROMTOOL is None:
+        pytest.skip("no promtool on the PATH")
+    words = [PROMTOOL, "check", "config", str(tmp_path / "prometheus.yml")]
+    checked = subprocess.run(words, check=False, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
