@@ -32,12 +32,13 @@ class FakeSource:
     def __init__(self) -> None:
         self.position = 0
         self._first: list[str] = []
+        self.observed: list[tuple[str, float]] = []
 
     curriculum = CurriculumState()
     num_dropped = 0
 
     def observe(self, problem_id: str, pass_rate: float) -> None:
-        pass
+        self.observed.append((problem_id, pass_rate))
 
     def restore(self, position: int, pending: Sequence[str], curriculum: CurriculumState | None = None) -> None:
         self.position, self._first = position, list(pending)

@@ -143,7 +143,7 @@ async def test_flat_groups_are_refilled_up_to_the_bound() -> None:
     flow = make_flow(FakeGenerator(), scorer, drop_flat_groups=True)
     batch = await flow.next_batch()
     assert names(batch) == ["p1", "p3"]
-    assert batch.num_dropped_flat == 2
+    assert batch.num_dropped_flat == len(batch.dropped_flat) == 2
     assert batch.num_generated_tokens == 4 * 2  # four groups of two one-token completions, thrown-away ones included
 
 

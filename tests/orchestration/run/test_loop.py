@@ -101,6 +101,14 @@ async def test_an_example_is_shown_every_so_many_steps(tmp_path: Path, every: in
     assert len(examples) == shown
 
 
+async def test_the_source_is_told_how_often_each_problem_was_answered_right(tmp_path: Path) -> None:
+    """Before the step's record, thrown-away groups too.."""
+    bench = Bench(tmp_path / "run", max_steps=1, drop_flat_groups=True, max_refills=1)
+    bench.scorer = FakeScorer(lambda name, index: 2.0 if name == "p0" else 2.0 * index)
+    await bench.run()
+    assert sorted(bench.source.observed) == [("p0", 1.0), ("p1", 0.5), ("p2", 0.5)]
+
+
 async def test_stop_leaves_a_usable_adapter_and_a_state_to_go_on_from(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run")
     bench.reporter.on_step = bench.stop.set
