@@ -24,6 +24,12 @@ def add_bench_commands(commands: Any) -> None:
         command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
         command.set_defaults(run=_bench_run, name=name)
         _add_neighbours(command)
+    flow = names.add_parser("flow", help="whole runs with staleness bounds of 0, 1, 2 and 4: time, ages, reward")
+    flow.add_argument("--json", action="store_true", help="print one JSON object")
+    flow.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`; tiny unless named"
+    )
+    flow.set_defaults(run=_bench_flow)
     _add_bench_learner(names)
     _add_bench_monkey(names)
     gpu = names.add_parser("gpu", help="all that needs a GPU, part by part, each a line of JSON; then tables")
@@ -93,6 +99,13 @@ def _bench_run(arguments: argparse.Namespace) -> int:
         return rollout.run(arguments.overrides, progress, neighbours=arguments.neighbours)
 
     return run_bench(arguments.name, measure, as_json=arguments.json)
+
+
+def _bench_flow(arguments: argparse.Namespace) -> int:
+    from orchestration.bench import run_bench
+    from orchestration.bench.runs import flow
+
+    return run_bench("flow", lambda progress: flow.run(arguments.overrides, progress), as_json=arguments.json)
 
 
 def _bench_learner(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""Whole runs, by the command line."""
