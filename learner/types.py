@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rollout_server.arrays import TokenIds
+from rollout_server.pickling import pickled_by_fields
 from rollout_server.types import Completion, FinishReason
 
 _ROUNDING = 8 * sys.float_info.epsilon
 """How far sums that are equal on paper may be apart, beside the largest of their terms."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredCompletion:
     """A completion and what it earned."""
@@ -48,6 +50,7 @@ class ScoredCompletion:
         return self.completion.finish_reason is FinishReason.LENGTH
 
 
+@pickled_by_fields
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredGroup:
     """All completions of one prompt, scored. The unit of GRPO."""

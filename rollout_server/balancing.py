@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 _REMEMBERED_PREFIXES = 4096
 
@@ -25,12 +26,16 @@ class Balancer:
     _last_turn: list[int] = field(init=False)
     _turn: int = 0
     _worker_of_prefix: dict[int, int] = field(default_factory=dict)
+    _heap: list[tuple[int, int, int]] = field(init=False)
+    """(outstanding, last turn, worker) of every worker, and of some as they once were: the least is the next, whatever
+    the number of workers."""
 
     def __post_init__(self) -> None:
         if self.num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, not {self.num_workers}")
         self._outstanding = [0] * self.num_workers
         self._last_turn = [0] * self.num_workers
+        self._renew_heap()
 
     @property
     def outstanding(self) -> tuple[int, ...]:
@@ -46,13 +51,16 @@ class Balancer:
             among: The workers that can take it, at least one; None: all.
         """
         favourite = self._worker_of_prefix.get(prefix)
-        chosen = min(
-            range(self.num_workers) if among is None else among,
-            key=lambda w: (self._outstanding[w], w != favourite, self._last_turn[w]),
-        )
+        if among is None or len(among) == self.num_workers:
+            chosen = self._least()
+        else:
+            chosen = min(among, key=lambda w: (self._outstanding[w], self._last_turn[w], w))
+        if favourite is not None and (among is None or favourite in among):
+            chosen = favourite if self._outstanding[favourite] == self._outstanding[chosen] else chosen
         self._turn += 1
         self._last_turn[chosen] = self._turn
         self._outstanding[chosen] += num_sequences
+        self._remember(chosen)
         self._worker_of_prefix.pop(prefix, None)
         self._worker_of_prefix[prefix] = chosen
         if len(self._worker_of_prefix) > _REMEMBERED_PREFIXES:
@@ -63,6 +71,23 @@ class Balancer:
         """Count a group as ended, however it ended."""
         assert self._outstanding[worker] >= num_sequences
         self._outstanding[worker] -= num_sequences
+        self._remember(worker)
+
+    def _least(self) -> int:
+        """The worker with the fewest outstanding sequences, of these the one whose turn is longest ago."""
+        while True:
+            outstanding, turn, worker = self._heap[0]
+            if (outstanding, turn) == (self._outstanding[worker], self._last_turn[worker]):
+                return worker
+            heappop(self._heap)
+
+    def _remember(self, worker: int) -> None:
+        heappush(self._heap, (self._outstanding[worker], self._last_turn[worker], worker))
+        if len(self._heap) > 8 * self.num_workers:
+            self._renew_heap()
+
+    def _renew_heap(self) -> None:
+        self._heap = sorted(zip(self._outstanding, self._last_turn, range(self.num_workers), strict=True))
 
 
 def prefix_key(token_ids: Sequence[int], *, num_tokens: int = 128) -> int:

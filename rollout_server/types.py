@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from rollout_server.arrays import Logprobs, TokenIds
+from rollout_server.pickling import pickled_by_fields
 
 
+@pickled_by_fields
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
     """A prompt's place among those that an engine begins together, so that they share its batches however they came."""
@@ -32,6 +34,7 @@ class Turn:
         return worker, Turn(key=self.key, index=self.index // num_workers, size=size)
 
 
+@pickled_by_fields
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
     """A tokenised prompt: the chat template and few-shot examples are already in it."""
@@ -51,6 +54,7 @@ class Prompt:
             raise ValueError(f"prompt {self.prompt_id!r} has no tokens")
 
 
+@pickled_by_fields
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """How completions of one prompt are drawn; `temperature=0` is greedy. Names are TRL's."""
@@ -79,6 +83,7 @@ class FinishReason(StrEnum):
     """`max_completion_length` or the context was reached: the completion is truncated."""
 
 
+@pickled_by_fields
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
     """One sampled completion, on exactly one adapter version from first token to last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -46,10 +47,13 @@ class RayMember:
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
         self._num_sequences += sampling.num_generations
         timeout_s = self._config.generation_limit_s(self._num_sequences) + _MARGIN_S
+        asked = pickle.dumps((prompt, sampling), pickle.HIGHEST_PROTOCOL)
         try:
-            return await self.actor.call(RolloutActor.generate, timeout_s=timeout_s)(prompt, sampling)
+            answer = await self.actor.call(RolloutActor.generate, timeout_s=timeout_s)(asked)
         finally:
             self._num_sequences -= sampling.num_generations
+        completions: Sequence[Completion] = pickle.loads(answer)
+        return completions
 
     async def publish(self, adapter: AdapterHandle) -> PublishReport:
         assert isinstance(adapter, RayAdapter), "its bytes must be in the object store the workers read"

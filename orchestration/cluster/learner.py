@@ -8,6 +8,7 @@ update carries its number, so that none is learned twice.
 from __future__ import annotations
 
 import asyncio
+import pickle
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -63,8 +64,8 @@ class RayLearner:
         self._life = 1
         self._step = 0
         self._checkpoints: Path | None = None
-        self._since: dict[int, Sequence[ScoredGroup]] = {}
-        """Batches by the step they made, those in no checkpoint; as `shared` gives them."""
+        self._since: dict[int, bytes] = {}
+        """Pickled batches by the step they made, those in no checkpoint; as `shared` gives them."""
         self._no_restart: RlvrError | None = None
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -88,7 +89,7 @@ class RayLearner:
 
     async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
         step = self._step + 1
-        batch = shared(tuple(groups_P))
+        batch = shared(pickle.dumps(tuple(groups_P), pickle.HIGHEST_PROTOCOL))
         metrics = await self._kept_alive(lambda: self._update(batch, step))
         self._step, self._since[step] = step, batch
         return metrics
@@ -198,7 +199,7 @@ class RayLearner:
         steps = await self._all(LearnerActor.load_checkpoint, self._config.learner.start_timeout_s, folder)
         return steps[0]
 
-    async def _update(self, batch: Sequence[ScoredGroup], step: int) -> UpdateMetrics:
+    async def _update(self, batch: bytes, step: int) -> UpdateMetrics:
         """Ends in a RemoteTimeoutError when the ranks make no progress."""
         timeout_s, staleness = self._config.learner.update_timeout_s, self._config.max_staleness
         watch = asyncio.ensure_future(

@@ -32,6 +32,7 @@ def add_bench_commands(commands: Any) -> None:
     flow.set_defaults(run=_bench_flow)
     _add_bench_learner(names)
     _add_bench_monkey(names)
+    _add_bench_driver(names)
     gpu = names.add_parser("gpu", help="all that needs a GPU, part by part, each a line of JSON; then tables")
     add_gpu_arguments(gpu)
     gpu.set_defaults(run=run_gpu_bench)
@@ -58,6 +59,20 @@ def _add_bench_monkey(names: Any) -> None:
     monkey.add_argument("--steps", type=positive, default=200, help="of each run (default: 200)")
     monkey.add_argument("--seed", type=natural, default=0, help="of the faults (default: 0)")
     monkey.set_defaults(run=_bench_monkey)
+
+
+def _add_bench_driver(names: Any) -> None:
+    driver = names.add_parser("driver", help="what the driver can carry, with stubs for engines and learner")
+    driver.add_argument("--json", action="store_true", help="print one JSON object")
+    driver.add_argument("--num-workers", type=positive, default=512, help="rollout workers (default: 512)")
+    driver.add_argument("--num-generations", type=positive, default=8, help="completions of a group (default: 8)")
+    driver.add_argument(
+        "--lengths", type=positive, nargs="+", default=[1000, 200], help="of completions, tokens (default: 1000 200)"
+    )
+    driver.add_argument(
+        "--groups", type=positive, nargs="*", default=[64, 512, 8192], help="a step (default: 64 512 8192)"
+    )
+    driver.set_defaults(run=_bench_driver)
 
 
 def _add_bench_learner(names: Any) -> None:
@@ -114,6 +129,18 @@ def _bench_learner(arguments: argparse.Namespace) -> int:
     given = vars(arguments)
     options = learner.LearnerBench(**{name: given[name] for name in learner.LearnerBench.__slots__})
     return run_bench("learner", lambda progress: learner.run(options, progress), as_json=arguments.json)
+
+
+def _bench_driver(arguments: argparse.Namespace) -> int:
+    from orchestration.bench import driver, run_bench
+
+    options = driver.DriverBench(
+        num_workers=arguments.num_workers,
+        num_generations=arguments.num_generations,
+        lengths=tuple(arguments.lengths),
+        groups=tuple(arguments.groups),
+    )
+    return run_bench("driver", lambda progress: driver.run(options, progress), as_json=arguments.json)
 
 
 def _bench_monkey(arguments: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -34,6 +34,8 @@ Result = TypeVar("Result")
 
 MAX_TRIES = 3
 """Of a group that an engine gives up on without dying."""
+MOST_BEATS = 64
+"""Workers that are looked at in each beat: hundreds take turns. One that died under a call is noticed by that."""
 _LOST = (WorkerDiedError, RemoteTimeoutError, EngineDeadError, EngineSpoiledError)
 """What a call fails with when its worker is of no use any more."""
 
@@ -75,7 +77,6 @@ class _Place(Generic[Worker]):
     index: int
     restarts: Restarts
     member: Worker
-    admitted: bool = False
     lost: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     report: PublishReport | None = None
     """Of the last publish to it."""
@@ -117,6 +118,7 @@ class RolloutPool(Generic[Worker]):
         self._num_workers, self._new_restarts, self._max_num_seqs = num_workers, new_restarts, max_num_seqs
         self._stall_timeout_s, self._beat_s, self._retry_io_s = stall_timeout_s, beat_s, retry_io_s
         self._places: list[_Place[Worker]] = []
+        self._takers: dict[int, _Place[Worker]] = {}
         self._balancer = Balancer(num_workers)
         self._adapter: AdapterHandle | None = None
         self._failure: RlvrError | None = None
@@ -126,7 +128,7 @@ class RolloutPool(Generic[Worker]):
     @property
     def members(self) -> tuple[Worker, ...]:
         """Those that take groups."""
-        return tuple(place.member for place in self._places if place.admitted)
+        return tuple(self._takers[index].member for index in sorted(self._takers))
 
     @property
     def max_sequences(self) -> int | None:
@@ -163,8 +165,8 @@ class RolloutPool(Generic[Worker]):
     async def _generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
         num_sequences, prefix, tries = sampling.num_generations, prefix_key(prompt.token_ids), 0
         while True:
-            among = {place.index for place in await self._admitted()}
-            asked, among = _in_turn(prompt, among, self._num_workers)
+            await self._admitted()
+            asked, among = _in_turn(prompt, self._takers.keys(), self._num_workers)
             prompt = replace(prompt, turn=None)  # asked again, it begins alone
             index = self._balancer.begin(prefix=prefix, num_sequences=num_sequences, among=among)
             place = self._places[index]
@@ -202,8 +204,8 @@ class RolloutPool(Generic[Worker]):
         """Give up: every call under way, and every later one, raises `error`."""
         if self._failure is None:
             self._failure = error
+            self._takers.clear()
             for place in self._places:
-                place.admitted = False
                 if not place.lost.done():
                     place.lost.set_result(None)
             for revival in self._revivals:
@@ -223,8 +225,8 @@ class RolloutPool(Generic[Worker]):
         while True:
             if self._failure is not None:
                 raise self._failure
-            if found := [place for place in self._places if place.admitted]:
-                return found
+            if self._takers:
+                return list(self._takers.values())
             self._changed.clear()
             await self._changed.wait()
 
@@ -275,15 +277,15 @@ class RolloutPool(Generic[Worker]):
         return answer[0]
 
     def _admit(self, place: _Place[Worker]) -> None:
-        place.admitted = True
+        self._takers[place.index] = place
         place.watch = asyncio.create_task(self._watch(place, place.member), name=f"watch-{place.index}")
         self._changed.set()
 
     def _lose(self, place: _Place[Worker], member: Worker, why: str) -> None:
         """Give a worker up; whoever finds out first has it replaced."""
-        if place.member is not member or not place.admitted or self._failure is not None:
+        if place.member is not member or place.index not in self._takers or self._failure is not None:
             return
-        place.admitted = False
+        del self._takers[place.index]
         place.lost.set_result(None)
         if place.watch is not None and place.watch is not asyncio.current_task():
             place.watch.cancel()
@@ -333,7 +335,7 @@ class RolloutPool(Generic[Worker]):
                 member.heartbeat,
                 lambda: place.under_way > 0,
                 stall_timeout_s=self._stall_timeout_s,
-                beat_s=self._beat_s,
+                beat_s=self._beat_s * max(1.0, self._num_workers / MOST_BEATS),
             )
         except Exception as error:
             self._lose(place, member, _told(member, error))
@@ -341,7 +343,7 @@ class RolloutPool(Generic[Worker]):
             self._lose(place, member, f"{member.name} {stalled}")
 
 
-def _in_turn(prompt: Prompt, among: set[int], num_workers: int) -> tuple[Prompt, set[int]]:
+def _in_turn(prompt: Prompt, among: Collection[int], num_workers: int) -> tuple[Prompt, Collection[int]]:
     """A prompt with its place among those of one worker, and that worker: the same in every start of a run, as long as
     all workers are there."""
     if prompt.turn is None:

@@ -48,7 +48,7 @@ from orchestration.run.ledger.names import (
 )
 from orchestration.run.ledger.records import StepRecord, record_path, recorded_steps, write_record
 from orchestration.run.ledger.resume import Resumable
-from orchestration.run.ledger.tables import completions_table
+from orchestration.run.ledger.tables import table_bytes
 from orchestration.run.ledger.trail import Trail
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.storage.atomic import atomic_write
@@ -169,14 +169,10 @@ class RunFolder:
         self._write_table(record)
 
     def _write_table(self, record: StepRecord) -> None:
-        from pyarrow import BufferOutputStream, parquet
-
-        sink = BufferOutputStream()
-        parquet.write_table(completions_table(record), sink, compression="zstd")
-        path = self._table_path(record.step)
+        content, path = table_bytes(record), self._table_path(record.step)
         with _explained(path):
             path.parent.mkdir(exist_ok=True)
-            atomic_write(path, sink.getvalue().to_pybytes())
+            atomic_write(path, content)
 
     def write_adapter(self, files: Sequence[tuple[str, bytes]], tied: Sequence[tuple[str, str]] = ()) -> Path:
         """Replace `adapter/` by a payload's files, as plain peft loads them.

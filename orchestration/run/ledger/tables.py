@@ -10,6 +10,8 @@ from typing import Any
 from orchestration.run.ledger.records import StepRecord, encodable
 from rollout_server.arrays import Packed
 
+_NUMBERS = ("token_ids", "sampling_logprobs")
+
 
 def completion_id(step: int, group: int, member: int) -> str:
     """By which a completion is called: its step, the group in the step's batch, the member of the group, from 0."""
@@ -71,12 +73,22 @@ def completions_table(record: StepRecord) -> Any:
     )
     table = pa.Table.from_pylist(rows, schema=schema)
     completions = [member.completion for group in groups for member in group.members]
-    for name, kind, column in (
-        ("token_ids", pa.int32(), [completion.token_ids for completion in completions]),
-        ("sampling_logprobs", pa.float32(), [completion.sampling_logprobs for completion in completions]),
-    ):
-        table = table.append_column(pa.field(name, pa.list_(kind)), _lists(kind, column))
+    for name, kind in zip(_NUMBERS, (pa.int32(), pa.float32()), strict=True):
+        column = _lists(kind, [getattr(completion, name) for completion in completions])
+        table = table.append_column(pa.field(name, pa.list_(kind)), column)
     return table
+
+
+def table_bytes(record: StepRecord) -> bytes:
+    """The table as a parquet file. Tokens and log-probabilities stay without a dictionary, which takes most of the time
+    that the file takes and makes it larger."""
+    from pyarrow import BufferOutputStream, parquet
+
+    table, sink = completions_table(record), BufferOutputStream()
+    with_dictionary = [name for name in table.column_names if name not in _NUMBERS]
+    parquet.write_table(table, sink, compression="zstd", use_dictionary=with_dictionary)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def _lists(kind: Any, rows: Sequence[Packed[Any]]) -> Any:

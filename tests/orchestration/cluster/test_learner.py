@@ -4,6 +4,7 @@ for Ray's."""
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,11 @@ class Rank:
     async def _notes(self) -> tuple[str, ...]:
         return ()
 
-    async def _update(self, batch: Any, max_staleness: int, step: int) -> UpdateMetrics:
+    async def _update(self, batch: bytes, max_staleness: int, step: int) -> UpdateMetrics:
         if self.hangs:
             await asyncio.Event().wait()
         assert step == len(self.policy) + 1
-        self.policy.append(batch)
+        self.policy.append(pickle.loads(batch))
         return UpdateMetrics(step=step)
 
     async def _save_checkpoint(self, folder: str, files: dict[str, bytes]) -> None:
@@ -114,7 +115,7 @@ async def test_calls_have_the_limits_of_the_settings(crew: Crew, tmp_path: Path)
     await crew.learner.save_checkpoint(str(tmp_path), {})
     expected = [
         ("load_checkpoint", 22.0, (folder,)),
-        ("update", 11.0, (("b",), 1, 2)),
+        ("update", 11.0, (pickle.dumps(("b",), pickle.HIGHEST_PROTOCOL), 1, 2)),
         ("save_checkpoint", 11.0, (str(tmp_path), {})),
     ]
     assert [rank.asked for rank in crew.lives[0]] == [expected, expected]
