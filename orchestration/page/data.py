@@ -13,14 +13,23 @@ from typing import Any, Final
 import yaml
 
 from orchestration.errors import ConfigError
-from orchestration.run.ledger.names import COMPLETIONS_FOLDER, CONFIG_FILE, EVENTS_FILE, METRICS_FILE, SUMMARY_FILE
+from orchestration.page.tokens import MOST_TOKENS, cut, pieces_of
+from orchestration.run.ledger.names import (
+    AUDIT_FILE,
+    COMPLETIONS_FOLDER,
+    CONFIG_FILE,
+    EVENTS_FILE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+)
 
 Row = Mapping[str, Any]
 
 PROMPT_TAIL: Final = 600
 """Characters of a prompt that a completion shows; worked examples before them are folded away."""
 _REWARD: Final = "reward_"
-_NOT_SHOWN: Final = ("token_ids", "sampling_logprobs")
+_REASON: Final = "reason_"
+_NOT_SHOWN: Final = ("reference", "metadata")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +106,8 @@ def read_run(path: Path, *, most_completions: int) -> Run:
         summary = json.loads((path / SUMMARY_FILE).read_bytes()) if (path / SUMMARY_FILE).is_file() else {}
         events = list(_rows(path / EVENTS_FILE))
         completions, number = _completions(path / COMPLETIONS_FOLDER, most_completions)
+        _explain(path, completions, {str(one["name"]) for one in config.get("reward", {}).get("rewards") or []})
+        _cut(path, completions)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the run in {str(path)!r}: {' '.join(str(error).split())}") from error
     return Run(
@@ -116,18 +127,47 @@ def _rows(path: Path) -> Iterator[Row]:
             yield json.loads(line)
 
 
-def _completions(folder: Path, most: int) -> tuple[list[Row], int]:
+def _completions(folder: Path, most: int) -> tuple[list[dict[str, Any]], int]:
     from pyarrow import parquet
 
     files = sorted(folder.glob("step-*.parquet"))
     number = sum(parquet.read_metadata(file).num_rows for file in files)
-    found: list[Row] = []
+    found: list[dict[str, Any]] = []
     for file in reversed(files):
         if len(found) >= most:
             break
         names = [name for name in parquet.read_schema(file).names if name not in _NOT_SHOWN]
         found = [*parquet.read_table(file, columns=names).to_pylist(), *found]
     return found[max(0, len(found) - most) :], number
+
+
+def _explain(path: Path, completions: Sequence[dict[str, Any]], rewards: set[str]) -> None:
+    """What the audit log says of each score goes into `why`, by reward."""
+    log = path / AUDIT_FILE
+    if not completions or not log.is_file():
+        return
+    from orchestration.trace.audit import read_decisions
+    from reward_service.errors import AuditError
+
+    try:
+        decisions = read_decisions(log, rewards)
+    except AuditError:
+        return  # `rlvr trace --verify` says what is wrong with it
+    for row in completions:
+        if (decided := decisions.get(row.get("item_id") or "")) is not None:
+            told = {name: said.get("details") for name, said in decided.rewards.items()}
+            row["why"] = {name: json.dumps(details, ensure_ascii=False) for name, details in told.items() if details}
+
+
+def _cut(path: Path, completions: Sequence[dict[str, Any]]) -> None:
+    """The tokens' lengths and probabilities go into `cut`, in place of the tokens."""
+    pieces = pieces_of(path) if completions else None
+    if sum(row.get("num_tokens") or 0 for row in completions) > MOST_TOKENS:
+        pieces = None
+    for row in completions:
+        token_ids, logprobs = row.pop("token_ids", None), row.pop("sampling_logprobs", None)
+        if pieces is not None and token_ids is not None and logprobs is not None:
+            row["cut"] = cut(row["completion"], token_ids, logprobs, pieces)
 
 
 def shown_completion(row: Row) -> dict[str, Any]:
@@ -147,7 +187,9 @@ def shown_completion(row: Row) -> dict[str, Any]:
         "e": row.get("finish_reason"),
         "n": row.get("num_tokens"),
     }
-    return shown | ({"c": row["category"]} if row.get("category") else {})
+    reasons = {name.removeprefix(_REASON): value for name, value in row.items() if name.startswith(_REASON) and value}
+    more = {"c": row.get("category"), "x": row.get("why"), "z": reasons, **(row.get("cut") or {})}
+    return shown | {name: value for name, value in more.items() if value}
 
 
 def _step(event: Row) -> int:

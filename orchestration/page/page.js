@@ -15,6 +15,17 @@
     made.className = kind;
     return made;
   };
+  const coloured = (row) => {
+    const [made, characters] = [element("pre", ""), [...row.t]];
+    let at = 0;
+    row.l.forEach((length, index) => {
+      const token = element("span", characters.slice(at, at + length).join(""), `k k${row.k[index]}`);
+      token.title = row.k[index] === "-" ? "probability not known" : `sampler's probability from 0.${row.k[index]} on`;
+      made.append(token);
+      at += length;
+    });
+    return made;
+  };
   const number = (value) => (value === null || value === undefined ? "no score" : Number(value.toFixed(4)).toString());
 
   for (const category of [...new Set(rows.map((row) => row.c).filter(Boolean))].sort()) {
@@ -33,7 +44,9 @@
       const prompt = document.createElement("details");
       prompt.append(element("summary", row.q.trim().split("\n").pop().slice(0, 160) || "prompt"),
         element("pre", (row.f ? `(${row.f} characters before)\n` : "") + row.q, "prompt"));
-      card.append(prompt, element("pre", row.t));
+      card.append(prompt, row.k ? coloured(row) : element("pre", row.t));
+      const why = [...Object.entries(row.z || {}), ...Object.entries(row.x || {})];
+      if (why.length) card.append(element("p", why.map(([name, told]) => `${name}: ${told}`).join(" · "), "why"));
       return card;
     }));
     form.querySelector("output").textContent = found.length ? `${start + 1} to ${Math.min(start + PAGE, found.length)} of ${found.length}` : "none";
@@ -57,7 +70,16 @@
   document.getElementById("previous").addEventListener("click", () => { start = Math.max(0, start - PAGE); show(); });
   document.getElementById("next").addEventListener("click", () => { start += PAGE; show(); });
   // A step named in the address, as `page.html#step=12`, is shown at once.
-  const named = /[#&]step=(\d+)/.exec(location.hash);
-  if (named) form.elements.step.value = named[1];
+  // So is a completion, as `page.html#id=12/0/3`; links of the alarms do it.
+  const follow = () => {
+    const [step, id] = [/[#&]step=(\d+)/.exec(location.hash), /[#&]id=([\d/]+)/.exec(location.hash)];
+    if (!step && !id) return;
+    form.elements.step.value = step ? step[1] : "";
+    form.elements.text.value = id ? id[1] : "";
+    filter();
+    form.scrollIntoView();
+  };
+  window.addEventListener("hashchange", follow);
   filter();
+  follow();
 })();

@@ -78,6 +78,7 @@ def render(runs: Sequence[Run], *, refresh_s: float | None = None) -> str:
     """
     page = _Page(runs)
     page.section("Before and after", [_outcomes(runs)], kind="table")
+    page.section("Alarms", [_alarms(runs)], kind="table")
     page.section("Rewards", _reward_charts(runs))
     for title, figures in FIGURES.items():
         page.section(title, [_figure(runs, one) for one in figures])
@@ -155,7 +156,9 @@ def _difference(first: Comparison, other: Comparison) -> tuple[float, float] | N
 
 
 def _reward_charts(runs: Sequence[Run]) -> Iterable[str]:
-    yield chart("Reward", _lines(runs, ["reward_mean"], bands=True), note=REWARDS_NOTE)
+    marks = [(float(alarm["step"]), alarm["name"]) for run in runs for alarm in run.alarms]
+    yield chart("Reward", _lines(runs, ["reward_mean"], bands=True), note=REWARDS_NOTE, marks=marks)
+    yield chart("Held-out accuracy", list(_held_out(runs)), marks=marks)
     yield chart("Accuracy in training, by the strict rule", _lines(runs, ["accuracy"]))
     names = list(dict.fromkeys(name for run in runs for name in run.reward_names))
     if len(names) > 1:
@@ -169,6 +172,43 @@ def _reward_charts(runs: Sequence[Run]) -> Iterable[str]:
                 for index, (name, points) in enumerate(categories.items())
             ]
             yield chart(f"{strict} by category: {run.name}", lines)
+
+
+def _held_out(runs: Sequence[Run]) -> Iterable[Line]:
+    """By rule, at the evaluations of each run."""
+    for index, run in enumerate(runs):
+        rules = list(dict.fromkeys(rule for event in run.evaluations for rule in event["accuracies"]))
+        for number, rule in enumerate(rules):
+            points = [
+                (event["step"], event["accuracies"][rule]) for event in run.evaluations if rule in event["accuracies"]
+            ]
+            name = f"{run.name} {rule}" if len(runs) > 1 else rule
+            yield Line(name=name, points=points, colour=(2 * index + number) % NUM_COLOURS)
+
+
+def _alarms(runs: Sequence[Run]) -> str:
+    """A row for each that was told, with its steps, its latest figures, and links to the completions that show it."""
+    rows = [
+        _alarm(run, [alarm for alarm in run.alarms if alarm["name"] == name])
+        for run in runs
+        for name in dict.fromkeys(alarm["name"] for alarm in run.alarms)
+    ]
+    head = "<tr><th>alarm</th><th>steps at which it was told</th><th>what it says, completions that show it</th></tr>"
+    return f"<table>{head}{''.join(rows)}</table>" if rows else ""
+
+
+def _alarm(run: Run, told: Sequence[Mapping[str, Any]]) -> str:
+    last = told[-1]
+    steps = " ".join(f'<a href="#step={alarm["step"]}">{alarm["step"]}</a>' for alarm in told)
+    examples = " ".join(f'<a href="#id={escape(one)}">{escape(one)}</a>' for one in last.get("examples") or ())
+    says = f"{escape(last['sentence'])}<br><small>{escape(_evidence(last.get('evidence') or {}))}</small> {examples}"
+    name = f"{escape(last['name'])}<br><small>{escape(run.name)}</small>"
+    return f"<tr><td>{name}</td><td>{steps}</td><td>{says}</td></tr>"
+
+
+def _evidence(figures: Mapping[str, Any]) -> str:
+    told = {name: f"{value:.3g}" if isinstance(value, float) else str(value) for name, value in figures.items()}
+    return ", ".join(f"{name} {value}" for name, value in told.items())
 
 
 def _figure(runs: Sequence[Run], one: _Figure) -> str:
@@ -226,6 +266,8 @@ def _browser(runs: Sequence[Run]) -> str:
     shown, total = len(rows), sum(run.num_completions for run in runs)
     told = f"The latest {shown:,} of {total:,} completions." if shown < total else f"All {total:,} completions."
     data = {"runs": [run.name for run in runs], "rows": rows}
+    if any("k" in row for row in rows):
+        told += " Tokens are coloured by the probability that the sampler gave them, the less likely the stronger."
     return (
         f'<p>{told}</p>{_asset("page.form.html")}<script type="application/json" id=completions>{_json(data)}</script>'
     )

@@ -8,12 +8,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.cli import main
 from orchestration.page.chart import Line, chart, label, ticks
 from orchestration.page.data import read_run
 from orchestration.page.page import render
+from orchestration.page.tokens import Pieces, cut
 from orchestration.run.ledger.folder import RunFolder
 from orchestration.settings.config import load_config
 from rollout_server.types import Completion, FinishReason
@@ -23,6 +26,8 @@ from tests.orchestration.page.browser import Page, opened
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = "</script><img src=x onerror=\"document.title='taken'\">\u2028&amp; ümläut 数"
 STEPS = 6
+ALARM = {"kind": "alarm", "name": "one_shape", "step": 2, "sentence": "a word is paid", "evidence": {"share": 0.5}}
+ALARM |= {"examples": ["2/1/1"]}
 
 
 def write_run(path: Path, *, finished: bool = True, gain: float = 0.1) -> Path:
@@ -36,6 +41,11 @@ def write_run(path: Path, *, finished: bool = True, gain: float = 0.1) -> Path:
         folder.append_metrics(row)
         prompts = {g.prompt_id: f"examples\nWhat is {g.prompt_id}?" for g in groups}
         folder.write_table(record_of(step, groups, prompts, names))
+    folder.append_event({"kind": "evaluation", "step": 3, "accuracies": {"strict": 0.5}})
+    for _ in range(2):  # as of a step that was made again
+        folder.append_event(ALARM)
+    (path / "adapter").mkdir()
+    Tokenizer(WordLevel({"?": 0, "a": 1, "b": 2}, unk_token="?")).save(str(path / "adapter" / "tokenizer.json"))
     if finished:
         difference = {"estimate": gain, "low": gain / 2, "high": gain * 1.5}
         accuracy = {"before": 0.1, "after": 0.1 + gain, "difference": difference, "num_problems": 50}
@@ -46,7 +56,7 @@ def write_run(path: Path, *, finished: bool = True, gain: float = 0.1) -> Path:
 
 def group(step: int, index: int) -> ScoredGroup:
     def member(number: int) -> ScoredCompletion:
-        text = NASTY if (index, number) == (0, 0) else f"answer {step} {index} {number}"
+        text = {(0, 0): NASTY, (1, 1): "ab"}.get((index, number), f"answer {step} {index} {number}")
         completion = Completion(
             prompt_id=f"{step}/{index}",
             token_ids=(1, 2),
@@ -83,7 +93,8 @@ def test_a_page_needs_nothing_else_and_shows_what_there_is(tmp_path: Path, capsy
     path = run / "report.html"
     assert capsys.readouterr().out == f"{path}\n"
     html = path.read_text()
-    assert [value for _, a in elements(html) for name in ("src", "href") if (value := a.get(name)) is not None] == []
+    links = [value for _, a in elements(html) for name in ("src", "href") if (value := a.get(name)) is not None]
+    assert links == ["#step=2", "#id=2/1/1"]
     assert "@import" not in html
     assert not re.search(r"url\(", html)
     for told in ("10.0 % → 20.0 %", "+10.0 points [+5.0, +15.0]", "finished", "Tokens a second", "All 96"):
@@ -194,6 +205,23 @@ def test_the_browser_of_completions(page: Page) -> None:
     assert choose(page, "text", "not there") == "none"
     assert choose(page, "text", "") == choose(page, "text", "") == "1 to 20 of 32"
     assert choose(page, "step", "") == "1 to 20 of 192"
+
+
+def test_an_alarm_leads_to_its_completions_and_their_tokens(page: Page) -> None:
+    assert page.evaluate("document.querySelectorAll('a[href=\"#id=2/1/1\"]').length") == 2  # one a run
+    page.evaluate("{location.hash = '#id=2/1/1'; window.dispatchEvent(new Event('hashchange'))}")
+    assert page.evaluate("document.querySelectorAll('article').length") == 2
+    tokens = "[...document.querySelector('article > pre').children].map(one => one.textContent + one.className).join()"
+    assert page.evaluate(tokens) == "ak k3,bk k3"
+    page.evaluate("{location.hash = ''}")
+    assert choose(page, "text", "") == "1 to 20 of 192"
+
+
+def test_tokens_that_do_not_make_the_text_are_not_coloured() -> None:
+    pieces = {1: "a", 2: "b"}
+    cutter: Pieces = lambda ids: [pieces[one] for one in ids]  # noqa: E731
+    assert cut("ab", [1, 2], [-0.01, float("nan")], cutter) == {"l": [1, 1], "k": "9-"}
+    assert cut("a b", [1, 2], [-0.01, -9.0], cutter) == {}
 
 
 @pytest.mark.parametrize("width", [360, 1400])

@@ -1,0 +1,47 @@
+"""A completion cut into its tokens, each with the probability that the sampler gave it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from orchestration.run.ledger.names import ADAPTER_FOLDER
+
+MOST_TOKENS: Final = 1_000_000
+"""Of all completions on a page; beyond them none is cut."""
+_BINS: Final = 10
+
+Pieces = Callable[[Sequence[int]], list[str]]
+
+
+def pieces_of(run_dir: Path) -> Pieces | None:
+    """Token ids → the text of each, by the tokenizer that lies beside the run's adapter; None where there is none."""
+    path = run_dir / ADAPTER_FOLDER / "tokenizer.json"
+    if not path.is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception:  # of its own, without a common ancestor: a page without colours is a page
+        return None
+    piece = cache(lambda token: str(tokenizer.decode([token])))
+    return lambda token_ids: [piece(token) for token in token_ids]
+
+
+def cut(text: str, token_ids: Sequence[int], logprobs: Sequence[float], pieces: Pieces) -> dict[str, Any]:
+    """Lengths of the tokens in the text, and a digit for each: its probability in tenths, rounded down. Empty where the
+    tokens one by one do not make the text, as with characters of several tokens."""
+    found = pieces(token_ids)
+    if "".join(found) != text or len(found) != len(logprobs):
+        return {}
+    bins = "".join(map(_tenths, logprobs))
+    return {"l": [len(piece) for piece in found], "k": bins}
+
+
+def _tenths(logprob: float) -> str:
+    """NaN: the sampler could not say."""
+    return "-" if math.isnan(logprob) else str(min(_BINS - 1, int(_BINS * math.exp(min(0.0, logprob)))))
