@@ -24,7 +24,8 @@ def service_settings(config: RunConfig, *, audit_log: Path | None = None) -> dic
     """Settings for a service that the run starts: those of `settings_file`, and only the rewards that the run needs,
     so that it starts without loading the libraries of others.
 
-    Modules beside the settings file can be imported from then on, by the service too.
+    Modules beside the settings file can be imported from then on, by the service too; with rewards of the run's own
+    settings also those of the current folder.
 
     Args:
         audit_log: where decisions are recorded, whatever database the settings file names.
@@ -40,9 +41,14 @@ def service_settings(config: RunConfig, *, audit_log: Path | None = None) -> dic
         raise ConfigError(f"reward.settings_file={file!r}: {error}") from error
     if config.reward.settings_file is not None:  # rewards of one's own may lie beside it
         make_importable(config.reward.settings_file.parent)
+    own = tuple(spec.model_dump() for spec in config.reward.custom_rewards)
+    if own:
+        make_importable(Path.cwd())
     judges = [spec for part in config.parts() for spec in config.judges_of(part).values()]
     names = dict.fromkeys(spec.name for spec in (*config.rewards, *judges))
     given = settings.model_dump(exclude_unset=True, exclude=_OURS) | {"rewards": tuple(names)}
+    if own:
+        given["custom_rewards"] = (*given.get("custom_rewards", ()), *own)
     if audit_log is not None:
         given["audit"] = (given.get("audit") or {}) | {"database": str(audit_log.absolute())}
     return given

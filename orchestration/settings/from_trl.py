@@ -9,15 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
-from orchestration.errors import ConfigError, DataError
+import yaml
+
+from orchestration.errors import ConfigError, DataError, one_line
 from orchestration.settings.names import nearest
 from orchestration.settings.trl_keys import COMPUTED, REFUSED, SAME, WITHOUT_MEANING
 from reward_service.settings import put
 
 SIGNS: Final = ("model_name_or_path", "per_device_train_batch_size", "output_dir", "use_peft", "reward_funcs")
 """A file with one of these keys was written for TRL."""
+
+TRL_KEYS: Final = frozenset({*SAME, *COMPUTED, *REFUSED, *WITHOUT_MEANING})
 
 DEFAULTS: Final[Mapping[str, Any]] = {
     "learning_rate": 1e-6,
@@ -37,6 +42,13 @@ REWARDS: Final[Mapping[str, Mapping[str, Any]]] = {
     "think_format_reward": {"name": "regex", "params": {"pattern": r"(?s)<think>(?!.*<think>).*?</think>.*"}},
 }
 """TRL's reward functions and the rewards of the service that do the same."""
+
+TRL_MODULES: Final = ("trl.rewards", *(f"trl.rewards.{name}" for name in ("accuracy_rewards", "format_rewards")))
+UNBOUNDED: Final = 1e6
+"""Of a function's scores, which TRL does not bound: what is beyond it is taken as a mistake."""
+
+STAGES: Final = (("zero_optimization", "stage"), ("deepspeed_config", "zero_stage"))
+"""Where DeepSpeed's and accelerate's configurations have it."""
 
 SERVED_RANKS: Final = (16, 32, 64, 128, 256, 320, 512)
 """Bounds of an adapter's rank that vLLM takes."""
@@ -113,7 +125,7 @@ def _place(key: str, value: Any, keys: Mapping[str, Any], result: Mapping[str, A
         return Placed(key=key, value=value, why="asks for nothing that is not so anyway")
     if key in COMPUTED:
         return _computed(key, value, keys, result)
-    raise ConfigError(f"unknown setting {key!r}{nearest(key, [*SAME, *COMPUTED, *REFUSED, *WITHOUT_MEANING])}")
+    raise ConfigError(f"unknown setting {key!r}{nearest(key, sorted(TRL_KEYS))}")
 
 
 def _plain(value: Any) -> Any:
@@ -175,7 +187,11 @@ def _computed(key: str, value: Any, keys: Mapping[str, Any], result: Mapping[str
         case "eval_strategy" | "eval_steps":
             settings, why = _every("eval_every", "eval", keys)
         case "reward_funcs" | "reward_weights":
-            settings = {"reward.rewards": _rewards(keys)}
+            rewards, own = _rewards(keys)
+            settings = {"reward.rewards": rewards, **({"reward.custom_rewards": own} if own else {})}
+            why = "functions are called by the reward service, one completion at a time" if own else ""
+        case "deepspeed":
+            settings, why = _deepspeed(value, keys)
         case "dataset_name" | "dataset_config" | "dataset_train_split" | "dataset_test_split":
             name = {"dataset_name": "dataset", "dataset_config": "subset"}.get(key, key.removeprefix("dataset_"))
             name = {"test_split": "eval_split"}.get(name, name)
@@ -240,7 +256,8 @@ def _batch(keys: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[dict[str
     return {"prompts_per_step": completions // generations}, told
 
 
-def _rewards(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _rewards(keys: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rewards that are learned from, and those of them that are functions of the user's, by their dotted path."""
     functions = keys.get("reward_funcs")
     if not functions:
         raise ConfigError("reward_weights needs reward_funcs beside it, or weights in a section `reward: {rewards: …}`")
@@ -248,16 +265,41 @@ def _rewards(keys: Mapping[str, Any]) -> list[dict[str, Any]]:
     weights = keys.get("reward_weights") or [1.0] * len(names)
     if len(weights) != len(names):
         raise ConfigError(f"reward_weights has {len(weights)} entries for {len(names)} reward_funcs")
-    rewards = []
+    rewards, own = [], []
     for name, weight in zip(names, weights, strict=True):
-        known = REWARDS.get(name.rpartition(".")[2])
+        module, _, function = name.rpartition(".")
+        known = REWARDS.get(function) if module in ("", *TRL_MODULES) else {"name": function}
         if known is None:
             raise ConfigError(
-                f"reward_funcs={name!r}: a function of completions is not called here; write it as a reward of your "
-                f"own (reward_service/README.md) or name one of the service's in `reward: {{rewards: …}}`"
+                f"reward_funcs={name!r} is none of {', '.join(REWARDS)}; give a function of your own as "
+                f"module.function, or name one of the service's rewards in `reward: {{rewards: …}}`"
             )
+        if module not in ("", *TRL_MODULES):
+            own.append({"name": function, "target": f"{module}:{function}", "low": -UNBOUNDED, "high": UNBOUNDED})
         rewards.append({**known, "weight": float(weight)})
-    return rewards
+    return rewards, own
+
+
+def _deepspeed(value: Any, keys: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The ZeRO stage of a DeepSpeed configuration, or of accelerate's around one: a tree, or a JSON or YAML file."""
+    if value is None:
+        return {}, ""
+    tree = value
+    if isinstance(value, str):
+        try:
+            tree = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"deepspeed={value!r} cannot be read: {one_line(error)}") from error
+    stages = [dict(tree.get(part) or {}).get(key) for part, key in STAGES] if isinstance(tree, Mapping) else []
+    stage = next((stage for stage in stages if stage in (0, 1, 2, 3)), None)
+    if stage is None:
+        places = " or ".join(".".join(place) for place in STAGES)
+        raise ConfigError(f"deepspeed={value!r} says no ZeRO stage of 0 to 3, as {places}; set learner.zero_stage")
+    if stage == 3 and keys.get("load_in_4bit"):
+        return {"learner.zero_stage": 2}, (
+            "ZeRO-3 cannot partition a base in 4 bits, which load_in_4bit asks for: ZeRO-2, the base is small anyway"
+        )
+    return {"learner.zero_stage": stage}, "of the file only the ZeRO stage: the rest is the learner's own"
 
 
 def steps_of(epochs: float, num_problems: int, prompts_per_step: int) -> int:
@@ -265,8 +307,12 @@ def steps_of(epochs: float, num_problems: int, prompts_per_step: int) -> int:
     return max(1, math.ceil(epochs * max(1, num_problems // prompts_per_step)))
 
 
-def name_columns(data: Any) -> None:
+def name_columns(data: Any, *, all_of_them: bool = False) -> None:
     """Adds to the section `data` of a table which of its columns are the question and the answer, unless it says so.
+
+    Args:
+        data: The section.
+        all_of_them: Give rewards the other columns too, each by its name.
 
     Raises ConfigError when the file cannot be read.
     """
@@ -281,14 +327,15 @@ def name_columns(data: Any) -> None:
         rows = read_rows(local_file(str(data["train_file"]), "data.train_file"), "data.train_file")
     except DataError as error:
         raise ConfigError(str(error)) from error
-    for name, value in columns_in(rows[0]):
+    for name, value in columns_in(rows[0], all_of_them=all_of_them):
         data.setdefault(name, value)
 
 
-def columns_in(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def columns_in(row: Mapping[str, Any], *, all_of_them: bool = False) -> Iterator[tuple[str, Any]]:
     """Settings of the task `table` for a table with such rows, where its columns have names that are known."""
     found = {what: next((name for name in names if name in row), None) for what, names in COLUMNS.items()}
     if found["prompt"]:
         yield "prompt", found["prompt"]
-    if found["answer"]:
-        yield "reference", {"final_answer": found["answer"]}
+    others = {name: name for name in row if name != found["prompt"]} if all_of_them else {}
+    if found["answer"] or others:
+        yield "reference", others | ({"final_answer": found["answer"]} if found["answer"] else {})

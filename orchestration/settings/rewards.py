@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from orchestration.section import Section
+from reward_service.settings import CustomRewardSpec
 from reward_service.types import RewardSpec
 
 
@@ -73,6 +74,11 @@ class RewardConfig(Section):
         description="One of the rewards, which decides where the reward `judge` differs from it: of an answer that it "
         "gives less than 1 the judge counts as 0, of any other as 1. The share is the metric judge_overruled.",
     )
+    custom_rewards: tuple[CustomRewardSpec, ...] = Field(
+        (),
+        description="Rewards of your own for a service that the run starts, beside those of settings_file: each with "
+        "name and target, `module:function`; modules may lie in the current folder.",
+    )
     control: Literal["none", "random", "shuffled"] = Field(
         "none",
         description="Train on random draws instead of the rewards (which are still measured): a control that shows "
@@ -103,6 +109,7 @@ class RewardConfig(Section):
         for name, given in (
             ("deployment=actor", self.deployment.kind == "actor"),
             (f"settings_file={self.settings_file}", self.settings_file is not None),
+            ("custom_rewards", bool(self.custom_rewards)),
         ):
             if given:
                 raise ValueError(f"reward.{name} is about a service that the run starts; leave it out, or reward.url")

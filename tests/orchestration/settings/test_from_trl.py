@@ -17,6 +17,9 @@ from orchestration.errors import ConfigError
 from orchestration.settings.config import load_config, own_sections
 from orchestration.settings.from_trl import REWARDS, steps_of, translate
 from orchestration.settings.trl_keys import COMPUTED, REFUSED, SAME, WITHOUT_MEANING
+from reward_service.commands import score_one
+from reward_service.settings import ServiceSettings
+from reward_service.types import RewardItem
 
 ARTICLE = Path(__file__).parents[4] / "shared" / "article"
 TABLES = (SAME, COMPUTED, REFUSED, WITHOUT_MEANING)
@@ -167,6 +170,18 @@ def test_steps_are_counted_as_trl_counts(
             {"reward_funcs": ["trl.rewards.accuracy_reward"], "reward_weights": [2]},
             {"reward.rewards": [{"name": "math", "weight": 2.0}]},
         ),
+        (
+            {"reward_funcs": ["mine.of.length", "accuracy_reward"]},
+            {
+                "reward.rewards": [{"name": "length", "weight": 1.0}, {"name": "math", "weight": 1.0}],
+                "reward.custom_rewards": [{"name": "length", "target": "mine.of:length", "low": -1e6, "high": 1e6}],
+            },
+        ),
+        ({"deepspeed": {"zero_optimization": {"stage": 3}}}, {"learner.zero_stage": 3}),
+        (
+            {"load_in_4bit": True, "deepspeed": {"zero_optimization": {"stage": 3}}},
+            {"learner.quantization": "nf4", "learner.zero_stage": 2},
+        ),
     ],
     ids=str,
 )
@@ -184,7 +199,9 @@ def test_values_that_mean_something_else_here(keys: dict[str, Any], settings: di
         ({"num_generations": 7}, r"no multiple of num_generations=7"),
         ({"generation_batch_size": 64}, r"a batch of 64 completions is sampled for optimizer steps of 8"),
         ({"steps_per_generation": 4}, r"a batch of 32 completions"),
-        ({"reward_funcs": ["mine.reward"]}, r"reward_funcs='mine.reward'.*a reward of your own"),
+        ({"reward_funcs": ["mine"]}, r"reward_funcs='mine' is none of accuracy_reward.*module.function"),
+        ({"deepspeed": "none.json"}, r"deepspeed='none.json' cannot be read"),
+        ({"deepspeed": {"bf16": {}}}, r"says no ZeRO stage.*zero_optimization.stage"),
         ({"reward_funcs": ["accuracy_reward"], "reward_weights": [1, 2]}, r"2 entries for 1"),
         ({"reward_weights": [1]}, r"needs reward_funcs"),
         ({"resume_from_checkpoint": True}, r"run_dir"),
@@ -195,6 +212,34 @@ def test_values_that_mean_something_else_here(keys: dict[str, Any], settings: di
 def test_what_cannot_be_had(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         placed(**keys)
+
+
+def test_a_function_of_ones_own_scores_what_the_table_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestration.run.rewards import check_rewards, service_settings
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ours_of_trl.py").write_text(
+        "def near(completions, final_answer, **kwargs):\n"
+        "    return [3.0 if answer in text else -2.5 for text, answer in zip(completions, final_answer)]\n"
+    )
+    config = load_config(str(write(tmp_path)), ["reward_funcs=[ours_of_trl.near]"])  # as `trl grpo --config` has it
+    problems = config.data.load()
+    assert set(problems.train[0].reference) == {"final_answer"}
+    check_rewards(config, problems)
+    settings = ServiceSettings.model_validate(service_settings(config))
+    for answer, reward in ((problems.train[0].reference["final_answer"], 3.0), ("none", -2.5)):
+        item = RewardItem(prompt="", completion=f"It is {answer}", reference=problems.train[0].reference)
+        assert score_one(config.rewards, item, settings).rewards["near"].score == reward
+
+
+def test_an_accelerate_file_gives_the_stage_and_says_what_four_bits_make_of_it(tmp_path: Path) -> None:
+    (tmp_path / "zero3.yaml").write_text("deepspeed_config: {zero_stage: 3}\ndistributed_type: DEEPSPEED\n")
+    path = write(tmp_path, PLAIN + "load_in_4bit: true\ndeepspeed: {folder}/zero3.yaml\n")
+    assert load_config(str(path)).learner.zero_stage == 2
+    said = translate(yaml.safe_load(path.read_text()), own_sections()).placed
+    assert "ZeRO-3 cannot partition a base in 4 bits" in next(one.why for one in said if one.key == "deepspeed")
 
 
 def test_rewards_are_called_as_trl_calls_them() -> None:
