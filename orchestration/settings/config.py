@@ -6,7 +6,7 @@ Loads no heavy library: `rlvr --help`, `rlvr doctor` and every submit backend st
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,7 +19,7 @@ from orchestration.data.curriculum import CurriculumConfig
 from orchestration.data.task import Task, find_task, registered_tasks
 from orchestration.errors import ConfigError, DataError
 from orchestration.section import Section
-from orchestration.settings.from_trl import TRL_KEYS, is_trl, name_columns, steps_of, translate
+from orchestration.settings.from_trl import is_trl, name_columns, steps_of, take_overrides, translate
 from orchestration.settings.names import here_it_is, nearest
 from orchestration.settings.rewards import RewardConfig
 from orchestration.settings.submit import SubmitConfig
@@ -304,7 +304,7 @@ def load_settings(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> 
     """As `load_config`, with the settings of where the run is submitted to."""
     tree = read_recipe(recipe)
     if is_from_trl := is_trl(tree):
-        overrides = list(_without_trl_keys(overrides, into=tree))
+        overrides = take_overrides(overrides, tree, own_sections())
         tree = translate(tree, own_sections()).tree
     spell_out_kinds(tree, UNIONS)
     for override in overrides:
@@ -321,16 +321,6 @@ def load_settings(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> 
     if run.num_train_epochs is not None or run.warmup_ratio is not None:
         run = _with_steps(run, tree)
     return Settings(run=run, submit=_validated(SubmitConfig, submit))
-
-
-def _without_trl_keys(overrides: Sequence[str], into: dict[str, Any]) -> Iterator[str]:
-    """Writes overrides that a file for TRL's trainer could hold, and we could not, into its tree; gives the others."""
-    for override in overrides:
-        key, value = parse_override(override)
-        if key in TRL_KEYS and key not in own_sections():
-            into[key] = value
-        else:
-            yield override
 
 
 def _with_steps(run: RunConfig, tree: dict[str, Any]) -> RunConfig:

@@ -7,7 +7,7 @@ Where a file leaves a key out, TRL's default holds, as far as it differs from ou
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ import yaml
 
 from orchestration.errors import ConfigError, DataError, one_line
 from orchestration.settings.names import nearest
+from orchestration.settings.tree import parse_override
 from orchestration.settings.trl_keys import COMPUTED, REFUSED, SAME, WITHOUT_MEANING
 from reward_service.settings import put
 
@@ -82,6 +83,19 @@ class Translation:
 def is_trl(tree: Mapping[str, Any]) -> bool:
     """Whether a file's keys are TRL's."""
     return any(sign in tree for sign in SIGNS)
+
+
+def take_overrides(overrides: Sequence[str], tree: dict[str, Any], own: Collection[str]) -> list[str]:
+    """Writes those overrides into a TRL file's tree that such a file could hold, and that are no settings here (`own`,
+    by their first level); gives the others."""
+    others = []
+    for override in overrides:
+        key, value = parse_override(override)
+        if key in TRL_KEYS and key not in own:
+            tree[key] = value
+        else:
+            others.append(override)
+    return others
 
 
 def translate(tree: Mapping[str, Any], own: Collection[str]) -> Translation:
