@@ -2,8 +2,8 @@
 
     python -m tests.orchestration.cluster.kill_points --points 20 --seed 1
 
-The driver is killed (SIGKILL) at a random moment after a random line of its output, so in its start, in an evaluation,
-in generation, scoring, update, publish or checkpoint. What the two runs must share: each step's groups, rewards,
+The driver is killed (SIGKILL) at a random moment of its start, or after a random step: in an evaluation, in generation,
+scoring, update, publish or checkpoint. What the two runs must share: each step's groups, rewards,
 advantages and figures, and the adapter after it.
 """
 
@@ -81,19 +81,32 @@ def end_all_of(folder: Path) -> None:
             continue
 
 
+def is_step(line: str) -> bool:
+    """Whether the line tells of a step that is done, as in "12:00:01 step 3 of 12 …"."""
+    return line.split()[1:2] == ["step"]
+
+
 def killed_once(run: Path, words: Sequence[str], chance: random.Random) -> str:
-    """Start, kill at a random moment, and say where that was; or that the run had finished."""
-    lines, after = chance.randint(1, 9), chance.uniform(0.0, 1.5)
+    """Start, kill at a random moment, and say where that was; or that the run had finished.
+
+    One kill in five falls into the start; the others into the one or two steps after one to three of this start's own,
+    anywhere between generation and checkpoint: most of a short run's lines, and of its time, are its start."""
+    starting = chance.random() < 0.2
+    wanted, share = chance.randint(1, 9) if starting else chance.randint(1, 3), chance.uniform(0.0, 1.5)
     with training(run, words) as process:
         heard: list[str] = []
+        moments: list[float] = []
         assert process.stdout is not None
         for line in process.stdout:
             heard.append(line.strip())
-            if len(heard) == lines:
+            if starting or is_step(line):
+                moments.append(time.monotonic())
+            if len(moments) == wanted:
                 break
         else:
             return "finished" if process.wait() == 0 else f"FAILED: {heard[-5:]}"
         threading.Thread(target=process.stdout.read, daemon=True).start()
+        after = share * (1.0 if starting or wanted == 1 else moments[-1] - moments[-2])
         time.sleep(after)
         process.send_signal(signal.SIGKILL)
         process.wait()
