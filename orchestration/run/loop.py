@@ -213,8 +213,13 @@ class TrainingLoop:
             self._adapter = await export
             reports = await rooms.generator.publish(self._adapter)
             self._tally.publish_ms.append(1e3 * (time.perf_counter() - began))
-        flow.published(update.step)
+        if self._config.max_staleness or not self._evaluates_after(update.step):
+            flow.published(update.step)
         return update, reports
+
+    def _evaluates_after(self, step: int) -> bool:
+        every = self._config.eval_every
+        return bool(every) and step % every == 0 and step < self._config.max_steps
 
     def _row(
         self, batch: Batch, update: UpdateMetrics, spent: Spent, reports: Sequence[PublishReport] | None = None
@@ -295,8 +300,12 @@ class TrainingLoop:
         step = update.step
         if self._ledger.is_due(step) and step < self._config.max_steps:
             self._ledger.begin_checkpoint(state_files(self._state(flow, step), flow.finished()))
-        if self._config.eval_every and step % self._config.eval_every == 0 and step < self._config.max_steps:
+        if self._evaluates_after(step):
             await unless_set(self._stop, self._evaluate(f"step {step}"))
+            # Without staleness the next batch begins only now: beside an evaluation its sequences would be decoded in
+            # batches of other sizes, which change their last bits, and a run that goes on would not meet the same.
+            if not self._config.max_staleness:
+                flow.published(step)
         self._alarms.refuse()
 
     def _refuse_unscored(self, batch: Batch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.parquet
@@ -16,7 +17,7 @@ from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.summary import Summary
 from orchestration.settings.config import RunConfig
 from orchestration.types import BuiltPrompt
-from rollout_server.types import SamplingParams
+from rollout_server.types import Completion, Prompt, SamplingParams
 from tests.orchestration.fakes import (
     FakeLearner,
     FakeScorer,
@@ -243,3 +244,30 @@ async def test_evaluation_on_the_way(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "run", eval_every=1)
     await bench.run()
     assert [when for when, *_ in bench.reporter.evaluations] == ["before", "step 1", "step 2", "after"]
+
+
+class SlowGenerator(PublishingGenerator):
+    """Notes of each request what else was under way: batches of other sizes give other last bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way: list[float] = []
+        self.mixed = False
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
+        self.under_way.append(sampling.temperature)
+        self.mixed |= len(set(self.under_way)) > 1
+        await asyncio.sleep(0.02)
+        self.under_way.remove(sampling.temperature)
+        return await super().generate(prompt, sampling)
+
+
+@pytest.mark.parametrize(("max_staleness", "mixed"), [(0, False), (1, True)])
+async def test_an_evaluation_has_the_engines_for_itself_without_staleness(
+    tmp_path: Path, max_staleness: int, mixed: bool
+) -> None:
+    bench = Bench(tmp_path / "run", eval_every=1, max_staleness=max_staleness)
+    bench.generator = SlowGenerator()
+    summary = await bench.run()
+    assert summary["steps"] == 3
+    assert bench.generator.mixed is mixed
