@@ -175,10 +175,10 @@ def test_a_claim_of_the_run_and_lm_evals_own_model_on_the_same_prompts(trained: 
     table = pyarrow.parquet.read_table(out / "evaluation" / "answers.parquet").to_pylist()
     ours = {row["problem_id"]: row for row in table if (row["side"], row["part"]) == ("adapter", "held_out")}
 
-    config = load_config(str(trained / "config.yaml"))
+    config = load_config(str(trained / "config.yaml"), ["data.num_eval=24"])
     problems = config.data.load()
     model = resolve_model("tiny")
-    built = make_prompt_builder(config, problems, model).build_all(problems.eval[:24]).prompts
+    built = make_prompt_builder(config, problems, model).build_all(problems.eval).prompts
     asked = {"prompts": [one.text for one in built], "until": list(lm_eval.STOPS), "max_gen_toks": 24}
     (tmp_path / "asked.json").write_text(json.dumps(asked))
     folder = installed("lm-eval-0.4.13", *LM_EVAL)
