@@ -131,9 +131,15 @@ def _where_from(base: str) -> Iterator[str]:
         yield ""
 
 
-def _settings(config: RunConfig) -> dict[str, Any]:
-    """Without where the run lay."""
-    settings = config.model_dump(mode="json", exclude={"run_dir", "ray_address"})
-    if "/" in str(settings["model"]["name"]) and Path(config.model.name).expanduser().is_dir():
-        settings["model"]["name"] = Path(config.model.name).name
-    return settings
+def _settings(config: RunConfig) -> Any:
+    """Without where the run, and what it read, lay."""
+    return _without_places(config.model_dump(mode="json", exclude={"run_dir", "ray_address"}))
+
+
+def _without_places(value: Any) -> Any:
+    """Absolute paths become the last of their parts."""
+    if isinstance(value, dict):
+        return {name: _without_places(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_places(one) for one in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~/")) else value

@@ -106,7 +106,7 @@ def read_run(path: Path, *, most_completions: int) -> Run:
         summary = json.loads((path / SUMMARY_FILE).read_bytes()) if (path / SUMMARY_FILE).is_file() else {}
         events = list(_rows(path / EVENTS_FILE))
         completions, number = _completions(path / COMPLETIONS_FOLDER, most_completions)
-        _explain(path, completions, {str(one["name"]) for one in config.get("reward", {}).get("rewards") or []})
+        _explain(path, completions)
         _cut(path, completions)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the run in {str(path)!r}: {' '.join(str(error).split())}") from error
@@ -141,7 +141,7 @@ def _completions(folder: Path, most: int) -> tuple[list[dict[str, Any]], int]:
     return found[max(0, len(found) - most) :], number
 
 
-def _explain(path: Path, completions: Sequence[dict[str, Any]], rewards: set[str]) -> None:
+def _explain(path: Path, completions: Sequence[dict[str, Any]]) -> None:
     """What the audit log says of each score goes into `why`, by reward."""
     log = path / AUDIT_FILE
     if not completions or not log.is_file():
@@ -150,7 +150,7 @@ def _explain(path: Path, completions: Sequence[dict[str, Any]], rewards: set[str
     from reward_service.errors import AuditError
 
     try:
-        decisions = read_decisions(log, rewards)
+        decisions = read_decisions(log)
     except AuditError:
         return  # `rlvr trace --verify` says what is wrong with it
     for row in completions:

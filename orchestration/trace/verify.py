@@ -222,7 +222,7 @@ def _look_at_audit(run: TracedRun, found: Verified, config: RunConfig) -> None:
     found.findings += [f"{name}: {finding}" for finding in wrong]
     found.facts["audit"] = told
     try:
-        decisions = read_decisions(run.audit_log, {spec.name for spec in config.rewards})
+        decisions = read_decisions(run.audit_log)
     except AuditError as error:
         found.findings.append(f"{name}: {error}")
         return
