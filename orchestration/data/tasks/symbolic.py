@@ -62,7 +62,7 @@ class Symbolic(GeneratedTask):
 
     def rewards(self) -> tuple[RewardSpec, ...]:
         # A part of it for an answer line at all, so that the groups of a beginner are not all alike.
-        line = {"pattern": rf"^{ANSWER_PREFIX} \S", "multiline": True}
+        line = {"pattern": rf"^{ANSWER_PREFIX} \S", "multiline": True, "mode": "search"}
         return _REWARD, RewardSpec(name="regex", weight=0.1, params=line), RewardSpec(name="repetition", weight=0.1)
 
     def judges(self) -> Judges:

@@ -53,6 +53,8 @@ def test_algebra_is_right_by_both_verifiers_and_a_question_is_not_its_answer(top
             item = RewardItem(completion=completion, reference=problem.reference)
             result = score_one([RewardSpec(name="symbolic"), RewardSpec(name="math")], item)
             assert {name: scored.score for name, scored in result.rewards.items()} == {"symbolic": right, "math": right}
+        line = next(spec for spec in Symbolic().rewards() if spec.name == "regex")
+        assert score_one([line], RewardItem(completion=problem.solution, reference=problem.reference)).total == 0.1
         if topic != "solve":
             item = RewardItem(completion=f"#### The final answer is {asked}", reference=problem.reference)
             assert score_one([RewardSpec(name="symbolic")], item).total == 0, asked
