@@ -86,7 +86,8 @@ def probe_tokens(group: ScoredGroup, dtype: torch.dtype) -> tuple[int, ...]:
     does not matter, and the engine is spared a prompt. The completion's last token stays away: with it a probe could
     fill the engine's whole context, which has to have room for one more token.
     """
-    prompt, completion = group.prompt_token_ids, group.members[0].completion.token_ids[:-1]
+    first = group.members[0].completion
+    prompt, completion = first.own_prompt_token_ids or group.prompt_token_ids, first.token_ids[:-1]
     if dtype == torch.float32:
         completion = completion[: _EXACT_TOKENS - 2]
         tokens = prompt[len(completion) - _EXACT_TOKENS :] + completion

@@ -47,7 +47,8 @@ class ScoredCompletion:
 
     @property
     def truncated(self) -> bool:
-        return self.completion.finish_reason is FinishReason.LENGTH
+        """Whether a limit ended it: of tokens, or of an episode's turns or time."""
+        return self.completion.finish_reason in (FinishReason.LENGTH, FinishReason.TURNS, FinishReason.TIME)
 
 
 @pickled_by_fields

@@ -11,6 +11,7 @@ from reward_service.judging.judge import make_judge_reward
 from reward_service.rewards import (
     choice,
     code,
+    environment,
     exact,
     gsm8k_correctness,
     gsm8k_format,
@@ -42,6 +43,7 @@ _MODULES = (
     length,
     repetition,
     reasoning_gym,
+    environment,
 )
 
 BUILTIN_REWARDS: Mapping[str, Reward] = MappingProxyType({module.REWARD.name: module.REWARD for module in _MODULES})

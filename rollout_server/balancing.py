@@ -25,7 +25,7 @@ class Balancer:
     _outstanding: list[int] = field(init=False)
     _last_turn: list[int] = field(init=False)
     _turn: int = 0
-    _worker_of_prefix: dict[int, int] = field(default_factory=dict)
+    _worker_of_prefix: dict[int | str, int] = field(default_factory=dict)
     _heap: list[tuple[int, int, int]] = field(init=False)
     """(outstanding, last turn, worker) of every worker, and of some as they once were: the least is the next, whatever
     the number of workers."""
@@ -42,13 +42,16 @@ class Balancer:
         """Sequences begun and not ended, for each worker."""
         return tuple(self._outstanding)
 
-    def begin(self, *, prefix: int, num_sequences: int, among: Collection[int] | None = None) -> int:
+    def begin(
+        self, *, prefix: int | str, num_sequences: int, among: Collection[int] | None = None, stay: bool = False
+    ) -> int:
         """Choose a worker for a group and count its sequences as outstanding; returns the worker's index.
 
         Args:
             prefix: What identifies the prompt's shared beginning (see `prefix_key`).
             num_sequences: Completions asked for.
             among: The workers that can take it, at least one; None: all.
+            stay: The one that had the prefix last takes it, whatever it has to do: the prefix is most of what is asked.
         """
         favourite = self._worker_of_prefix.get(prefix)
         if among is None or len(among) == self.num_workers:
@@ -56,7 +59,7 @@ class Balancer:
         else:
             chosen = min(among, key=lambda w: (self._outstanding[w], self._last_turn[w], w))
         if favourite is not None and (among is None or favourite in among):
-            chosen = favourite if self._outstanding[favourite] == self._outstanding[chosen] else chosen
+            chosen = favourite if stay or self._outstanding[favourite] == self._outstanding[chosen] else chosen
         self._turn += 1
         self._last_turn[chosen] = self._turn
         self._outstanding[chosen] += num_sequences

@@ -4,6 +4,7 @@ only."""
 from __future__ import annotations
 
 import hashlib
+import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -47,6 +48,8 @@ class Prompt:
     for seeds do not look at it (see `RolloutConfig.own_seeds`)."""
     turn: Turn | None = None
     """None: begin it at once."""
+    affinity: str | None = None
+    """Prompts of one go to the worker that had the one before, whose cache holds what they share; None: to any."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", TokenIds(self.token_ids))
@@ -81,12 +84,45 @@ class FinishReason(StrEnum):
     """An end token or a stop string."""
     LENGTH = "length"
     """`max_completion_length` or the context was reached: the completion is truncated."""
+    TURNS = "turns"
+    """An episode had as many turns as it may have."""
+    TIME = "time"
+    """An episode took as long as it may take."""
+    FAILED = "failed"
+    """An episode's environment failed."""
+
+
+def checksum_of(token_ids: TokenIds) -> int:
+    """CRC-32 of tokens."""
+    return zlib.crc32(token_ids.tobytes())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpisodeTurn:
+    """What the model said in one turn of an episode, and what came of it."""
+
+    start: int
+    """Of the turn's sampled tokens, among all of the completion's."""
+    stop: int
+    text: str
+    """What the model said."""
+    finish_reason: FinishReason
+    """Why this turn ended."""
+    adapter_version: int
+    """On which it was sampled."""
+    checksum: int = 0
+    """Of the turn's tokens as the engine gave them (`checksum_of`)."""
+    reward: float | None = None
+    """What the environment paid for it; None: nothing was paid."""
+    observation: str = ""
+    """What the environment answered; empty where the episode ended with the turn."""
 
 
 @pickled_by_fields
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """One sampled completion, on exactly one adapter version from first token to last."""
+    """One sampled completion, on exactly one adapter version from first token to last; or an episode of several turns,
+    between which tokens were given by an environment, and each of which has the version that it was sampled on."""
 
     prompt_id: str
     token_ids: TokenIds
@@ -96,11 +132,53 @@ class Completion:
     text: str
     finish_reason: FinishReason
     adapter_version: int
-    """0 is the base model, before any adapter was published."""
+    """0 is the base model, before any adapter was published. Of an episode the oldest of its turns'."""
+    turns: tuple[EpisodeTurn, ...] = ()
+    """An episode's, in order: tokens that are in none of them were given, not sampled, and have the log-prob 0. Without
+    any, all tokens were sampled in one turn."""
+    own_prompt_token_ids: TokenIds | None = None
+    """What an episode began with, where its environment showed more than the group's prompt; None: that prompt."""
+    failure: str | None = None
+    """Why the episode came to nothing; it has no reward then."""
+
+    @property
+    def is_episode(self) -> bool:
+        return bool(self.turns) or self.failure is not None
+
+    @property
+    def sampled(self) -> tuple[tuple[int, int], ...]:
+        """Where the sampled tokens are, [start, stop) each."""
+        if self.is_episode:
+            return tuple((turn.start, turn.stop) for turn in self.turns)
+        return ((0, len(self.token_ids)),)
+
+    @property
+    def num_sampled(self) -> int:
+        """How many of the tokens were sampled."""
+        return sum(stop - start for start, stop in self.sampled)
+
+    @property
+    def num_retokenised(self) -> int:
+        """Sampled tokens of turns that are not what the engine gave: 0, or they were encoded again on the way."""
+        return sum(
+            turn.stop - turn.start
+            for turn in self.turns
+            if checksum_of(self.token_ids[turn.start : turn.stop]) != turn.checksum
+        )
+
+    @property
+    def last_text(self) -> str:
+        """What the model said last."""
+        return self.turns[-1].text if self.turns else self.text
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", TokenIds(self.token_ids))
         object.__setattr__(self, "sampling_logprobs", Logprobs(self.sampling_logprobs))
+        if self.own_prompt_token_ids is not None:
+            object.__setattr__(self, "own_prompt_token_ids", TokenIds(self.own_prompt_token_ids))
+        edges = [edge for turn in self.turns for edge in (turn.start, turn.stop)]
+        if edges != sorted(edges) or (edges and not 0 <= edges[0] <= edges[-1] <= len(self.token_ids)):
+            raise ValueError(f"episode of {self.prompt_id!r}: turns {self.sampled} of {len(self.token_ids)} tokens")
         if len(self.token_ids) != len(self.sampling_logprobs):
             raise ValueError(
                 f"completion of {self.prompt_id!r}: {len(self.token_ids)} tokens but "

@@ -99,7 +99,7 @@ def make_microbatch(plan: StepPlan, indices: Sequence[int], config: LearnerConfi
         advantages_B=on_device(torch.tensor([plan.advantages[i] for i in indices] or [0.0]), device),
         sampling_logprobs_BT=on_device(sampling_BT, device),
         num_sequences=len(indices),
-        num_tokens=sum(len(plan.sequences[index].completion_token_ids) for index in indices),
+        num_tokens=sum(len(plan.sampling_logprobs[index]) for index in indices),
         num_distinct_tokens=tree.num_tokens,
     )
 

@@ -26,10 +26,11 @@ class StepPlan:
     """Those that go through the model; the two lists below go along with them."""
     advantages: tuple[float, ...]
     sampling_logprobs: tuple[Logprobs, ...]
+    """Of the sampled tokens."""
     group_advantages: tuple[tuple[float | None, ...], ...]
     """Of every member of every group; None: not scored."""
     num_items: int
-    """Completion tokens in the loss, the denominator of dapo and its kin. Sequences without gradient count as they
+    """Sampled tokens in the loss, the denominator of dapo and its kin. Sequences without gradient count as they
     would have."""
     num_sequences: int
     """Scored sequences, the denominator of grpo and its kin."""
@@ -64,24 +65,22 @@ def plan_step(
     advantages_PG = _advantages(groups, config, reward_weights, max_completion_length)
     rows = [row[: len(group.members)] for row, group in zip(advantages_PG.tolist(), groups, strict=True)]
     counted = [
-        _Counted(group.prompt_token_ids, scored, advantage)
+        _Counted(scored.completion.own_prompt_token_ids or group.prompt_token_ids, scored, advantage)
         for group, row in zip(groups, rows, strict=True)
         if not config.drop_zero_variance_groups or any(value and not math.isnan(value) for value in row)
         for scored, advantage in zip(group.members, row, strict=True)
         if not math.isnan(advantage)
     ]
     masks = config.mask_truncated_completions
-    in_loss = [one for one in counted if one.token_ids and not (masks and one.scored.truncated)]
+    in_loss = [one for one in counted if one.num_sampled and not (masks and one.scored.truncated)]
     computes_all = config.loss.beta > 0.0 or config.loss.top_entropy_quantile < 1.0
     computed = [one for one in in_loss if computes_all or one.advantage != 0.0]
     return StepPlan(
-        sequences=tuple(
-            TokenSequence(prompt_token_ids=one.prompt_token_ids, completion_token_ids=one.token_ids) for one in computed
-        ),
+        sequences=tuple(map(_sequence, computed)),
         advantages=tuple(one.advantage for one in computed),
-        sampling_logprobs=tuple(one.scored.completion.sampling_logprobs for one in computed),
+        sampling_logprobs=tuple(map(_sampled_logprobs, computed)),
         group_advantages=tuple(tuple(None if math.isnan(value) else value for value in row) for row in rows),
-        num_items=max(1, sum(len(one.token_ids) for one in in_loss)),
+        num_items=max(1, sum(one.num_sampled for one in in_loss)),
         num_sequences=max(1, len(counted)),
         num_tokens=sum(len(one.prompt_token_ids) + len(one.token_ids) for one in counted),
     )
@@ -107,6 +106,26 @@ class _Counted(NamedTuple):
     @property
     def token_ids(self) -> TokenIds:
         return self.scored.completion.token_ids
+
+    @property
+    def num_sampled(self) -> int:
+        return self.scored.completion.num_sampled
+
+
+def _sequence(one: _Counted) -> TokenSequence:
+    completion = one.scored.completion
+    return TokenSequence(
+        prompt_token_ids=one.prompt_token_ids,
+        completion_token_ids=completion.token_ids,
+        sampled=completion.sampled if completion.is_episode else None,
+    )
+
+
+def _sampled_logprobs(one: _Counted) -> Logprobs:
+    completion = one.scored.completion
+    if not completion.is_episode:
+        return completion.sampling_logprobs
+    return Logprobs(value for start, stop in completion.sampled for value in completion.sampling_logprobs[start:stop])
 
 
 def _advantages(

@@ -36,6 +36,9 @@ class TokenSequence:
     prompt_token_ids: TokenIds
     """Any sequence of them is taken, here and below."""
     completion_token_ids: TokenIds
+    sampled: tuple[tuple[int, int], ...] | None = None
+    """[start, stop) of the completion's tokens that are predicted; those between them are given, as the prompt is.
+    None: all are predicted."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_token_ids", TokenIds(self.prompt_token_ids))
@@ -48,6 +51,11 @@ class TokenSequence:
     @property
     def token_ids(self) -> TokenIds:
         return self.prompt_token_ids + self.completion_token_ids
+
+    @property
+    def predicted(self) -> tuple[tuple[int, int], ...]:
+        """`sampled`, with a span where all are."""
+        return ((0, len(self.completion_token_ids)),) if self.sampled is None else self.sampled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +87,7 @@ class PrefixTree:
     """Packed index of the position that predicts `target_R`."""
     target_R: IntArray
     rows: tuple[IntArray, ...]
-    """rows[b][t]: which of the R predictions is completion token t of sequence b."""
+    """rows[b][t]: which of the R predictions is the t-th predicted token of sequence b."""
 
     @property
     def num_tokens(self) -> int:
@@ -171,7 +179,7 @@ def line_up(sequences: Sequence[TokenSequence], *, share: bool = True, coarse: b
         coarse: Share whole prompts, and of different prompts a multiple of `BRANCH_STEP`: for attention that pays for
             every level of the tree, of which completions that begin alike would make many.
     """
-    # The last completion token predicts nothing, so its position never enters the tree.
+    # The last predicted token predicts nothing, so its position never enters the tree.
     inputs = [np.asarray(sequence.token_ids[: _num_inputs(sequence)], dtype=np.int64) for sequence in sequences]
     order = sorted(range(len(inputs)), key=lambda b: inputs[b].tolist()) if share else list(range(len(inputs)))
     shared = [0] * len(order)
@@ -186,7 +194,8 @@ def line_up(sequences: Sequence[TokenSequence], *, share: bool = True, coarse: b
 
 
 def _num_inputs(sequence: TokenSequence) -> int:
-    return len(sequence.prompt_token_ids) + max(len(sequence.completion_token_ids) - 1, 0)
+    stop = sequence.predicted[-1][1] if sequence.predicted else 0
+    return len(sequence.prompt_token_ids) + max(stop - 1, 0)
 
 
 def _common_prefix(a: IntArray, b: IntArray) -> int:
@@ -250,9 +259,12 @@ def _predictions(
     seen: dict[tuple[int, int], int] = {}
     rows = []
     for path, sequence in zip(paths, sequences, strict=True):
-        predictors = path[len(sequence.prompt_token_ids) - 1 :].tolist() if sequence.completion_token_ids else []
-        pairs = zip(predictors, sequence.completion_token_ids.tolist(), strict=True)
-        rows.append(np.asarray([seen.setdefault(pair, len(seen)) for pair in pairs], dtype=np.int64))
+        before, row = len(sequence.prompt_token_ids) - 1, []
+        for start, stop in sequence.predicted:
+            predictors = path[before + start : before + stop].tolist()
+            pairs = zip(predictors, sequence.completion_token_ids[start:stop].tolist(), strict=True)
+            row += [seen.setdefault(pair, len(seen)) for pair in pairs]
+        rows.append(np.asarray(row, dtype=np.int64))
     flat = np.asarray(list(seen), dtype=np.int64).reshape(len(seen), 2)
     return flat[:, 0].copy(), flat[:, 1].copy(), tuple(rows)
 

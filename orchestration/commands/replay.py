@@ -11,6 +11,7 @@ from typing import Any
 
 from learner.checkpoint import checkpoint_name, checkpoint_steps
 from learner.errors import LearnerError
+from orchestration.episodes.generator import acting
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.machine.facts import collect
 from orchestration.machine.placement import place
@@ -134,7 +135,8 @@ async def _sample(
     from orchestration.cluster.local import local_generator
 
     problems = config.data.load()
-    sampling = training_sampling(config, make_prompt_builder(config, problems, model_path))
+    builder = make_prompt_builder(config, problems, model_path)
+    sampling = training_sampling(config, builder)
     served = await asyncio.to_thread(served_model, model_path, config, device=device, progress=progress)
     progress("starting the vLLM engine", 0.0)
     async with local_generator(model_path=served, config=config.rollout, device=device, seed=config.seed) as generator:
@@ -151,7 +153,8 @@ async def _sample(
             for index, (group, seed) in enumerate(zip(record.groups_P, record.seeds, strict=True))
         ]
         progress(f"sampling {size} groups", 0.0)
-        return list(await asyncio.gather(*(generator.generate(prompt, sampling) for prompt in prompts)))
+        drawing = acting(generator, config, problems, builder)
+        return list(await asyncio.gather(*(drawing.generate(prompt, sampling) for prompt in prompts)))
 
 
 def compare_rollouts(record: StepRecord, sampled: Sequence[Sequence[Completion]]) -> dict[str, Any]:

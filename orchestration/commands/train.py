@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from orchestration.concurrency import unless_set
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.source import PromptSource
+from orchestration.episodes.generator import acting
 from orchestration.errors import DataError, MachineError, RlvrError, in_a_sentence
 from orchestration.machine import doctor
 from orchestration.machine.facts import collect
@@ -99,6 +101,7 @@ async def _train(config: RunConfig) -> int:
                     stop,
                     _start_rooms(stack, config, folder, reporter, start, model_path, builder, source, held_out.prompts),
                 )
+                rooms = replace(rooms, generator=acting(rooms.generator, config, problems, builder))
                 if held_out.skipped:
                     reporter.note(
                         "warning",

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from orchestration.data.task import PromptLayout, PromptStyle
 from orchestration.errors import DataError
-from orchestration.types import BuiltPrompt, Message, Problem
+from orchestration.types import BuiltPrompt, Problem
 from rollout_server.arrays import TokenIds
 from rollout_server.types import Prompt
 
@@ -27,6 +27,8 @@ class Tokenizer(Protocol):
     chat_template: str | None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str: ...
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
@@ -82,6 +84,21 @@ class PromptBuilder:
             )
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self._tokenizer
+
+    @property
+    def layout(self) -> PromptLayout:
+        """How instruction, examples and question are put."""
+        return self._layout
+
+    @property
+    def style(self) -> PromptStyle:
+        """chat or plain."""
+        return self._style
+
+    @property
     def header_token_ids(self) -> tuple[int, ...]:
         """The tokens every prompt begins with."""
         return self._header_ids
@@ -109,23 +126,38 @@ class PromptBuilder:
         if isinstance(problem.question, str) or self._style == "plain":
             header_ids, text = self._header_ids, self._header + self._lead + problem.text.strip() + self._trailer
         else:
-            header_ids, text = self._conversation(problem.question)
+            header_ids, text = self._conversation(self.messages(problem))
         tail = text[len(self._header) :] if header_ids else text
         token_ids = TokenIds((*header_ids, *self._tokenizer.encode(tail, add_special_tokens=False)))
-        if self._max_prompt_tokens is not None and len(token_ids) > self._max_prompt_tokens:
+        if not self.fits(token_ids):
             return None
         prompt = Prompt(prompt_id=problem.problem_id, token_ids=token_ids)
         return BuiltPrompt(problem=problem, prompt=prompt, text=text)
 
-    def _conversation(self, question: Sequence[Message]) -> tuple[tuple[int, ...], str]:
-        """The tokens shared with other prompts and the whole text of a problem that is a conversation. One that begins
-        with a system message has that in place of the instruction, and shares no header."""
-        own_system = question[0]["role"] == "system"
-        before = [turn for turn in self._messages if turn["role"] != "system"] if own_system else self._messages
-        turns = [dict(turn) for turn in question]
-        if own_system:
-            before, turns = [turns[0], *before], turns[1:]
-        text = self._tokenizer.apply_chat_template([*before, *turns], tokenize=False, add_generation_prompt=True)
+    def messages(self, problem: Problem) -> list[dict[str, str]]:
+        """The conversation that a problem's prompt is, instruction and examples included. A question that begins with a
+        system message has that in place of the instruction."""
+        if isinstance(problem.question, str):
+            return [*self._messages, {"role": "user", "content": problem.text.strip()}]
+        turns = [dict(turn) for turn in problem.question]
+        if turns[0]["role"] != "system":
+            return [*self._messages, *turns]
+        return [turns[0], *(turn for turn in self._messages if turn["role"] != "system"), *turns[1:]]
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> TokenIds:
+        """A conversation that the model goes on with, in tokens; it begins with the header's where it has that."""
+        header_ids, text = self._conversation(messages)
+        tail = text[len(self._header) :] if header_ids else text
+        return TokenIds((*header_ids, *self._tokenizer.encode(tail, add_special_tokens=False)))
+
+    def fits(self, token_ids: Sequence[int]) -> bool:
+        """Whether a prompt is as short as it has to be."""
+        return self._max_prompt_tokens is None or len(token_ids) <= self._max_prompt_tokens
+
+    def _conversation(self, messages: Sequence[dict[str, str]]) -> tuple[tuple[int, ...], str]:
+        """The tokens shared with other prompts and the whole text of a conversation; with a system message of its own
+        it shares no header."""
+        text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return (self._header_ids if text.startswith(self._header) else ()), text
 
     def build_all(self, problems: Iterable[Problem]) -> PromptSet:

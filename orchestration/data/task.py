@@ -35,6 +35,7 @@ from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
 from orchestration.data.problems import Problems
+from orchestration.environments.environment import Environment
 from orchestration.errors import ConfigError
 from orchestration.extras import make_importable
 from orchestration.section import Section
@@ -129,6 +130,11 @@ class Task(Section):
     def judges(self) -> Judges:
         """What decides whether a held-out answer is right; with neither, the run's first reward does."""
         return Judges()
+
+    def environment(self) -> Environment | None:
+        """A new world for one episode of several turns, by the problem that it is begun with; None: an answer is one
+        turn, and ends there."""
+        return None
 
     def parts(self) -> Mapping[str, Task]:
         """Of a mixture: its tasks by the name that stands in `Problem.part`. Empty: the task is one."""

@@ -76,7 +76,7 @@ async def evaluate(
         return completion, [scored.rewards[0] for (scored,) in answers]
 
     rows = await gather_or_cancel(one(index, built) for index, built in enumerate(problems))
-    lengths = [len(completion.token_ids) for completion, _ in rows]
+    lengths = [completion.num_sampled for completion, _ in rows]
     return Evaluation(
         scores={name: tuple(scores[index] for _, scores in rows) for index, name in enumerate(judges)},
         num_tokens=sum(lengths),

@@ -277,7 +277,7 @@ class RolloutFlow:
     async def _generate_and_score(self, built: BuiltPrompt, prompt: Prompt) -> ScoredGroup:
         with self._clock.phase("generation"):
             completions_G = await self._generator.generate(prompt, self._settings.sampling)
-        self._generated_tokens += sum(len(completion.token_ids) for completion in completions_G)
+        self._generated_tokens += sum(completion.num_sampled for completion in completions_G)
         with self._clock.phase("scoring"):
             members_G = await self._scorer.score(built.problem, built.text, completions_G)
         return ScoredGroup(

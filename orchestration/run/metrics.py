@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from learner.types import UPDATE_METRICS, ScoredCompletion, ScoredGroup, UpdateMetrics
 from reward_service.types import JUDGE
+from rollout_server.types import Completion
 
 Number = float | int | None
 
@@ -41,7 +42,11 @@ METRICS: Mapping[str, str] = {
     "dropped_problems": "Training problems that the curriculum leaves out now.",
     "response_tokens_mean": "Mean completion length, tokens.",
     "response_tokens_max": "Longest completion, tokens.",
-    "truncated_fraction": "Share of completions that were cut off by the length limit.",
+    "turns_mean": "Mean number of an episode's turns; null without episodes.",
+    "given_tokens_mean": "Mean number of an episode's tokens that its environment gave, its prompt apart.",
+    "failed_episodes": "Episodes whose environment failed: among those without a total.",
+    "retokenised_tokens": "Sampled tokens of episodes that are not those the engine gave: 0, or something is wrong.",
+    "truncated_fraction": "Share of completions that a limit ended: of tokens, or of an episode's turns or time.",
     "policy_age_mean": "Mean of policy_version minus the version a completion was sampled from; 0 is on-policy.",
     "policy_age_max": "The oldest completion's age, versions.",
     "groups_age_{age}": "Groups whose oldest completion is of that age, from 0 to policy_age_max.",
@@ -106,7 +111,7 @@ def step_row(
     """
     members = [member for group in groups for member in group.members]
     policy_version = update.step - 1
-    lengths = [len(member.completion.token_ids) for member in members]
+    lengths = [member.completion.num_sampled for member in members]
     ages = [policy_version - member.completion.adapter_version for member in members]
     generation_s = (phase_seconds if busy_seconds is None else busy_seconds).get("generation", 0.0)
     row: dict[str, Number] = {
@@ -123,6 +128,7 @@ def step_row(
         "dropped_problems": dropped_problems,
         "response_tokens_mean": _mean(lengths),
         "response_tokens_max": max(lengths),
+        **_episode_figures([member.completion for member in members if member.completion.is_episode]),
         "truncated_fraction": _mean([member.truncated for member in members]),
         "policy_age_mean": _mean(ages),
         "policy_age_max": max(ages),
@@ -209,6 +215,15 @@ def pass_rate(group: ScoredGroup, strict: int | None, best_total: float) -> floa
 def _groups_by_age(groups: Sequence[ScoredGroup], policy_version: int) -> dict[str, Number]:
     oldest = [max(policy_version - member.completion.adapter_version for member in group.members) for group in groups]
     return {f"{AGE_PREFIX}{age}": oldest.count(age) for age in range(max(*oldest, 0) + 1)}
+
+
+def _episode_figures(episodes: Sequence[Completion]) -> dict[str, Number]:
+    return {
+        "turns_mean": _mean([len(episode.turns) for episode in episodes]),
+        "given_tokens_mean": _mean([len(episode.token_ids) - episode.num_sampled for episode in episodes]),
+        "failed_episodes": sum(episode.failure is not None for episode in episodes),
+        "retokenised_tokens": sum(episode.num_retokenised for episode in episodes),
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:

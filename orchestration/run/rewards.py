@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from reward_service.commands import describe_rewards, find_lacks, read_settings,
 from reward_service.errors import ServiceError, ServiceStartError
 from reward_service.settings import ServiceSettings
 from reward_service.types import JUDGE, ItemResult, Reason, RewardItem, RewardSpec
+from rollout_server.types import Completion
 
 _OURS = {"host", "port", "keys_file", "ssl_certfile", "ssl_keyfile", "rewards"}
 
@@ -54,16 +55,32 @@ def service_settings(config: RunConfig, *, audit_log: Path | None = None) -> dic
     return given
 
 
-def reward_item(problem: Problem, *, prompt: str, completion: str, item_id: str = "") -> RewardItem:
-    """What the service is sent of a completion: the problem's reference and metadata go as they are."""
+def reward_item(
+    problem: Problem, *, prompt: str, completion: str, item_id: str = "", episode: Mapping[str, Any] | None = None
+) -> RewardItem:
+    """What the service is sent of a completion: the problem's reference and metadata go as they are, with the
+    `episode` that it was, if it was one."""
     return RewardItem(
         id=item_id,
         prompt=prompt,
         completion=completion,
         reference=problem.reference,
-        metadata=problem.metadata,
+        metadata=problem.metadata if episode is None else {**problem.metadata, "episode": episode},
         group=problem.problem_id,
     )
+
+
+def episode_of(completion: Completion) -> dict[str, Any]:
+    """An episode as rewards see it: what each turn said, was answered and paid. `completion` is its last turn alone."""
+    return {
+        "rewards": [turn.reward for turn in completion.turns],
+        "turns": [{"text": turn.text, "observation": turn.observation} for turn in completion.turns],
+        "finish_reason": str(completion.finish_reason),
+        "failure": completion.failure,
+    }
+
+
+_NO_TURNS: Mapping[str, Any] = {"rewards": [], "turns": [], "finish_reason": "stop", "failure": None}
 
 
 def check_rewards(config: RunConfig, problems: Problems) -> None:
@@ -99,8 +116,10 @@ def check_rewards(config: RunConfig, problems: Problems) -> None:
 def _check(
     config: RunConfig, specs: Sequence[RewardSpec], problems: Sequence[Problem], settings: ServiceSettings
 ) -> None:
+    episode = None if config.data.environment() is None else _NO_TURNS
     for problem in _one_of_each_form(problems):
-        lacks = find_lacks(specs, reward_item(problem, prompt=problem.text, completion=""), settings)
+        item = reward_item(problem, prompt=problem.text, completion="", episode=episode)
+        lacks = find_lacks(specs, item, settings)
         if lacks:
             given = ", ".join(f'"{key}"' for key in problem.reference) or "nothing"
             raise DataError(
@@ -113,7 +132,9 @@ def _check(
 
 
 def _score(config: RunConfig, specs: Sequence[RewardSpec], problem: Problem, settings: ServiceSettings) -> ItemResult:
-    result = score_one(specs, reward_item(problem, prompt=problem.text, completion=problem.solution), settings)
+    episode = None if config.data.environment() is None else _NO_TURNS
+    item = reward_item(problem, prompt=problem.text, completion=problem.solution, episode=episode)
+    result = score_one(specs, item, settings)
     for name, scored in result.rewards.items():
         if scored.reason == Reason.INVALID_REFERENCE:
             why = scored.details.get("message", "its reference does not fit")

@@ -12,7 +12,7 @@ from learner.types import ScoredCompletion
 from orchestration.errors import RewardsUnavailableError
 from orchestration.run.metrics import OVERRULED, differ
 from orchestration.run.ports import Scorer
-from orchestration.run.rewards import reward_item
+from orchestration.run.rewards import episode_of, reward_item
 from orchestration.settings.config import RunConfig
 from orchestration.types import Problem
 from reward_service.clients.errors import RewardServiceError
@@ -48,31 +48,49 @@ class HttpScorer:
     async def score(
         self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
     ) -> Sequence[ScoredCompletion]:
-        """Rewards of each completion; an item that could not be scored has None, never 0.
+        """Rewards of each completion; an item that could not be scored has None, never 0, and so has each of an episode
+        that failed, about which nobody is asked.
 
         Raises RewardsUnavailableError when the service does not answer sensibly until the client's deadline.
         """
         items = [
             reward_item(
-                problem, prompt=prompt_text, completion=completion.text, item_id=item_id(problem, completion, index)
+                problem,
+                prompt=prompt_text,
+                completion=completion.last_text,
+                item_id=item_id(problem, completion, index),
+                episode=episode_of(completion) if completion.is_episode else None,
             )
             for index, completion in enumerate(completions)
+            if completion.failure is None
         ]
         version = min((completion.adapter_version for completion in completions), default=0)
         try:
-            results = await self._client.score(items, self._rewards, run_id=self._run_id, policy_version=version)
+            results = await self._client.score(items, self._rewards, self._run_id, version) if items else []
         except RewardServiceError as error:
             raise RewardsUnavailableError(str(error)) from error
+        by_id = {item.id: result for item, result in zip(items, results, strict=True)}
         return [
-            ScoredCompletion(
-                completion=completion,
-                rewards=tuple(result.rewards[name].score for name in self.reward_names),
-                total=result.total,
-                reasons=tuple(result.rewards[name].reason for name in self.reward_names),
-                item_id=item.id,
-            )
-            for completion, item, result in zip(completions, items, results, strict=True)
+            self._scored(completion, item_id(problem, completion, index), by_id)
+            for index, completion in enumerate(completions)
         ]
+
+    def _scored(self, completion: Completion, name: str, results: Mapping[str, ItemResult]) -> ScoredCompletion:
+        if name not in results:
+            return ScoredCompletion(
+                completion=completion,
+                rewards=(None,) * len(self._rewards),
+                total=None,
+                reasons=(completion.failure,) * len(self._rewards),
+            )
+        result = results[name]
+        return ScoredCompletion(
+            completion=completion,
+            rewards=tuple(result.rewards[name].score for name in self.reward_names),
+            total=result.total,
+            reasons=tuple(result.rewards[name].reason for name in self.reward_names),
+            item_id=name,
+        )
 
 
 def item_id(problem: Problem, completion: Completion, index: int) -> str:

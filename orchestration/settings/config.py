@@ -19,6 +19,7 @@ from orchestration.data.curriculum import CurriculumConfig
 from orchestration.data.task import Task, find_task, registered_tasks
 from orchestration.errors import ConfigError, DataError
 from orchestration.section import Section
+from orchestration.settings.episodes import EpisodeConfig
 from orchestration.settings.from_trl import is_trl, name_columns, steps_of, take_overrides, translate
 from orchestration.settings.names import here_it_is, nearest
 from orchestration.settings.rewards import RewardConfig
@@ -160,6 +161,7 @@ class RunConfig(Section):
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     reward: RewardConfig = Field(default_factory=RewardConfig)
+    episodes: EpisodeConfig = Field(default_factory=EpisodeConfig)
 
     @model_validator(mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import multiprocessing
 import socket
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from learner.config import LearnerConfig
 from learner.types import ScoredCompletion, ScoredGroup
 from learner.worker import LearnerRank
-from rollout_server.types import Completion, FinishReason
+from rollout_server.types import Completion, EpisodeTurn, FinishReason
 from tests.models import VOCABULARY
 
 
@@ -63,6 +64,24 @@ def random_groups(seed: int, *, num_groups: int = 3, num_generations: int = 4) -
         )
         for index in range(num_groups)
     )
+
+
+def random_episodes(seed: int, *, num_groups: int = 3, num_generations: int = 4) -> tuple[ScoredGroup, ...]:
+    """The same groups, with holes: of each completion random runs of tokens are turns, and the rest was given."""
+    random = np.random.default_rng(seed)
+
+    def with_holes(member: ScoredCompletion) -> ScoredCompletion:
+        completion = member.completion
+        edges = sorted({int(edge) for edge in random.integers(0, len(completion.token_ids) + 1, 4)})
+        spans = list(zip(edges[::2], edges[1::2], strict=False)) or [(0, len(completion.token_ids))]
+        turns = tuple(
+            EpisodeTurn(start=start, stop=stop, text="", finish_reason=FinishReason.STOP, adapter_version=0)
+            for start, stop in spans
+        )
+        return replace(member, completion=replace(completion, turns=turns))
+
+    groups = random_groups(seed, num_groups=num_groups, num_generations=num_generations)
+    return tuple(replace(group, members=tuple(map(with_holes, group.members))) for group in groups)
 
 
 def free_port() -> int:

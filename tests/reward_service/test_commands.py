@@ -36,6 +36,7 @@ KEYS: list[tuple[str, dict[str, Any], ReferenceKeys]] = [
     ("length", {}, ReferenceKeys()),
     ("length", {"unit": "tokens"}, ReferenceKeys(metadata=("num_tokens",))),
     ("repetition", {}, ReferenceKeys()),
+    ("environment", {}, ReferenceKeys(metadata=("episode",))),
     ("reasoning_gym", {}, ReferenceKeys(required=("dataset", "entry"))),
     ("judge", {"rubric": "Good?"}, ReferenceKeys()),
 ]
@@ -68,7 +69,7 @@ def test_what_a_reward_says_it_needs_is_what_it_needs(name: str, params: dict[st
     """With the declared keys the reference fits; without any one of them both the check and the reward say so."""
     spec = [RewardSpec(name=name, params=params)]
     needed = [*keys.required, *(("asserts",) if keys.any_of else ())]
-    metadata = dict.fromkeys(keys.metadata, 5)
+    metadata: dict[str, Any] = {key: {"rewards": []} if key == "episode" else 5 for key in keys.metadata}
     given = {key: "B" if name == "choice" else FULL[key] for key in needed}
     assert find_lacks(spec, item(given, **metadata), JUDGE) == []
     assert reason(spec, item(given, **metadata)) in (None, Reason.UNAVAILABLE if name in MAY_BE_MISSING else None)

@@ -47,3 +47,12 @@ def test_prompts_with_the_same_beginning_share_a_key():
     header = list(range(128))
     assert prefix_key([*header, 1]) == prefix_key([*header, 2])
     assert prefix_key([1, 2]) != prefix_key([1, 3])
+
+
+def test_who_stays_goes_to_the_worker_that_it_had_whatever_that_has_to_do():
+    balancer = Balancer(2)
+    assert balancer.begin(prefix="a", num_sequences=8, stay=True) == 0
+    assert balancer.begin(prefix="a", num_sequences=1, stay=True) == 0
+    assert balancer.begin(prefix="b", num_sequences=1, stay=True) == 1
+    assert balancer.begin(prefix="a", num_sequences=1, stay=True, among={1}) == 1  # the other is gone
+    assert balancer.begin(prefix="a", num_sequences=1, stay=True) == 1

@@ -163,12 +163,15 @@ class RolloutPool(Generic[Worker]):
         self._counts[what] = self._counts.get(what, 0) + 1
 
     async def _generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
-        num_sequences, prefix, tries = sampling.num_generations, prefix_key(prompt.token_ids), 0
+        num_sequences, tries = sampling.num_generations, 0
+        prefix = prefix_key(prompt.token_ids) if prompt.affinity is None else prompt.affinity
         while True:
             await self._admitted()
             asked, among = _in_turn(prompt, self._takers.keys(), self._num_workers)
             prompt = replace(prompt, turn=None)  # asked again, it begins alone
-            index = self._balancer.begin(prefix=prefix, num_sequences=num_sequences, among=among)
+            index = self._balancer.begin(
+                prefix=prefix, num_sequences=num_sequences, among=among, stay=prompt.affinity is not None
+            )
             place = self._places[index]
             try:
                 return await self._ask(place, self._work(place, place.member.generate(asked, sampling)))

@@ -49,8 +49,12 @@ class Mixture(Task):
         for name, weight in self.weights.items():
             if weight <= 0:
                 raise ValueError(f"data.weights: {name}={weight:g} must be above 0; leave the task out instead")
-        for task in self.tasks.values():
+        for name, task in self.tasks.items():
             task.check()
+            if task.environment() is not None:
+                raise ValueError(
+                    f"data.tasks: {name} is played in turns, and cannot be mixed with others: train on it alone"
+                )
         self.rewards()
 
     def parts(self) -> Mapping[str, Task]:

@@ -11,6 +11,16 @@ from orchestration.run.ledger.records import StepRecord, encodable
 from rollout_server.arrays import Packed
 
 _NUMBERS = ("token_ids", "sampling_logprobs")
+_TURN = (
+    ("start", "int32"),
+    ("stop", "int32"),
+    ("text", "string"),
+    ("finish_reason", "string"),
+    ("adapter_version", "int64"),
+    ("reward", "float64"),
+    ("observation", "string"),
+)
+"""What the table says of an episode's turn; its sampled tokens are `token_ids[start:stop]`."""
 
 
 def completion_id(step: int, group: int, member: int) -> str:
@@ -47,6 +57,11 @@ def completions_table(record: StepRecord) -> Any:
             "adapter_version": member.completion.adapter_version,
             "finish_reason": str(member.completion.finish_reason),
             "num_tokens": len(member.completion.token_ids),
+            "turns": [
+                {name: getattr(turn, name) for name, _ in _TURN} | {"finish_reason": str(turn.finish_reason)}
+                for turn in member.completion.turns
+            ],
+            "failure": member.completion.failure,
         }
         for index, (group, group_advantages) in enumerate(zip(groups, advantages, strict=True))
         for number, (member, advantage) in enumerate(zip(group.members, group_advantages, strict=True))
@@ -69,6 +84,8 @@ def completions_table(record: StepRecord) -> Any:
             ("adapter_version", pa.int64()),
             ("finish_reason", pa.string()),
             ("num_tokens", pa.int64()),
+            ("turns", pa.list_(pa.struct([(name, getattr(pa, kind)()) for name, kind in _TURN]))),
+            ("failure", pa.string()),
         ]
     )
     table = pa.Table.from_pylist(rows, schema=schema)

@@ -205,3 +205,30 @@ def test_bounds_that_make_no_sense() -> None:
         LossConfig(vllm_importance_sampling_clip_min=3.0)
     with pytest.raises(ValueError, match="truncates nothing"):
         LossConfig(vllm_importance_sampling_mode="token_truncate", vllm_importance_sampling_clip_max=None)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_a_mask_with_holes_is_the_loss_without_the_tokens(loss_type: str, level: str) -> None:
+    """What was given between turns is taken out before the loss; a mask says the same."""
+    random = torch.Generator().manual_seed(LOSS_TYPES.index(loss_type))
+    length, kept = 12, [0, 1, 4, 5, 6, 10]
+    config = with_everything(loss_type, importance_sampling_level=level)
+    whole = {
+        name: -3 * torch.rand(2, length, generator=random, dtype=torch.float64)
+        for name in ("logprobs_BT", "old_logprobs_BT", "ref_logprobs_BT", "sampling_logprobs_BT", "entropies_BT")
+    }
+    mask_BT = torch.zeros(2, length, dtype=torch.float64)
+    mask_BT[:, kept] = 1.0
+
+    def measured(mask_BT: Tensor, tensors: dict[str, Tensor]) -> tuple[float, Tensor, dict[str, float]]:
+        tensors = dict(tensors)
+        return loss_and_gradient(config, tensors.pop("logprobs_BT"), mask=mask_BT, **tensors)
+
+    loss, gradient, metrics = measured(mask_BT, whole)
+    removed = {name: values[:, kept] for name, values in whole.items()}
+    expected, expected_gradient, expected_metrics = measured(mask_BT[:, kept], removed)
+    assert loss == pytest.approx(expected, abs=1e-12)
+    assert_close(gradient[:, kept], expected_gradient, rtol=0, atol=1e-12)
+    assert not gradient[mask_BT == 0].any()
+    assert dict(metrics) == pytest.approx(dict(expected_metrics), abs=1e-12)

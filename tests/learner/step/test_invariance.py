@@ -11,12 +11,13 @@ from torch import Tensor
 
 from learner.config import LearnerConfig
 from learner.loss.entropy_selection import step_entropy_threshold
-from learner.policy.policy import Policy, tree_logprobs
+from learner.policy.policy import Policy, tree_inputs, tree_logprobs
 from learner.step.microbatches import plan_ranks
 from learner.step.passes import loss_of_step, make_microbatch, run_pass
 from learner.step.plan import plan_step
+from learner.tree.prefix_tree import build_tree
 from learner.types import ScoredGroup
-from tests.learner.helpers import random_groups
+from tests.learner.helpers import random_episodes, random_groups
 from tests.learner.policy.test_policy import CPU, make_policy, trained
 
 MAX_COMPLETION_LENGTH = 16
@@ -88,3 +89,28 @@ def test_how_a_step_is_cut_up_changes_nothing(policy: Policy, loss: dict[str, ob
     }
     for name, found in others.items():
         assert float((found - whole).norm() / whole.norm()) < 1e-5, name
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_packed_episodes_have_the_gradient_of_each_alone(policy: Policy, loss: dict[str, object]) -> None:
+    groups = random_episodes(list(LOSSES.values()).index(loss) + 1)  # another tree for each
+    whole = gradient(policy, groups, settings(loss, max_tokens_per_microbatch=100_000))
+    alone = gradient(policy, groups, settings(loss, share_prefixes=False, max_tokens_per_microbatch=1))
+    assert float(whole.norm()) > 0
+    assert float((alone - whole).norm() / whole.norm()) < 1e-5
+
+
+def test_what_was_given_is_context_and_is_not_predicted(policy: Policy) -> None:
+    plan = plan_step(random_episodes(1), settings({"beta": 0.1}))
+    batch = make_microbatch(plan, range(len(plan.sequences)), settings({}), CPU)
+    with torch.no_grad():
+        logprobs_BT, _ = tree_logprobs(policy, batch.inputs, temperature=1.0)
+        for b, sequence in enumerate(plan.sequences):
+            assert sequence.sampled is not None
+            whole = build_tree([replace(sequence, sampled=None)])
+            all_T = tree_logprobs(policy, tree_inputs(whole, CPU), temperature=1.0)[0][0]
+            expected = torch.cat([all_T[start:stop] for start, stop in sequence.sampled])
+            found = logprobs_BT[b][batch.mask_BT[b] > 0]
+            assert len(found) == len(plan.sampling_logprobs[b])
+            assert torch.allclose(found, expected, atol=1e-5)
+    assert plan.num_items == sum(stop - start for one in plan.sequences for start, stop in one.sampled or ())

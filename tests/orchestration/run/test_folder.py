@@ -245,6 +245,8 @@ def test_completions_are_parquet_with_a_row_each(tmp_path: Path) -> None:
             "adapter_version": 2,
             "finish_reason": "length",
             "num_tokens": 3,
+            "turns": [],
+            "failure": None,
             "token_ids": [5, 6, 7],
             "sampling_logprobs": pytest.approx([-0.1, -0.2, -0.3]),
         }

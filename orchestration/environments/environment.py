@@ -1,0 +1,54 @@
+"""What an environment is: something that answers what a model says, until it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from orchestration.types import Message, Problem
+
+Observation = str | Sequence[Message]
+"""What the model is shown: the text of a user's turn, or turns with their roles (`user`, `tool`)."""
+
+
+class Step(NamedTuple):
+    """What came of one action."""
+
+    observation: Observation = ""
+    """Not shown to anybody where `done`."""
+    reward: float | None = None
+    """Paid for this action; None: nothing was."""
+    done: bool = False
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """One episode's world; a new one is made for each episode.
+
+    Each call ends within `episodes.step_timeout_s`, or the episode fails. Whatever `reset` or `step` raises is that
+    episode's failure alone: it has no reward, and the reason is said.
+    """
+
+    async def reset(self, problem: Problem) -> Observation | None:
+        """Begin. What is shown beside the problem's question, which is the prompt already; None: nothing."""
+        ...
+
+    async def step(self, action: str) -> Step:
+        """The answer to what the model said: its turn's text, without the token that ended it."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what it holds; called once, however the episode ended."""
+        ...
+
+
+def as_messages(observation: Observation) -> list[dict[str, str]]:
+    """An observation as turns of a conversation."""
+    if isinstance(observation, str):
+        return [{"role": "user", "content": observation}]
+    return [dict(message) for message in observation]
+
+
+def as_text(observation: Observation) -> str:
+    """An observation for people: the contents of its turns."""
+    return observation if isinstance(observation, str) else "\n".join(message["content"] for message in observation)

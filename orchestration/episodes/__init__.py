@@ -1,0 +1,1 @@
+"""Episodes: a model and an environment in turns, token in, token out."""

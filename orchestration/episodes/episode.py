@@ -1,0 +1,153 @@
+"""One episode: its environment, its tokens so far, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from orchestration.environments.environment import Environment, Observation, as_messages, as_text
+from orchestration.episodes.rendering import TurnRenderer
+from orchestration.errors import one_line
+from orchestration.settings.episodes import EpisodeConfig
+from orchestration.types import Problem
+from rollout_server.arrays import Logprobs, TokenIds
+from rollout_server.types import Completion, EpisodeTurn, FinishReason, checksum_of
+
+Result = TypeVar("Result")
+
+_CLOSE_S = 10.0
+
+
+class EpisodeFailedError(Exception):
+    """The environment failed, and with it the episode: nobody else's trouble."""
+
+
+@dataclass(slots=True)
+class Episode:
+    """One under way. `begin`, then `hear` what the engine gave for each turn until it says that the episode is over,
+    then `close`; whatever happened, `completion` is what it came to."""
+
+    problem: Problem
+    environment: Environment
+    renderer: TurnRenderer
+    settings: EpisodeConfig
+    history: list[dict[str, str]]
+    prompt_token_ids: TokenIds
+    max_length: int
+    """Of its tokens behind the prompt."""
+    own_prompt: bool = False
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    turns: list[EpisodeTurn] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    failure: str | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    async def begin(self) -> None:
+        """Reset the environment; what it shows becomes part of this episode's prompt."""
+        try:
+            shown = await self._asked("reset", self.environment.reset(self.problem))
+            if shown is not None:
+                self._show(shown)
+        except EpisodeFailedError as error:
+            self._fail(error)
+
+    def _show(self, observation: Observation) -> None:
+        self.history += as_messages(observation)
+        self.prompt_token_ids, self.own_prompt = self.renderer.prompt(self.history), True
+        if not self.renderer.fits(self.prompt_token_ids):
+            raise EpisodeFailedError(
+                f"its environment began with {len(self.prompt_token_ids)} tokens, which leave no room for an answer in "
+                f"rollout.max_model_len"
+            )
+
+    @property
+    def over(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def room(self) -> int:
+        """Tokens that the next turn may have."""
+        left = self.max_length - len(self.token_ids)
+        return left if self.settings.max_turn_length is None else min(left, self.settings.max_turn_length)
+
+    async def hear(self, sampled: Completion) -> None:
+        """Take a turn from the engine, and have the environment answer it."""
+        start = len(self.token_ids)
+        self.token_ids += sampled.token_ids
+        self.logprobs += sampled.sampling_logprobs
+        turn = EpisodeTurn(
+            start=start,
+            stop=len(self.token_ids),
+            text=sampled.text,
+            finish_reason=sampled.finish_reason,
+            adapter_version=sampled.adapter_version,
+            checksum=checksum_of(sampled.token_ids),
+        )
+        self.turns.append(turn)
+        try:
+            await self._answer(turn)
+        except EpisodeFailedError as error:
+            self._fail(error)
+
+    async def _answer(self, turn: EpisodeTurn) -> None:
+        step = await self._asked("step", self.environment.step(turn.text))
+        self.turns[-1] = turn = replace(turn, reward=step.reward)
+        if step.done:
+            self.finish_reason = FinishReason.STOP
+        elif len(self.turns) >= self.settings.max_turns:
+            self.finish_reason = FinishReason.TURNS
+        elif time.monotonic() - self.began > self.settings.timeout_s:
+            self.finish_reason = FinishReason.TIME
+        else:
+            self._give(turn, step.observation)
+
+    def _give(self, turn: EpisodeTurn, observation: Observation) -> None:
+        """Put what the environment answered behind what was sampled, if there is room for it and another turn."""
+        given = self.renderer.between(self.history, turn.text, self.token_ids[-1], observation)
+        if len(self.token_ids) + len(given.token_ids) >= self.max_length:
+            self.finish_reason = FinishReason.LENGTH
+            return
+        self.token_ids += given.token_ids
+        self.logprobs += [0.0] * len(given.token_ids)
+        self.turns[-1] = replace(turn, observation=as_text(observation))
+        self.history += [{"role": "assistant", "content": turn.text}, *as_messages(observation)]
+
+    async def _asked(self, what: str, answer: Awaitable[Result]) -> Result:
+        """What the environment says; whatever goes wrong there is this episode's failure."""
+        limit_s = self.settings.step_timeout_s
+        try:
+            return await asyncio.wait_for(answer, limit_s)
+        except TimeoutError as error:
+            raise EpisodeFailedError(
+                f"its environment did not answer {what} within episodes.step_timeout_s={limit_s:g} s"
+            ) from error
+        except Exception as error:
+            raise EpisodeFailedError(f"{what} of its environment: {type(error).__name__}: {error}") from error
+
+    def _fail(self, error: EpisodeFailedError) -> None:
+        self.failure, self.finish_reason = one_line(error), FinishReason.FAILED
+
+    async def close(self) -> None:
+        """Close the environment; never raises."""
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self.environment.close(), _CLOSE_S)
+
+    def completion(self) -> Completion:
+        """The episode as what the learner takes."""
+        assert self.finish_reason is not None, "it is under way"
+        return Completion(
+            prompt_id=self.problem.problem_id,
+            token_ids=TokenIds(self.token_ids),
+            sampling_logprobs=Logprobs(self.logprobs),
+            text=self.renderer.decode(self.token_ids),
+            finish_reason=self.finish_reason,
+            adapter_version=min((turn.adapter_version for turn in self.turns), default=0),
+            turns=tuple(self.turns),
+            own_prompt_token_ids=self.prompt_token_ids if self.own_prompt else None,
+            failure=self.failure,
+        )

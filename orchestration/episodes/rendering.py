@@ -1,0 +1,96 @@
+"""What stands between two turns of the model, in its own tokens, by its own chat template.
+
+What was sampled is never decoded and encoded again: only what follows it is rendered and encoded, and put behind the
+tokens as they were sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestration.data.prompts import PromptBuilder
+from orchestration.environments.environment import Observation, as_messages, as_text
+from rollout_server.arrays import TokenIds
+
+_MARKER = "\u2063TURN\u2063"
+
+Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """What follows a turn."""
+
+    token_ids: tuple[int, ...]
+    rewrites_history: bool
+    """The template puts what came before otherwise once more follows, as those do that drop earlier reasoning. The
+    tokens are as they were sampled all the same."""
+
+
+class TurnRenderer:
+    """Renders observations for one model.
+
+    Args:
+        builder: of the run's prompts.
+    """
+
+    def __init__(self, builder: PromptBuilder) -> None:
+        self._builder = builder
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Tokens as text, special ones included."""
+        return self._builder.tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    def prompt(self, history: Messages) -> TokenIds:
+        """A conversation that the model goes on with."""
+        return self._builder.encode_chat(history)
+
+    def fits(self, token_ids: Sequence[int]) -> bool:
+        """Whether a prompt leaves room for a completion."""
+        return self._builder.fits(token_ids)
+
+    def between(self, history: Messages, said: str, last_token_id: int, observation: Observation) -> Given:
+        """What stands between a turn and the next.
+
+        Args:
+            history: The conversation before the turn.
+            said: The turn's text.
+            last_token_id: Its last sampled token: an end of turn that was sampled is not given again.
+            observation: What the environment answers.
+        """
+        if self._builder.style == "plain":
+            return Given(token_ids=self._encoded(self._plain(said, observation)), rewrites_history=False)
+        token_ids = self._encoded(self._after_marker([*history, _assistant(_MARKER)], observation))
+        if token_ids[:1] == (last_token_id,):
+            token_ids = token_ids[1:]
+        before = self._rendered(history)
+        after = self._rendered([*history, _assistant(said), *self._messages(observation)])
+        kept = _squeezed(after).startswith(_squeezed(before + said))
+        return Given(token_ids=token_ids, rewrites_history=not kept)
+
+    def _after_marker(self, marked: Messages, observation: Observation) -> str:
+        return self._rendered([*marked, *self._messages(observation)]).partition(_MARKER)[2]
+
+    def _messages(self, observation: Observation) -> list[dict[str, str]]:
+        return as_messages(observation)
+
+    def _rendered(self, messages: Messages) -> str:
+        return self._builder.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+
+    def _plain(self, said: str, observation: Observation) -> str:
+        layout = self._builder.layout
+        gap = "" if said.endswith("\n\n") else "\n\n"
+        return f"{gap}{layout.question_label} {as_text(observation).strip()}\n{layout.answer_label}\n"
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        return tuple(self._builder.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def _squeezed(text: str) -> str:
+    """Templates strip what is said: blanks are no part of the comparison."""
+    return "".join(text.split())

@@ -1,0 +1,219 @@
+"""Episodes token by token: a scripted engine, real environments and the tiny model's own tokenizer and template."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestration.data.prompts import PromptBuilder
+from orchestration.data.task import PromptLayout
+from orchestration.data.tasks.guess import Guess
+from orchestration.environments.environment import Environment, Step
+from orchestration.episodes.generator import EpisodeGenerator
+from orchestration.episodes.rendering import TurnRenderer
+from orchestration.models.resolve import resolve_model
+from orchestration.models.tokenizer import load_tokenizer
+from orchestration.run.rewards import episode_of, reward_item
+from orchestration.settings.episodes import EpisodeConfig
+from orchestration.types import Problem
+from reward_service.commands import score_one
+from reward_service.settings import ServiceSettings
+from reward_service.types import RewardSpec
+from rollout_server.arrays import TokenIds
+from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
+
+PROBLEM = Problem(problem_id="p", question="The number is 1, 2 or 3.", reference={"final_answer": "3"})
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(Path(resolve_model("tiny", None)))
+
+
+class Scripted:
+    """An engine that says what it is told to, and remembers what it was asked."""
+
+    def __init__(self, tokenizer: Any, *turns: Sequence[str]) -> None:
+        self.tokenizer, self.turns, self.asked = tokenizer, list(turns), list[Prompt]()
+
+    max_sequences = None
+
+    async def publish(self, adapter: Any) -> Sequence[Any]:
+        return []
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
+        self.asked.append(prompt)
+        said = self.turns.pop(0)
+        assert len(said) == sampling.num_generations
+        return [self._completion(text, sampling) for text in said]
+
+    def _completion(self, text: str, sampling: SamplingParams) -> Completion:
+        ids = self.tokenizer.encode(text + "<|end|>", add_special_tokens=False)
+        cut = len(ids) > sampling.max_completion_length
+        ids = ids[: sampling.max_completion_length]
+        return Completion(
+            prompt_id="p",
+            token_ids=TokenIds(ids),
+            sampling_logprobs=[-1.0] * len(ids),
+            text=text,
+            finish_reason=FinishReason.LENGTH if cut else FinishReason.STOP,
+            adapter_version=len(self.asked),
+        )
+
+
+def played(
+    engine: Scripted,
+    *,
+    environment: Callable[[], Environment] = lambda: Guess().environment(),
+    num_generations: int = 1,
+    max_length: int = 200,
+    **settings: Any,
+) -> Sequence[Completion]:
+    builder = PromptBuilder(engine.tokenizer, layout=PromptLayout())
+    built = builder.build(PROBLEM)
+    assert built is not None
+    generator = EpisodeGenerator(
+        engine,
+        problems={"p": PROBLEM},
+        open_environment=environment,
+        builder=builder,
+        settings=EpisodeConfig(**settings),
+    )
+    sampling = SamplingParams(num_generations=num_generations, max_completion_length=max_length)
+    return asyncio.run(generator.generate(replace(built.prompt, seed=5), sampling))
+
+
+def test_two_turns_are_the_tokens_that_were_sampled_and_what_the_template_puts_between(tokenizer: Any) -> None:
+    engine = Scripted(tokenizer, ["2"], ["3"])
+    (episode,) = played(engine)
+    assert episode.text == "2<|end|><|user|>It is higher.<|assistant|>3<|end|>"
+    said = [tokenizer.decode(list(episode.token_ids[start:stop])) for start, stop in episode.sampled]
+    assert said == ["2<|end|>", "3<|end|>"]
+    first, second = engine.asked
+    assert tuple(second.token_ids) == (*first.token_ids, *episode.token_ids[: episode.sampled[1][0]])
+    assert first.affinity == second.affinity
+    assert first.seed != second.seed
+    whole = [{"role": "user", "content": PROBLEM.text}, {"role": "assistant", "content": "2"}]
+    whole += [{"role": "user", "content": "It is higher."}]
+    assert tokenizer.decode(list(second.token_ids)) == tokenizer.apply_chat_template(
+        whole, tokenize=False, add_generation_prompt=True
+    )
+    given = [value for value in episode.sampling_logprobs if value == 0]
+    assert len(given) == len(episode.token_ids) - episode.num_sampled > 0
+    assert [turn.reward for turn in episode.turns] == [None, 1.0]
+    assert (episode.finish_reason, episode.num_retokenised) == (FinishReason.STOP, 0)
+    assert (episode.adapter_version, [turn.adapter_version for turn in episode.turns]) == (1, [1, 2])
+    changed = replace(episode, token_ids=[token + 1 for token in episode.token_ids])
+    assert changed.num_retokenised == episode.num_sampled
+
+
+def test_the_first_turn_of_a_group_is_one_call_and_each_episode_goes_its_own_way(tokenizer: Any) -> None:
+    engine = Scripted(tokenizer, ["3", "2", "none"], ["1"], ["3"])
+    episodes = played(engine, num_generations=3)
+    assert [len(episode.turns) for episode in episodes] == [1, 2, 2]
+    assert [episode.turns[-1].reward for episode in episodes] == [1.0, 0.0, 1.0]
+    assert "Say a number." in episodes[2].text
+
+
+class Counting:
+    """Answers at length, pays for each turn, and never ends."""
+
+    closed = 0
+
+    def __init__(self, fail: str = "", delay_s: float = 0.0, begins: str | None = None) -> None:
+        self.fail, self.delay_s, self.begins = fail, delay_s, begins
+
+    async def reset(self, problem: Problem) -> str | None:
+        if self.fail == "reset":
+            raise RuntimeError("no world")
+        return self.begins
+
+    async def step(self, action: str) -> Step:
+        await asyncio.sleep(self.delay_s)
+        if self.fail == "step":
+            raise ValueError("no\nanswer")
+        return Step("Go on.", reward=0.5)
+
+    async def close(self) -> None:
+        type(self).closed += 1
+        raise RuntimeError("nobody minds")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "num_turns"),
+    [
+        ({"max_turns": 3}, FinishReason.TURNS, 3),
+        ({"max_length": 14}, FinishReason.LENGTH, 2),
+        ({"timeout_s": 1e-9}, FinishReason.TIME, 1),
+    ],
+    ids=["turns", "tokens", "time"],
+)
+def test_limits_end_an_episode_each_with_its_reason(
+    tokenizer: Any, settings: dict[str, Any], reason: FinishReason, num_turns: int
+) -> None:
+    (episode,) = played(Scripted(tokenizer, *[["7"]] * 9), environment=Counting, **settings)
+    assert (episode.finish_reason, len(episode.turns)) == (reason, num_turns)
+    assert episode.sampled[-1][1] == len(episode.token_ids)  # it ends with what was sampled
+    assert episode.turns[-1].observation == ""
+
+
+def test_a_turn_that_is_cut_ends_with_the_templates_own_end(tokenizer: Any) -> None:
+    (episode,) = played(Scripted(tokenizer, ["7777777"], ["7"]), environment=Counting, max_turns=2, max_turn_length=3)
+    assert episode.text == "777<|end|><|user|>Go on.<|assistant|>7<|end|>"
+    assert [stop - start for start, stop in episode.sampled] == [3, 2]
+
+
+@pytest.mark.parametrize("what", ["reset", "step", "slow"])
+def test_an_environment_that_fails_is_its_own_episodes_null_with_a_reason(tokenizer: Any, what: str) -> None:
+    worlds = [Counting(), Counting(what, delay_s=60 if what == "slow" else 0)]
+    engine = Scripted(tokenizer, ["1", "2"])
+    before = Counting.closed
+    good, bad = played(engine, environment=lambda: worlds.pop(0), num_generations=2, max_turns=1, step_timeout_s=0.2)
+    assert Counting.closed == before + 2
+    assert (good.failure, bad.finish_reason) == (None, FinishReason.FAILED)
+    assert {"reset": "no world", "step": "no answer", "slow": "episodes.step_timeout_s=0.2"}[what] in str(bad.failure)
+    scores = [
+        score_one(
+            [RewardSpec(name="environment")],
+            reward_item(PROBLEM, prompt="", completion="", episode=episode_of(one)),
+            ServiceSettings(rewards=("environment",)),
+        ).rewards["environment"]
+        for one in (good, bad)
+    ]
+    assert [one.score for one in scores] == [0.5, None]
+    assert bad.failure in str(scores[1].details)
+
+
+def test_what_an_environment_shows_at_first_is_part_of_that_episodes_prompt(tokenizer: Any) -> None:
+    engine = Scripted(tokenizer, ["1"], ["2"])
+    begins = ["Once.", "Twice."]
+    episodes = played(engine, environment=lambda: Counting(begins=begins.pop(0)), num_generations=2, max_turns=1)
+    for episode, shown, prompt in zip(episodes, ("Once.", "Twice."), engine.asked, strict=True):
+        assert episode.own_prompt_token_ids == prompt.token_ids
+        assert tokenizer.decode(list(prompt.token_ids)).endswith(f"<|user|>{shown}<|assistant|>")
+
+
+FORGETFUL = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}"
+    "{% else %}<|assistant|>{{ m.content.split('</think>')[-1] }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(("said", "rewritten"), [("<think>1 or 2</think>2", True), ("2", False), (" 2 \n", False)])
+def test_a_template_that_rewrites_history_is_noticed(tokenizer: Any, said: str, rewritten: bool) -> None:
+    own, tokenizer.chat_template = tokenizer.chat_template, FORGETFUL
+    try:
+        renderer = TurnRenderer(PromptBuilder(tokenizer, layout=PromptLayout()))
+        history = [{"role": "user", "content": "Q"}]
+        end = tokenizer.convert_tokens_to_ids("<|end|>")
+        given = renderer.between(history, said, end, "Go on.")
+        assert tokenizer.decode(list(given.token_ids)) == "<|user|>Go on.<|assistant|>"
+        assert given.rewrites_history is rewritten
+    finally:
+        tokenizer.chat_template = own
