@@ -119,6 +119,14 @@ def test_the_loop_itself_takes_little_time(trained: Path) -> None:
     assert json.loads((trained / "summary.json").read_text())["other_share"] < 0.05
 
 
+def test_the_runs_own_rates_and_lengths_explain_its_steps(trained: Path) -> None:
+    done = rlvr("plan", "--check", str(trained), "--json")
+    (check,) = json.loads(done.stdout)
+    assert done.returncode == (0 if check["holds"] else 1), done.stderr
+    assert -0.5 < check["error"] < 1.0  # on a machine whose neighbours come and go while it runs
+    assert check["predicted"]["learning_s"] > 0 < check["measured"]["learning_s"]
+
+
 def test_the_adapter_loads_elsewhere_with_plain_peft(trained: Path, tmp_path: Path) -> None:
     import torch
     from peft import PeftConfig, PeftModel
