@@ -17,12 +17,13 @@ import pytest
 import yaml
 
 from orchestration.cli import build_parser, main
+from orchestration.monitor import files
+from orchestration.run.metrics import METRICS, OTHER, PHASES
 from reward_service.api.metrics import Metrics
 from tests.dockerfiles import ROOT, Dockerfile
 from tests.test_docker_training import parse_ray_start
 
 DOCKER = ROOT / "docker"
-DASHBOARD = DOCKER / "grafana" / "dashboards" / "rlvr.json"
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +111,17 @@ class TestServices:
             for used in service.get("secrets", ()):
                 assert used in compose["secrets"]
 
-    def test_files_that_it_names_are_there(self, services: dict[str, dict[str, Any]]) -> None:
+    def test_files_that_it_names_are_there(self, services: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+        assert main(["monitor", "files", str(tmp_path)]) == 0  # as the first lines say
         for service in services.values():
             if "build" in service:
                 assert (DOCKER / service["build"]["context"]).resolve() == ROOT
                 assert dockerfile(service).path.is_file()
             for volume in service["volumes"]:
                 source = volume.split(":")[0]
-                if source.startswith("./") and not source.startswith("./secrets/"):
+                if source.startswith("./monitor/"):
+                    assert (tmp_path / source.removeprefix("./monitor/")).exists(), source
+                elif source.startswith("./") and not source.startswith("./secrets/"):
                     assert (DOCKER / source).exists(), source
 
     def test_ray_takes_its_command_and_asks_everybody_for_the_token(self, services: dict[str, dict[str, Any]]) -> None:
@@ -221,8 +225,7 @@ class TestGrafana:
 
 
 def dashboard() -> dict[str, Any]:
-    tree: dict[str, Any] = json.loads(DASHBOARD.read_text())
-    return tree
+    return files.dashboard()
 
 
 def expressions() -> list[str]:
@@ -232,7 +235,7 @@ def expressions() -> list[str]:
 def metrics_in(expression: str) -> set[str]:
     """Names of metrics in a PromQL expression: words that are neither a function nor a label of a grouping."""
     bare = re.sub(r"\bby \([^)]*\)|\{[^}]*\}|\[[^\]]*\]", " ", expression)
-    return {word for word in re.findall(r"\b[a-z]\w*\b(?!\s*\()", bare) if word not in ("by", "sum", "max")}
+    return {word for word in re.findall(r"\b[a-z]\w*\b(?!\s*\()", bare) if word not in ("by", "sum", "max", "or")}
 
 
 def reward_metrics() -> set[str]:
@@ -251,6 +254,10 @@ def our_gauges() -> set[str]:
     for path in ("rollout_server/worker.py", "orchestration/cluster/actors.py"):
         names |= set(re.findall(r'"(\w+)": (?=\(?load\.|float\(|metrics\.)', (ROOT / path).read_text()))
     assert {"rollout_tokens_per_s", "learner_step"} <= names
+    names |= {"groups_total", "groups_by_age_total", "step", "step_eval_strict_accuracy"}
+    names |= {f"step_{name.replace('{of}', of)}" for name in METRICS for of in ("mean", "min", "max")} | {
+        f"step_{phase}_s" for phase in (*PHASES, OTHER)
+    }
     return {f"ray_rlvr_{name}" for name in names}
 
 

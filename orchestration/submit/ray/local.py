@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestration.errors import SubmitError
+from orchestration.errors import MachineError, SubmitError
 from orchestration.extras import require
 from orchestration.machine.model_sizes import model_size
 from orchestration.machine.needs import object_store_bytes
+from orchestration.monitor import programs
 from orchestration.run.ledger.folder import read_status
 from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.config import RunConfig
@@ -44,6 +45,7 @@ class LocalBackend:
         run = local_run(job.run, job.name)
         if local_head.find(self._folder) is None:
             say("starting Ray on this machine")
+        recorded = _recorded(say) if run.monitor or programs.find_prometheus() is not None else {}
         head = local_head.ensure(
             self._folder,
             linger_s=self._settings.linger_s,
@@ -51,6 +53,7 @@ class LocalBackend:
                 _LEAST_OBJECT_STORE_BYTES, object_store_bytes(model_size(run.model.name), run.learner)
             ),
             timeout_s=self._settings.start_timeout_s,
+            environment=recorded,
         )
         jobs = RayJobs(local_head.endpoint(self._folder, head))
         send(jobs, job, run, stop_timeout_s=self._settings.stop_timeout_s, python=sys.executable)
@@ -78,7 +81,7 @@ class LocalBackend:
 
     def dashboard_hint(self, reference: Mapping[str, str]) -> str:
         token = self._folder / local_head.TOKEN_FILE
-        return f"{reference['address']}/#/jobs/{reference['job_id']}; the token it asks for is in {token}"
+        return f"{reference['address']}/#/jobs/{reference['job_id']}; the token it asks for is in {token}{_recording()}"
 
     def _jobs(self, reference: Mapping[str, str]) -> RayJobs | None:
         """Those of the head that the job was given to; None when that has ended."""
@@ -86,6 +89,22 @@ class LocalBackend:
         if head is None or head.identity != reference["head"]:
             return None
         return RayJobs(local_head.endpoint(self._folder, head))
+
+
+def _recorded(say: Say) -> dict[str, str]:
+    """Start Prometheus, and Grafana where there is one; what a head that is started now has to know of them."""
+    try:
+        monitor = programs.up()
+    except MachineError as error:
+        say(f"the run is not recorded: {error}")
+        return {}
+    say(f"recorded by Prometheus at {monitor.prometheus}; {monitor.where()}")
+    return monitor.ray_environment()
+
+
+def _recording() -> str:
+    monitor = programs.running()
+    return "" if monitor is None else f"; Prometheus at {monitor.prometheus}, {monitor.where()}"
 
 
 def local_run(run: RunConfig, name: str) -> RunConfig:

@@ -19,10 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 from filelock import FileLock, Timeout
@@ -37,6 +38,7 @@ TOKEN_FILE, STATE_FILE, LOCK_FILE, LOG_FILE = "auth_token", "head.json", "lock",
 
 # As on macOS: else Ray puts another of this machine's addresses in place of loopback, and listens on all of them.
 _ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
 _POLL_S = 2.0
 _ANSWER_S = 10.0
 _END_S = 15.0
@@ -70,7 +72,14 @@ def endpoint(folder: Path, head: Head) -> Endpoint:
     return Endpoint(address=head.address, token=token, timeout_s=_ANSWER_S, give_up_s=3 * _ANSWER_S)
 
 
-def ensure(folder: Path, *, linger_s: float, object_store_bytes: int, timeout_s: float) -> Head:
+def ensure(
+    folder: Path,
+    *,
+    linger_s: float,
+    object_store_bytes: int,
+    timeout_s: float,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Head:
     """The head that runs, or one that is started now and outlives this process.
 
     Args:
@@ -78,6 +87,7 @@ def ensure(folder: Path, *, linger_s: float, object_store_bytes: int, timeout_s:
         linger_s: it ends when it had no unfinished job for so long.
         object_store_bytes: of a head that is started.
         timeout_s: limit on its start.
+        environment: variables of its processes, beside those of this one.
 
     Raises:
         MachineError: the folder cannot be written, or the head does not get ready in time; with the end of its log.
@@ -96,6 +106,7 @@ def ensure(folder: Path, *, linger_s: float, object_store_bytes: int, timeout_s:
     with log:
         process = subprocess.Popen(
             [sys.executable, "-m", "orchestration.submit.ray.local_head", *words],
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
