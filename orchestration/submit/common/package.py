@@ -1,7 +1,7 @@
 """The code that a job runs: our packages as they are imported here, never data and never secrets.
 
 The package is a folder that works as an entry of sys.path on a machine which has our dependencies but not us: the four
-rooms, and the distribution's metadata, in which vLLM finds our plugin. A zip of it is the same bytes every time.
+rooms, and the distribution's metadata, in which vLLM finds our plugin. An archive of it is the same bytes every time.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import hashlib
 import importlib.util
 import io
 import shutil
+import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +31,6 @@ _METADATA = ("METADATA", "entry_points.txt")
 _SUFFIXES = (".py", ".yaml", ".typed")
 _SECRET_NAMES = (".env", ".netrc", "credentials", "auth_token", "kubeconfig", "id_rsa", "id_ed25519")
 _SECRET_SUFFIXES = (".pem", ".key", ".p12", ".pfx")
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,15 +46,16 @@ class CodePackage:
     def describe(self) -> str:
         return f"{self.num_files} files, {self.num_bytes / 1000:.0f} kB, sha256 {self.digest[:12]}"
 
-    def zipped(self) -> bytes:
-        """The folder as a zip; equal folders give equal bytes."""
+    def archived(self) -> bytes:
+        """The folder as a .tar.xz, of which Ray makes a working directory; equal folders give equal bytes. A zip, which
+        compresses each file by itself, takes 1.7 times as much: more than a ConfigMap does."""
         buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
             for path in _files(self.folder):
-                entry = zipfile.ZipInfo(path.relative_to(self.folder).as_posix(), _EPOCH)
-                entry.compress_type = zipfile.ZIP_DEFLATED
-                entry.external_attr = 0o644 << 16
-                archive.writestr(entry, path.read_bytes())
+                entry = tarfile.TarInfo(path.relative_to(self.folder).as_posix())
+                content = path.read_bytes()
+                entry.size, entry.mode = len(content), 0o644
+                archive.addfile(entry, io.BytesIO(content))
         return buffer.getvalue()
 
 

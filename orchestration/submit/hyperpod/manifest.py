@@ -2,7 +2,7 @@
 
     RayJob     one head (dashboard, driver), worker groups `learner`, `rollout`, `reward`, marked by Ray resources
     Secret     the token that Ray's processes, KubeRay and people show each other
-    ConfigMap  code.zip, our packages, and run.yaml, the run's settings; mounted in all pods
+    ConfigMap  code.tar.xz, our packages, and run.yaml, the run's settings; mounted in all pods
 
 The RayJob owns the other two. KubeRay 1.6 or later is needed, which shows the Secret's token to the dashboard itself.
 What they look like stands in `ray_job.yaml`, which is filled in here.
@@ -107,21 +107,21 @@ def _for_reading(manifest: Manifest) -> Manifest:
 
 def _contents(job: JobSpec, settings: HyperPodConfig) -> tuple[dict[str, str], dict[str, str]]:
     """The ConfigMap's texts, and its archives in base 64."""
-    archive = job.code.zipped()
+    archive = job.code.archived()
     texts = {RUN_FILE: dump_config(run_in_pods(job, settings))}
     if (path := sent_settings_file(job.run, settings)) is not None:
         texts[path.name] = path.read_text(encoding="utf-8")
     num_bytes = len(archive) + sum(len(text.encode()) for text in texts.values())
     if num_bytes > MAX_CONFIG_BYTES:
         raise ConfigError(
-            f"the code is {num_bytes / 1000:.0f} kB as a zip, and a ConfigMap takes {MAX_CONFIG_BYTES // 1000}: put "
-            f"what job.include names into the image"
+            f"the code is {num_bytes / 1000:.0f} kB as a .tar.xz, and a ConfigMap takes {MAX_CONFIG_BYTES // 1000}: "
+            f"put what job.include names into the image"
         )
     return texts, {_archive_name(job): base64.b64encode(archive).decode()}
 
 
 def _archive_name(job: JobSpec) -> str:
-    return f"code-{job.code.digest[:12]}.zip"
+    return f"code-{job.code.digest[:12]}.tar.xz"
 
 
 def _of_the_job(job: JobSpec, settings: HyperPodConfig) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         package.mkdir(parents=True)
         (package / "__init__.py").write_text("")
         (package / "cli.py").write_text(STAND_IN)
-        # Ray leaves out a zip's only top folder, and ours has several.
+        # Ray leaves out an archive's only top folder, and ours has several.
         (folder / "code" / "learner.py").write_text("")
         with (
             FakeKubernetes().serving() as kubernetes,

@@ -7,8 +7,8 @@ import json
 import re
 import subprocess
 import sys
+import tarfile
 import time
-import zipfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,11 +34,10 @@ def test_the_package_runs_where_we_are_not_installed(tmp_path: Path) -> None:
     with packed_code() as code:
         assert {path.name for path in code.folder.iterdir()} >= set(ROOMS)
         (tmp_path / "there").mkdir()
-        (tmp_path / "there" / "code.zip").write_bytes(code.zipped())
-        again = code.zipped()
-        assert again == (tmp_path / "there" / "code.zip").read_bytes()
-    with zipfile.ZipFile(io.BytesIO(again)) as archive:
-        archive.extractall(tmp_path / "there")
+        packed = code.archived()
+        assert packed == code.archived()
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(tmp_path / "there", filter="data")
     program = (
         "import orchestration, sys; from importlib import metadata; import orchestration.cli\n"
         "plugins = metadata.entry_points(group='vllm.general_plugins')\n"
