@@ -23,7 +23,7 @@ KEYS: list[tuple[str, dict[str, Any], ReferenceKeys]] = [
     ("gsm8k_correctness", {}, ReferenceKeys(required=("final_answer",))),
     ("last_number", {}, ReferenceKeys(required=("final_answer",))),
     ("math", {}, ReferenceKeys(required=("final_answer",))),
-    ("symbolic", {}, ReferenceKeys(required=("final_answer",))),
+    ("symbolic", {}, ReferenceKeys(required=("final_answer",), optional=("form",))),
     ("exact", {}, ReferenceKeys(required=("final_answer",))),
     ("choice", {}, ReferenceKeys(required=("final_answer",), optional=("options",))),
     ("regex", {}, ReferenceKeys(required=("pattern",), optional=("final_answer",))),
