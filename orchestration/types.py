@@ -46,3 +46,15 @@ class BuiltPrompt:
     prompt: Prompt
     text: str
     """The prompt as text, few-shot examples and chat template included; the reward service is shown it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumState:
+    """Where an order of problems stands."""
+
+    drawn: dict[str, int] = field(default_factory=dict)
+    """Problems given out, by lane."""
+    positions: dict[str, int] = field(default_factory=dict)
+    """Problems drawn, those passed over included, by lane."""
+    rates: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """By problem: its pass rate, and how often in a row all (above 0) or none (below 0) of its answers were right."""

@@ -128,7 +128,7 @@ def register() -> None:
     from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
     from vllm.v1.worker.gpu_input_batch import InputBatch
 
-    from rollout_server import cpu_seeds  # loads torch
+    from rollout_server.repeatable import cpu_seeds  # loads torch
 
     cpu_seeds.install(InputBatch, TopKTopPSampler)
     if PunicaWrapperCPU.add_lora_linear is _add_lora_linear:

@@ -36,7 +36,7 @@ from rollout_server.forking.ends import describe_ends
 from rollout_server.forking.hosted import host
 from rollout_server.forking.leftovers import OWNER, mark, name_shared_memory, own_folder
 from rollout_server.publishing.full_tensors import FULL_TENSORS_NAME
-from rollout_server.turns import Turns
+from rollout_server.repeatable.turns import Turns
 from rollout_server.types import AdapterVersion, Completion, EngineStep, Prompt, SamplingParams, Turn
 from rollout_server.vllm_types import completion_from, lora_request, stat_logger_factory, vllm_sampling_parameters
 

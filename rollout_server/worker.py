@@ -35,7 +35,7 @@ from rollout_server.publishing.full_tensors import as_served, full_tensor_names
 from rollout_server.publishing.layout import Layout, adapter_layout
 from rollout_server.publishing.probing import Gap
 from rollout_server.publishing.proving import ProbedEngine, Prover
-from rollout_server.turns import whole_group
+from rollout_server.repeatable.turns import whole_group
 from rollout_server.types import (
     AdapterPayload,
     AdapterProbe,

@@ -71,8 +71,8 @@ OPENINGS = {
 FLOORS = {
     "rollout_server": (
         ("arrays", "pickling"),
-        ("types", "config", "errors", "balancing", "forking", "cpu_seeds", "vllm_extension"),
-        ("engine_settings", "counters", "publishing", "cpu_lora_plugin", "turns"),
+        ("types", "config", "errors", "balancing", "forking", "repeatable", "vllm_extension"),
+        ("engine_settings", "counters", "publishing", "cpu_lora_plugin"),
         ("vllm_types",),
         ("engine",),
         ("hosted_engine",),
@@ -87,7 +87,7 @@ FLOORS = {
         ("worker",),
     ),
     "reward_service": (
-        ("errors", "types", "retry", "audit/__init__", "judging/settings", "sandbox/settings"),
+        ("errors", "types", "retry", "judging/settings", "sandbox/settings"),
         ("rates",),
         ("text", "audit/settings", "sandbox/inside", "keys", "schemas"),
         ("audit", "sandbox", "clients"),

@@ -144,7 +144,8 @@ def _bench_driver(arguments: argparse.Namespace) -> int:
 
 
 def _bench_monkey(arguments: argparse.Namespace) -> int:
-    from orchestration.bench import monkey, run_bench
+    from orchestration.bench import run_bench
+    from orchestration.bench.runs import monkey
 
     def measure(progress: Progress) -> dict[str, Any]:
         return monkey.run(arguments.seconds, arguments.every, arguments.steps, arguments.seed, progress)

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from learner.errors import LearnerError
-from orchestration.cluster.hosted_rank import LEARNER_MODULES
 from orchestration.cluster.reward.deployment import reward_client
-from orchestration.cluster.upkeep.whereabouts import claim_node
+from orchestration.cluster.upkeep.ahead import import_ahead
 from orchestration.commands.report import write_report
 from orchestration.concurrency import unless_set
 from orchestration.data.problems import Problems
@@ -25,7 +24,6 @@ from orchestration.data.source import PromptSource
 from orchestration.episodes.generator import acting
 from orchestration.errors import DataError, MachineError, RlvrError, in_a_sentence
 from orchestration.machine import doctor
-from orchestration.machine.facts import collect
 from orchestration.models.dequantized import served_model
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
@@ -49,7 +47,6 @@ from orchestration.types import BuiltPrompt
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
 from rollout_server.errors import RolloutError
-from rollout_server.worker import start_fork_server
 
 Result = TypeVar("Result")
 
@@ -252,14 +249,6 @@ async def _start_rooms(
         sampling=training_sampling(config, builder),
         start=start,
     )
-
-
-def import_ahead(config: RunConfig) -> None:
-    """Have what engines and ranks import imported from now on, while everything else is made ready, where they will be
-    forked here. Before anything is started, what killed runs have left on this machine is removed."""
-    claim_node()
-    if config.ray_address is None and not collect().gpus:
-        start_fork_server(LEARNER_MODULES if config.max_steps else ())
 
 
 async def _timed(start: StartClock, phase: str, work: Awaitable[Result]) -> Result:

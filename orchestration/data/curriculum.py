@@ -8,53 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
-from pydantic import Field
-
+from orchestration.data.curriculum_config import CurriculumConfig
 from orchestration.data.cursor import DataCursor
 from orchestration.errors import ConfigError
-from orchestration.section import Section
-from orchestration.types import Problem
+from orchestration.types import CurriculumState, Problem
 
 _NEWEST = 0.5
 """Share of the newest measurement in a problem's pass rate."""
-
-
-class CurriculumConfig(Section):
-    """Which problems are drawn how often; with nothing set, all of them once an epoch."""
-
-    weights: dict[str, float] = Field(
-        default_factory=dict,
-        description="Share of the prompts by category, such as {easy: 1, hard: 3}; a category that is not named has 1, "
-        "one with 0 is not drawn. Unset: by the number of problems, or the task's own.",
-    )
-    drop_solved_after: int = Field(
-        0, ge=0, description="Leave a problem out once all its completions were right so many times in a row; 0: never."
-    )
-    drop_unsolved_after: int = Field(0, ge=0, description="The same where none was right.")
-    target_pass_rate: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Prefer problems with such a measured share of right completions; one that is not measured yet is "
-        "always taken.",
-    )
-    least_share: float = Field(
-        0.1, gt=0, le=1, description="With target_pass_rate: how often the problem farthest from it is taken."
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CurriculumState:
-    """Where an order of problems stands."""
-
-    drawn: dict[str, int] = field(default_factory=dict)
-    """Problems given out, by lane."""
-    positions: dict[str, int] = field(default_factory=dict)
-    """Problems drawn, those passed over included, by lane."""
-    rates: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """By problem: its pass rate, and how often in a row all (above 0) or none (below 0) of its answers were right."""
 
 
 class Curriculum:

@@ -6,9 +6,10 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
-from orchestration.data.curriculum import Curriculum, CurriculumConfig, CurriculumState
+from orchestration.data.curriculum import Curriculum
+from orchestration.data.curriculum_config import CurriculumConfig
 from orchestration.errors import DataError
-from orchestration.types import BuiltPrompt, Problem
+from orchestration.types import BuiltPrompt, CurriculumState, Problem
 
 
 class PromptSource:

@@ -14,7 +14,6 @@ from typing import Protocol
 
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.concurrency import unless_set
-from orchestration.data.curriculum import CurriculumState
 from orchestration.errors import RewardsUnavailableError, RlvrError
 from orchestration.run.alarms import Alarms
 from orchestration.run.evaluation import Evaluation, evaluate
@@ -30,7 +29,7 @@ from orchestration.run.reporter import Reporter
 from orchestration.run.start import StartClock
 from orchestration.run.summary import Spent, Summary, Tally, add_seconds, grown, summarise
 from orchestration.settings.config import RunConfig
-from orchestration.types import BuiltPrompt
+from orchestration.types import BuiltPrompt, CurriculumState
 from rollout_server.types import PublishReport, SamplingParams
 
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from learner.config import LearnerConfig
-from orchestration.data.curriculum import CurriculumConfig
+from orchestration.data.curriculum_config import CurriculumConfig
 from orchestration.data.task import Task, find_task, registered_tasks
 from orchestration.errors import ConfigError, DataError
 from orchestration.section import Section

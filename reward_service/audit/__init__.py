@@ -1,3 +1,1 @@
 """The audit log: every decision of the service in a database, chained by hashes, written by a process of its own."""
-
-DEFAULT_DATABASE = "reward_audit.sqlite3"

@@ -11,9 +11,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from reward_service.audit import DEFAULT_DATABASE
 from reward_service.audit.decisions import describe
 from reward_service.audit.records import Head, read_key
+from reward_service.audit.settings import DEFAULT_DATABASE
 
 
 def add_audit_commands(commands: Any) -> None:

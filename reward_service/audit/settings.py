@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reward_service.audit import DEFAULT_DATABASE
+DEFAULT_DATABASE = "reward_audit.sqlite3"
 
 
 class AuditSettings(BaseModel):

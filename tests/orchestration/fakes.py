@@ -11,11 +11,10 @@ from typing import Any
 from learner.checkpoint import write_checkpoint
 from learner.errors import LearnerError
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
-from orchestration.data.curriculum import CurriculumState
 from orchestration.errors import RemoteTimeoutError
 from orchestration.run.ledger.records import RunState, StepRecord
 from orchestration.settings.config import RunConfig
-from orchestration.types import BuiltPrompt, Problem
+from orchestration.types import BuiltPrompt, CurriculumState, Problem
 from rollout_server.types import (
     AdapterPayload,
     Completion,

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from rollout_server import cpu_seeds
 from rollout_server.config import Device, RolloutConfig
 from rollout_server.engine import VllmEngine
-from rollout_server.turns import Turns
+from rollout_server.repeatable import cpu_seeds
+from rollout_server.repeatable.turns import Turns
 from rollout_server.types import Turn
 
 

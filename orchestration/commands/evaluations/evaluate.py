@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from learner.errors import LearnerError
-from orchestration.commands.train import import_ahead
+from orchestration.cluster.upkeep.ahead import import_ahead
 from orchestration.errors import ConfigError, DataError, RlvrError
 from orchestration.evals.evaluation import Evaluated, Wanted, evaluate
 from orchestration.evals.store import locked

@@ -21,11 +21,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
-from orchestration.data.curriculum import CurriculumState
 from orchestration.errors import DataError
 from orchestration.run.ledger.names import RECORDS_FOLDER
 from orchestration.storage.atomic import atomic_write
-from orchestration.types import Problem
+from orchestration.types import CurriculumState, Problem
 from rollout_server.arrays import Packed
 
 Value = TypeVar("Value")

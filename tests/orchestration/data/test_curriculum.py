@@ -7,11 +7,12 @@ from dataclasses import asdict
 
 import pytest
 
-from orchestration.data.curriculum import Curriculum, CurriculumConfig, CurriculumState
+from orchestration.data.curriculum import Curriculum
+from orchestration.data.curriculum_config import CurriculumConfig
 from orchestration.data.cursor import DataCursor
 from orchestration.errors import ConfigError
 from orchestration.run.ledger.records import packed, unpacked
-from orchestration.types import Problem
+from orchestration.types import CurriculumState, Problem
 
 
 def problems(**counts: int) -> list[Problem]:
