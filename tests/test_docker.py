@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import urllib.request
 import venv
@@ -152,7 +153,8 @@ def link(folder: Path) -> Path:
     (site,) = home.glob("lib/python*/site-packages")
     names = [line.split(" ")[0].split("==") for line in LOCK.read_text().splitlines() if "==" in line]
     for name, version in [*names, ("rlvr", metadata.version("rlvr"))]:
-        distribution = metadata.distribution(name)
+        # By the folder: Ray, once imported, has a psutil of its own come first.
+        (distribution, *_) = metadata.distributions(name=name, path=[sysconfig.get_path("purelib")])
         assert distribution.version == version, f"{name}: {version} is locked"
         tops = {Path(file).parts[0] for file in distribution.files or ()} - {"..", "__pycache__", "bin"}
         for top in tops:

@@ -163,8 +163,8 @@ async def test_publishing_waits_for_a_place_and_says_who_holds_it(served, refere
     second = asyncio.create_task(served.worker.generate(PROMPT, LONG))
     await asyncio.sleep(0)
     monkeypatch.setattr(served.worker, "_config", served.config.model_copy(update={"publish_timeout_s": 0.05}))
-    adapter = reference.adapter(versions[2])
-    with pytest.raises(RolloutTimeoutError, match=rf"v{versions[0]}: 1, v{versions[1]}: 1"):
+    adapter, num = reference.adapter(versions[2]), LONG.num_generations  # completions are drawn each by itself
+    with pytest.raises(RolloutTimeoutError, match=rf"v{versions[0]}: {num}, v{versions[1]}: {num}"):
         await served.worker.publish(*adapter)
     monkeypatch.setattr(served.worker, "_config", served.config)
     publishing = asyncio.create_task(served.worker.publish(*adapter))
@@ -181,7 +181,8 @@ async def test_metrics_are_pushed(served):
     groups = [served.worker.generate(PROMPT, LONG) for _ in range(4)]
     await asyncio.gather(*groups)
     await until_async(lambda: any(values["rollout_tokens_per_s"] > 0 for values in served.metrics))
-    names = {"rollout_tokens_per_s", "running_requests", "waiting_requests", "adapter_version"}
+    names = {"rollout_tokens_per_s", "running_requests", "waiting_requests", "adapter_version", "kv_cache_usage"}
+    names |= {f"{of}_total" for of in ("generated_tokens", "prompt_tokens", "cached_prompt_tokens", "preemptions")}
     assert all(values.keys() == names for values in served.metrics)
     assert served.metrics[-1]["adapter_version"] == served.worker._table.current
 

@@ -93,7 +93,9 @@ def test_how_a_step_is_cut_up_changes_nothing(policy: Policy, loss: dict[str, ob
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_packed_episodes_have_the_gradient_of_each_alone(policy: Policy, loss: dict[str, object]) -> None:
-    groups = random_episodes(list(LOSSES.values()).index(loss) + 1)  # another tree for each
+    # Another tree for each; not the fourth, of which a ratio lies at the edge of clipping, where the last bit decides.
+    tree = list(LOSSES.values()).index(loss) + 1
+    groups = random_episodes(20 if tree == 4 else tree)
     whole = gradient(policy, groups, settings(loss, max_tokens_per_microbatch=100_000))
     alone = gradient(policy, groups, settings(loss, share_prefixes=False, max_tokens_per_microbatch=1))
     assert float(whole.norm()) > 0
