@@ -71,7 +71,8 @@ OPENINGS = {
 FLOORS = {
     "rollout_server": (
         ("arrays", "pickling"),
-        ("types", "config", "errors", "balancing", "forking", "repeatable", "vllm_extension"),
+        ("types", "config", "errors", "balancing", "forking", "vllm_extension"),
+        ("repeatable",),
         ("engine_settings", "counters", "publishing", "cpu_lora_plugin"),
         ("vllm_types",),
         ("engine",),
