@@ -32,7 +32,7 @@ from orchestration.trace.folder import TracedRun
 from reward_service.errors import AuditError
 from rollout_server.types import ADAPTER_WEIGHTS
 
-_OF_THE_CLOCK: Final = ("alarms", "publish_ms", "probe_difference")
+_OF_THE_CLOCK: Final = ("alarms", "publish_bytes", "publish_ms", "probe_difference")
 """Figures of a row that its record, written before the publish, has otherwise; so are those that end in `_s`."""
 
 

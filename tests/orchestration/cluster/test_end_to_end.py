@@ -115,10 +115,6 @@ def test_every_update_was_served_and_on_policy(trained: Path) -> None:
         assert set(table["adapter_version"].to_pylist()) == {row["step"] - 1}
 
 
-def test_the_loop_itself_takes_little_time(trained: Path) -> None:
-    assert json.loads((trained / "summary.json").read_text())["other_share"] < 0.05
-
-
 def test_the_runs_own_rates_and_lengths_explain_its_steps(trained: Path) -> None:
     done = rlvr("plan", "--check", str(trained), "--json")
     (check,) = json.loads(done.stdout)

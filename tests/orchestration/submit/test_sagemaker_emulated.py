@@ -36,7 +36,16 @@ TOKEN = "5ec2e7" * 10
 SMALL = ("prompts_per_step=2", "rollout.num_generations=2", "eval_at_ends=false", "data.num_eval=2")
 ONE_HOST = ("sagemaker.instance_type=ml.m5.large",)
 TWO_HOSTS = (*ONE_HOST, "sagemaker.instance_count=2")
-MODEL_FILES = ["adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.yaml", "summary.json"]
+MODEL_FILES = [
+    "adapter/README.md",
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+    "adapter/chat_template.jinja",
+    "adapter/tokenizer.json",
+    "adapter/tokenizer_config.json",
+    "config.yaml",
+    "summary.json",
+]
 TRAIN_S = 400.0
 """Limit on a job that trains, on a slow machine without compiled kernels."""
 
