@@ -39,6 +39,7 @@ TOKEN_FILE, STATE_FILE, LOCK_FILE, LOG_FILE = "auth_token", "head.json", "lock",
 # As on macOS: else Ray puts another of this machine's addresses in place of loopback, and listens on all of them.
 _ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
+_FIRST_JOB_S = 60.0
 _POLL_S = 2.0
 _ANSWER_S = 10.0
 _END_S = 15.0
@@ -200,7 +201,8 @@ def _until_ready(ray: subprocess.Popen[bytes], ask: Callable[[], object]) -> Non
 
 
 def _until_idle(ray: subprocess.Popen[bytes], jobs: RayJobs, linger_s: float) -> None:
-    busy_at = time.monotonic()
+    # Whoever started it is about to send a job, which takes a busy machine long.
+    busy_at = time.monotonic() + _FIRST_JOB_S
     while ray.poll() is None and time.monotonic() - busy_at <= linger_s:
         with suppress(SubmitError):  # it may be busy; when it has died, `poll` says so
             if jobs.unfinished():

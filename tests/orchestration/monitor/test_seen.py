@@ -55,9 +55,13 @@ def test_the_dashboard_shows_the_throughput(run: Path) -> None:
     assert found is not None
     with opened(CHROMIUM, f"{found.group(1)}/#/actors") as page:
         text = "document.body.innerText"
-        until(lambda: re.search(r"RolloutWorker 0 · v\d+ · [\d,]+ tok/s · \d+ running", page.evaluate(text)), 60)
-        first = re.findall(r"LearnerRank 0 · step (\d+)", page.evaluate(text))
-        until(lambda: re.findall(r"LearnerRank 0 · step (\d+)", page.evaluate(text)) > first, 60)
+        until(lambda: re.search(r"RolloutWorker 0 · v\d+ · [\d,]+ tok/s · \d+ running", page.evaluate(text)), 180)
+
+        def step() -> int:
+            return max(map(int, re.findall(r"LearnerRank 0 · step (\d+)", page.evaluate(text))), default=0)
+
+        first = step()
+        until(lambda: step() > first, 180)
 
 
 @pytest.mark.cluster
@@ -66,7 +70,7 @@ def test_every_panel_has_data_and_a_step_has_the_figures_of_its_row(run: Path) -
         pytest.skip("no prometheus on the PATH, nor as RLVR_PROMETHEUS")
     url = programs.up(scrape_s=1.0).prometheus
     assert programs.up().prometheus == url
-    until(lambda: not empty(url), 60)
+    until(lambda: not empty(url), 180)
     figures = {each.expr: each.figure for panel in PANELS for each in panel.queries if each.figure}
 
     def same() -> int:
@@ -77,7 +81,7 @@ def test_every_panel_has_data_and_a_step_has_the_figures_of_its_row(run: Path) -
         seen = {name: programs.query(url, expr) for expr, name in figures.items() if row.get(name) is not None}
         return len(seen) * all(float(found[0]["value"][1]) == row[name] for name, found in seen.items())
 
-    until(lambda: same() > 20, 60)  # a step may end between two queries
+    until(lambda: same() > 20, 180)  # a step may end between two queries
     assert programs.down()
 
 

@@ -169,6 +169,7 @@ def test_a_stopped_job_saves_its_state(place: Place) -> None:
     run = place.folder / "stopped"
     words = ("tiny", *SMALL, "max_steps=1000", f"run_dir={run}", "job.name=stopped", f"local.linger_s={LINGER_S}")
     done = place.rlvr("submit", *words, "--to", "local", "--json")
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["job"] == "stopped"
     metrics = run / "metrics.jsonl"
     until(lambda: metrics.is_file() and b"\n" in metrics.read_bytes(), START_S, poll_s=0.2)
