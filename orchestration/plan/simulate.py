@@ -224,6 +224,7 @@ class _Simulation:
         return [member.completion for member in group.members]
 
     async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
+        """Part of the protocol, and never called: the simulated loop accounts for a publish itself."""
         raise NotImplementedError("the simulated loop publishes by itself")
 
     async def score(

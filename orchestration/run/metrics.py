@@ -111,8 +111,6 @@ def step_row(
     """
     members = [member for group in groups for member in group.members]
     policy_version = update.step - 1
-    lengths = [member.completion.num_sampled for member in members]
-    ages = [policy_version - member.completion.adapter_version for member in members]
     generation_s = (phase_seconds if busy_seconds is None else busy_seconds).get("generation", 0.0)
     row: dict[str, Number] = {
         "step": update.step,
@@ -126,12 +124,7 @@ def step_row(
         "flat_group_fraction": _mean([group.flat for group in groups]),
         "dropped_flat_groups": dropped_flat_groups,
         "dropped_problems": dropped_problems,
-        "response_tokens_mean": _mean(lengths),
-        "response_tokens_max": max(lengths),
-        **_episode_figures([member.completion for member in members if member.completion.is_episode]),
-        "truncated_fraction": _mean([member.truncated for member in members]),
-        "policy_age_mean": _mean(ages),
-        "policy_age_max": max(ages),
+        **_lengths_and_ages(members, policy_version),
         **_groups_by_age(groups, policy_version),
         "generated_tokens": generated_tokens,
         "rollout_tokens_per_s": _rate(generated_tokens, generation_s),
@@ -151,6 +144,19 @@ def step_row(
             f"the learner and the run both have metrics of the names {', '.join(twice)}: rename the learner's"
         )
     return {**row, **dict.fromkeys(_ALWAYS_THERE), **update.values}
+
+
+def _lengths_and_ages(members: Sequence[ScoredCompletion], policy_version: int) -> dict[str, Number]:
+    lengths = [member.completion.num_sampled for member in members]
+    ages = [policy_version - member.completion.adapter_version for member in members]
+    return {
+        "response_tokens_mean": _mean(lengths),
+        "response_tokens_max": max(lengths),
+        **_episode_figures([member.completion for member in members if member.completion.is_episode]),
+        "truncated_fraction": _mean([member.truncated for member in members]),
+        "policy_age_mean": _mean(ages),
+        "policy_age_max": max(ages),
+    }
 
 
 def _reward_figures(
