@@ -13,7 +13,6 @@ from typing import Any
 
 from reward_service.audit.decisions import describe
 from reward_service.audit.records import Head, read_key
-from reward_service.audit.settings import DEFAULT_DATABASE
 
 
 def add_audit_commands(commands: Any) -> None:
@@ -50,10 +49,15 @@ def add_audit_commands(commands: Any) -> None:
 def _add_database(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--database",
-        default=DEFAULT_DATABASE,
-        help="SQLite file, or postgresql+psycopg://USER@HOST/NAME with the password in PGPASSWORD (default: "
-        "%(default)s)",
+        help="SQLite file, or postgresql+psycopg://USER@HOST/NAME with the password in PGPASSWORD (default: that of "
+        "the setting audit.database)",
     )
+
+
+def _database(arguments: argparse.Namespace) -> str:
+    from reward_service.audit.settings import AuditSettings
+
+    return arguments.database or AuditSettings().database
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -61,7 +65,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from reward_service.audit.verify import verify
 
     key = read_key(arguments.hmac_key_file)
-    with closing(AuditStore(arguments.database, key=key, archive=arguments.archive)) as store:
+    with closing(AuditStore(_database(arguments), key=key, archive=arguments.archive)) as store:
         found = verify(store, expected=arguments.expect_head)
     if arguments.json:
         print(json.dumps({**dataclasses.asdict(found), "head": str(found.head), "intact": not found.findings}))
@@ -84,7 +88,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from reward_service.audit.export import export_parquet
     from reward_service.audit.store import AuditStore
 
-    with closing(AuditStore(arguments.database)) as store:
+    with closing(AuditStore(_database(arguments))) as store:
         number = export_parquet(store, arguments.path, run_id=arguments.run_id)
     print(f"{number} decisions in {arguments.path}")
     return 0
@@ -93,7 +97,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from reward_service.audit.store import AuditStore
 
-    with closing(AuditStore(arguments.database)) as store:
+    with closing(AuditStore(_database(arguments))) as store:
         found = store.explain(arguments.run_id, arguments.item_id, limit=arguments.limit)
     for one in map(describe, found):
         print(json.dumps(one) if arguments.json else _decision_text(one))

@@ -7,8 +7,6 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-DEFAULT_DATABASE = "reward_audit.sqlite3"
-
 
 class AuditSettings(BaseModel):
     """Where decisions are recorded, and what of them."""
@@ -16,7 +14,7 @@ class AuditSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     database: str = Field(
-        DEFAULT_DATABASE,
+        "reward_audit.sqlite3",
         min_length=1,
         repr=False,  # a URL may hold a password
         description="Path of a SQLite file on a local disk, or postgresql+psycopg://USER@HOST/DATABASE. A password is "
