@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rollout_server.types import Prompt
+if TYPE_CHECKING:
+    from rollout_server.types import Prompt
 
 Message = Mapping[str, str]
 """A turn of a conversation: `role` (system, user or assistant) and `content`."""

@@ -13,8 +13,6 @@ from reward_service.rewards import (
     code,
     environment,
     exact,
-    gsm8k_correctness,
-    gsm8k_format,
     json_schema,
     last_number,
     length,
@@ -27,11 +25,12 @@ from reward_service.rewards import (
     mathematics as math,
 )
 from reward_service.rewards.base import Reward
+from reward_service.rewards.gsm8k import answer_format, correctness
 from reward_service.settings import ServiceSettings
 
 _MODULES = (
-    gsm8k_format,
-    gsm8k_correctness,
+    answer_format,
+    correctness,
     last_number,
     math,
     symbolic,

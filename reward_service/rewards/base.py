@@ -1,7 +1,7 @@
 """What a reward is: a pure function with a name, a parameter model, a range and a version.
 
 To write one: a file beside this one with a docstring that says what earns what, a `score` function and a `REWARD`;
-then list it in `reward_service.rewards`.
+then list it in `reward_service.registry`.
 """
 
 from __future__ import annotations

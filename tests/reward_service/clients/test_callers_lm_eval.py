@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestration.run import lm_eval
-from reward_service.rewards import gsm8k_correctness, last_number
+from reward_service.rewards import last_number
+from reward_service.rewards.gsm8k import correctness
 from tests.reward_service.clients.callers.installed import installed, run_script
 
 LM_EVAL = ("lm-eval==0.4.13", "colorama==0.4.6", "lxml==6.1.3", "portalocker==4.4.2", "sacrebleu==2.6.0")
@@ -67,8 +68,8 @@ def by_ours(judge: Callable[[str, str], float]) -> list[float]:
 
 
 def line_judge(text: str, answer: str) -> float:
-    params = gsm8k_correctness.Params(prefix=OWN)
-    return gsm8k_correctness.score(text, {"final_answer": answer}, params).score or 0.0
+    params = correctness.Params(prefix=OWN)
+    return correctness.score(text, {"final_answer": answer}, params).score or 0.0
 
 
 def number_judge(text: str, answer: str) -> float:

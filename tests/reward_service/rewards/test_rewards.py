@@ -225,7 +225,7 @@ def test_versions_follow_the_definition() -> None:
     versions = {name: reward.version for name, reward in BUILTIN_REWARDS.items()}
     assert len(set(versions.values())) == len(versions)
     assert all(len(version) == 64 for version in versions.values())
-    assert versions["gsm8k_format"] == definition_hash("reward_service.rewards.gsm8k_format")
+    assert versions["gsm8k_format"] == definition_hash("reward_service.rewards.gsm8k.answer_format")
     code = definition_hash("reward_service.rewards.code", *INSIDE)
     assert versions["code"] == code != definition_hash("reward_service.rewards.code"), (
         "what is sent to the sandbox counts"
