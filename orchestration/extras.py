@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,3 +33,21 @@ def make_importable(folder: Path) -> None:
     inherited = os.environ.get("PYTHONPATH", "")
     if place not in inherited.split(os.pathsep):
         os.environ["PYTHONPATH"] = f"{inherited}{os.pathsep}{place}" if inherited else place
+
+
+def own_file(module: str) -> Path | None:
+    """The file that holds a module of one's own, or the whole folder of its package, to be sent along with a run.
+
+    None for an installed one: other machines have to have that installed too.
+
+    Raises:
+        ConfigError: there is no such module.
+    """
+    top = module.partition(".")[0]
+    spec = find_spec(top)
+    if spec is None or not (spec.origin or spec.submodule_search_locations):
+        raise ConfigError(f"there is no module {top!r}, installed or beside the recipe")
+    file = Path(next(iter(spec.submodule_search_locations or ()), spec.origin or "")).resolve()
+    paths = sysconfig.get_paths()
+    installed = [Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return None if any(file.is_relative_to(folder) for folder in installed) else file

@@ -13,13 +13,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from orchestration.data.task import own_module_file
 from orchestration.errors import ConfigError, SubmitError, one_line
+from orchestration.extras import own_file
+from orchestration.run.rewards import own_modules
 from orchestration.settings.config import RunConfig, Settings, load_settings
 from orchestration.settings.tree import recipe_names
 from orchestration.submit.common.book import JobBook, JobRecord
 from orchestration.submit.common.job import Backend, JobSpec, JobState, JobStatus, job_name
-from orchestration.submit.common.package import packed_code
+from orchestration.submit.common.package import ROOMS, packed_code
 from orchestration.submit.registry import PLACES, make_backend
 
 _EXIT = {JobState.SUCCEEDED: 0, JobState.STOPPED: 130}
@@ -124,9 +125,11 @@ def _evaluation(run: RunConfig, recipe: str, overrides: Sequence[str], adapter: 
 @contextmanager
 def _specified(settings: Settings, recipe: str) -> Iterator[JobSpec]:
     job, file = settings.submit.job, Path(recipe)
-    include, own = list(job.include), own_module_file(type(settings.run.data))
-    if own is not None and own.name not in [path.name for path in include]:
-        include.append(own)
+    include = list(job.include)
+    for module in own_modules(settings.run):
+        own = None if module.partition(".")[0] in ROOMS else own_file(module)
+        if own is not None and own.name not in [path.name for path in include]:
+            include.append(own)
     with packed_code(include, recipe_folder=file.parent if file.is_file() else None) as code:
         yield JobSpec(
             name=job.name or job_name(settings.run.recipe),

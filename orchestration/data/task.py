@@ -22,8 +22,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
-import sysconfig
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -232,15 +230,3 @@ def _imported(name: str, kind: str, folders: list[Path]) -> Any:
     raise ConfigError(
         f"data={kind!r}: there is no module {name!r}, installed or in {places}; install it, or put it beside the recipe"
     )
-
-
-def own_module_file(task: type[Task]) -> Path | None:
-    """The file that holds a task of one's own, or the whole folder of its package, to be sent along with a run.
-
-    None for a built-in task and for one of an installed package: other machines have to have that installed too.
-    """
-    file = Path(str(sys.modules[task.__module__.partition(".")[0]].__file__))
-    installed = (Path(path) for name, path in sysconfig.get_paths().items() if name in ("purelib", "platlib"))
-    if task.__module__.startswith("orchestration.") or any(file.is_relative_to(folder) for folder in installed):
-        return None
-    return file.parent if file.name == "__init__.py" else file

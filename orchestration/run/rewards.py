@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,17 @@ def service_settings(config: RunConfig, *, audit_log: Path | None = None) -> dic
     if audit_log is not None:
         given["audit"] = (given.get("audit") or {}) | {"database": str(audit_log.absolute())}
     return given
+
+
+def own_modules(config: RunConfig) -> Iterator[str]:
+    """The modules that tasks and rewards of the run come from, ours and installed ones too. Raises ConfigError.
+
+    A settings file that is not on this machine is passed over: what it names is where it is.
+    """
+    yield from (type(task).__module__ for task in (config.data, *config.data.parts().values()))
+    file = config.reward.settings_file
+    if config.reward.url is None and (file is None or file.is_file()):
+        yield from (spec["target"].partition(":")[0] for spec in service_settings(config).get("custom_rewards", ()))
 
 
 def reward_item(

@@ -18,6 +18,7 @@ from learner.config import LearnerConfig
 from orchestration.data.curriculum_config import CurriculumConfig
 from orchestration.data.task import Task, find_task, registered_tasks
 from orchestration.errors import ConfigError, DataError
+from orchestration.extras import make_importable
 from orchestration.section import Section
 from orchestration.settings.episodes import EpisodeConfig
 from orchestration.settings.from_trl import is_trl, name_columns, steps_of, take_overrides, translate
@@ -317,7 +318,10 @@ def load_settings(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> 
         spell_out_kinds(tree, UNIONS)
     if is_from_trl:
         name_columns(tree.get("data"), all_of_them=bool(dict(tree.get("reward") or {}).get("custom_rewards")))
-    tree["data"] = _task(tree.get("data", {}), beside=Path(recipe).parent)
+    beside = Path(recipe).parent
+    tree["data"] = _task(tree.get("data", {}), beside=beside)
+    if dict(tree.get("reward") or {}).get("custom_rewards"):
+        make_importable(beside)
     submit = {name: tree.pop(name) for name in SubmitConfig.model_fields if name in tree}
     run = _validated(RunConfig, tree)
     if run.num_train_epochs is not None or run.warmup_ratio is not None:
@@ -367,12 +371,12 @@ def _task(tree: Any, *, beside: Path) -> Task:
     if not isinstance(kind, str):
         raise ConfigError(f"data.kind={kind!r} is not a task's name")
     task = find_task(kind, beside=beside)
-    return _validated(task, {**tree, "kind": task.target()}, prefix="data")
+    return _validated(task, {**tree, "kind": task.target()}, prefix="data", beside=beside)
 
 
-def _validated(model: type[Checked], tree: dict[str, Any], *, prefix: str = "") -> Checked:
+def _validated(model: type[Checked], tree: dict[str, Any], *, prefix: str = "", beside: Path | None = None) -> Checked:
     try:
-        return model.model_validate(tree)
+        return model.model_validate(tree, context=beside)
     except ValidationError as error:
         raise ConfigError(_explain(error, prefix)) from error
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from orchestration.data.problems import Problems
 from orchestration.data.task import Judges, PromptLayout, Task, find_task, register
@@ -36,10 +37,10 @@ class Mixture(Task):
 
     @field_validator("tasks", mode="before")
     @classmethod
-    def _are_tasks(cls, value: Any) -> Any:
-        return (
-            {name: _as_task(name, settings) for name, settings in value.items()} if isinstance(value, dict) else value
-        )
+    def _are_tasks(cls, value: Any, info: ValidationInfo) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: _as_task(name, settings, beside=info.context) for name, settings in value.items()}
 
     def check(self) -> None:
         if not self.tasks:
@@ -100,11 +101,11 @@ class Mixture(Task):
         }
 
 
-def _as_task(name: str, settings: Any) -> Any:
+def _as_task(name: str, settings: Any, *, beside: Path | None) -> Any:
     if not isinstance(settings, dict):
         return settings
     try:
-        task = find_task(settings.get("kind", name))
+        task = find_task(settings.get("kind", name), beside=beside)
         return task.model_validate({**settings, "kind": task.target()})
     except (ConfigError, ValidationError) as error:
         problem = error.errors()[0] if isinstance(error, ValidationError) else {"msg": str(error), "loc": ()}

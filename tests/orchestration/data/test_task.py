@@ -14,8 +14,10 @@ import yaml
 
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
-from orchestration.data.task import Judges, PromptLayout, Task, find_task, own_module_file, register, registered_tasks
+from orchestration.data.task import Judges, PromptLayout, Task, find_task, register, registered_tasks
 from orchestration.errors import ConfigError
+from orchestration.extras import own_file
+from orchestration.run.rewards import own_modules
 from orchestration.settings.config import dump_config, flat_keys, load_config
 from orchestration.submit.common.paths import data_files
 from orchestration.types import Problem
@@ -88,8 +90,17 @@ def test_a_module_beside_the_recipe_is_a_task_and_nothing_else_is_touched(beside
 def test_its_files_and_its_module_are_sent_along(beside: Path) -> None:
     config = load_config(str(beside / "double.yaml"), ["data.word_file=/words.txt"])
     assert data_files(config) == {"data.word_file": "/words.txt"}
-    assert own_module_file(type(config.data)) == beside / "doubling_task.py"
-    assert own_module_file(find_task("copy")) is None
+    (beside / "shout.py").write_text("def shout(completion, reference, params):\n    return 1.0")
+    (beside / "mixed.yaml").write_text(
+        "{model: {name: tiny}, data: {kind: mixture, tasks: {double: {kind: 'doubling_task:Doubling'}, copy: {}}},"
+        " reward: {custom_rewards: [{name: shout, target: 'shout:shout'}]}}"
+    )
+    modules = list(own_modules(load_config(str(beside / "mixed.yaml"))))
+    files = [own_file(module) for module in modules if not module.startswith("orchestration.")]
+    assert files == [beside / "doubling_task.py", beside / "shout.py"]
+    assert own_file("pydantic.main") is own_file("json") is None
+    with pytest.raises(ConfigError, match="there is no module 'nowhere', installed or beside the recipe"):
+        own_file("nowhere.at_all")
 
 
 def test_a_file_can_be_named_instead_of_a_module(beside: Path) -> None:

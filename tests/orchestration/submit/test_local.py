@@ -108,17 +108,25 @@ model: {name: tiny}
 data: {kind: copy, num_shots: 0}
 rollout: {max_completion_length: 16, max_model_len: 128, kv_cache_gib: 0.25}
 reward: {settings_file: FOLDER/service.yaml, rewards: [{name: mine}, {name: gsm8k_correctness}]}
-job: {include: [my_rewards.py]}
+job: {include: [lengths.py]}
 """
 MY_REWARD = """
+import lengths
+
 def reward(completion, reference, params):
-    return 1 / (1 + len(completion))
+    return lengths.reciprocal(completion)
+"""
+LENGTHS = """
+def reciprocal(text):
+    return 1 / (1 + len(text))
 """
 
 
 def own_recipe(folder: Path) -> Path:
-    """A recipe with a reward of one's own, which is a module beside it and nowhere else."""
+    """A recipe with a reward of one's own, sent along by itself, and what that imports, which is named.
+    They are modules beside it and nowhere else."""
     folder.mkdir()
+    (folder / "lengths.py").write_text(LENGTHS)
     (folder / "my_rewards.py").write_text(MY_REWARD)
     (folder / "service.yaml").write_text("custom_rewards: [{name: mine, target: 'my_rewards:reward'}]")
     (folder / "mine.yaml").write_text(RECIPE.replace("FOLDER", str(folder)))
