@@ -44,7 +44,7 @@ def _up(arguments: argparse.Namespace) -> int:
         and not place.startswith(("http://", "https://"))
         and not (Path(place) / METRICS_FILE).exists()
     ):
-        raise ConfigError(f"{place!r} is no run's folder: it has no {METRICS_FILE}; give one, or http://HOST:8265")
+        raise ConfigError(f"{place!r} is not a run's folder: it has no {METRICS_FILE}; give one, or http://HOST:8265")
     monitor = programs.up()
     if place is not None and place.startswith(("http://", "https://")):
         targets = _cluster(place)

@@ -19,7 +19,7 @@ from orchestration.models.dequantized import served_model
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
 from orchestration.run.ledger.ledger import weights_digest
-from orchestration.run.ledger.names import CHECKPOINTS_FOLDER, CONFIG_FILE
+from orchestration.run.ledger.names import CHECKPOINTS_FOLDER, config_of
 from orchestration.run.ledger.records import StepRecord, read_record, recorded_steps
 from orchestration.run.ledger.recovery import catch_up
 from orchestration.run.ports import AdapterHandle
@@ -46,7 +46,7 @@ def run_replay(options: ReplayOptions, progress: Progress) -> dict[str, Any]:
 
     Raises RlvrError in one sentence: there is no such run or record, or nothing to begin from.
     """
-    config = _config_of(options.run_dir)
+    config = load_config(str(config_of(options.run_dir)))
     record = read_record(options.run_dir, _checked_step(options))
     try:
         return asyncio.run(_replay(options, config, record, progress))
@@ -193,13 +193,6 @@ def in_words(result: Mapping[str, Any]) -> str:
     if not result["before_equal"]:
         lines.append("  so is the adapter that it began from: settings, threads or the machine are others")
     return "\n".join(lines)
-
-
-def _config_of(run_dir: Path) -> RunConfig:
-    path = run_dir / CONFIG_FILE
-    if not path.is_file():
-        raise ConfigError(f"{str(run_dir)!r} is not a run's folder: it has no {CONFIG_FILE}")
-    return load_config(str(path))
 
 
 def _checked_step(options: ReplayOptions) -> int:

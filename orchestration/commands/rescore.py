@@ -61,11 +61,10 @@ def _config(run_dir: Path, rewards: Sequence[str], settings_file: Path | None) -
     """The run's settings with other rewards. Raises ConfigError."""
     import yaml
 
-    from orchestration.run.ledger.names import CONFIG_FILE
+    from orchestration.run.ledger.names import config_of
     from orchestration.settings.config import load_config
 
-    if not (run_dir / CONFIG_FILE).is_file():
-        raise ConfigError(f"{str(run_dir)!r} is not a run's folder: it has no {CONFIG_FILE}")
+    config_file = config_of(run_dir)
     try:
         asked = [yaml.safe_load(word) for word in rewards]
     except yaml.YAMLError as error:
@@ -78,7 +77,7 @@ def _config(run_dir: Path, rewards: Sequence[str], settings_file: Path | None) -
         overrides.append(f"reward.rewards={json.dumps(specs)}")
     if settings_file is not None:
         overrides.append(f"reward.settings_file={settings_file.absolute()}")
-    return load_config(str(run_dir / CONFIG_FILE), overrides)
+    return load_config(str(config_file), overrides)
 
 
 def _rows(run_dir: Path, last: int | None) -> list[dict[str, Any]]:

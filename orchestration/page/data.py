@@ -17,10 +17,10 @@ from orchestration.page.tokens import MOST_TOKENS, cut, pieces_of
 from orchestration.run.ledger.names import (
     AUDIT_FILE,
     COMPLETIONS_FOLDER,
-    CONFIG_FILE,
     EVENTS_FILE,
     METRICS_FILE,
     SUMMARY_FILE,
+    config_of,
 )
 
 Row = Mapping[str, Any]
@@ -98,10 +98,9 @@ def read_run(path: Path, *, most_completions: int) -> Run:
     Raises:
         ConfigError: this is no run folder, or a file in it cannot be read.
     """
-    if not (path / CONFIG_FILE).is_file():
-        raise ConfigError(f"{str(path)!r} is not a run folder: it holds no {CONFIG_FILE}")
+    config_file = config_of(path)
     try:
-        config = yaml.safe_load((path / CONFIG_FILE).read_text())
+        config = yaml.safe_load(config_file.read_text())
         rows = list(_rows(path / METRICS_FILE))
         summary = json.loads((path / SUMMARY_FILE).read_bytes()) if (path / SUMMARY_FILE).is_file() else {}
         events = list(_rows(path / EVENTS_FILE))

@@ -14,7 +14,7 @@ from typing import Any
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.plan.lengths import RecordedLengths, lengths_of
 from orchestration.plan.rates import CPU_BLOCK, GPU_BLOCK, Rates, prefilled
-from orchestration.run.ledger.names import CONFIG_FILE, METRICS_FILE
+from orchestration.run.ledger.names import METRICS_FILE, config_of
 from orchestration.run.ledger.records import StepRecord, read_record, recorded_steps
 from orchestration.settings.config import RunConfig, load_config
 
@@ -46,9 +46,7 @@ class MeasuredRun:
 
 def read_run(path: Path) -> MeasuredRun:
     """Raises ConfigError where the folder is none of a run, or has too few steps."""
-    if not (path / CONFIG_FILE).is_file():
-        raise ConfigError(f"{str(path)!r} is no run's folder: it has no {CONFIG_FILE}")
-    config = load_config(str(path / CONFIG_FILE))
+    config = load_config(str(config_of(path)))
     try:
         lines = (path / METRICS_FILE).read_text(encoding="utf-8").splitlines()
         rows = {row["step"]: row for row in map(json.loads, lines)}

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestration.errors import ConfigError, DataError
-from orchestration.run.ledger.names import AUDIT_FILE, COMPLETIONS_FOLDER, CONFIG_FILE, METRICS_FILE
+from orchestration.errors import DataError
+from orchestration.run.ledger.names import AUDIT_FILE, COMPLETIONS_FOLDER, METRICS_FILE, config_of
 from orchestration.run.ledger.records import read_record, recorded_steps
 from orchestration.run.ledger.trail import Line, read_trail
 
@@ -28,8 +28,7 @@ class TracedRun:
     @classmethod
     def open(cls, path: Path) -> TracedRun:
         """Raises ConfigError where this is no run's folder."""
-        if not (path / CONFIG_FILE).is_file():
-            raise ConfigError(f"{str(path)!r} is not a run's folder: it has no {CONFIG_FILE}")
+        config_of(path)
         return cls(path=path, trail=tuple(read_trail(path)))
 
     @property

@@ -11,12 +11,12 @@ from typing import Any, Final
 import yaml
 
 from orchestration.commands.evaluations.evaluate import EvalOptions, evaluation_config, run_evaluation
-from orchestration.errors import ConfigError, MachineError
+from orchestration.errors import ConfigError, MachineError, one_line
 from orchestration.evals.answers import Answer
 from orchestration.evals.claim import Evidence, Other, Sentence, other, sentences
 from orchestration.evals.claim_page import render
 from orchestration.evals.leakage import overlaps
-from orchestration.run.ledger.names import ADAPTER_FOLDER, COMPLETIONS_FOLDER, CONFIG_FILE
+from orchestration.run.ledger.names import ADAPTER_FOLDER, COMPLETIONS_FOLDER, CONFIG_FILE, config_of
 from orchestration.storage.atomic import atomic_write
 
 PAGE_FILE: Final = "claim.html"
@@ -122,11 +122,12 @@ def evaluation_options(options: ClaimOptions) -> tuple[EvalOptions, dict[str, An
 
 def run_settings(run_dir: Path) -> dict[str, Any]:
     """A run's settings, as its folder has them. Raises ConfigError where it is none."""
+    path = config_of(run_dir)
     try:
-        settings = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         return {**settings, "reward": dict(settings["reward"]), "model": dict(settings["model"])}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{str(run_dir)!r} is not a run folder: its {CONFIG_FILE} cannot be read") from error
+        raise ConfigError(f"{path} cannot be read as a run's settings: {one_line(error)}") from error
 
 
 def control_of(settings: dict[str, Any]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
+
+from orchestration.errors import ConfigError
 
 CONFIG_FILE: Final = "config.yaml"
 METRICS_FILE: Final = "metrics.jsonl"
@@ -17,3 +20,11 @@ AUDIT_FILE: Final = "audit.sqlite3"
 EVENTS_FILE: Final = "events.jsonl"
 TRAIL_FILE: Final = "trail.jsonl"
 RESCORED_FOLDER: Final = "rescored"
+
+
+def config_of(run_dir: Path) -> Path:
+    """Where a run's settings lie; ConfigError if the folder is none of a run."""
+    path = run_dir / CONFIG_FILE
+    if not path.is_file():
+        raise ConfigError(f"{str(run_dir)!r} is not a run's folder: it has no {CONFIG_FILE}")
+    return path

@@ -166,7 +166,7 @@ def test_the_page_is_one_piece_and_says_what_models_say_as_text() -> None:
         (["{run}", "--control", "{run}"], "that run was trained on its rewards, not with reward.control=random"),
         (["{run}", "--seed-run", "{control}"], "that run is a control; give it as --control"),
         (["{run}", "--seed-run", "{foreign}"], "has other settings of `data`"),
-        (["/nowhere"], "is not a run folder"),
+        (["/nowhere"], "is not a run's folder"),
     ],
 )
 def test_what_cannot_be_claimed_is_said_before_anything_starts(

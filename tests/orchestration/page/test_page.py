@@ -123,7 +123,7 @@ def test_a_run_under_way_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda run: run / "nothing", "is not a run folder"),
+        (lambda run: run / "nothing", "is not a run's folder"),
         (lambda run: (run / "metrics.jsonl").write_text("no json\n") and run, "cannot read the run"),
         (lambda run: (run / "config.yaml").write_text("a: [") and run, "cannot read the run"),
         (lambda run: (run / "completions" / "step-000002.parquet").write_bytes(b"x") and run, "cannot read the run"),

@@ -246,9 +246,9 @@ def test_plans_for_one_node_and_for_many(capsys: pytest.CaptureFixture[str]) -> 
     [
         (["tiny", "--gpu", "cpu"], "--measured RUN_DIR"),
         (["tiny", "--gpu", "cpu", "--nodes", "2"], "planned for one node"),
-        (["gsm8k", "--measured", "{tmp}"], "no run's folder"),
+        (["gsm8k", "--measured", "{tmp}"], "not a run's folder"),
         (["gsm8k", "--check", "{tmp}"], "leave the recipe out"),
-        (["--check", "{tmp}/none"], "no run's folder"),
+        (["--check", "{tmp}/none"], "not a run's folder"),
         (["gsm8k", "model.name=somebody/model"], "how large the model is"),
         (["gsm8k", "model.name=Qwen/Qwen2.5-72B"], "no split fits"),
     ],

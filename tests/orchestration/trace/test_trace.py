@@ -247,4 +247,4 @@ def test_a_run_at_a_glance(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "strict 0.0 % → 50.0 % (after step 2)" in shown
     assert shown.count("! one_shape, step 2: a word is paid") == 1
     assert main(["watch", str(run / "logs")]) == 2
-    assert "is not a run folder" in capsys.readouterr().err
+    assert "is not a run's folder" in capsys.readouterr().err
