@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from orchestration.commands.arguments import positive
+from orchestration.commands.arguments import add_json, add_run_dir, add_words, positive, recipe_and_overrides
 from orchestration.commands.benches import add_bench_commands
 from orchestration.commands.evaluations.words import add_evaluation_commands
 from orchestration.commands.monitor import add_monitor
@@ -74,8 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rlvr {metadata.version('rlvr')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_train(commands)
-    add_submit_commands(commands, _recipe_and_overrides)
-    add_plan_command(commands, _recipe_and_overrides)
+    add_submit_commands(commands)
+    add_plan_command(commands)
     _add_replay(commands)
     add_evaluation_commands(commands)
     _add_report(commands)
@@ -99,7 +99,7 @@ def _add_train(commands: Any) -> None:
         description="Train a LoRA adapter by GRPO. Writes a run folder; Ctrl-C stops cleanly and leaves an adapter.",
         epilog=f"recipes: {', '.join(recipe_names())}. Example: rlvr train arithmetic max_steps=20 seed=1",
     )
-    _add_words(train)
+    add_words(train)
     train.set_defaults(run=_train)
 
 
@@ -110,11 +110,11 @@ def _add_replay(commands: Any) -> None:
         description="Learn a recorded step again, from the checkpoint before it and the records since, and say whether "
         "figures and adapter are the recorded ones. On CPUs with one learner rank they are, bit for bit.",
     )
-    replay.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
+    add_run_dir(replay)
     replay.add_argument("step", metavar="STEP", type=positive, help="which step")
     replay.add_argument("--compare", action="store_true", help="exit status 1 unless it is as recorded, bit for bit")
     replay.add_argument("--rollout", action="store_true", help="sample the step's prompts again, instead of learning")
-    replay.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(replay)
     replay.set_defaults(run=_replay)
 
 
@@ -137,7 +137,7 @@ def _add_prepare(commands: Any) -> None:
         "set divided, with examples, as .jsonl, .json and .parquet, with a data card.",
         epilog="Example: rlvr prepare gsm8k --source train.jsonl --shots 8 data.style=article --out gsm8k",
     )
-    _add_words(prepare)
+    add_words(prepare)
     prepare.add_argument("--source", metavar="FILE|hub", help="GSM8K: its training file, or the hub's data set")
     prepare.add_argument("--test", metavar="FILE", help="GSM8K: test questions, which must be in none of the files")
     prepare.add_argument("--shots", type=int, metavar="N", help="GSM8K: worked examples of each prompt, 0 to 16")
@@ -177,25 +177,13 @@ def _add_model(commands: Any) -> None:
 
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser("doctor", help="what this machine has, what a recipe needs, what to do about the rest")
-    _add_words(doctor)
-    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    add_words(doctor)
+    add_json(doctor)
     doctor.set_defaults(run=_doctor)
 
 
-def _add_words(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "words", nargs="*", metavar="RECIPE | key=value", help="a recipe's name or YAML file, then settings to change"
-    )
-
-
-def _recipe_and_overrides(words: Sequence[str]) -> tuple[str, list[str]]:
-    if words and "=" not in words[0]:
-        return words[0], list(words[1:])
-    return "arithmetic", list(words)
-
-
 def _train(arguments: argparse.Namespace) -> int:
-    config = load_config(*_recipe_and_overrides(arguments.words))
+    config = load_config(*recipe_and_overrides(arguments.words))
     from orchestration.commands.train import run_training
 
     return run_training(config)
@@ -205,7 +193,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     from orchestration.commands.replay import ReplayOptions, in_words, run_replay
     from orchestration.report.progress import progress_printer
 
-    options = ReplayOptions(run_dir=Path(arguments.run_dir), step=arguments.step, rollout=arguments.rollout)
+    options = ReplayOptions(run_dir=arguments.run_dir, step=arguments.step, rollout=arguments.rollout)
     with progress_printer(sys.stderr) as progress:
         result = run_replay(options, progress)
     print(json.dumps(result) if arguments.json else in_words(result))
@@ -229,7 +217,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     if arguments.out is None and arguments.upload is None:
         raise ConfigError("where to? give --out FOLDER, --upload s3://BUCKET/PREFIX, or both")
-    settings = load_settings(*_recipe_and_overrides(arguments.words))
+    settings = load_settings(*recipe_and_overrides(arguments.words))
     from orchestration.commands.prepare import prepare
     from orchestration.commands.prepare_gsm8k import PrepareOptions, prepare_gsm8k
     from orchestration.data.tasks.gsm8k import Gsm8k
@@ -272,7 +260,7 @@ def _model_fetch(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from orchestration.machine import doctor
 
-    return doctor.run(load_config(*_recipe_and_overrides(arguments.words)), as_json=arguments.json)
+    return doctor.run(load_config(*recipe_and_overrides(arguments.words)), as_json=arguments.json)
 
 
 def _complain(error: Exception) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestration.bench.gpu.command import add_arguments as add_gpu_arguments
 from orchestration.bench.gpu.command import run as run_gpu_bench
-from orchestration.commands.arguments import natural, positive
+from orchestration.commands.arguments import add_json, add_overrides, natural, positive
 from orchestration.storage.cache import Progress
 
 
@@ -20,12 +20,12 @@ def add_bench_commands(commands: Any) -> None:
         ("sync", "publishing an adapter: how long, how many bytes, whom it delays"),
     ):
         command = names.add_parser(name, help=text)
-        command.add_argument("--json", action="store_true", help="print one JSON object")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
+        add_json(command)
+        add_overrides(command)
         command.set_defaults(run=_bench_run, name=name)
         _add_neighbours(command)
     flow = names.add_parser("flow", help="whole runs with staleness bounds of 0, 1, 2 and 4: time, ages, reward")
-    flow.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(flow)
     flow.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`; tiny unless named"
     )
@@ -37,7 +37,7 @@ def add_bench_commands(commands: Any) -> None:
     add_gpu_arguments(gpu)
     gpu.set_defaults(run=run_gpu_bench)
     reward = names.add_parser("reward", help="the reward service: items per second, latency, items that hang")
-    reward.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(reward)
     reward.add_argument("--seconds", type=positive, default=2, help="of one measurement (default: 2)")
     reward.add_argument("--rounds", type=positive, default=5, help="of the headline figures (default: 5)")
     reward.add_argument(
@@ -53,7 +53,7 @@ def add_bench_commands(commands: Any) -> None:
 
 def _add_bench_monkey(names: Any) -> None:
     monkey = names.add_parser("monkey", help="a training whose processes are killed and stopped: nothing may be lost")
-    monkey.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(monkey)
     monkey.add_argument("--seconds", type=positive, default=600, help="in all (default: 600)")
     monkey.add_argument("--every", type=positive, default=20, help="seconds between two faults (default: 20)")
     monkey.add_argument("--steps", type=positive, default=200, help="of each run (default: 200)")
@@ -63,7 +63,7 @@ def _add_bench_monkey(names: Any) -> None:
 
 def _add_bench_driver(names: Any) -> None:
     driver = names.add_parser("driver", help="what the driver can carry, with stubs for engines and learner")
-    driver.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(driver)
     driver.add_argument("--num-workers", type=positive, default=512, help="rollout workers (default: 512)")
     driver.add_argument("--num-generations", type=positive, default=8, help="completions of a group (default: 8)")
     driver.add_argument(
@@ -77,7 +77,7 @@ def _add_bench_driver(names: Any) -> None:
 
 def _add_bench_learner(names: Any) -> None:
     learner = names.add_parser("learner", help="one optimizer step: the prefix tree, without it, and TRL's trainers")
-    learner.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(learner)
     learner.add_argument("--model", default="smollm2-135m-instruct", help="embedded model, local folder or hub id")
     learner.add_argument("--shots", type=natural, default=8, help="worked examples in the prompts (default: 8)")
     learner.add_argument("--num-prompts", type=positive, default=2, help="groups in the batch (default: 2)")

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from orchestration.commands.arguments import add_json
 from orchestration.errors import ConfigError
 from orchestration.monitor import programs
 from orchestration.monitor.files import write_files
@@ -30,7 +31,7 @@ def add_monitor(commands: Any) -> None:
     start.set_defaults(run=_up)
     parts.add_parser("down", help="end them; what they recorded stays").set_defaults(run=_down)
     status = parts.add_parser("status", help="does every panel have data? exit status 1 if not")
-    status.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(status)
     status.set_defaults(run=_status)
     files = parts.add_parser("files", help="write board, alert rules and configuration into a folder")
     files.add_argument("folder", metavar="FOLDER", type=Path)

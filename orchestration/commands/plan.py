@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestration.commands.arguments import positive
+from orchestration.commands.arguments import add_json, add_words, positive, recipe_and_overrides
 from orchestration.errors import ConfigError
 from orchestration.plan.gpus import CPU, GPUS
 from orchestration.settings.config import load_config
@@ -18,10 +17,8 @@ if TYPE_CHECKING:
     from orchestration.plan.check import Check
     from orchestration.plan.plan import Plan
 
-WordsOf = Callable[[Sequence[str]], tuple[str, list[str]]]
 
-
-def add_plan_command(commands: Any, recipe_and_overrides: WordsOf) -> None:
+def add_plan_command(commands: Any) -> None:
     """`plan`, as a subcommand of the whole command line."""
     plan = commands.add_parser(
         "plan",
@@ -31,7 +28,7 @@ def add_plan_command(commands: Any, recipe_and_overrides: WordsOf) -> None:
         epilog="Example: rlvr plan gsm8k-7b-p4d --nodes 4 --gpu a100-40. Predictions beside measurement: rlvr plan "
         "--measured RUN_DIR --check OTHER_RUN_DIR",
     )
-    plan.add_argument("words", nargs="*", metavar="RECIPE | key=value", help="a recipe, then settings to change")
+    add_words(plan)
     plan.add_argument("--nodes", type=positive, default=1, help="how many")
     plan.add_argument("--gpus-per-node", type=positive, default=8, metavar="N", help="default: 8")
     plan.add_argument(
@@ -48,8 +45,8 @@ def add_plan_command(commands: Any, recipe_and_overrides: WordsOf) -> None:
     )
     plan.add_argument("--completion-tokens", type=positive, metavar="N", help="mean, where no run says it")
     plan.add_argument("--prompt-tokens", type=positive, metavar="N", help="where no run says it")
-    plan.add_argument("--json", action="store_true", help="print one JSON object")
-    plan.set_defaults(run=lambda arguments: _run(arguments, recipe_and_overrides))
+    add_json(plan)
+    plan.set_defaults(run=_run)
 
 
 def _dollars(text: str) -> float:
@@ -62,7 +59,7 @@ def _dollars(text: str) -> float:
     return dollars
 
 
-def _run(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     gpu = arguments.gpu or (CPU if arguments.measured or arguments.check else "a100-40")
     if arguments.check:
         if arguments.words:

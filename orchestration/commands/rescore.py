@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestration.commands.arguments import positive
+from orchestration.commands.arguments import add_json, add_run_dir, positive
 from orchestration.errors import ConfigError, DataError, RlvrError
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ def add_rescore(commands: Any) -> None:
         "where they differ. Results go to RUN_DIR/rescored, a row a completion.",
         epilog="example: rlvr rescore runs/one math '{name: regex, params: {pattern: therefore, mode: search}}'",
     )
-    rescore.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the run's folder")
+    add_run_dir(rescore)
     rescore.add_argument("rewards", metavar="REWARD", nargs="*", help="a name, or YAML of name, weight and params")
     rescore.add_argument("--settings-file", type=Path, metavar="FILE", help="of the service, for rewards of your own")
     rescore.add_argument("--last", type=positive, metavar="N", help="only the last N steps")
-    rescore.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(rescore)
     rescore.set_defaults(run=_rescore)
 
 

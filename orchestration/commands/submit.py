@@ -7,12 +7,13 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestration.commands.arguments import add_json, add_words, recipe_and_overrides
 from orchestration.errors import ConfigError, SubmitError, one_line
 from orchestration.extras import own_file
 from orchestration.run.rewards import own_modules
@@ -26,10 +27,8 @@ from orchestration.submit.registry import PLACES, make_backend
 _EXIT = {JobState.SUCCEEDED: 0, JobState.STOPPED: 130}
 _EXIT_FAILED, _EXIT_NOT_FOLLOWED, _EXIT_INTERRUPTED = 1, 3, 130
 
-WordsOf = Callable[[Sequence[str]], tuple[str, list[str]]]
 
-
-def add_submit_commands(commands: Any, recipe_and_overrides: WordsOf) -> None:
+def add_submit_commands(commands: Any) -> None:
     """`submit` and `jobs`, as subcommands of the whole command line."""
     submit = commands.add_parser(
         "submit",
@@ -39,16 +38,16 @@ def add_submit_commands(commands: Any, recipe_and_overrides: WordsOf) -> None:
         epilog=f"recipes: {', '.join(recipe_names())}. Example: rlvr submit gsm8k --to ray "
         "ray.address=http://HOST:8265 data.train_file=s3://BUCKET/train.jsonl",
     )
-    submit.add_argument("words", nargs="*", metavar="RECIPE | key=value", help="a recipe, then settings to change")
+    add_words(submit)
     submit.add_argument("--to", required=True, choices=PLACES, help="where it runs")
     submit.add_argument("--dry-run", action="store_true", help="print what would be sent, and send nothing")
-    submit.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(submit)
     submit.add_argument(
         "--follow",
         action="store_true",
         help="print the job's log until it ends, and exit as it did; with 3 when it cannot be followed",
     )
-    submit.set_defaults(run=lambda arguments: _submit(arguments, recipe_and_overrides))
+    submit.set_defaults(run=_submit)
     jobs = commands.add_parser("jobs", help="what was submitted from here").add_subparsers(
         required=True, metavar="COMMAND"
     )
@@ -64,7 +63,7 @@ def add_submit_commands(commands: Any, recipe_and_overrides: WordsOf) -> None:
         command = jobs.add_parser(name, help=text)
         command.add_argument("job", metavar="JOB", help="its name, as `rlvr submit` printed it")
         if name == "status":
-            command.add_argument("--json", action="store_true", help="print one JSON object")
+            add_json(command)
         if name == "logs":
             command.add_argument(
                 "--follow", "-f", action="store_true", help="until it ends; exits as the job did, or with 3"
@@ -72,7 +71,7 @@ def add_submit_commands(commands: Any, recipe_and_overrides: WordsOf) -> None:
         command.set_defaults(run=run)
 
 
-def _submit(arguments: argparse.Namespace, recipe_and_overrides: WordsOf) -> int:
+def _submit(arguments: argparse.Namespace) -> int:
     if arguments.dry_run and arguments.follow:
         raise ConfigError("--dry-run sends nothing that --follow could follow: leave one out")
     if arguments.json and arguments.follow:

@@ -11,6 +11,7 @@ from pathlib import Path
 from re import fullmatch
 from typing import Any
 
+from orchestration.commands.arguments import add_json, add_run_dir
 from orchestration.errors import ConfigError
 
 
@@ -23,7 +24,7 @@ def add_trace(commands: Any) -> None:
         "--verify, whether log, completions, metrics, records and adapters belong together: exit status 1 and each "
         "file named where they do not. `rlvr train … audit=true` keeps log and digests.",
     )
-    trace.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="the run's folder")
+    add_run_dir(trace)
     trace.add_argument("completion_id", metavar="ID", nargs="?", help="STEP/GROUP/MEMBER, as 12/0/3")
     trace.add_argument(
         "--gradient",
@@ -33,7 +34,7 @@ def add_trace(commands: Any) -> None:
     )
     trace.add_argument("--verify", action="store_true", help="look at every file of the folder")
     trace.add_argument("--expect-head", metavar="HASH", type=_digest, help="the trail's head, as the run's end said it")
-    trace.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(trace)
     trace.set_defaults(run=_trace)
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from orchestration.commands.arguments import natural, positive
+from orchestration.commands.arguments import add_json, add_overrides, natural, positive
 
 
 def add_evaluation_commands(commands: Any) -> None:
@@ -39,13 +39,13 @@ def _add_eval(commands: Any) -> None:
     )
     evaluate.add_argument("--out", type=Path, metavar="FOLDER", help="keep answers (parquet) and figures (JSON) here")
     evaluate.add_argument("--limit", type=positive, help="use only the first N problems")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(evaluate)
     evaluate.add_argument(
         "--lm-eval-compatible",
         action="store_true",
         help="also by lm-eval's filters for gsm8k, strict-match and flexible-extract; answers end at its stop strings",
     )
-    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
+    add_overrides(evaluate)
     evaluate.set_defaults(run=_eval)
 
 
@@ -74,7 +74,7 @@ def _add_claim(commands: Any) -> None:
         "--article-tokens", type=natural, default=1024, metavar="N", help="how far completions run on (1024); 0: not"
     )
     claim.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN_DIR/claim, or claim here")
-    claim.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
+    add_overrides(claim)
     claim.set_defaults(run=_claim)
 
 
