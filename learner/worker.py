@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from learner.checkpoint import write_checkpoint
 from learner.config import LearnerConfig
-from learner.engine.cpu_memory import keep_freed_memory
+from learner.engine.device import device_called, make_ready, random_state, restore_random_state
 from learner.engine.engine import TrainingEngine
-from learner.engine.gpu_memory import let_segments_expand
 from learner.engine.state import LearnerState, TrainingState, read_state, settings_that_bind, state_files
-from learner.errors import DiskFullError, LearnerError, NonFiniteLossError
+from learner.engine.together import all_or_none
+from learner.errors import LearnerError, NonFiniteLossError
 from learner.loss.entropy_selection import step_entropy_threshold
 from learner.policy.adapter_files import AdapterFiles, AdapterFormat, stored_names
+from learner.policy.layers import without_dropout
 from learner.policy.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
 from learner.probe import NUM_PREDICTIONS, ProbeHistory, probe_tolerance
 from learner.step.budget import TokenBudget
@@ -84,7 +83,7 @@ class LearnerRank:
         self._temperature, self._seed = temperature, seed
         self._max_completion_length, self._max_steps = max_completion_length, max_steps
         self._reward_weights = reward_weights
-        self._device = _device(device)
+        self._device = device_called(device)
         # Batches learned from: the policy's version. It is counted here alone; everybody else is told.
         self._step = 0
         self._last_update: UpdateMetrics | None = None
@@ -98,14 +97,7 @@ class LearnerRank:
         Raises:
             LearnerError: The model cannot be loaded, or is not supported.
         """
-        if self._device.type == "cpu":
-            keep_freed_memory()
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            torch.set_num_threads(self._config.num_threads or max(1, cores // self._world_size))
-        else:
-            let_segments_expand()
-            _require_gpu(self._device)
-            torch.cuda.set_device(self._device)
+        make_ready(self._device, num_threads=self._config.num_threads, world_size=self._world_size)
         self._policy: Policy = load_policy(self._model_path, self._config, device=self._device, seed=self._seed)
         if self._policy.own_attention:
             self._config = self._config.model_copy(update={"attention": "own", "share_prefixes": False})
@@ -120,7 +112,6 @@ class LearnerRank:
             max_steps=self._max_steps,
         )
         self._budget = TokenBudget(self._policy, self._config, self._device)
-        self._dropouts = [module for module in self._policy.modules() if isinstance(module, nn.Dropout)]
         # Dropout and whatever else is random differs between ranks, and repeats with the seed.
         torch.manual_seed(self._seed * 1000 + self._rank)
 
@@ -197,7 +188,7 @@ class LearnerRank:
                 self._policy, microbatch, plan, config, temperature=self._temperature, entropy_threshold=threshold
             ).loss
 
-        with self._without_dropout():
+        with without_dropout(self._policy):
             found = gradient_share(
                 lambda: loss_of(self._microbatches(plan, [[index]])[0]),
                 (partial(loss_of, microbatch) for microbatch in microbatches),
@@ -230,8 +221,8 @@ class LearnerRank:
         Raises:
             LearnerError: It cannot be written, or (a rank names its own error) another rank failed; on every rank.
         """
-        random = self._engine.gather_objects(_random_state(self._device))
-        with self._all_or_none():
+        random = self._engine.gather_objects(random_state(self._device))
+        with all_or_none(self._engine.gather_objects):
             training = self._engine.training_state()
             if training is not None:
                 self._write(Path(folder), training, random, files)
@@ -251,7 +242,7 @@ class LearnerRank:
         with self._engine.full_parameters() as parameters:
             stored = stored_names(self._policy.model, _as_in_model(parameters))
             names = {name: f"{_MODEL}{own}" for name, own in stored.items()}
-        with self._all_or_none():
+        with all_or_none(self._engine.gather_objects):
             binding = settings_that_bind(self._model_path, self._config)
             state = read_state(Path(folder), binding, adapter_names=names, num_iterations=self._config.num_iterations)
         self._engine.load_training_state(state.training)
@@ -260,7 +251,7 @@ class LearnerRank:
         if state.probe_logprobs is not None:
             self._probes.of_versions[state.step] = state.probe_logprobs
         if len(state.random) == self._world_size:
-            _restore_random_state(self._device, state.random[self._rank])
+            restore_random_state(self._device, state.random[self._rank])
         return self._step
 
     def shutdown(self) -> None:
@@ -282,22 +273,6 @@ class LearnerRank:
         write_checkpoint(
             folder, self._step, chain(content, state_files(state, made_with)), keep=self._config.keep_checkpoints
         )
-
-    @contextmanager
-    def _all_or_none(self) -> Iterator[None]:
-        """What fails on one rank fails on all: a rank that left alone would leave the others in their next collective.
-        Entered by every rank; raises the rank's own error, or a LearnerError with the first of the others'."""
-        failure: Exception | None = None
-        try:
-            yield
-        except Exception as error:
-            failure = error
-        said = [said for said in self._engine.gather_objects(_in_words(failure)) if said is not None]
-        if failure is not None:
-            raise failure
-        if said:
-            kind, words = said[0]
-            raise kind(words)
 
     def _plan(self, groups: Sequence[ScoredGroup]) -> StepPlan:
         return plan_step(
@@ -372,7 +347,7 @@ class LearnerRank:
 
     def _without_gradient(self, microbatch: Microbatch, *, use_adapter: bool = True) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies (B, T); without the adapter, the base model's: the reference of the KL term."""
-        with self._evaluating():
+        with without_dropout(self._policy), torch.no_grad():
             result = tree_logprobs(
                 self._engine, microbatch.inputs, temperature=self._temperature, use_adapter=use_adapter
             )
@@ -387,7 +362,7 @@ class LearnerRank:
         tokens = TokenIds(self._probes.tokens)
         context = max(1, len(tokens) - NUM_PREDICTIONS)
         sequence = TokenSequence(prompt_token_ids=tokens[:context], completion_token_ids=tokens[context:])
-        with self._evaluating():
+        with without_dropout(self._policy), torch.no_grad():
             inputs = tree_inputs(build_tree([sequence]), self._device, self._config.attention)
             logprobs_BT, _ = tree_logprobs(self._engine, inputs, temperature=1.0, use_adapter=use_adapter)
         return tuple(logprobs_BT.squeeze(0).tolist())
@@ -398,23 +373,6 @@ class LearnerRank:
             self._format = AdapterFormat.of(self._policy.model, own, base_model=self._model_path)
         return self._format.files(own, tied_once=tied_once)
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """No gradient, no dropout."""
-        with self._without_dropout(), torch.no_grad():
-            yield
-
-    @contextmanager
-    def _without_dropout(self) -> Iterator[None]:
-        """Not `policy.eval()`: bitsandbytes then repacks a 4-bit base on CPUs, with its scales rounded to bfloat16."""
-        try:
-            for module in self._dropouts:
-                module.eval()
-            yield
-        finally:
-            for module in self._dropouts:
-                module.train()
-
 
 _MODEL = "model."
 
@@ -422,38 +380,3 @@ _MODEL = "model."
 def _as_in_model(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """By their names in the peft model, which the policy holds as `model`."""
     return {name.removeprefix(_MODEL): tensor for name, tensor in parameters.items()}
-
-
-def _device(name: str) -> torch.device:
-    device = torch.device(name)
-    if device.type not in ("cpu", "cuda"):
-        raise LearnerError(f"device {name!r} is not supported: cpu or cuda")
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-
-
-def _require_gpu(device: torch.device) -> None:
-    """Raises LearnerError where there is no such device, as with a torch for CPUs or a driver that is too old."""
-    number = torch.cuda.device_count()
-    if (device.index or 0) >= number:
-        raise LearnerError(
-            f"the learner was given {device}, and torch {torch.__version__} sees {number} GPUs here: update the "
-            f"driver, install a torch built for its CUDA, or set device=cpu"
-        )
-
-
-def _in_words(failure: Exception | None) -> tuple[type[LearnerError], str] | None:
-    """What the other ranks raise."""
-    if isinstance(failure, LearnerError):
-        return DiskFullError if isinstance(failure, DiskFullError) else LearnerError, str(failure)
-    return None if failure is None else (LearnerError, f"{type(failure).__name__}: {failure}")
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
-
-
-def _restore_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -10,6 +12,11 @@ from typing import Any
 
 from rollout_server.types import EngineStep
 
+logger = logging.getLogger(__name__)
+
+MetricsSink = Callable[[dict[str, float]], None]
+
+METRICS_PERIOD_S = 1.0
 _REMEMBERED_STEPS = 2000
 
 
@@ -74,3 +81,30 @@ class Counters:
         self.load = news[0]
         if news[1] is not None:
             self.steps.append(news[1])
+
+
+async def push_metrics(
+    sink: MetricsSink, load_now: Callable[[], EngineLoad], version: Callable[[], int], *, worker: str
+) -> None:
+    """Feed the sink until cancelled. A sink that fails is reported once and dropped: metrics never stop a run."""
+    before, then = load_now().generated_tokens, time.monotonic()
+    while True:
+        await asyncio.sleep(METRICS_PERIOD_S)
+        load, now = load_now(), time.monotonic()
+        values = {
+            "rollout_tokens_per_s": (load.generated_tokens - before) / (now - then),
+            "running_requests": float(load.running),
+            "waiting_requests": float(load.waiting),
+            "adapter_version": float(version()),
+            "generated_tokens_total": float(load.generated_tokens),
+            "kv_cache_usage": load.kv_cache_usage,
+            "prompt_tokens_total": float(load.prompt_tokens),
+            "cached_prompt_tokens_total": float(load.cached_prompt_tokens),
+            "preemptions_total": float(load.preemptions),
+        }
+        before, then = load.generated_tokens, now
+        try:
+            sink(values)
+        except Exception:
+            logger.warning("worker %s: the metrics sink failed and is not called again", worker, exc_info=True)
+            return

@@ -15,9 +15,8 @@ import logging
 import multiprocessing
 import os
 import shutil
-import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +32,17 @@ from rollout_server.errors import (
     GenerationError,
 )
 from rollout_server.forking.ends import describe_ends
-from rollout_server.forking.hosted import host
 from rollout_server.forking.leftovers import OWNER, mark, name_shared_memory, own_folder
 from rollout_server.publishing.full_tensors import FULL_TENSORS_NAME
 from rollout_server.repeatable.turns import Turns
 from rollout_server.types import AdapterVersion, Completion, EngineStep, Prompt, SamplingParams, Turn
-from rollout_server.vllm_types import completion_from, lora_request, stat_logger_factory, vllm_sampling_parameters
+from rollout_server.vllm_types import (
+    completion_from,
+    lora_request,
+    stat_logger_factory,
+    take_threads,
+    vllm_sampling_parameters,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +101,9 @@ class VllmEngine:
             async with asyncio.timeout(self.config.start_timeout_s):
                 await asyncio.to_thread(self.start_here)
         except TimeoutError:
-            _kill(_new_children(before))
-            raise start_timed_out(self.model_path, self.config, self.device) from None
+            for child in _new_children(before):
+                child.kill()
+            raise EngineStartError.timed_out(self.model_path, self.device, self.config.start_timeout_s) from None
 
     def start_here(self) -> None:
         """`start` in this thread, and without its time limit."""
@@ -133,7 +138,7 @@ class VllmEngine:
         settings = arguments.create_engine_config()
         if self.fork:
             os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # on CPUs, making the settings has just set "spawn"
-            self._cores = _take_threads(settings)
+            self._cores = take_threads(settings)
         self._llm = AsyncLLM.from_vllm_config(
             settings, stat_loggers=[stat_logger_factory(self._counters)], disable_log_stats=True
         )
@@ -381,49 +386,5 @@ class VllmEngine:
             ) from error
 
 
-def host_engine(connection: socket.socket, model_path: str, config: RolloutConfig, device: Device, seed: int) -> None:
-    """What a process forked for an engine does: start it, and answer calls to it until the client leaves."""
-
-    from rollout_server.vllm_extension import share_gloo_device, wait_asleep
-
-    def make(tell: Callable[[Any], None]) -> VllmEngine:
-        # Workers on several NUMA nodes are bound to them by variables that only a new program reads: they are spawned.
-        fork = config.tensor_parallel_size == 1
-        engine = VllmEngine(model_path=model_path, config=config, device=device, seed=seed, fork=fork)
-        wait_asleep()
-        share_gloo_device()
-        engine.start_here()
-        engine._counters.tell = tell
-        return engine
-
-    host(connection, make)
-
-
-def _take_threads(settings: Any) -> Sequence[int]:
-    """As many threads as vLLM would give a worker that it spawns, by variables that only a new program reads. Returns
-    the cores it would bind them to; none where threads are not to be bound."""
-    import torch
-    from vllm.utils.ompmultiprocessing import OMPProcessManager
-
-    lists: list[list[int]] = OMPProcessManager(settings).cpu_lists
-    if not lists:
-        return ()
-    torch.set_num_threads(len(lists[0]))  # sizes the pool that the worker will make, and begins no thread
-    return lists[0]
-
-
-def start_timed_out(model_path: str, config: RolloutConfig, device: Device) -> EngineStartError:
-    """The start took too long, in words."""
-    return EngineStartError(
-        f"vLLM did not start on {model_path!r} ({device}) within {config.start_timeout_s:g} s; raise "
-        "rollout.start_timeout_s if the model is large"
-    )
-
-
 def _new_children(before: set[Any]) -> list[Any]:
     return [child for child in multiprocessing.active_children() if child not in before]
-
-
-def _kill(processes: Sequence[Any]) -> None:
-    for process in processes:
-        process.kill()

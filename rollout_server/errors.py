@@ -10,6 +10,14 @@ class RolloutError(RuntimeError):
 class EngineStartError(RolloutError):
     """The vLLM engine did not come up."""
 
+    @classmethod
+    def timed_out(cls, model_path: str, device: str, limit_s: float) -> EngineStartError:
+        """It took longer than `start_timeout_s`."""
+        return cls(
+            f"vLLM did not start on {model_path!r} ({device}) within {limit_s:g} s; raise rollout.start_timeout_s if "
+            "the model is large"
+        )
+
 
 class EngineDeadError(RolloutError):
     """The vLLM engine died; the message says which process, and how."""

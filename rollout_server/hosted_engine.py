@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import socket
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rollout_server.config import Device, RolloutConfig
 from rollout_server.counters import Counters, EngineLoad
-from rollout_server.engine import VllmEngine, start_timed_out
+from rollout_server.engine import VllmEngine
 from rollout_server.engine_settings import import_environment
 from rollout_server.errors import EngineDeadError, EngineStartError
 from rollout_server.forking.client import (
@@ -26,11 +27,12 @@ from rollout_server.forking.client import (
     is_served,
 )
 from rollout_server.forking.client import start_fork_server as start_server
+from rollout_server.forking.hosted import host
 from rollout_server.types import AdapterVersion, Completion, EngineStep, Prompt, SamplingParams
 
-_TARGET = "rollout_server.engine:host_engine"
+_TARGET = "rollout_server.hosted_engine:host_engine"
 _MODULES = (
-    "rollout_server.engine",
+    "rollout_server.hosted_engine",
     "rollout_server.vllm_extension",
     "rollout_server.cpu_lora_plugin",
     "vllm.v1.engine.async_llm",
@@ -87,7 +89,7 @@ class HostedEngine:
                 await process.start(_TARGET, self.model_path, self.config, self.device, self.seed)
                 await process.call(VllmEngine.keep_to_cores.__name__)
         except TimeoutError:
-            raise start_timed_out(self.model_path, self.config, self.device) from None
+            raise EngineStartError.timed_out(self.model_path, self.device, self.config.start_timeout_s) from None
         except ForkedProcessEndedError as error:
             raise EngineStartError(f"vLLM did not start on {self.model_path!r} ({self.device}): {error}") from error
         self._process = process
@@ -153,3 +155,21 @@ class HostedEngine:
                 f"the vLLM engine of {self.model_path!r} ({self.device}) died: its process: {error}"
             ) from error
         return answer
+
+
+def host_engine(connection: socket.socket, model_path: str, config: RolloutConfig, device: Device, seed: int) -> None:
+    """What a process forked for an engine does: start it, and answer calls to it until the client leaves."""
+
+    from rollout_server.vllm_extension import share_gloo_device, wait_asleep
+
+    def make(tell: Callable[[Any], None]) -> VllmEngine:
+        # Workers on several NUMA nodes are bound to them by variables that only a new program reads: they are spawned.
+        fork = config.tensor_parallel_size == 1
+        engine = VllmEngine(model_path=model_path, config=config, device=device, seed=seed, fork=fork)
+        wait_asleep()
+        share_gloo_device()
+        engine.start_here()
+        engine._counters.tell = tell
+        return engine
+
+    host(connection, make)

@@ -1,7 +1,8 @@
-"""What goes into vLLM and comes out of it, as its types and as ours. vLLM is imported in the functions."""
+"""What goes into vLLM and comes out of it, as its types and as ours. vLLM and torch are imported in the functions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rollout_server.arrays import Logprobs, TokenIds
@@ -88,3 +89,16 @@ def stat_logger_factory(counters: Counters) -> Any:
             """Nothing to say."""
 
     return CountingStatLogger
+
+
+def take_threads(settings: Any) -> Sequence[int]:
+    """As many threads as vLLM would give a worker that it spawns, by variables that only a new program reads. Returns
+    the cores it would bind them to; none where threads are not to be bound."""
+    import torch
+    from vllm.utils.ompmultiprocessing import OMPProcessManager
+
+    lists: list[list[int]] = OMPProcessManager(settings).cpu_lists
+    if not lists:
+        return ()
+    torch.set_num_threads(len(lists[0]))  # sizes the pool that the worker will make, and begins no thread
+    return lists[0]

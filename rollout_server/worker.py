@@ -17,20 +17,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from rollout_server.config import Device, RolloutConfig
-from rollout_server.counters import EngineLoad
+from rollout_server.counters import EngineLoad, MetricsSink, push_metrics
 from rollout_server.engine import VllmEngine
 from rollout_server.errors import EngineSpoiledError, RolloutError, RolloutTimeoutError
 from rollout_server.forking.leftovers import end_orphans, remove_leftovers
 from rollout_server.hosted_engine import HostedEngine
 from rollout_server.hosted_engine import start_fork_server as start_fork_server  # part of this door
 from rollout_server.publishing.adapters import AdapterStore, AdapterTable, PlacedAdapter
+from rollout_server.publishing.departures import Departures
 from rollout_server.publishing.full_tensors import as_served, full_tensor_names
 from rollout_server.publishing.layout import Layout, adapter_layout
 from rollout_server.publishing.probing import Gap
@@ -47,11 +47,6 @@ from rollout_server.types import (
     SamplingParams,
 )
 
-logger = logging.getLogger(__name__)
-
-MetricsSink = Callable[[dict[str, float]], None]
-
-METRICS_PERIOD_S = 1.0
 _CLEAN_UP_TIMEOUT_S = 10.0
 
 
@@ -125,8 +120,7 @@ class RolloutWorker:
         self._layout: Layout | None = None
         self._prover = Prover(self._engine, name)
         self._spoiled_by: int | None = None
-        self._request_ended = asyncio.Event()
-        self._dropping: set[asyncio.Task[None]] = set()
+        self._departures = Departures(self._table, self._drop, publishing=self._publishing, worker=name)
         self._metrics_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -138,7 +132,9 @@ class RolloutWorker:
         await asyncio.to_thread(_clear_node)
         self._store = AdapterStore(self._config.adapter_dir, self._run_id)
         await self._engine.start()
-        self._metrics_task = asyncio.create_task(self._push_metrics())
+        self._metrics_task = asyncio.create_task(
+            push_metrics(self._metrics_sink, self._engine.load, lambda: self._table.current, worker=self._name)
+        )
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> list[Completion]:
         """Draw a group of completions. Each is on the version that is current when it begins; groups with a turn are on
@@ -188,9 +184,7 @@ class RolloutWorker:
         try:
             return await self._engine.generate(prompt, sampling, self._table.version(number))
         finally:
-            self._table.release(number)
-            self._request_ended.set()
-            self._drop_later()
+            self._departures.release(number)
 
     async def publish(
         self, payload: AdapterPayload, probe: AdapterProbe | Awaitable[AdapterProbe] | None = None
@@ -251,7 +245,7 @@ class RolloutWorker:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._metrics_task
             self._metrics_task = None
-        await asyncio.gather(*self._dropping, return_exceptions=True)
+        await self._departures.settled()
         await self._engine.shutdown()
         await asyncio.to_thread(_clear_node)
         if self._store is not None:
@@ -280,7 +274,7 @@ class RolloutWorker:
                 f"adapter version {payload.version} has other tensors or another configuration than those worker "
                 f"{self._name} has served: all versions of a run have the same"
             )
-        await self._wait_for_place()
+        await self._departures.place(self._config.max_adapter_versions)
         placed = await asyncio.to_thread(self._running_store().place, payload)
         async with self._undone_on_failure(placed.version), self._drained() if names else contextlib.nullcontext():
             started = time.perf_counter()
@@ -297,7 +291,7 @@ class RolloutWorker:
             probe_ms = (time.perf_counter() - started) * 1e3 - loaded.load_ms
             self._table.make_current(payload.version)
             self._spoiled_by = None
-        self._drop_later()
+        self._departures.drop_later()
         return self._report(placed, loaded.load_ms, probe_ms, found)
 
     @contextlib.asynccontextmanager
@@ -305,9 +299,7 @@ class RolloutWorker:
         """No request is under way inside, and none begins."""
         self._admitting.clear()
         try:
-            while self._table.num_all_requests:
-                self._request_ended.clear()
-                await self._request_ended.wait()
+            await self._departures.quiet()
             yield
         finally:
             self._admitting.set()
@@ -354,15 +346,6 @@ class RolloutWorker:
             probe_difference=None if found is None else found.largest,
         )
 
-    async def _wait_for_place(self) -> None:
-        """Until fewer than `max_adapter_versions` are live: a version goes when its last request has ended."""
-        while True:
-            self._request_ended.clear()
-            await self._drop_idle()
-            if len(self._table.live) < self._config.max_adapter_versions:
-                return
-            await self._request_ended.wait()
-
     @contextlib.asynccontextmanager
     async def _undone_on_failure(self, version: AdapterVersion) -> AsyncIterator[None]:
         """Take a placed version into the table; out of everything again if the block fails."""
@@ -375,25 +358,6 @@ class RolloutWorker:
                     await self._drop(version)
             raise
 
-    def _drop_later(self) -> None:
-        """Drop idle versions without making anybody wait."""
-        if not self._table.idle() or any(not task.done() for task in self._dropping):
-            return
-        task = asyncio.create_task(self._drop_idle_alone())
-        self._dropping.add(task)
-        task.add_done_callback(self._dropping.discard)
-
-    async def _drop_idle_alone(self) -> None:
-        async with self._publishing:
-            try:
-                await self._drop_idle()
-            except RolloutError as error:
-                logger.warning("worker %s could not drop an adapter version: %s", self._name, error)
-
-    async def _drop_idle(self) -> None:
-        while idle := self._table.idle():
-            await self._drop(idle[0])
-
     async def _drop(self, version: AdapterVersion) -> None:
         self._table.discard(version.number)
         await asyncio.to_thread(self._running_store().drop, version.number)
@@ -403,31 +367,6 @@ class RolloutWorker:
         if self._store is None:
             raise RolloutError(f"worker {self._name} is not running: call start() first")
         return self._store
-
-    async def _push_metrics(self) -> None:
-        """Feed the sink until cancelled. A sink that fails is reported once and dropped: metrics never stop a run."""
-        before = self._engine.load().generated_tokens
-        then = time.monotonic()
-        while True:
-            await asyncio.sleep(METRICS_PERIOD_S)
-            load, now = self._engine.load(), time.monotonic()
-            values = {
-                "rollout_tokens_per_s": (load.generated_tokens - before) / (now - then),
-                "running_requests": float(load.running),
-                "waiting_requests": float(load.waiting),
-                "adapter_version": float(self._table.current),
-                "generated_tokens_total": float(load.generated_tokens),
-                "kv_cache_usage": load.kv_cache_usage,
-                "prompt_tokens_total": float(load.prompt_tokens),
-                "cached_prompt_tokens_total": float(load.cached_prompt_tokens),
-                "preemptions_total": float(load.preemptions),
-            }
-            before, then = load.generated_tokens, now
-            try:
-                self._metrics_sink(values)
-            except Exception:
-                logger.warning("worker %s: the metrics sink failed and is not called again", self._name, exc_info=True)
-                return
 
 
 def _clear_node() -> None:

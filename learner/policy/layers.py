@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -33,6 +34,19 @@ def switch_off_randomness(base: nn.Module) -> list[str]:
                 if is_dropout or hasattr(module, "gradient_checkpointing"):
                     setattr(module, name, 0.0)
     return sorted(found)
+
+
+@contextmanager
+def without_dropout(policy: nn.Module) -> Iterator[None]:
+    """Not `policy.eval()`: bitsandbytes then repacks a 4-bit base on CPUs, with its scales rounded to bfloat16."""
+    dropouts = [module for module in policy.modules() if isinstance(module, nn.Dropout)]
+    try:
+        for module in dropouts:
+            module.eval()
+        yield
+    finally:
+        for module in dropouts:
+            module.train()
 
 
 def kept_in_evaluation(base: nn.Module) -> list[nn.Module]:

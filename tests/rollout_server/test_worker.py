@@ -402,7 +402,7 @@ async def test_a_group_that_takes_too_long_is_given_up(worker, rollout_config, m
 
 
 async def test_a_broken_metrics_sink_does_not_stop_the_worker(engine, rollout_config, monkeypatch, caplog):
-    monkeypatch.setattr("rollout_server.worker.METRICS_PERIOD_S", 0.01)
+    monkeypatch.setattr("rollout_server.counters.METRICS_PERIOD_S", 0.01)
     calls = []
 
     def sink(values: dict[str, float]) -> None:

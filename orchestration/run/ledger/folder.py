@@ -21,18 +21,13 @@ from __future__ import annotations
 import errno
 import itertools
 import json
-import math
-import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from io import FileIO
 from pathlib import Path
 from typing import Any
-
-from filelock import lock_descriptor
 
 from orchestration.errors import ConfigError, MachineError, RlvrError
 from orchestration.run.ledger.names import (
@@ -48,6 +43,7 @@ from orchestration.run.ledger.names import (
 )
 from orchestration.run.ledger.records import StepRecord, record_path, recorded_steps, write_record
 from orchestration.run.ledger.resume import Resumable
+from orchestration.run.ledger.rows import RowsFile, to_json
 from orchestration.run.ledger.tables import table_bytes
 from orchestration.run.ledger.trail import Trail
 from orchestration.settings.config import RunConfig, dump_config
@@ -65,15 +61,14 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, metrics: FileIO, resumable: Resumable | None = None, trail: Trail | None = None
+        self, path: Path, rows: RowsFile, resumable: Resumable | None = None, trail: Trail | None = None
     ) -> None:
         self.path = path
         self.resumable = resumable
         """Where the run goes on."""
-        self._metrics = metrics
+        self._rows = rows
         self._first_write = True
         self._trail = trail
-        self._last_row: tuple[int, bytes] | None = None
 
     @classmethod
     def create(cls, config: RunConfig, find: Callable[[Path], Resumable | None] = lambda path: None) -> RunFolder:
@@ -90,20 +85,20 @@ class RunFolder:
         with _explained(path, ConfigError):
             path.mkdir(parents=True, exist_ok=True)
             _refuse_foreign_content(path)
-            metrics = _open_metrics(path / METRICS_FILE)
+            rows = RowsFile(path / METRICS_FILE)
             try:
                 resumable = find(path)
                 _clear_leftovers(path)
                 atomic_write(path / CONFIG_FILE, dump_config(config).encode())
                 trail = _open_trail(path) if config.audit else None
             except BaseException:
-                metrics.close()
+                rows.close()
                 if not (path / CONFIG_FILE).exists():  # a new folder: leave nothing that would look like somebody's
                     with suppress(OSError):
                         (path / METRICS_FILE).unlink()
                         path.rmdir()
                 raise
-        return cls(path, metrics, resumable, trail)
+        return cls(path, rows, resumable, trail)
 
     @property
     def adapter_path(self) -> Path:
@@ -116,22 +111,14 @@ class RunFolder:
             RlvrError: the line could not be written; what was written of it is taken back.
         """
         self._set_aside_later_steps(row["step"])
-        line = _to_json(row) + b"\n"
         with _explained(self.path / METRICS_FILE):
-            end = self._metrics.seek(0, os.SEEK_END)
-            try:
-                _write_all(self._metrics, line)
-            except OSError:
-                with suppress(OSError):  # the first error is the one to tell; reopening repairs what this cannot
-                    self._metrics.truncate(end)
-                raise
-        self._last_row = (row["step"], line)
+            self._rows.append(row)
 
     def append_event(self, event: Mapping[str, Any]) -> None:
         """Add an alarm or an evaluation to `events.jsonl`; of a step that is made again it may be there twice."""
         path = self.path / EVENTS_FILE
         with _explained(path), path.open("ab") as file:
-            file.write(_to_json(event) + b"\n")
+            file.write(to_json(event) + b"\n")
 
     def note_step(self, step: int, adapter: str) -> None:
         """Put what was written of a step into the trail, where the run keeps one.
@@ -141,11 +128,9 @@ class RunFolder:
         """
         if self._trail is None:
             return
-        row = self._last_row[1] if self._last_row is not None and self._last_row[0] == step else None
+        files = [record_path(self.path, step), self._table_path(step)]
         with _explained(self.path / TRAIL_FILE):
-            self._trail.step(
-                step, files=[record_path(self.path, step), self._table_path(step)], row=row, adapter=adapter
-            )
+            self._trail.step(step, files=files, row=self._rows.line_of(step), adapter=adapter)
 
     def seal(self) -> str | None:
         """Put the digests of all files into the trail: nothing of the run is written after that.
@@ -209,48 +194,39 @@ class RunFolder:
         """Write `summary.json`; a `status` other than "finished" leaves the folder open for another start."""
         path = self.path / SUMMARY_FILE
         with _explained(path):
-            atomic_write(path, _to_json(summary, indent=2) + b"\n")
+            atomic_write(path, to_json(summary, indent=2) + b"\n")
         return path
 
     def close(self) -> None:
         """Let go of the folder; another process may then take it."""
-        self._metrics.close()
+        self._rows.close()
 
     def mend(self, records: Iterable[StepRecord]) -> None:
         """Write again what is missing of the steps of these records, which are in order: their rows and tables."""
-        path = self.path / METRICS_FILE
-        with _explained(path):
-            lines = _lines_by_step(path.read_bytes())
-        missing = {}
+        rows = {}
         for record in records:
             if not self._table_path(record.step).is_file():
                 self._write_table(record)
-            if record.step not in lines:
-                missing[record.step] = _to_json(record.row) + b"\n"
-        if missing:
-            whole = b"".join(line for _, line in sorted((lines | missing).items()))
-            with _explained(path):
-                self._metrics.truncate(0)
-                _write_all(self._metrics, whole)
+            rows[record.step] = record.row
+        with _explained(self.path / METRICS_FILE):
+            self._rows.add_missing(rows)
 
     def _set_aside_later_steps(self, step: int) -> None:
         """Before this process's first step: put away what an earlier start wrote of it and of later ones."""
         if not self._first_write:
             return
-        path = self.path / METRICS_FILE
-        with _explained(path):
-            content = path.read_bytes()
-            length = _bytes_before_step(content, step)
+        with _explained(self.path / METRICS_FILE):
+            rows = self._rows.from_step(step)
             tables = [
                 self._table_path(number) for number in _steps_of(self.path / COMPLETIONS_FOLDER) if number >= step
             ]
             records = [record_path(self.path, number) for number in recorded_steps(self.path) if number >= step]
-            if content[length:] or tables or records:
+            if rows or tables or records:
                 aside = _new_folder(self.path / SET_ASIDE_FOLDER)
-                atomic_write(aside / METRICS_FILE, content[length:])
+                atomic_write(aside / METRICS_FILE, rows)
                 for file in (*tables, *records):
                     file.rename(aside / file.name)
-                self._metrics.truncate(length)
+                self._rows.cut(rows)
         self._first_write = False
 
     def _table_path(self, step: int) -> Path:
@@ -305,21 +281,6 @@ def read_status(path: Path) -> str | None:
         return None
 
 
-def _open_metrics(path: Path) -> FileIO:
-    """Open unbuffered for appending, as the folder's only writer, with a half-written last line cut off."""
-    metrics = FileIO(path, "a+")
-    try:
-        is_ours = lock_descriptor(metrics.fileno(), blocking=False)
-    except OSError:
-        is_ours = True  # some network file systems have no locks; there the user has to keep runs apart
-    if not is_ours:
-        metrics.close()
-        raise ConfigError(f"another run is writing to run_dir={str(path.parent)!r}; choose another run_dir")
-    content = path.read_bytes()
-    metrics.truncate(content.rfind(b"\n") + 1)
-    return metrics
-
-
 def _clear_leftovers(path: Path) -> None:
     """What a killed process left behind: temporary files, an adapter half way through its replacement, a summary."""
     for folder in (path, path / COMPLETIONS_FOLDER, path / RECORDS_FOLDER):
@@ -331,31 +292,6 @@ def _clear_leftovers(path: Path) -> None:
     for folder in (old, path / _NEW_ADAPTER):
         shutil.rmtree(folder, ignore_errors=True)
     (path / SUMMARY_FILE).unlink(missing_ok=True)  # of a stopped run: it is going on
-
-
-def _bytes_before_step(content: bytes, step: int) -> int:
-    """Length of the leading lines of a `metrics.jsonl` that are whole rows of steps before `step`."""
-    length = 0
-    for line in content.splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n") or not isinstance(row, dict) or not row.get("step", step) < step:
-            break
-        length += len(line)
-    return length
-
-
-def _lines_by_step(content: bytes) -> dict[int, bytes]:
-    """The whole rows of a `metrics.jsonl`."""
-    lines = {}
-    for line in content.splitlines(keepends=True):
-        try:
-            lines[int(json.loads(line)["step"])] = line
-        except (ValueError, TypeError, KeyError):
-            continue
-    return lines
 
 
 def _steps_of(folder: Path) -> list[int]:
@@ -371,27 +307,6 @@ def _new_folder(parent: Path) -> Path:
             (parent / str(number)).mkdir()
             break
     return parent / str(number)
-
-
-def _write_all(file: FileIO, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:  # an unbuffered write may take only a part, for example of the last free block
-        rest = rest[file.write(rest) :]
-
-
-def _to_json(value: Mapping[str, Any], indent: int | None = None) -> bytes:
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent).encode("utf-8", "replace")
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: they become null, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
 
 
 @contextmanager

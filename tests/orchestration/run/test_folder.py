@@ -4,6 +4,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -197,8 +198,8 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
     open_folder(tmp_path).close()
     (tmp_path / "metrics.jsonl").unlink()
     folder = open_folder(tmp_path)
-    folder._metrics.close()
-    folder._metrics = open("/dev/full", "ab", buffering=0)  # noqa: SIM115 - closed with the folder
+    folder._rows._file.close()
+    folder._rows._file = FileIO("/dev/full", "ab")
     folder._first_write = False
     with pytest.raises(MachineError, match="No space left on device; free some space or choose another run_dir"):
         folder.append_metrics({"step": 1})
