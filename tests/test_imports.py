@@ -105,7 +105,7 @@ FLOORS = {
     ),
     "orchestration": (
         ("errors", "section", "concurrency", "noise"),
-        ("types", "extras", "watch"),
+        ("types", "extras", "watch", "sockets"),
         ("storage", "environments"),
         ("data",),
         ("data/tasks",),

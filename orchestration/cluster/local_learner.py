@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.cluster.actors import actor_environment
 from orchestration.cluster.local import LocalAdapter
 from orchestration.settings.config import RunConfig
+from orchestration.sockets import LOOPBACK, free_port
 
 if TYPE_CHECKING:
     from learner.worker import LearnerRank
@@ -30,6 +30,15 @@ def learner_settings(config: RunConfig, *, device: str) -> dict[str, Any]:
         "max_steps": config.max_steps,
         "reward_weights": tuple(reward.weight for reward in config.rewards),
     }
+
+
+def rank_alone(model_path: str, **settings: Any) -> LearnerRank:
+    """The only rank of a learner, to be started; with `LearnerRank`'s other arguments."""
+    from learner.worker import LearnerRank
+
+    return LearnerRank(
+        rank=0, world_size=1, master_addr=LOOPBACK, master_port=free_port(), model_path=model_path, **settings
+    )
 
 
 class LocalLearner:
@@ -68,19 +77,7 @@ async def local_learner(*, model_path: Path, config: RunConfig, device: str) -> 
     """A learner of one rank, which ends with the block."""
     for name, value in actor_environment(device).items():  # before torch is there
         os.environ.setdefault(name, value)
-    from learner.worker import LearnerRank
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    rank = LearnerRank(
-        rank=0,
-        world_size=1,
-        master_addr="127.0.0.1",
-        master_port=port,
-        model_path=str(model_path),
-        **learner_settings(config, device=device),
-    )
+    rank = rank_alone(str(model_path), **learner_settings(config, device=device))
     await asyncio.to_thread(rank.start)
     try:
         yield LocalLearner(rank, config.max_staleness)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -25,10 +24,10 @@ from orchestration.errors import MachineError
 from orchestration.monitor.files import UID, write_files
 from orchestration.monitor.panels import PANELS
 from orchestration.monitor.targets import targets_folder
+from orchestration.sockets import LOOPBACK, free_port
 from orchestration.storage.atomic import atomic_write
 from orchestration.storage.state import state_root
 
-HOST: Final = "127.0.0.1"
 PROMETHEUS_PORT, GRAFANA_PORT = 9090, 3000
 GET_PROMETHEUS: Final = (
     "there is no Prometheus here: `apt-get install prometheus`, or a binary from prometheus.io in PATH or as "
@@ -112,19 +111,19 @@ def _start(folder: Path, scrape_s: float) -> Monitor:
     program = find_prometheus()
     if program is None:
         raise MachineError(GET_PROMETHEUS)
-    port = _free_port(PROMETHEUS_PORT)
-    url = f"http://{HOST}:{port}"
+    port = free_port(PROMETHEUS_PORT)
+    url = f"http://{LOOPBACK}:{port}"
     write_files(folder, targets=targets_folder(), prometheus_url=url, scrape_s=scrape_s)
     words = [program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
-    words += [f"--web.listen-address={HOST}:{port}", "--storage.tsdb.retention.time=30d"]
+    words += [f"--web.listen-address={LOOPBACK}:{port}", "--storage.tsdb.retention.time=30d"]
     processes = {"prometheus": _begin("prometheus", words, folder)}
     _until_ready("prometheus", processes["prometheus"], f"{url}/-/ready", folder)
     grafana = None
     if (home := os.environ.get("GRAFANA_HOME") or "/usr/share/grafana") and (
         server := shutil.which("grafana-server", path=f"{os.environ.get('PATH', '')}:{home}/bin")
     ):
-        grafana_port = _free_port(GRAFANA_PORT)
-        grafana = f"http://{HOST}:{grafana_port}"
+        grafana_port = free_port(GRAFANA_PORT)
+        grafana = f"http://{LOOPBACK}:{grafana_port}"
         processes["grafana"] = _begin("grafana", [server, f"--homepath={home}"], folder, _grafana(folder, grafana_port))
         _until_ready("grafana", processes["grafana"], f"{grafana}/api/health", folder)
     monitor = Monitor(prometheus=url, grafana=grafana, processes=processes)
@@ -135,7 +134,7 @@ def _start(folder: Path, scrape_s: float) -> Monitor:
 def _grafana(folder: Path, port: int) -> dict[str, str]:
     """Grafana's settings as variables: on loopback, without a login to look, and in frames of Ray's dashboard."""
     return {
-        "GF_SERVER_HTTP_ADDR": HOST,
+        "GF_SERVER_HTTP_ADDR": LOOPBACK,
         "GF_SERVER_HTTP_PORT": str(port),
         "GF_PATHS_DATA": f"{folder}/grafana-data",
         "GF_PATHS_PROVISIONING": f"{folder}/grafana",
@@ -222,11 +221,3 @@ def values(url: str) -> dict[str, dict[str, float | None]]:
 
 def _legend(pattern: str, labels: Mapping[str, str]) -> str:
     return re.sub(r"{{(\w+)}}", lambda found: labels.get(found.group(1), "?"), pattern)
-
-
-def _free_port(preferred: int) -> int:
-    for port in (preferred, 0):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind((HOST, port))
-            return int(probe.getsockname()[1])
-    raise MachineError("no port is free on loopback")

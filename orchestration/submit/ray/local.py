@@ -17,6 +17,7 @@ from orchestration.run.ledger.folder import read_status
 from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.config import RunConfig
 from orchestration.settings.submit import SubmitConfig
+from orchestration.sockets import LOOPBACK
 from orchestration.storage.state import state_root
 from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
 from orchestration.submit.common.paths import data_files, local_model_folder, refuse_what_stays_here, with_settings
@@ -36,7 +37,7 @@ class LocalBackend:
 
     def plan(self, job: JobSpec) -> Plan:
         head = local_head.find(self._folder)
-        address = head.address if head else f"http://{local_head.HOST}:{DASHBOARD_PORT}, started for the job"
+        address = head.address if head else f"http://{LOOPBACK}:{DASHBOARD_PORT}, started for the job"
         run, timeout_s = local_run(job.run, job.name), self._settings.stop_timeout_s
         return ray_plan(job, run, address=address, stop_timeout_s=timeout_s, python=sys.executable)
 

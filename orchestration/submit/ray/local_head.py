@@ -14,7 +14,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,10 +29,10 @@ from filelock import FileLock, Timeout
 
 from orchestration.cluster.environment import NODE_ENVIRONMENT, with_token
 from orchestration.errors import MachineError, SubmitError
+from orchestration.sockets import LOOPBACK, free_port
 from orchestration.storage.atomic import atomic_write
 from orchestration.submit.ray.jobs import DASHBOARD_PORT, Endpoint, RayJobs
 
-HOST = "127.0.0.1"
 TOKEN_FILE, STATE_FILE, LOCK_FILE, LOG_FILE = "auth_token", "head.json", "lock", "head.log"
 
 # As on macOS: else Ray puts another of this machine's addresses in place of loopback, and listens on all of them.
@@ -147,12 +146,12 @@ def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
         token_file = folder / TOKEN_FILE
         atomic_write(token_file, secrets.token_hex(32).encode(), private=True)
         # Seconds pass from the look at a port until the dashboard takes it: one of our heads at a time tries the usual.
-        port = _free_port(DASHBOARD_PORT) if is_first else _free_port()
+        port = free_port(DASHBOARD_PORT) if is_first else free_port()
         # A folder of its own: in a shared one a job joins the head that started last. Its path is short, for sockets.
         ray_folder = Path(tempfile.mkdtemp(prefix="rlvr-ray-"))
         ray = _start_ray(port, token_file, ray_folder, object_store_bytes)
         try:
-            head = Head(pid=os.getpid(), address=f"http://{HOST}:{port}", identity=secrets.token_hex(8))
+            head = Head(pid=os.getpid(), address=f"http://{LOOPBACK}:{port}", identity=secrets.token_hex(8))
             _until_ready(ray, lambda: RayJobs(endpoint(folder, head)))
             atomic_write(folder / STATE_FILE, json.dumps(asdict(head)).encode())
             _until_idle(ray, RayJobs(endpoint(folder, head)), linger_s)
@@ -168,12 +167,12 @@ def _start_ray(port: int, token_file: Path, ray_folder: Path, object_store_bytes
         "--block",
         "--port=0",
         # Free ports for all else, too: another Ray on this machine has the usual ones.
-        f"--ray-client-server-port={_free_port()}",
-        f"--dashboard-agent-listen-port={_free_port()}",
+        f"--ray-client-server-port={free_port()}",
+        f"--dashboard-agent-listen-port={free_port()}",
         "--min-worker-port=0",
         "--max-worker-port=0",
-        f"--node-ip-address={HOST}",
-        f"--dashboard-host={HOST}",
+        f"--node-ip-address={LOOPBACK}",
+        f"--dashboard-host={LOOPBACK}",
         f"--dashboard-port={port}",
         f"--object-store-memory={object_store_bytes}",
         f"--temp-dir={ray_folder}",
@@ -241,15 +240,6 @@ def _locked(path: Path) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
-
-
-def _free_port(preferred: int = 0) -> int:
-    for port in (preferred, 0):
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
-            return int(probe.getsockname()[1])
-    raise MachineError("no port is free on loopback")
 
 
 def _on_sigterm(_number: int, _frame: object) -> None:
