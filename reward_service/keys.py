@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import fcntl
 import hashlib
 import hmac
 import ipaddress
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from reward_service.errors import KeysError, KeysUnavailableError, UnauthorizedError
 from reward_service.rates import Caller, SharedRates, TokenBucket
@@ -42,7 +42,6 @@ _MAX_HEADER_CHARS: Final = 1024
 _KEY: Final = re.compile(r"rlvr_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _LOCK_TIMEOUT_S: Final = 10.0
-_LOCK_POLL_S: Final = 0.05
 _NO_SECRET: Final = hashlib.sha256(b"").hexdigest()
 
 
@@ -351,25 +350,19 @@ def _write(path: Path, keys: tuple[ApiKey, ...]) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One at a time: two that add keys at once must not lose one. The lock file stays, as removing it would race."""
+    """One at a time: two that add keys at once must not lose one."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_TIMEOUT_S, mode=0o600)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock.acquire()
+    except Timeout:
+        raise KeysError(f"another process has held the lock of {path} for {_LOCK_TIMEOUT_S:g} s") from None
     except OSError as error:
         raise KeysError(f"cannot write beside the API keys {path}: {error.strerror}") from None
     try:
-        deadline = time.monotonic() + _LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise KeysError(f"another process has held the lock of {path} for {_LOCK_TIMEOUT_S:g} s") from None
-                time.sleep(_LOCK_POLL_S)
         yield
     finally:
-        os.close(descriptor)
+        lock.release()
 
 
 def _now() -> str:

@@ -18,7 +18,7 @@ from learner.tree.blocks import BlockAttention
 from learner.tree.flex import FlexAttention
 from learner.tree.levels import LevelAttention
 from learner.tree.prefix_tree import PrefixTree
-from orchestration.bench.gpu.child import Measuring
+from orchestration.bench.gpu.measuring import Measuring
 from orchestration.bench.gpu.trees import LARGE, LARGE_ON_CPU, TreeShape
 
 HEADS = ((14, 2, 64), (28, 4, 128), (9, 3, 64))

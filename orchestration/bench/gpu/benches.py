@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orchestration.bench.gpu.child import Measuring
+from orchestration.bench.gpu.measuring import Measuring
 from orchestration.report.progress import progress_printer
 from orchestration.storage.cache import Progress
 

@@ -14,7 +14,7 @@ import torch
 
 from learner.config import LearnerConfig, LossConfig
 from learner.types import ScoredCompletion, ScoredGroup
-from orchestration.bench.gpu.child import Measuring
+from orchestration.bench.gpu.measuring import Measuring
 from orchestration.bench.gpu.trees import LARGE, LARGE_ON_CPU, TreeShape
 from orchestration.bench.learner_floor import multiply_adds
 from orchestration.bench.one_rank import one_rank

@@ -11,7 +11,7 @@ import torch
 from learner.config import LearnerConfig
 from learner.policy.policy import load_policy, tree_inputs, tree_logprobs
 from learner.tree.prefix_tree import TokenSequence, build_tree
-from orchestration.bench.gpu.child import Measuring
+from orchestration.bench.gpu.measuring import Measuring
 from orchestration.bench.plain_vllm import PlainVllm
 from orchestration.data.source import PromptSource
 from orchestration.models.prompting import make_prompt_builder, training_sampling

@@ -88,7 +88,7 @@ def _run_part(part: Part, bench: Bench, limit_s: float, say: Callable[[Line], No
     path = os.pathsep.join(filter(None, (str(Path(orchestration.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     with log.open("wb") as output, os.fdopen(reading, "rb", buffering=0) as pipe:
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestration.bench.gpu.child", part.module, part.function, json.dumps(words)],
+            [sys.executable, "-m", "orchestration.bench.gpu.measuring", part.module, part.function, json.dumps(words)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

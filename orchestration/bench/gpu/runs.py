@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestration.bench.gpu.child import Measuring
+from orchestration.bench.gpu.measuring import Measuring
 from orchestration.run.ledger.names import METRICS_FILE, SUMMARY_FILE
 
 _STOP_TIMEOUT_S = 120.0

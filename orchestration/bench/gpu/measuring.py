@@ -1,4 +1,4 @@
-"""The process of one part: `python -m orchestration.bench.gpu.child MODULE FUNCTION SETTINGS`."""
+"""The process of one part: `python -m orchestration.bench.gpu.measuring MODULE FUNCTION SETTINGS`."""
 
 from __future__ import annotations
 
