@@ -5,9 +5,10 @@ A number is, in this order and with single blanks where shown:
     [sign][currency [blank]] magnitude [scale word or part] [% or currency] [unit] [.]
 
 - sign: `+`, `-` or U+2212, before or after the currency sign (`-$5`, `$-5`);
-- magnitude: an integer or decimal, thousands separated by commas in groups of three or not at all (`1,234.5`, `.5`);
-  scientific (`1.5e3`, `1.5 x 10^3`); a fraction of integers (`3/4`); a mixed number (`1 1/2`);
-  a power (`10^-7`, `2**10`);
+- magnitude: an integer or decimal, thousands separated in groups of three or not at all (`1,234.5`, `.5`), by commas or
+  by the blanks that typesetters use (no-break, thin); by a plain blank where the last group is 000, which is no number
+  of its own (`1 000 000`); scientific (`1.5e3`, `1.5 x 10^3`); a fraction of integers (`3/4`, `¾`); a mixed number
+  (`1 1/2`, `1½`); a power (`10^-7`, `2**10`, `10³`);
 - scale word: hundred, thousand, million, billion, trillion, k or bn: it multiplies; so do K, M, B and T where a
   currency or one of a few units says that they are no units themselves (`$300K`, `300K people`; `300 K` is kelvin);
 - part: thirds to ninths, tenths, hundredths ... billionths: it divides; `and a half` adds a half;
@@ -28,6 +29,7 @@ from __future__ import annotations
 import re
 from decimal import Context, Decimal
 from typing import Final
+from unicodedata import normalize
 
 MAX_NUMBER_CHARS: Final = 100
 TOLERANCE: Final = Decimal("0.001")
@@ -54,7 +56,10 @@ _HALVES: Final = {"half": 2, "third": 3, "quarter": 4}
 
 _SIGN = r"[-+\u2212]"
 _CURRENCY = r"[$€£¥₹]"
-_INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]++)"
+_INTEGER = (
+    r"(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]{1,3}(?:[\u00a0\u2009\u202f][0-9]{3}(?!\d))++"
+    r"|[1-9][0-9]{0,2}(?:[ ][0-9]{3}){0,4}[ ]000(?![\d,.]*\d)|[0-9]++)"
+)
 _WORD = r"[A-Za-z°µ][A-Za-z²³]{0,15}+"
 _SIGNED = rf"(?:(?:(?<![\w)\]])(?P<sign>{_SIGN}))?(?:{_CURRENCY}[ ]?)?|{_CURRENCY}(?P<inner_sign>{_SIGN}))"
 _MAGNITUDE = rf"""(?:
@@ -78,13 +83,31 @@ _NUMBER: Final = re.compile(rf"{_SIGNED}{_MAGNITUDE}{_SCALE}(?:[ ]?(?:%|{_CURREN
 _NUMBER_IN_TEXT: Final = re.compile(rf"{_SIGNED}(?<!\d)(?>{_MAGNITUDE}){_SCALE}(?!\d)", re.VERBOSE)
 # What stands behind ^ is an exponent: of a number it is a part, of a unit or a variable it is no number of its own.
 # Nor is what stands behind the _ of a variable.
-_BEFORE_EXPONENT: Final = re.compile(rf"(?:\^|[\w)]\*\*|(?<=[A-Za-z])_)[{{(]?{_SIGN}?$")
+# Nor is the 2 of `18 m2`.
+_BEFORE_EXPONENT: Final = re.compile(
+    rf"(?:\^|[\w)]\*\*|(?<=[A-Za-z])_)[{{(]?{_SIGN}?$|[0-9][ ]?(?:[cdkm]?m|ft|in|yd|mi)$"
+)
 _MAX_EXPONENTS: Final = 8  # at the end of a text, that are looked past
+
+
+_RAISED: Final = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_VULGAR: Final = re.compile("([0-9]?)([¼½¾⅐-⅞])")
+_RAISED_DIGITS: Final = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+
+
+def _in_line(text: str) -> str:
+    """Raised digits and fractions of one character, as they are written in a line: `10³` as `10^3`, `1½` as `1 1/2`."""
+    if text.isascii():
+        return text
+    text = _RAISED.sub(lambda match: f"^{match.group().translate(_RAISED_DIGITS)}", text)
+    return _VULGAR.sub(
+        lambda match: f"{match[1]}{' ' if match[1] else ''}{normalize('NFKC', match[2]).replace('⁄', '/')}", text
+    )
 
 
 def parse_number(text: str) -> Decimal | None:
     """Reads `text` as one number, as a whole; None if it is not one (see the module's grammar)."""
-    text = text.strip(_BLANKS)
+    text = _in_line(text.strip(_BLANKS))
     if not 0 < len(text) <= MAX_NUMBER_CHARS:
         return None
     if text.isascii() and text.isdigit():  # the usual case
@@ -99,6 +122,7 @@ def last_number(text: str) -> tuple[Decimal | None, str | None]:
     (None, written) if the last one is written like a number but has no value (`1e999`, `1/0`, too many digits).
     Units and percent signs are passed over.
     """
+    text = _in_line(text)
     end = len(text)
     for _ in range(_MAX_EXPONENTS):
         last_digit = max([text.rfind(digit, 0, end) for digit in "0123456789"])
@@ -116,10 +140,8 @@ def last_number(text: str) -> tuple[Decimal | None, str | None]:
 
 
 def _last_match(window: str) -> re.Match[str] | None:
-    matches = list(_NUMBER_IN_TEXT.finditer(window))
-    if "^" in window or "**" in window or "_" in window:
-        matches = [match for match in matches if not _BEFORE_EXPONENT.search(window[: match.start()])]
-    return matches[-1] if matches else None
+    matches = reversed(list(_NUMBER_IN_TEXT.finditer(window)))
+    return next((match for match in matches if not _BEFORE_EXPONENT.search(window[: match.start()])), None)
 
 
 def close(value: Decimal, expected: Decimal, tolerance: Decimal = TOLERANCE) -> bool:
@@ -176,5 +198,8 @@ def _counts_thousands(match: re.Match[str]) -> bool:
     return any(sign in before for sign in "$€£¥₹") or _COUNTED.match(match.string, match.end("scale")) is not None
 
 
+_SEPARATORS: Final = str.maketrans({**dict.fromkeys(", \u00a0\u2009\u202f"), "\u2212": "-"})
+
+
 def _plain(digits: str) -> Decimal:
-    return Decimal(digits.replace(",", "").replace("\u2212", "-"))
+    return Decimal(digits.translate(_SEPARATORS))

@@ -102,7 +102,7 @@ CASES: list[tuple[str, str, float, float, float]] = [
     ("two numbers side by side", f"{ANSWER_PREFIX} 72 73", 0.0, 0.0, 0.0),
     ("hexadecimal", f"{ANSWER_PREFIX} 0x48", 0.0, 0.0, 0.0),
     ("underscores", f"{ANSWER_PREFIX} 7_2", 0.0, 0.0, 0.0),
-    ("superscript digits", f"{ANSWER_PREFIX} 72²", 0.0, 0.0, 1.0),
+    ("superscript digits", f"{ANSWER_PREFIX} 72²", 0.5, 0.0, 0.0),
     ("a rate", f"{ANSWER_PREFIX} $72/hour", 0.5, 1.0, 1.0),
     ("a rate in words", f"{ANSWER_PREFIX} $72 per day.", 0.5, 1.0, 1.0),
     ("a rate of a rate", f"{ANSWER_PREFIX} 72/hour/day", 0.0, 0.0, 1.0),
