@@ -22,7 +22,7 @@ from orchestration.extras import make_importable
 from orchestration.section import Section
 from orchestration.settings.episodes import EpisodeConfig
 from orchestration.settings.from_trl import is_trl, name_columns, steps_of, take_overrides, translate
-from orchestration.settings.names import here_it_is, nearest
+from orchestration.settings.problems import first_problem
 from orchestration.settings.rewards import RewardConfig
 from orchestration.settings.submit import SubmitConfig
 from orchestration.settings.tree import assign, parse_override, read_recipe, spell_out_kinds, walk_keys
@@ -378,26 +378,10 @@ def _validated(model: type[Checked], tree: dict[str, Any], *, prefix: str = "", 
     try:
         return model.model_validate(tree, context=beside)
     except ValidationError as error:
-        raise ConfigError(_explain(error, prefix)) from error
+        raise ConfigError(first_problem(error, _all_names, prefix=prefix)) from error
 
 
-def _explain(error: ValidationError, prefix: str = "") -> str:
-    """The first problem as one sentence."""
-    problem = error.errors()[0]
-    kinds = {"local", "actor"}  # pydantic puts the union's tag into the path
-    path = [prefix, *problem["loc"]] if prefix else list(problem["loc"])
-    dotted = ".".join(str(part) for i, part in enumerate(path) if i == 0 or part not in kinds)
-    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        sections = [*RunConfig.model_fields.items(), *SubmitConfig.model_fields.items()]
-        known = [*flat_keys(), *(name for name, value in sections if value.default_factory)]
-        if dotted not in known and (here := here_it_is(dotted, known)) is not None:
-            return f"unknown setting {dotted!r}; here it is {here!r}"
-        if dotted in known:
-            return f"{dotted!r} is a setting of another kind of {dotted.rpartition('.')[0]!r}"
-        return f"unknown setting {dotted!r}{nearest(dotted, known)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if dotted in ("", "data"):
-        return message
-    # "Input should be …" goes on in small letters, a name in capitals stays as it is.
-    message = message if message[1:2].isupper() else f"{message[0].lower()}{message[1:]}"
-    return f"{dotted}={problem['input']!r:.200}: {message}"
+def _all_names() -> list[str]:
+    """Of settings and of their sections."""
+    sections = [*RunConfig.model_fields.items(), *SubmitConfig.model_fields.items()]
+    return [*flat_keys(), *(name for name, value in sections if value.default_factory)]

@@ -1,0 +1,36 @@
+"""What is wrong with settings, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from orchestration.settings.names import here_it_is, nearest
+
+
+def first_problem(error: ValidationError, known: Callable[[], list[str]], *, prefix: str = "") -> str:
+    """The first problem as one sentence.
+
+    Args:
+        error: of a section.
+        known: all dotted names there are.
+        prefix: the section's own.
+    """
+    problem = error.errors()[0]
+    kinds = {"local", "actor"}  # pydantic puts the union's tag into the path
+    path = [prefix, *problem["loc"]] if prefix else list(problem["loc"])
+    dotted = ".".join(str(part) for i, part in enumerate(path) if i == 0 or part not in kinds)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        names = known()
+        if dotted not in names and (here := here_it_is(dotted, names)) is not None:
+            return f"unknown setting {dotted!r}; here it is {here!r}"
+        if dotted in names:
+            return f"{dotted!r} is a setting of another kind of {dotted.rpartition('.')[0]!r}"
+        return f"unknown setting {dotted!r}{nearest(dotted, names)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if dotted in ("", "data"):
+        return message
+    # "Input should be …" goes on in small letters, a name in capitals stays as it is.
+    message = message if message[1:2].isupper() else f"{message[0].lower()}{message[1:]}"
+    return f"{dotted}={problem['input']!r:.200}: {message}"
