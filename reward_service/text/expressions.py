@@ -6,7 +6,7 @@ numbers, names, a list of functions and `+ - * / ^ ** !` with brackets, and noth
 - a number is exact (0.1 is 1/10), scientific notation included (`2e3` is 2000, `2e` is 2 times Euler's number);
 - `pi`, `e` and `i` (or `E`, `I`) are the constants; any other name of at most 16 characters is a variable;
 - a product may leave out its sign: `2x`, `3(x+1)`, `x y`; `xy` is one variable; `1/2x` is x/2;
-- `-x^2` is -(x^2), `2^3^2` is 2^9;
+- `-x^2` is -(x^2), `2^3^2` is 2^9, `sin^2(x)` is sin(x)^2;
 - `name = expression` is the expression; `−`, `×`, `·`, `÷` and `π` are what they look like.
 
 Sizes are limited before sympy works: characters, tokens, depth, digits, exponents.
@@ -164,6 +164,12 @@ class _Parser:
     def _call(self, name: str, depth: int) -> Any:
         import sympy
 
+        raised = None
+        if self.kind in ("^", "**"):  # sin^2(x)
+            self._advance()
+            if not self.text.isdecimal():  # sin^-1 is the arc sine to some, and 1/sin to others
+                raise ExpressionError(f"between {name} and its bracket only a whole power may stand: {name}^2(x)")
+            raised = _number(self._advance())
         self._expect("(")
         arguments = [self.read(0, depth + 1)]
         if self.kind == "," and name == "log":  # log(x, base)
@@ -173,7 +179,8 @@ class _Parser:
         if name in _GROWING and arguments[0].is_number and not abs(arguments[0].evalf(5)) <= MAX_EXPONENT:
             raise ExpressionError(f"the argument of {name} is too large")
         function: Callable[..., Any] = getattr(sympy, _FUNCTIONS[name])
-        return _finite(function(*arguments))
+        value = _finite(function(*arguments))
+        return value if raised is None else _power(value, raised)
 
     def _expect(self, kind: str) -> None:
         if self.kind != kind:
