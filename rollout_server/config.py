@@ -19,6 +19,18 @@ class RolloutConfig(BaseModel):
     num_workers: int | None = Field(
         None, ge=1, description="Number of rollout workers, each one vLLM engine; unset: as the GPUs allow, 1 without."
     )
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Workers that an elastic run begins with; with fewer for restart_window_s it ends. Unset: "
+        "num_workers.",
+    )
+    max_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Workers that an elastic run grows to: each starts where a node, one that has just joined too, has "
+        "room, and takes groups once it has proved the current adapter. Unset: num_workers.",
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per rollout worker.")
     num_generations: int = Field(8, ge=1, description="Completions per prompt: the size of a group.")
     max_completion_length: int = Field(256, ge=1, description="Tokens a completion may have.")
@@ -67,12 +79,39 @@ class RolloutConfig(BaseModel):
     publish_timeout_s: float = Field(120.0, gt=0, description="Limit on one adapter publish, seconds.")
     adapter_dir: str = Field("/dev/shm", description="Folder, on tmpfs, where published adapters lie.")
 
+    @property
+    def elastic(self) -> bool:
+        """Whether workers come and go with the nodes."""
+        return self.min_workers is not None or self.max_workers is not None
+
+    def workers_within(self, num_workers: int) -> int:
+        """As many as so, no fewer and no more than the settings allow."""
+        return min(max(num_workers, self.min_workers or 1), self.max_workers or num_workers)
+
     def generation_limit_s(self, num_sequences: int) -> float:
         """Within which an engine that is given so many sequences has ended all of them: they take its places in order,
         and each ends within `generate_timeout_s`. So the longest wait for a place is bounded, too."""
         return self.generate_timeout_s * math.ceil(num_sequences / self.max_num_seqs)
 
-    def refuse_cut_distribution(self) -> None:
+    def check_run(self, *, max_steps: int, placement: str) -> None:
+        """Raises ValueError when these settings do not fit a run of so many steps, and how it divides its GPUs."""
+        self._check_workers(placement)
+        if max_steps:
+            self._refuse_cut_distribution()
+
+    def _check_workers(self, placement: str) -> None:
+        names = ("min_workers", "num_workers", "max_workers")
+        said = {name: count for name in names if (count := getattr(self, name)) is not None}
+        if list(said.values()) != sorted(said.values()):
+            counts = ", ".join(f"rollout.{name}={count}" for name, count in said.items())
+            raise ValueError(f"{counts}: min_workers is the fewest of them, max_workers the most")
+        if self.elastic and placement == "colocated":
+            raise ValueError(
+                "placement=colocated gives each worker a learner rank's GPU, and rollout.min_workers and max_workers "
+                "let workers come and go: use placement=split"
+            )
+
+    def _refuse_cut_distribution(self) -> None:
         """For training.
 
         Raises:

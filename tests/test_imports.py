@@ -144,7 +144,7 @@ HOLDERS = {
     "trl": ("orchestration/bench/contenders/trl_*.py",),
     "datasets": ("orchestration/data/hub.py", "orchestration/bench/contenders/trl_*.py"),
     "ray": (
-        *(f"orchestration/cluster/{name}.py" for name in ("calls", "cluster", "gauges", "joining", "nodes")),
+        *(f"orchestration/cluster/{name}.py" for name in ("bundles", "calls", "cluster", "gauges", "joining", "nodes")),
         "orchestration/cluster/showing/*.py",
         "orchestration/submit/ray/jobs.py",
         "orchestration/bench/driver.py",

@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine, MutableMapping, Sequence
-from contextlib import AbstractAsyncContextManager, closing, suppress
+from contextlib import AbstractAsyncContextManager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestration.cluster.actors import Hosted, LearnerActor, RolloutActor, actor_environment
+from orchestration.cluster.bundles import Bundles
 from orchestration.cluster.calls import Host, RemoteActor, log_folder
 from orchestration.cluster.gauges import RayGauges
 from orchestration.cluster.generator import RayMember
@@ -77,7 +76,7 @@ class Cluster:
     ) -> None:
         self._config, self._run_id, self._note = named_anywhere(config), run_id, note
         self._groups = groups
-        self._group: PlacementGroup | None = None
+        self._bundles: Bundles | None = None
         self._actors: list[RemoteActor[Any]] = []
         self._ranks: Sequence[RemoteActor[LearnerActor]] = ()
         self._watched: list[RolloutPool[RayMember] | RayLearner] = []
@@ -98,7 +97,8 @@ class Cluster:
         refuse_unseen_gpus(config, num_gpus=num_gpus, signs=signs_of_gpus(joined=config.ray_address is not None))
         self._config = config = sized_for_nodes(config, num_gpus=num_gpus)
         self.placement = place(config, num_gpus=num_gpus)
-        self._reserve(self.placement)
+        self._bundles = Bundles(self.placement, run_id=self._run_id, dashboard_url=self.dashboard_url)
+        self._bundles.reserve()
         return self.placement
 
     def describe(self) -> str:
@@ -111,27 +111,10 @@ class Cluster:
             parts.append(f"dashboard http://{self.dashboard_url}")
         return ", ".join(parts)
 
-    def _reserve(self, placement: Placement) -> None:
-        if placement.num_gpus == 0:
-            return
-        bundles = [
-            {"GPU": gpus, "CPU": cpus, **marks}
-            for gpus, cpus, marks in zip(
-                placement.bundle_gpus, placement.bundle_cpus, placement.bundle_marks, strict=True
-            )
-        ]
-        self._group = placement_group(bundles, strategy="PACK", name=f"rlvr-{self._run_id}")
-        if not self._group.wait(timeout_seconds=120):
-            free = ray.available_resources()
-            raise MachineError(
-                f"Ray could not reserve {placement.num_gpus:g} GPUs within 120 s: {free.get('GPU', 0):g} are free; "
-                f"another job may hold them (see the dashboard at {self.dashboard_url})"
-            )
-
     def _create(
         self, actor_class: type[Host], slot: Slot, life: int, *args: Any, max_concurrency: int
     ) -> RemoteActor[Host]:
-        assert self.placement is not None
+        assert self._bundles is not None, "connect() comes first"
         name = _named(slot.name, life)
         options: dict[str, Any] = {
             "name": name,
@@ -140,11 +123,8 @@ class Cluster:
             "resources": dict(slot.marks),
             "max_concurrency": max_concurrency,
             **self._environment(),
+            **self._bundles.options(slot),
         }
-        if self._group is not None:
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
-                placement_group=self._group, placement_group_bundle_index=slot.bundle
-            )
         actor: RemoteActor[Host] = RemoteActor(
             name, ray.remote(actor_class).options(**options).remote(slot.name, *args)
         )
@@ -160,7 +140,7 @@ class Cluster:
         return {"runtime_env": {"env_vars": {name: os.environ.get(name, value) for name, value in defaults.items()}}}
 
     async def start_rollout(self) -> RolloutPool[RayMember]:
-        """Start all engines; returns when each can generate."""
+        """Start all engines that there is room for; returns when each can generate."""
         placement = self._placed()
         rollout = effective_rollout(self._config.rollout, placement)
 
@@ -180,6 +160,8 @@ class Cluster:
         pool = RolloutPool(
             make,
             num_workers=len(placement.rollout),
+            least=placement.least_workers,
+            has_room=self._has_room if placement.least_workers is not None else None,
             stall_timeout_s=rollout.stall_timeout_s,
             new_restarts=self._new_restarts,
             retry_io_s=self._config.retry_io_s,
@@ -191,6 +173,10 @@ class Cluster:
         self._watch_ray()
         await pool.start()
         return pool
+
+    async def _has_room(self, index: int) -> bool:
+        assert self._bundles is not None
+        return await self._bundles.has(self._placed().rollout[index])
 
     async def start_learner(self) -> RayLearner:
         """Start all ranks; returns when they have met and hold the model."""
@@ -331,9 +317,8 @@ class Cluster:
         await asyncio.to_thread(end_here, None)
 
     def _leave(self) -> None:
-        if self._group is not None:
-            with suppress(RayError):
-                ray.util.remove_placement_group(self._group)
+        if self._bundles is not None:
+            self._bundles.free()
         ray.shutdown()
 
 

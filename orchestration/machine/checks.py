@@ -110,7 +110,8 @@ def check_memory(facts: MachineFacts, needs: Needs) -> Iterator[Finding]:
     least, likely, free = needs.least_memory_bytes, needs.likely_memory_bytes, facts.available_memory_bytes
     level, remedy = Level.OK, ""
     fewer = (
-        "close other programs, or lower rollout.kv_cache_gib, rollout.num_workers, learner.max_tokens_per_microbatch"
+        "close other programs, or lower rollout.kv_cache_gib, rollout.num_workers or max_workers, "
+        "learner.max_tokens_per_microbatch"
     )
     if free < least:
         level, remedy = Level.MISSING, fewer

@@ -11,7 +11,7 @@ from typing import Literal
 
 from learner.config import DEFAULT_TOKENS_PER_MICROBATCH, MEASURED_TOKENS, LearnerConfig
 from orchestration.machine.model_sizes import BYTES_PER_WEIGHT, ModelSize, model_size
-from orchestration.machine.placement import PlacementMode, effective_rollout, place, sized
+from orchestration.machine.placement import PlacementMode, effective_rollout, place, sized, with_workers
 from orchestration.models.resolve import SMOLLM2
 from orchestration.settings.config import RunConfig
 
@@ -86,6 +86,10 @@ def needs_of(config: RunConfig, *, num_gpus: int) -> Needs:
     """
     config = sized(config, num_gpus=num_gpus)
     placement = place(config, num_gpus=num_gpus)
+    division, on_cpu = placement.describe(num_gpus), placement.mode is PlacementMode.CPU
+    if placement.least_workers is not None:  # as many as may ever be on this machine
+        workers = len(placement.rollout) if on_cpu else config.rollout.num_workers or 1
+        placement = place(with_workers(config, workers), num_gpus=num_gpus)
     rollout, learner = effective_rollout(config.rollout, placement), config.learner
     cuda = placement.mode is not PlacementMode.CPU
     default = "bfloat16" if cuda else "float32"
@@ -127,7 +131,7 @@ def needs_of(config: RunConfig, *, num_gpus: int) -> Needs:
         token_gpu_bytes=per_token + 4 * size.hidden_size if cuda and config.max_steps else 0,
         tokens_per_microbatch=tokens,
         measures_tokens=learner.max_tokens_per_microbatch is None and learner.measures_passes(cuda=cuda),
-        gpu_division=placement.describe(num_gpus) if cuda else "",
+        gpu_division=division if cuda else "",
         num_idle_gpus=num_gpus - int(placement.num_gpus) if cuda else 0,
         shared_gpus=placement.mode is PlacementMode.COLOCATED,
         needs_bfloat16=cuda and "bfloat16" in (served, trained),

@@ -38,7 +38,7 @@ class Slot:
     name: str
     """The actor's readable name, `rollout-0` or `learner-0`."""
     bundle: int
-    """Index of the resource bundle it lives in; actors of one bundle share its GPUs."""
+    """Index of the resource bundle it lives in; actors of one bundle share its GPUs. One that is not reserved: none."""
     num_gpus: float
     """GPUs it reserves; a fraction when it shares one."""
     num_cpus: float
@@ -56,6 +56,9 @@ class Placement:
     bundle_gpus: tuple[float, ...]
     bundle_cpus: tuple[float, ...]
     bundle_marks: tuple[Mapping[str, float], ...]
+    least_workers: int | None = None
+    """An elastic run begins with so many of its rollout workers, and the bundle of each is reserved by itself. None:
+    all are there from the start, and all bundles are reserved together."""
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
@@ -69,6 +72,8 @@ class Placement:
     def describe(self, num_gpus: int) -> str:
         """Who has how many of `num_gpus` GPUs, and how many are left over, in a few words."""
         workers, ranks = _counted(len(self.rollout), "rollout worker"), _counted(len(self.learner), "learner rank")
+        if self.least_workers is not None:
+            workers = f"{self.least_workers} to {workers}"
         if self.mode is PlacementMode.CPU:
             return f"{workers} and {ranks} on the processor"
         if self.mode is PlacementMode.COLOCATED:
@@ -76,7 +81,7 @@ class Placement:
         else:
             sampling = int(sum(slot.num_gpus for slot in self.rollout))
             told = f"{workers} on {_counted(sampling, 'GPU')}, {ranks} on {_counted(len(self.learner), 'GPU')}"
-        return f"{told}, {idle} of {num_gpus} idle" if (idle := num_gpus - int(self.num_gpus)) else told
+        return f"{told}, {idle} of {num_gpus} idle" if (idle := num_gpus - int(self.num_gpus)) > 0 else told
 
 
 def _counted(count: int, what: str) -> str:
@@ -96,7 +101,8 @@ def sized(
     Half of the GPUs learn, rounded down, but no more than one host has (the ranks' checkpoints lie on one disk); the
     others sample, `tensor_parallel_size` of them for a worker, and what is too few for one more worker learns too. On
     one GPU, and with `placement=colocated`, each GPU has a worker and a rank. There are no more ranks than groups in a
-    batch, and no more workers than groups under way. Without GPUs there is one of each.
+    batch, and no more workers than groups under way. Without GPUs there is one of each. An elastic run has as many
+    workers as these GPUs let it have, within its bounds.
 
     Args:
         config: The run.
@@ -126,14 +132,14 @@ def _counts(
     most_ranks = min(config.prompts_per_step, on_a_host)
     most_workers = config.prompts_per_step * (config.max_staleness + 1)
     if num_gpus == 0 or config.device == "cpu":
-        return workers or 1, ranks or 1
+        return workers or config.rollout.workers_within(1), ranks or 1
     if config.placement == "colocated" or num_gpus == 1:
         return workers or min(ranks or num_gpus, most_workers), ranks or min(workers or num_gpus, most_ranks)
     for_learner = num_gpus // 2 if learner_gpus is None else learner_gpus
     if workers is None:
         learning = ranks or max(1, min(for_learner, most_ranks))
         for_rollout = num_gpus - learning if rollout_gpus is None else rollout_gpus
-        workers = max(1, min(for_rollout // width, most_workers))
+        workers = config.rollout.workers_within(max(1, min(for_rollout // width, most_workers)))
     if ranks is None:
         left = num_gpus - workers * width if learner_gpus is None else learner_gpus
         # Too few for both: they share, where they can.
@@ -170,18 +176,21 @@ def place(config: RunConfig, *, num_gpus: int) -> Placement:
         MachineError: there are fewer GPUs than the configuration needs; the message says how many.
     """
     config = sized(config, num_gpus=num_gpus)
-    workers, ranks, width = *_numbers(config), config.rollout.tensor_parallel_size
+    (workers, ranks), width = _numbers(config), config.rollout.tensor_parallel_size
+    if elastic := config.rollout.elastic:
+        workers = config.rollout.min_workers or workers
     if config.device == "cuda" and num_gpus == 0:
         raise MachineError("device=cuda, but this machine has no GPU that Ray can see; use device=cpu or device=auto")
     if config.device == "cpu" or num_gpus == 0:
         return _on_cpu(config)
     needs_split = workers * width + ranks
-    if config.placement == "split" or (config.placement == "auto" and num_gpus >= needs_split):
+    if elastic or config.placement == "split" or (config.placement == "auto" and num_gpus >= needs_split):
         if num_gpus < needs_split:
             raise MachineError(
                 f"placement=split needs {needs_split} GPUs ({workers} rollout workers of {width}, {ranks} learner "
-                f"ranks) but there are {num_gpus}; use placement=colocated or fewer rollout.num_workers / "
-                f"learner.num_ranks"
+                f"ranks) but there are {num_gpus}; use "
+                + ("fewer rollout.min_workers" if elastic else "placement=colocated or fewer rollout.num_workers")
+                + " / learner.num_ranks"
             )
         return _split(config)
     if config.rollout_nodes != config.learner_nodes:
@@ -202,6 +211,12 @@ def place(config: RunConfig, *, num_gpus: int) -> Placement:
     return _colocated(config)
 
 
+def with_workers(config: RunConfig, num_workers: int) -> RunConfig:
+    """The run with so many rollout workers from start to end."""
+    fixed = {"num_workers": num_workers, "min_workers": None, "max_workers": None}
+    return config.model_copy(update={"rollout": config.rollout.model_copy(update=fixed)})
+
+
 def effective_rollout(config: RolloutConfig, placement: Placement) -> RolloutConfig:
     """The rollout settings with vLLM's share of memory lowered where a learner rank lives on the same GPU."""
     if placement.mode is not PlacementMode.COLOCATED:
@@ -211,11 +226,16 @@ def effective_rollout(config: RolloutConfig, placement: Placement) -> RolloutCon
 
 
 def _numbers(config: RunConfig) -> tuple[int, int]:
-    """Of workers and ranks, in a run that is `sized`."""
+    """Of workers, the most there may be, and of ranks, in a run that is `sized`."""
     workers, ranks = config.rollout.num_workers, config.learner.num_ranks
     assert workers is not None
     assert ranks is not None
-    return workers, ranks
+    return config.rollout.max_workers or workers, ranks
+
+
+def _least_workers(config: RunConfig) -> int | None:
+    """As `Placement.least_workers`."""
+    return config.rollout.min_workers or config.rollout.num_workers if config.rollout.elastic else None
 
 
 def _marks(nodes: str | None) -> dict[str, float]:
@@ -242,8 +262,18 @@ def _on_cpu(config: RunConfig) -> Placement:
         raise MachineError(f"rollout.tensor_parallel_size={width} needs GPUs; on CPUs it must be 1")
     # Actors take turns on the cores, so they reserve none: a two-core laptop must be able to hold them all.
     rollout, learner = _slots(config, num_gpus=0.0, num_cpus=0.0)
+    bundled: tuple[Slot, ...] = ()
+    if config.rollout.elastic:  # a core each: what else would say how many of them a node has room for?
+        bundled = rollout = tuple(replace(slot, num_cpus=1.0) for slot in rollout)
+        learner = tuple(replace(slot, bundle=slot.bundle + len(rollout)) for slot in learner)
     return Placement(
-        mode=PlacementMode.CPU, rollout=rollout, learner=learner, bundle_gpus=(), bundle_cpus=(), bundle_marks=()
+        mode=PlacementMode.CPU,
+        rollout=rollout,
+        learner=learner,
+        bundle_gpus=tuple(slot.num_gpus for slot in bundled),
+        bundle_cpus=tuple(slot.num_cpus for slot in bundled),
+        bundle_marks=tuple(slot.marks for slot in bundled),
+        least_workers=_least_workers(config),
     )
 
 
@@ -261,6 +291,7 @@ def _split(config: RunConfig) -> Placement:
         bundle_gpus=tuple(slot.num_gpus for slot in slots),
         bundle_cpus=tuple(slot.num_cpus for slot in slots),
         bundle_marks=tuple(slot.marks for slot in slots),
+        least_workers=_least_workers(config),
     )
 
 

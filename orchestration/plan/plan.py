@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestration.errors import ConfigError
@@ -194,6 +194,11 @@ def _why(
                 yield f"with one rank {words} ({_shape(other.split)}) it would make {other.steps_an_hour:.0f} steps/h"
     if split.shared and not split.cpu and len(outcomes) > 1:
         yield f"GPUs of their own ({_shape(outcomes[1].split)}) would make {outcomes[1].steps_an_hour:.0f} steps/h"
+    for name in ("min_workers", "max_workers"):
+        workers = getattr(config.rollout, name)
+        if workers is not None and workers != split.workers:
+            other = simulate(config, replace(split, workers=workers), rates, lengths)
+            yield f"with rollout.{name}={workers} at work it would make {other.steps_an_hour:.0f} steps/h"
     if config.max_staleness == 0 and not split.shared:
         overlapped = simulate(config.model_copy(update={"max_staleness": 1}), split, rates, lengths)
         yield (

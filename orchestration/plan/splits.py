@@ -9,6 +9,7 @@ from statistics import fmean
 
 from orchestration.errors import MachineError
 from orchestration.machine.needs import Needs, needs_of
+from orchestration.machine.placement import with_workers
 from orchestration.plan.lengths import Lengths, lengths_of
 from orchestration.plan.rates import Rates
 from orchestration.plan.simulate import Outcome, Split, simulate
@@ -41,11 +42,10 @@ class Memory:
 
 def with_split(config: RunConfig, split: Split) -> RunConfig:
     """The run with these numbers of workers and ranks."""
-    return config.model_copy(
+    return with_workers(config, split.workers).model_copy(
         update={
             "placement": "auto" if split.cpu else "colocated" if split.shared else "split",
             "device": "cpu" if split.cpu else "auto",
-            "rollout": config.rollout.model_copy(update={"num_workers": split.workers}),
             "learner": config.learner.model_copy(update={"num_ranks": split.ranks}),
         }
     )
@@ -77,17 +77,18 @@ def gpus_of(config: RunConfig, split: Split) -> int:
 
 def possible(config: RunConfig, num_gpus: int) -> list[Split]:
     """Every split of so many GPUs that the flow can use: no more ranks than groups in a batch, no more workers than
-    groups under way."""
+    groups under way. Those of an elastic run share no GPU."""
+    rollout = config.rollout
     if num_gpus == 0:
-        workers, ranks = config.rollout.num_workers or 1, config.learner.num_ranks or 1
+        workers, ranks = rollout.max_workers or rollout.num_workers or 1, config.learner.num_ranks or 1
         return [Split(workers=workers, ranks=ranks, shared=True, cpu=True)]
-    width = config.rollout.tensor_parallel_size
-    most_workers = config.prompts_per_step * (config.max_staleness + 1)
+    width = rollout.tensor_parallel_size
+    most_workers = min(config.prompts_per_step * (config.max_staleness + 1), rollout.max_workers or num_gpus)
     splits = [
         Split(workers=min((num_gpus - ranks) // width, most_workers), ranks=ranks)
         for ranks in range(1, min(config.prompts_per_step, num_gpus - width) + 1)
     ]
-    if width == 1 and config.rollout_nodes == config.learner_nodes:
+    if width == 1 and config.rollout_nodes == config.learner_nodes and not rollout.elastic:
         shared = min(num_gpus, config.prompts_per_step)
         splits.append(Split(workers=shared, ranks=shared, shared=True))
     return splits

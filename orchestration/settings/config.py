@@ -183,8 +183,7 @@ class RunConfig(Section):
             raise ValueError("rollout.num_generations must be at least 2: an advantage needs a group to compare with")
         if self.rollout.temperature == 0 and self.max_steps:
             raise ValueError("rollout.temperature must be above 0 for training: greedy groups are all alike")
-        if self.max_steps:
-            self.rollout.refuse_cut_distribution()
+        self.rollout.check_run(max_steps=self.max_steps, placement=self.placement)
         if self.reward.control != "none" and self.learner.multi_objective_aggregation == "normalize_then_sum":
             raise ValueError(
                 f"reward.control={self.reward.control} replaces the total, which multi_objective_aggregation="

@@ -3,17 +3,21 @@
 A worker is watched by its heartbeat, a number that grows with every step of its engine. One that died, does not answer,
 or makes no step with requests under way is given up: its groups are asked again elsewhere, its processes are ended, and
 a new worker starts in its place. It takes groups when it has proved that it serves the newest adapter.
+
+In an elastic pool a place may have no room: its node has left, or has not come yet. Those that are there go on, and a
+worker starts when there is room.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping, Sequence
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
 
 from orchestration.cluster.upkeep.heartbeat import BEAT_S, until_stalled
+from orchestration.cluster.upkeep.members import Place, Worker, in_turn, told
 from orchestration.cluster.upkeep.restarts import Restarts
 from orchestration.cluster.upkeep.room import when_there_is_room
 from orchestration.concurrency import before, gather_or_cancel
@@ -25,7 +29,6 @@ from rollout_server.errors import (
     EngineDeadError,
     EngineSpoiledError,
     GenerationError,
-    RolloutError,
     RolloutTimeoutError,
 )
 from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams
@@ -40,50 +43,8 @@ _LOST = (WorkerDiedError, RemoteTimeoutError, EngineDeadError, EngineSpoiledErro
 """What a call fails with when its worker is of no use any more."""
 
 
-class Member(Protocol):
-    """A rollout worker."""
-
-    @property
-    def name(self) -> str:
-        """For messages: its name, host and process."""
-        ...
-
-    async def start(self) -> None: ...
-
-    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]: ...
-
-    async def publish(self, adapter: AdapterHandle) -> PublishReport: ...
-
-    async def heartbeat(self) -> int:
-        """Grows with every step of the engine. Raises one of the errors above when the worker is lost."""
-        ...
-
-    async def end(self) -> None:
-        """End all its processes, whatever state they are in. Never raises, and returns in bounded time."""
-        ...
-
-
-Worker = TypeVar("Worker", bound=Member)
-
-
 class _LostError(Exception):
     """The worker that was asked is lost."""
-
-
-@dataclass(slots=True)
-class _Place(Generic[Worker]):
-    """One worker's place, and who has it now."""
-
-    index: int
-    restarts: Restarts
-    member: Worker
-    lost: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    report: PublishReport | None = None
-    """Of the last publish to it."""
-    under_way: int = 0
-    """Calls that its engine has to work for."""
-    watch: asyncio.Task[None] | None = None
-    life: int = 1
 
 
 class RolloutPool(Generic[Worker]):
@@ -92,6 +53,9 @@ class RolloutPool(Generic[Worker]):
     Args:
         make: Makes the worker of a place (its number), for its so-manieth life, from 1; not started yet.
         num_workers: Places.
+        least: Workers that an elastic pool needs: with fewer for as long as restarts are counted it gives up. None:
+            all.
+        has_room: Whether there is room for the worker of a place now; None: always.
         stall_timeout_s: How long a worker may be silent, or make no step with work under way.
         new_restarts: Makes the budget of one place.
         retry_io_s: How long a publish waits for room on a worker's node.
@@ -105,6 +69,8 @@ class RolloutPool(Generic[Worker]):
         make: Callable[[int, int], Worker],
         *,
         num_workers: int,
+        least: int | None = None,
+        has_room: Callable[[int], Awaitable[bool]] | None = None,
         stall_timeout_s: float,
         new_restarts: Callable[[], Restarts],
         retry_io_s: float = 0.0,
@@ -117,8 +83,11 @@ class RolloutPool(Generic[Worker]):
         self._counts = {} if counts is None else counts
         self._num_workers, self._new_restarts, self._max_num_seqs = num_workers, new_restarts, max_num_seqs
         self._stall_timeout_s, self._beat_s, self._retry_io_s = stall_timeout_s, beat_s, retry_io_s
-        self._places: list[_Place[Worker]] = []
-        self._takers: dict[int, _Place[Worker]] = {}
+        self._least, self._has_room = least, has_room
+        self._too_few: asyncio.TimerHandle | None = None
+        """Gives up, if there are not enough by then."""
+        self._places: list[Place[Worker]] = []
+        self._takers: dict[int, Place[Worker]] = {}
         self._balancer = Balancer(num_workers)
         self._adapter: AdapterHandle | None = None
         self._failure: RlvrError | None = None
@@ -136,14 +105,19 @@ class RolloutPool(Generic[Worker]):
         return None if self._max_num_seqs is None else 2 * self._max_num_seqs * max(len(self.members), 1)
 
     async def start(self) -> None:
-        """Start all workers; returns when each can generate. The first that cannot ends the start with its error."""
-        self._places = [
-            _Place(index=index, restarts=self._new_restarts(), member=self._make(index, 1))
-            for index in range(self._num_workers)
-        ]
-        await gather_or_cancel(place.member.start() for place in self._places)
-        for place in self._places:
+        """Start all workers that there is room for; returns when each can generate. The first that cannot ends the
+        start with its error. The others start when there is room."""
+        self._places = [Place(index=index, restarts=self._new_restarts()) for index in range(self._num_workers)]
+        with_room = [place for place in self._places if await self._room(place)]
+        for place in with_room:
+            self._move_in(place)
+        await gather_or_cancel(place.member.start() for place in with_room)
+        for place in with_room:
             self._admit(place)
+        for place in self._places:
+            if place not in with_room:
+                self._begin(self._fill(place), f"fill-{place.index}")
+        self._mind_the_least()
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
         """A group from whichever worker has the least to do; if that one is lost, from another, or from its successor.
@@ -167,7 +141,7 @@ class RolloutPool(Generic[Worker]):
         prefix = prefix_key(prompt.token_ids) if prompt.affinity is None else prompt.affinity
         while True:
             await self._admitted()
-            asked, among = _in_turn(prompt, self._takers.keys(), self._num_workers)
+            asked, among = in_turn(prompt, self._takers.keys(), self._num_workers)
             prompt = replace(prompt, turn=None)  # asked again, it begins alone
             index = self._balancer.begin(
                 prefix=prefix, num_sequences=num_sequences, among=among, stay=prompt.affinity is not None
@@ -218,12 +192,14 @@ class RolloutPool(Generic[Worker]):
 
     async def close(self) -> None:
         """Watch and replace no longer. The workers themselves are left as they are."""
+        if self._too_few is not None:
+            self._too_few.cancel()
         tasks = [*self._revivals, *(place.watch for place in self._places if place.watch is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _admitted(self) -> list[_Place[Worker]]:
+    async def _admitted(self) -> list[Place[Worker]]:
         """Who takes groups; waits until there is somebody."""
         while True:
             if self._failure is not None:
@@ -233,14 +209,14 @@ class RolloutPool(Generic[Worker]):
             self._changed.clear()
             await self._changed.wait()
 
-    async def _publish_to(self, place: _Place[Worker], adapter: AdapterHandle) -> PublishReport | None:
+    async def _publish_to(self, place: Place[Worker], adapter: AdapterHandle) -> PublishReport | None:
         try:
             place.report = await self._ask(place, self._placed(place, adapter), lost=(*_LOST, RolloutTimeoutError))
         except _LostError:
             return None
         return place.report
 
-    async def _placed(self, place: _Place[Worker], adapter: AdapterHandle) -> PublishReport:
+    async def _placed(self, place: Place[Worker], adapter: AdapterHandle) -> PublishReport:
         """Publish to one worker, on whose node there may be no room for a while."""
         member = place.member
         return await when_there_is_room(
@@ -251,7 +227,7 @@ class RolloutPool(Generic[Worker]):
         )
 
     @staticmethod
-    async def _work(place: _Place[Worker], work: Awaitable[Result]) -> Result:
+    async def _work(place: Place[Worker], work: Awaitable[Result]) -> Result:
         """Something that the engine has to make steps for."""
         member = place.member
         place.under_way += 1
@@ -262,7 +238,7 @@ class RolloutPool(Generic[Worker]):
                 place.under_way -= 1
 
     async def _ask(
-        self, place: _Place[Worker], work: Awaitable[Result], lost: tuple[type[Exception], ...] = _LOST
+        self, place: Place[Worker], work: Awaitable[Result], lost: tuple[type[Exception], ...] = _LOST
     ) -> Result:
         """A worker's answer. Raises _LostError as soon as it is known to be lost.
 
@@ -273,65 +249,131 @@ class RolloutPool(Generic[Worker]):
         try:
             answer = await before(gone, work)
         except lost as error:
-            self._lose(place, member, _told(member, error))
+            self._lose(place, member, told(member, error))
             raise _LostError from error
         if answer is None:
             raise _LostError
         return answer[0]
 
-    def _admit(self, place: _Place[Worker]) -> None:
+    def _admit(self, place: Place[Worker]) -> None:
         self._takers[place.index] = place
+        self._mind_the_least()
         place.watch = asyncio.create_task(self._watch(place, place.member), name=f"watch-{place.index}")
         self._changed.set()
 
-    def _lose(self, place: _Place[Worker], member: Worker, why: str) -> None:
+    def _lose(self, place: Place[Worker], member: Worker, why: str) -> None:
         """Give a worker up; whoever finds out first has it replaced."""
-        if place.member is not member or place.index not in self._takers or self._failure is not None:
+        if place.tenant is not member or place.index not in self._takers or self._failure is not None:
             return
         del self._takers[place.index]
         place.lost.set_result(None)
         if place.watch is not None and place.watch is not asyncio.current_task():
             place.watch.cancel()
-        revival = asyncio.create_task(self._revive(place, why), name=f"revive-{place.index}")
-        self._revivals.add(revival)
-        revival.add_done_callback(self._revivals.discard)
+        self._mind_the_least()
+        self._begin(self._replace(place, why), f"replace-{place.index}")
 
-    async def _revive(self, place: _Place[Worker], why: str) -> None:
-        """Start new workers in a place until one serves the newest adapter, or the budget is spent."""
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._revivals.add(task)
+        task.add_done_callback(self._revivals.discard)
+
+    async def _replace(self, place: Place[Worker], why: str) -> None:
+        """Start new workers in a place until one serves the newest adapter, or the budget is spent. That a node has
+        left is no failure of theirs."""
         began = time.monotonic()
-        while True:
-            try:
-                place.restarts.book(why)
-            except WorkerDiedError as error:
-                self.fail(error)
-                return
-            self._note("warning", f"{one_line(why, 1000)}; it is replaced, and its groups are asked again")
-            await place.member.end()
-            try:
-                report = await self._new_member(place)
-            except Exception as error:
-                why = f"{place.member.name} did not start: {one_line(error, 1000)}"
-            else:
-                break
-        version = "" if report is None else f", with adapter version {report.version.number}"
-        self._note("info", f"{place.member.name} is back after {time.monotonic() - began:.0f} s{version}")
+        self._note("warning", f"{one_line(why, 1000)}; it is replaced, and its groups are asked again")
+        await place.member.end()
+        if not await self._room(place) or await self._booked(place, why):
+            await self._fill(place, began)
 
-    async def _new_member(self, place: _Place[Worker]) -> PublishReport | None:
+    async def _fill(self, place: Place[Worker], began: float | None = None) -> None:
+        """The same for a place that is empty, as soon as there is room; `began` where somebody was there before."""
+        if not await self._room(place):
+            await self._wait_for_room(place)
+            began = None
+        try:
+            report = await self._new_member(place)
+        except Exception as error:
+            await self._replace(place, f"{place.member.name} did not start: {one_line(error, 1000)}")
+            return
+        version = "" if report is None else f", with adapter version {report.version.number}"
+        back = "has joined" if began is None else f"is back after {time.monotonic() - began:.0f} s"
+        self._note("info", f"{place.member.name} {back}{version}")
+
+    async def _booked(self, place: Place[Worker], why: str) -> bool:
+        """Count a restart; whether the place may be filled again. Where enough others are there it may, but later."""
+        try:
+            place.restarts.book(why)
+        except WorkerDiedError as error:
+            if self._least is None or len(self._takers) < self._least:
+                self.fail(error)
+                return False
+            later_s = place.restarts.window_s
+            self._note("warning", f"{error}; {len(self._takers)} workers go on, and it is tried again in {later_s:g} s")
+            await asyncio.sleep(later_s)
+        return True
+
+    async def _new_member(self, place: Place[Worker]) -> PublishReport | None:
+        """A worker that serves the newest adapter. Raises WorkerDiedError when its node leaves meanwhile."""
+        self._move_in(place)
+        left = asyncio.create_task(self._until_room(place, False))
+        try:
+            if await before(left, self._brought_up(place)) is None:
+                raise WorkerDiedError("its node has left")
+        finally:
+            left.cancel()
+        if self._failure is None:
+            self._admit(place)
+        return place.report
+
+    def _move_in(self, place: Place[Worker]) -> None:
         place.life += 1
-        member = self._make(place.index, place.life)
-        place.member, place.report, place.under_way = member, None, 0
+        place.tenant, place.report, place.under_way = self._make(place.index, place.life), None, 0
         place.lost = asyncio.get_running_loop().create_future()
-        await member.start()
+
+    async def _brought_up(self, place: Place[Worker]) -> None:
+        await place.member.start()
         served = None
         while served is not self._adapter:  # another may be published meanwhile
             served = self._adapter
             assert served is not None
             place.report = await self._placed(place, served)
-        if self._failure is None:
-            self._admit(place)
-        return place.report
 
-    async def _watch(self, place: _Place[Worker], member: Worker) -> None:
+    async def _wait_for_room(self, place: Place[Worker]) -> None:
+        if place.life:
+            count = len(self._takers)
+            self._note("warning", f"no node has room for rollout worker {place.index}; {count} go on until one has")
+        await self._until_room(place, True)
+
+    async def _until_room(self, place: Place[Worker], there: bool) -> None:
+        """Returns when there is room, or none any more."""
+        while await self._room(place) is not there:  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(self._beat_s)
+
+    async def _room(self, place: Place[Worker]) -> bool:
+        return self._has_room is None or await self._has_room(place.index)
+
+    def _mind_the_least(self) -> None:
+        """An elastic pool with too few workers has as long as restarts are counted to be enough again."""
+        if self._least is None or self._failure is not None:
+            return
+        if len(self._takers) >= self._least:
+            if self._too_few is not None:
+                self._too_few.cancel()
+                self._too_few = None
+        elif self._too_few is None:
+            patience_s = self._new_restarts().window_s
+            self._too_few = asyncio.get_running_loop().call_later(patience_s, self._give_up, patience_s)
+
+    def _give_up(self, patience_s: float) -> None:
+        self.fail(
+            WorkerDiedError(
+                f"{len(self._takers)} rollout workers, and not the rollout.min_workers={self._least}, for "
+                f"restart_window_s={patience_s:g} s: no node has room for more; the same run_dir goes on when one has"
+            )
+        )
+
+    async def _watch(self, place: Place[Worker], member: Worker) -> None:
         """Gives the worker up when it is silent, or makes no step with work under way, for `stall_timeout_s`."""
         try:
             stalled = await until_stalled(
@@ -341,22 +383,6 @@ class RolloutPool(Generic[Worker]):
                 beat_s=self._beat_s * max(1.0, self._num_workers / MOST_BEATS),
             )
         except Exception as error:
-            self._lose(place, member, _told(member, error))
+            self._lose(place, member, told(member, error))
         else:
             self._lose(place, member, f"{member.name} {stalled}")
-
-
-def _in_turn(prompt: Prompt, among: Collection[int], num_workers: int) -> tuple[Prompt, Collection[int]]:
-    """A prompt with its place among those of one worker, and that worker: the same in every start of a run, as long as
-    all workers are there."""
-    if prompt.turn is None:
-        return prompt, among
-    if len(among) < num_workers:
-        return replace(prompt, turn=None), among
-    worker, turn = prompt.turn.among(num_workers)
-    return replace(prompt, turn=turn), {worker}
-
-
-def _told(member: Member, error: Exception) -> str:
-    """An error with the worker's name: that of an engine does not know it."""
-    return f"{member.name}: {error}" if isinstance(error, RolloutError) else str(error)

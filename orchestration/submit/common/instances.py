@@ -92,7 +92,7 @@ def gpu_kind(instance_type: str) -> GpuKind | None:
 
 def refuse_workers_on_two_hosts(run: RunConfig, *, gpus: int, hosts: int, where: str) -> None:
     """Raises ConfigError when so many hosts do not hold all of a run's workers, whose GPUs are on one host each."""
-    width, workers = run.rollout.tensor_parallel_size, run.rollout.num_workers or 1
+    width, workers = run.rollout.tensor_parallel_size, run.rollout.min_workers or run.rollout.num_workers or 1
     if workers > (fitting := gpus // width * hosts):
         raise ConfigError(
             f"rollout.num_workers={workers} with tensor_parallel_size={width} needs {workers * width} GPUs, {width} of "

@@ -111,6 +111,11 @@ class Crew:
         self.lives: dict[int, list[ScriptedMember]] = {}
         self.prepare: Callable[[ScriptedMember], None] = lambda member: None
         self.notes: list[str] = []
+        self.rooms: set[int] = set()
+        """Places that an elastic pool has room for."""
+
+    async def has_room(self, index: int) -> bool:
+        return index in self.rooms
 
     def make(self, index: int, life: int) -> ScriptedMember:
         member = ScriptedMember(index, life)
@@ -127,13 +132,25 @@ Pool = RolloutPool[ScriptedMember]
 
 
 @asynccontextmanager
-async def running(num_workers: int, *, limit: int = 5, stall_s: float = 60.0) -> AsyncIterator[tuple[Pool, Crew]]:
+async def running(
+    num_workers: int,
+    *,
+    limit: int = 5,
+    stall_s: float = 60.0,
+    window_s: float = 3600,
+    least: int | None = None,
+    rooms: Sequence[int] = (),
+) -> AsyncIterator[tuple[Pool, Crew]]:
+    """A pool that has been started; an elastic one where `least` is set, with these places at first."""
     crew = Crew()
+    crew.rooms.update(rooms)
     pool = RolloutPool(
         crew.make,
         num_workers=num_workers,
+        least=least,
+        has_room=None if least is None else crew.has_room,
         stall_timeout_s=stall_s,
-        new_restarts=lambda: Restarts(limit=limit, window_s=3600),
+        new_restarts=lambda: Restarts(limit=limit, window_s=window_s),
         note=lambda level, message: crew.notes.append(message),
         retry_io_s=60.0,
         beat_s=0.005,
@@ -313,6 +330,67 @@ async def test_past_the_budget_everything_ends_with_the_whole_story() -> None:
             with pytest.raises(WorkerDiedError, match="max_restarts"):
                 await call
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_workers_join_where_a_node_has_room_and_leave_with_it() -> None:
+    """That a node leaves is no restart: none is allowed here."""
+    async with running(3, limit=0, least=1, rooms=[0]) as (pool, crew):
+        await pool.publish(FakeAdapter(1))
+        assert [member.name for member in pool.members] == ["rollout-0.1"]
+        assert pool.max_sequences is None
+        crew.rooms.update([1, 2])
+        await until_async(lambda: len(pool.members) == 3)
+        assert {crew.newest(index).versions[-1] for index in range(3)} == {1}
+        assert sum("has joined, with adapter version 1" in note for note in crew.notes) == 2
+        crew.newest(2).gate.clear()
+        tasks = await begin(pool, "a", "b", "c")
+        await until_async(lambda: crew.newest(2).asked)
+        crew.rooms.remove(2)
+        crew.newest(2).die()
+        answers = await asyncio.gather(*tasks)
+        assert sorted(answer[0].prompt_id for answer in answers) == ["a", "b", "c"]
+        await until_async(lambda: "no node has room for rollout worker 2; 2 go on until one has" in crew.notes)
+        assert crew.newest(2).ended
+        await pool.publish(FakeAdapter(2))
+        crew.rooms.add(2)
+        await until_async(lambda: len(pool.members) == 3)
+        assert crew.newest(2).versions == [2]
+
+
+async def test_a_node_that_leaves_while_a_worker_starts_there_is_waited_for() -> None:
+    async with running(2, limit=0, least=1, rooms=[0]) as (pool, crew):
+        await pool.publish(FakeAdapter(1))
+        crew.prepare = lambda member: member.gate.clear()
+        crew.rooms.add(1)
+        await until_async(lambda: crew.lives.get(1) and crew.newest(1).num_publishes)
+        crew.rooms.remove(1)
+        await until_async(lambda: crew.newest(1).ended)
+        crew.prepare = lambda member: None
+        crew.rooms.add(1)
+        await until_async(lambda: len(pool.members) == 2)
+        assert len(crew.lives[1]) == 2
+
+
+async def test_a_place_whose_workers_fail_is_left_empty_where_enough_others_are_there() -> None:
+    async with running(2, limit=1, least=1, rooms=[0, 1]) as (pool, crew):
+
+        def fails_to_start(member: ScriptedMember) -> None:
+            member.start_failure = EngineStartError("no memory")
+
+        crew.prepare = fails_to_start
+        crew.newest(1).die()
+        await until_async(lambda: "1 workers go on, and it is tried again in 3600 s" in " ".join(crew.notes))
+        assert await pool.generate(prompt("a"), SAMPLING)
+
+
+async def test_too_few_for_too_long_end_the_run() -> None:
+    async with running(2, least=2, rooms=[0, 1], window_s=0.1) as (pool, crew):
+        crew.rooms.remove(1)
+        crew.newest(1).die()
+        crew.newest(0).gate.clear()
+        (waiting,) = await begin(pool, "a")
+        with pytest.raises(WorkerDiedError, match=r"1 rollout workers, and not the rollout.min_workers=2, for "):
+            await waiting
 
 
 async def test_a_group_that_an_engine_gives_up_on_is_tried_three_times() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from orchestration.errors import MachineError
+from orchestration.machine.needs import needs_of
 from orchestration.machine.placement import (
     COLOCATED_MEMORY_SHARE,
     MARK,
@@ -59,6 +62,45 @@ def test_without_gpus_actors_reserve_nothing() -> None:
     assert placement.device == "cpu"
     assert placement.num_gpus == 0
     assert {slot.num_cpus for slot in (*placement.rollout, *placement.learner)} == {0.0}
+
+
+def elastic(least: int | None, most: int | None, **changes: Any) -> RunConfig:
+    rollout = {"min_workers": least, "max_workers": most}
+    return RunConfig.model_validate({"rollout": rollout, "learner": {"num_ranks": 2}, **changes})
+
+
+def test_an_elastic_run_has_a_bundle_for_each_worker_that_may_come() -> None:
+    placement = place(elastic(1, 6), num_gpus=4)
+    assert placement.mode is PlacementMode.SPLIT
+    assert (placement.least_workers, len(placement.rollout)) == (1, 6)
+    bundles = [slot.bundle for slot in (*placement.rollout, *placement.learner)]
+    assert bundles == list(range(8))
+    assert placement.describe(4) == "1 to 6 rollout workers on 6 GPUs, 2 learner ranks on 2 GPUs"
+    assert sized(elastic(1, 6), num_gpus=4).rollout.num_workers == 2  # those there is room for by now
+    with pytest.raises(MachineError, match=r"needs 5 GPUs .* use fewer rollout.min_workers"):
+        place(elastic(3, 6), num_gpus=4)
+
+
+def test_on_cpus_an_elastic_runs_workers_take_a_core_each() -> None:
+    placement = place(elastic(1, 3), num_gpus=0)
+    assert [slot.num_cpus for slot in placement.rollout] == [1.0, 1.0, 1.0]
+    assert (placement.bundle_cpus, placement.num_gpus, placement.least_workers) == ((1.0, 1.0, 1.0), 0, 1)
+    assert {slot.bundle for slot in placement.learner}.isdisjoint(slot.bundle for slot in placement.rollout)
+    assert placement.describe(0) == "1 to 3 rollout workers and 2 learner ranks on the processor"
+
+
+def test_numbers_of_an_elastic_run_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rollout.min_workers=3, rollout.max_workers=2: min_workers is the fewest"):
+        elastic(3, 2)
+    with pytest.raises(ValueError, match=r"use placement=split"):
+        elastic(1, 2, placement="colocated")
+
+
+def test_a_machine_has_to_hold_as_many_of_an_elastic_runs_workers_as_may_be_on_it() -> None:
+    on_gpus, on_cpus = needs_of(elastic(1, 64), num_gpus=8), needs_of(elastic(1, 4), num_gpus=0)
+    assert on_gpus.least_memory_bytes == needs_of(config(6, 2), num_gpus=8).least_memory_bytes
+    assert on_cpus.least_memory_bytes == needs_of(config(4, 2), num_gpus=0).least_memory_bytes
+    assert on_gpus.gpu_division.startswith("1 to 64 rollout workers")
 
 
 def test_marked_nodes_are_asked_for() -> None:
