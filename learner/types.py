@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rollout_server.arrays import TokenIds
@@ -30,6 +30,8 @@ class ScoredCompletion:
     """Why a reward is None, one entry per reward; empty: not known. For records alone, as is the next."""
     item_id: str = ""
     """By which the reward service was asked about it, and its audit log knows it."""
+    turn_totals: tuple[float, ...] = ()
+    """What each turn of an episode is answerable for, where they are judged each; empty: all of them for `total`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rewards", tuple(map(self._known, self.rewards)))
@@ -72,11 +74,20 @@ class ScoredGroup:
     def flat(self) -> bool:
         """True when the scored totals are all equal, but for the rounding of sums of rewards of this size: no
         advantage, nothing to learn."""
-        totals = [member.total for member in self.members if member.total is not None]
-        rewards = [
-            reward for member in self.members for reward in (*member.rewards, member.total) if reward is not None
-        ]
-        return not totals or max(totals) - min(totals) <= _ROUNDING * max(map(abs, rewards))
+        scored = [member for member in self.members if member.total is not None]
+        rewards = [reward for member in scored for reward in (*member.rewards, member.total) if reward is not None]
+        largest = max(map(abs, rewards), default=0.0)
+        return all(
+            max(column) - min(column) <= _ROUNDING * largest
+            for column in ([member.total for member in scored if member.total is not None], *_by_turn(scored))
+            if column
+        )
+
+
+def _by_turn(members: Sequence[ScoredCompletion]) -> list[list[float]]:
+    """What the members' first turns are answerable for, and so on."""
+    most = max((len(member.turn_totals) for member in members), default=0)
+    return [[member.turn_totals[t] for member in members if len(member.turn_totals) > t] for t in range(most)]
 
 
 UPDATE_METRICS: Mapping[str, str] = {

@@ -28,7 +28,7 @@ from learner.step.budget import TokenBudget
 from learner.step.metrics import MetricTotals, over_iterations
 from learner.step.microbatches import WorkModel, plan_ranks
 from learner.step.passes import Microbatch, Microbatches, loss_of_step, make_microbatch, run_pass
-from learner.step.plan import StepPlan, index_of, plan_step, refuse_stale
+from learner.step.plan import StepPlan, plan_step, refuse_stale
 from learner.step.share import gradient_share
 from learner.tree.attention import kind_on
 from learner.tree.prefix_tree import TokenSequence, build_tree
@@ -174,9 +174,9 @@ class LearnerRank:
             `share`, `norm`, `step_norm` and `cosine` of `learner.step.share`; None where the completion has no part in
             the loss: not scored, cut off and masked, or without an advantage.
         """
-        plan, scored = self._plan(groups), groups[group].members[member]
-        index = index_of(plan, groups[group].prompt_token_ids, scored.completion, plan.group_advantages[group][member])
-        if index is None:
+        plan = self._plan(groups)
+        indices = [index for index, place in enumerate(plan.places) if place == (group, member)]
+        if not indices:
             return None
         config = loss_of_step(self._config.loss, max_completion_length=self._max_completion_length)
         microbatches = self._microbatches(plan, self._own_indices(plan, self._budget.tokens(lambda own: own)))
@@ -190,7 +190,7 @@ class LearnerRank:
 
         with without_dropout(self._policy):
             found = gradient_share(
-                lambda: loss_of(self._microbatches(plan, [[index]])[0]),
+                lambda: loss_of(self._microbatches(plan, [indices])[0]),
                 (partial(loss_of, microbatch) for microbatch in microbatches),
                 [parameter for parameter in self._policy.parameters() if parameter.requires_grad],
             )

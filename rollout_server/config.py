@@ -59,6 +59,12 @@ class RolloutConfig(BaseModel):
     )
     gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0, description="Share of a GPU's memory vLLM may take.")
     kv_cache_gib: float = Field(1.0, gt=0.0, description="Key-value cache of a CPU engine, GiB.")
+    block_size: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of a block of the key-value cache: prefixes are found again by whole blocks. Unset: vLLM's "
+        "own, on CPUs 128; there, 32 suits episodes of short turns.",
+    )
     enforce_eager: bool = Field(False, description="No CUDA graphs and no compilation in the engine.")
     max_adapter_versions: int = Field(
         3, ge=2, description="Adapter versions a worker serves at once; publishing waits for the oldest to fall idle."

@@ -159,7 +159,11 @@ class VllmEngine:
             parameters.seed = prompt.seed
         output = await self._finish_request(prompt.token_ids, parameters, lora, turn=prompt.turn)
         version = 0 if lora is None else lora.number
-        return [completion_from(prompt.prompt_id, piece, version) for piece in output.outputs]
+        cache = {
+            "num_cached_tokens": output.num_cached_tokens or 0,
+            "cache_block": self._running().vllm_config.cache_config.block_size,
+        }
+        return [completion_from(prompt.prompt_id, piece, version, **cache) for piece in output.outputs]
 
     async def prompt_logprobs(
         self, token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]

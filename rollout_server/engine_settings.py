@@ -54,6 +54,8 @@ def engine_arguments(model_path: str, config: RolloutConfig, device: Device, see
     if arguments["dtype"] != "float32":
         # Logits rounded to 8 bits are an eighth of a nat apart where they are large, and the learner's are not rounded.
         arguments["hf_overrides"] = {"head_dtype": "float32"}
+    if config.block_size is not None:
+        arguments["block_size"] = config.block_size
     if config.max_num_batched_tokens is not None:
         arguments["max_num_batched_tokens"] = config.max_num_batched_tokens
     if device == "cpu":

@@ -23,13 +23,22 @@ class Turn:
     """From 0, in the order in which they begin."""
     size: int
     """How many there are."""
+    homes: tuple[int, ...] = ()
+    """Of each of them the `index` of an earlier one to whose worker it goes, which has the tokens it begins with; none:
+    their own."""
 
     def among(self, num_workers: int) -> tuple[int, Turn]:
         """Which of several workers takes it, and its place among that worker's.
 
         >>> Turn(key="k", index=5, size=7).among(2)
-        (1, Turn(key='k', index=2, size=3))
+        (1, Turn(key='k', index=2, size=3, homes=()))
+        >>> Turn(key="k", index=2, size=3, homes=(0, 1, 3)).among(2)
+        (1, Turn(key='k', index=1, size=2, homes=()))
         """
+        if self.homes:
+            workers = [home % num_workers for home in self.homes]
+            worker = workers[self.index]
+            return worker, Turn(key=self.key, index=workers[: self.index].count(worker), size=workers.count(worker))
         worker = self.index % num_workers
         size = (self.size - worker + num_workers - 1) // num_workers
         return worker, Turn(key=self.key, index=self.index // num_workers, size=size)
@@ -116,6 +125,22 @@ class EpisodeTurn:
     """What the environment paid for it; None: nothing was paid."""
     observation: str = ""
     """What the environment answered; empty where the episode ended with the turn."""
+    num_cached: int = 0
+    """Tokens before it whose keys and values the engine had."""
+    num_cacheable: int = 0
+    """Of the tokens of the turn before, and of those before it, as many as an engine that forgot nothing would have
+    had: whole blocks of its cache, of the same version. 0 for a first turn."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fork:
+    """Where an episode goes on behind other tokens than those so far: its model's template had rewritten what was said
+    before."""
+
+    start: int
+    """Of its tokens, among all of the completion's."""
+    prompt_token_ids: TokenIds
+    """What stands before them: the whole conversation up to there, as rewritten. None of it is learned from here."""
 
 
 @pickled_by_fields
@@ -140,6 +165,12 @@ class Completion:
     """What an episode began with, where its environment showed more than the group's prompt; None: that prompt."""
     failure: str | None = None
     """Why the episode came to nothing; it has no reward then."""
+    forks: tuple[Fork, ...] = ()
+    """In order. An episode is one sequence more than it has of them: each goes up to where the next begins."""
+    num_cached_tokens: int = 0
+    """Of its prompt, tokens whose keys and values the engine had (an episode's turns say it each)."""
+    cache_block: int = 1
+    """Tokens of a block of the engine's cache: what it keeps is whole ones."""
 
     @property
     def is_episode(self) -> bool:
@@ -156,6 +187,18 @@ class Completion:
     def num_sampled(self) -> int:
         """How many of the tokens were sampled."""
         return sum(stop - start for start, stop in self.sampled)
+
+    def pieces(self, prompt_token_ids: TokenIds) -> tuple[tuple[TokenIds, int, int], ...]:
+        """The sequences that it is: of each what stands before it, and where its tokens are, [start, stop).
+
+        Args:
+            prompt_token_ids: Its group's prompt.
+        """
+        first = self.own_prompt_token_ids or prompt_token_ids
+        starts = [0, *(fork.start for fork in self.forks)]
+        stops = [*starts[1:], len(self.token_ids)]
+        prompts = [first, *(fork.prompt_token_ids for fork in self.forks)]
+        return tuple(zip(prompts, starts, stops, strict=True))
 
     @property
     def num_retokenised(self) -> int:

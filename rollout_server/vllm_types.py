@@ -53,7 +53,9 @@ def vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_model
     )
 
 
-def completion_from(prompt_id: str, piece: Any, version: int) -> Completion:
+def completion_from(
+    prompt_id: str, piece: Any, version: int, *, num_cached_tokens: int = 0, cache_block: int = 1
+) -> Completion:
     """One of vLLM's `CompletionOutput`s as ours.
 
     Raises:
@@ -71,6 +73,8 @@ def completion_from(prompt_id: str, piece: Any, version: int) -> Completion:
         text=piece.text,
         finish_reason=FinishReason(piece.finish_reason),
         adapter_version=version,
+        num_cached_tokens=num_cached_tokens,
+        cache_block=cache_block,
     )
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
-from learner.advantages import aggregate_advantages, overlong_penalty
+from learner.advantages import aggregate_advantages, group_advantages, overlong_penalty
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, NothingToLearnError, StaleSampleError
 from learner.tree.prefix_tree import TokenSequence
 from learner.types import ScoredCompletion, ScoredGroup
-from rollout_server.arrays import Logprobs, TokenIds
-from rollout_server.types import Completion
+from rollout_server.arrays import Logprobs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,8 +27,11 @@ class StepPlan:
     advantages: tuple[float, ...]
     sampling_logprobs: tuple[Logprobs, ...]
     """Of the sampled tokens."""
+    places: tuple[tuple[int, int], ...]
+    """Whose they are: the group, and the member of the group."""
     group_advantages: tuple[tuple[float | None, ...], ...]
-    """Of every member of every group; None: not scored."""
+    """Of every member of every group; None: not scored. Of one whose turns have each their own, the mean over its
+    sampled tokens."""
     num_items: int
     """Sampled tokens in the loss, the denominator of dapo and its kin. Sequences without gradient count as they
     would have."""
@@ -52,6 +55,11 @@ def plan_step(
     counts as a sequence, as in TRL. A sequence whose advantage is 0 has no gradient when beta is 0: it is not computed,
     unless the entropies of all are wanted, and counts in every denominator all the same.
 
+    An episode is a sequence; or, where its history was rewritten, several (`Completion.pieces`), with one advantage.
+    Where its turns are judged each (`ScoredCompletion.turn_totals`), each turn is one, behind all that came before it.
+    In the prefix tree what they have in common is computed once. Whatever is averaged or divided by sequences (grpo's
+    mean, gspo's ratio) goes by these.
+
     Args:
         groups: The batch.
         config: How advantages are made, and who is left out.
@@ -64,68 +72,125 @@ def plan_step(
     """
     advantages_PG = _advantages(groups, config, reward_weights, max_completion_length)
     rows = [row[: len(group.members)] for row, group in zip(advantages_PG.tolist(), groups, strict=True)]
+    by_turns = _turn_advantages(groups, config) if any(_by_turns(group) for group in groups) else {}
     counted = [
-        _Counted(scored.completion.own_prompt_token_ids or group.prompt_token_ids, scored, advantage)
-        for group, row in zip(groups, rows, strict=True)
-        if not config.drop_zero_variance_groups or any(value and not math.isnan(value) for value in row)
-        for scored, advantage in zip(group.members, row, strict=True)
+        one
+        for p, (group, row) in enumerate(zip(groups, rows, strict=True))
+        if not config.drop_zero_variance_groups or _differs(row, by_turns.get(p, {}))
+        for g, (scored, advantage) in enumerate(zip(group.members, row, strict=True))
         if not math.isnan(advantage)
+        for one in _counted((p, g), group, scored, by_turns.get(p, {}).get(g, advantage))
     ]
+    for p, of_group in by_turns.items():
+        for g, turns in of_group.items():
+            rows[p][g] = _mean_over_tokens(groups[p].members[g], turns)
     masks = config.mask_truncated_completions
     in_loss = [one for one in counted if one.num_sampled and not (masks and one.scored.truncated)]
     computes_all = config.loss.beta > 0.0 or config.loss.top_entropy_quantile < 1.0
     computed = [one for one in in_loss if computes_all or one.advantage != 0.0]
     return StepPlan(
-        sequences=tuple(map(_sequence, computed)),
+        sequences=tuple(one.sequence for one in computed),
         advantages=tuple(one.advantage for one in computed),
-        sampling_logprobs=tuple(map(_sampled_logprobs, computed)),
+        sampling_logprobs=tuple(one.sampling_logprobs for one in computed),
+        places=tuple(one.place for one in computed),
         group_advantages=tuple(tuple(None if math.isnan(value) else value for value in row) for row in rows),
         num_items=max(1, sum(one.num_sampled for one in in_loss)),
         num_sequences=max(1, len(counted)),
-        num_tokens=sum(len(one.prompt_token_ids) + len(one.token_ids) for one in counted),
+        num_tokens=_num_tokens(groups, {one.place for one in counted}),
     )
-
-
-def index_of(plan: StepPlan, prompt_token_ids: TokenIds, completion: Completion, advantage: float | None) -> int | None:
-    """Which of the plan's sequences a completion is; the first, where the plan has its like; None: none of them."""
-    wanted = tuple(prompt_token_ids), tuple(completion.token_ids), advantage, tuple(completion.sampling_logprobs)
-    for index, sequence in enumerate(plan.sequences):
-        tokens = tuple(sequence.prompt_token_ids), tuple(sequence.completion_token_ids)
-        if (*tokens, plan.advantages[index], tuple(plan.sampling_logprobs[index])) == wanted:
-            return index
-    return None
 
 
 class _Counted(NamedTuple):
-    """A scored completion of a group that takes part."""
+    """A sequence of a scored completion of a group that takes part."""
 
-    prompt_token_ids: TokenIds
+    place: tuple[int, int]
     scored: ScoredCompletion
+    sequence: TokenSequence
+    sampling_logprobs: Logprobs
     advantage: float
 
     @property
-    def token_ids(self) -> TokenIds:
-        return self.scored.completion.token_ids
-
-    @property
     def num_sampled(self) -> int:
-        return self.scored.completion.num_sampled
+        return len(self.sampling_logprobs)
 
 
-def _sequence(one: _Counted) -> TokenSequence:
-    completion = one.scored.completion
-    return TokenSequence(
-        prompt_token_ids=one.prompt_token_ids,
-        completion_token_ids=completion.token_ids,
-        sampled=completion.sampled if completion.is_episode else None,
+def _counted(
+    place: tuple[int, int], group: ScoredGroup, scored: ScoredCompletion, advantage: float | Sequence[float]
+) -> Iterator[_Counted]:
+    """What a completion is in the step, with one advantage or with one for each of its turns."""
+    completion = scored.completion
+    for prompt, start, stop in completion.pieces(group.prompt_token_ids):
+        inside = [
+            (index, span) for index, span in enumerate(completion.sampled) if start <= span[0] and span[1] <= stop
+        ]
+        if isinstance(advantage, float):
+            spans = tuple((a - start, b - start) for _, (a, b) in inside)
+            sequence = TokenSequence(
+                prompt_token_ids=prompt,
+                completion_token_ids=completion.token_ids[start:stop],
+                sampled=spans if completion.is_episode else None,
+            )
+            parts = [completion.sampling_logprobs[a:b] for _, (a, b) in inside]
+            yield _Counted(place, scored, sequence, _joined(parts), advantage)
+            continue
+        for index, (a, b) in inside:
+            sequence = TokenSequence(
+                prompt_token_ids=prompt + completion.token_ids[start:a], completion_token_ids=completion.token_ids[a:b]
+            )
+            yield _Counted(place, scored, sequence, completion.sampling_logprobs[a:b], advantage[index])
+
+
+def _joined(parts: Sequence[Logprobs]) -> Logprobs:
+    return parts[0] if len(parts) == 1 else Logprobs(value for part in parts for value in part)
+
+
+def _num_tokens(groups: Sequence[ScoredGroup], places: Collection[tuple[int, int]]) -> int:
+    pieces = [piece for p, g in places for piece in groups[p].members[g].completion.pieces(groups[p].prompt_token_ids)]
+    return sum(len(prompt) + stop - start for prompt, start, stop in pieces)
+
+
+def _by_turns(group: ScoredGroup) -> bool:
+    return any(member.turn_totals for member in group.members)
+
+
+def _differs(row: Sequence[float], by_turns: Mapping[int, Sequence[float]]) -> bool:
+    values = [value for turns in by_turns.values() for value in turns] if by_turns else row
+    return any(value and not math.isnan(value) for value in values)
+
+
+def _turn_advantages(groups: Sequence[ScoredGroup], config: LearnerConfig) -> dict[int, dict[int, list[float]]]:
+    """By group and member, of each turn: what it is answerable for over the mean of the same turn of the group's
+    episodes, scaled as `scale_rewards` says. Of a turn that one episode alone came to it is 0."""
+    num_turns = max(len(member.turn_totals) for group in groups for member in group.members)
+    width = max(len(group.members) for group in groups)
+    totals_PTG = torch.full((len(groups), num_turns, width), math.nan, dtype=torch.float64)
+    for p, group in enumerate(groups):
+        for g, member in enumerate(group.members):
+            if member.total is not None:
+                totals_PTG[p, : len(member.turn_totals), g] = torch.tensor(member.turn_totals, dtype=torch.float64)
+    advantages = group_advantages(
+        totals_PTG.flatten(0, 1),
+        scale=config.scale_rewards,
+        ddof=config.advantage_ddof,
+        eps=config.advantage_eps,
+        categories_P=[group.category for group in groups for _ in range(num_turns)]
+        if config.advantage_by_category
+        else None,
     )
+    advantages_PTG = advantages.unflatten(0, (len(groups), num_turns))
+    return {
+        p: {
+            g: advantages_PTG[p, : len(member.turn_totals), g].tolist()
+            for g, member in enumerate(group.members)
+            if member.turn_totals and member.total is not None
+        }
+        for p, group in enumerate(groups)
+    }
 
 
-def _sampled_logprobs(one: _Counted) -> Logprobs:
-    completion = one.scored.completion
-    if not completion.is_episode:
-        return completion.sampling_logprobs
-    return Logprobs(value for start, stop in completion.sampled for value in completion.sampling_logprobs[start:stop])
+def _mean_over_tokens(member: ScoredCompletion, advantages: Sequence[float]) -> float:
+    lengths = [stop - start for start, stop in member.completion.sampled]
+    return math.fsum(map(operator.mul, advantages, lengths)) / max(1, sum(lengths))
 
 
 def _advantages(

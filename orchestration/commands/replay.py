@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ async def _sample(
             for index, (group, seed) in enumerate(zip(record.groups_P, record.seeds, strict=True))
         ]
         progress(f"sampling {size} groups", 0.0)
-        drawing = acting(generator, config, problems, builder)
+        drawing = acting(generator, config, problems, builder, device=device)
         return list(await asyncio.gather(*(drawing.generate(prompt, sampling) for prompt in prompts)))
 
 
@@ -165,7 +165,9 @@ def compare_rollouts(record: StepRecord, sampled: Sequence[Sequence[Completion]]
         for member, again in zip(group.members, completions, strict=True)
     ]
     tokens = sum(then.token_ids == now.token_ids for then, now in pairs)
-    bits = sum(replace(now, adapter_version=then.adapter_version, text=then.text) == then for then, now in pairs)
+    bits = sum(
+        (then.token_ids, then.sampling_logprobs) == (now.token_ids, now.sampling_logprobs) for then, now in pairs
+    )
     return {
         "num_completions": len(pairs),
         "same_tokens": tokens,

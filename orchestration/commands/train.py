@@ -9,7 +9,6 @@ import stat
 import sys
 from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -96,9 +95,10 @@ async def _train(config: RunConfig) -> int:
                 reporter = stack.enter_context(closing(tracked_reporter(config, folder, shown)))
                 rooms = await _unless_stopped(
                     stop,
-                    _start_rooms(stack, config, folder, reporter, start, model_path, builder, source, held_out.prompts),
+                    _start_rooms(
+                        stack, config, folder, reporter, start, model_path, builder, problems, source, held_out.prompts
+                    ),
                 )
-                rooms = replace(rooms, generator=acting(rooms.generator, config, problems, builder))
                 if held_out.skipped:
                     reporter.note(
                         "warning",
@@ -194,6 +194,7 @@ async def _start_rooms(
     start: StartClock,
     model_path: Path,
     builder: PromptBuilder,
+    problems: Problems,
     source: PromptSource,
     held_out: tuple[BuiltPrompt, ...],
 ) -> Rooms:
@@ -240,7 +241,7 @@ async def _start_rooms(
     for note in await learner.notes():
         reporter.note("info", note)
     return Rooms(
-        generator=generator,
+        generator=acting(generator, config, problems, builder, device=placement.device),
         learner=learner,
         scorer=scorer,
         judges=judges,

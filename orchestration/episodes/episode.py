@@ -15,7 +15,7 @@ from orchestration.errors import one_line
 from orchestration.settings.episodes import EpisodeConfig
 from orchestration.types import Problem
 from rollout_server.arrays import Logprobs, TokenIds
-from rollout_server.types import Completion, EpisodeTurn, FinishReason, checksum_of
+from rollout_server.types import Completion, EpisodeTurn, FinishReason, Fork, checksum_of
 
 Result = TypeVar("Result")
 
@@ -43,9 +43,13 @@ class Episode:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     turns: list[EpisodeTurn] = field(default_factory=list)
+    forks: list[Fork] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     failure: str | None = None
+    closed: bool = False
     began: float = field(default_factory=time.monotonic)
+    _computed: TokenIds = field(default_factory=TokenIds)
+    """Tokens whose keys and values the last turn's engine has computed."""
 
     async def begin(self) -> None:
         """Reset the environment; what it shows becomes part of this episode's prompt."""
@@ -70,14 +74,26 @@ class Episode:
         return self.finish_reason is not None
 
     @property
+    def context(self) -> TokenIds:
+        """What the next turn goes on from."""
+        if self.forks:
+            return self.forks[-1].prompt_token_ids + TokenIds(self.token_ids[self.forks[-1].start :])
+        return self.prompt_token_ids + TokenIds(self.token_ids)
+
+    @property
+    def _longest(self) -> int:
+        """Tokens that its context may have. A history that is rewritten shorter leaves more room."""
+        return len(self.prompt_token_ids) + self.max_length
+
+    @property
     def room(self) -> int:
         """Tokens that the next turn may have."""
-        left = self.max_length - len(self.token_ids)
+        left = self._longest - len(self.context)
         return left if self.settings.max_turn_length is None else min(left, self.settings.max_turn_length)
 
     async def hear(self, sampled: Completion) -> None:
         """Take a turn from the engine, and have the environment answer it."""
-        start = len(self.token_ids)
+        start, context = len(self.token_ids), self.context
         self.token_ids += sampled.token_ids
         self.logprobs += sampled.sampling_logprobs
         turn = EpisodeTurn(
@@ -87,12 +103,22 @@ class Episode:
             finish_reason=sampled.finish_reason,
             adapter_version=sampled.adapter_version,
             checksum=checksum_of(sampled.token_ids),
+            num_cached=sampled.num_cached_tokens,
+            num_cacheable=self._cacheable(context, sampled),
         )
+        self._computed = (context + sampled.token_ids)[:-1]  # the last token was not put in
         self.turns.append(turn)
         try:
             await self._answer(turn)
         except EpisodeFailedError as error:
             self._fail(error)
+
+    def _cacheable(self, context: TokenIds, sampled: Completion) -> int:
+        """Tokens that an engine which forgets nothing has of a turn's context, from the turn before."""
+        if not self.turns or self.turns[-1].adapter_version != sampled.adapter_version:
+            return 0
+        same = min(_num_alike(self._computed, context), len(context) - 1)  # one has to be computed
+        return same // sampled.cache_block * sampled.cache_block
 
     async def _answer(self, turn: EpisodeTurn) -> None:
         step = await self._asked("step", self.environment.step(turn.text))
@@ -109,13 +135,19 @@ class Episode:
     def _give(self, turn: EpisodeTurn, observation: Observation) -> None:
         """Put what the environment answered behind what was sampled, if there is room for it and another turn."""
         given = self.renderer.between(self.history, turn.text, self.token_ids[-1], observation)
-        if len(self.token_ids) + len(given.token_ids) >= self.max_length:
+        history = [*self.history, {"role": "assistant", "content": turn.text}, *as_messages(observation)]
+        rewritten = self.renderer.prompt(history) if given.rewrites_history else None
+        length = len(self.context) + len(given.token_ids) if rewritten is None else len(rewritten)
+        if length >= self._longest:
             self.finish_reason = FinishReason.LENGTH
             return
-        self.token_ids += given.token_ids
-        self.logprobs += [0.0] * len(given.token_ids)
+        if rewritten is None:
+            self.token_ids += given.token_ids
+            self.logprobs += [0.0] * len(given.token_ids)
+        else:
+            self.forks.append(Fork(start=len(self.token_ids), prompt_token_ids=rewritten))
         self.turns[-1] = replace(turn, observation=as_text(observation))
-        self.history += [{"role": "assistant", "content": turn.text}, *as_messages(observation)]
+        self.history = history
 
     async def _asked(self, what: str, answer: Awaitable[Result]) -> Result:
         """What the environment says; whatever goes wrong there is this episode's failure."""
@@ -134,6 +166,7 @@ class Episode:
 
     async def close(self) -> None:
         """Close the environment; never raises."""
+        self.closed = True
         with contextlib.suppress(Exception):
             await asyncio.wait_for(self.environment.close(), _CLOSE_S)
 
@@ -150,4 +183,12 @@ class Episode:
             turns=tuple(self.turns),
             own_prompt_token_ids=self.prompt_token_ids if self.own_prompt else None,
             failure=self.failure,
+            forks=tuple(self.forks),
         )
+
+
+def _num_alike(one: TokenIds, other: TokenIds) -> int:
+    """How many tokens both begin with."""
+    if other[: len(one)] == one:
+        return len(one)
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))

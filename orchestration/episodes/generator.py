@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,19 +14,25 @@ from orchestration.data.prompts import PromptBuilder
 from orchestration.data.task import Task
 from orchestration.environments.environment import Environment
 from orchestration.episodes.episode import Episode
+from orchestration.episodes.lockstep import Lockstep
 from orchestration.episodes.rendering import TurnRenderer
 from orchestration.run.ports import AdapterHandle, Generator
 from orchestration.settings.config import RunConfig
 from orchestration.settings.episodes import EpisodeConfig
 from orchestration.types import Problem
-from rollout_server.arrays import TokenIds
-from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams
+from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams, Turn
 
 _NUMBERS = count()
 
 
-def acting(generator: Generator, config: RunConfig, problems: Problems, builder: PromptBuilder) -> Generator:
-    """What a run draws from: episodes, where its task has an environment, else the generator itself."""
+def acting(
+    generator: Generator, config: RunConfig, problems: Problems, builder: PromptBuilder, *, device: str
+) -> Generator:
+    """What a run draws from: episodes, where its task has an environment, else the generator itself.
+
+    Args:
+        device: Of the engines: where turns begin together unasked.
+    """
     if config.data.environment() is None:
         return generator
     return EpisodeGenerator(
@@ -34,7 +41,14 @@ def acting(generator: Generator, config: RunConfig, problems: Problems, builder:
         open_environment=lambda: _opened(config.data),
         builder=builder,
         settings=config.episodes,
+        lockstep=Lockstep() if _in_lockstep(config, device) else None,
     )
+
+
+def _in_lockstep(config: RunConfig, device: str) -> bool:
+    own_seeds = device == "cpu" if config.rollout.own_seeds is None else config.rollout.own_seeds
+    wanted = own_seeds if config.episodes.lockstep is None else config.episodes.lockstep
+    return wanted and config.episodes.takes(config.prompts_per_step * config.rollout.num_generations)
 
 
 def _opened(task: Task) -> Environment:
@@ -55,6 +69,7 @@ class EpisodeGenerator:
         open_environment: Makes the world of one episode.
         builder: Of the run's prompts.
         settings: Bounds of an episode.
+        lockstep: Where the later turns of groups meet that began together; None: each begins by itself.
     """
 
     def __init__(
@@ -65,13 +80,17 @@ class EpisodeGenerator:
         open_environment: Callable[[], Environment],
         builder: PromptBuilder,
         settings: EpisodeConfig,
+        lockstep: Lockstep | None = None,
     ) -> None:
+        self._lockstep = lockstep
+        self._places = _Places(settings.max_concurrent)
         self._inner, self._problems, self._open, self._settings = inner, problems, open_environment, settings
         self._builder, self._renderer = builder, TurnRenderer(builder)
 
     @property
     def max_sequences(self) -> int | None:
-        return self._inner.max_sequences
+        bounds = [bound for bound in (self._inner.max_sequences, self._settings.max_concurrent) if bound is not None]
+        return min(bounds, default=None)
 
     async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
         return await self._inner.publish(adapter)
@@ -79,17 +98,31 @@ class EpisodeGenerator:
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
         """A group of episodes. One that fails is told by its `failure`; raises what the engines raise."""
         prompt = replace(prompt, affinity=f"{prompt.prompt_id}/{next(_NUMBERS)}")
+        await self._places.take(sampling.num_generations)
         episodes = [self._new_episode(prompt, sampling) for _ in range(sampling.num_generations)]
         try:
             await gather_or_cancel(episode.begin() for episode in episodes)
             firsts = await self._first_turns(prompt, sampling, episodes)
-            await gather_or_cancel(
-                self._play(index, episode, first, prompt, sampling)
-                for index, (episode, first) in enumerate(zip(episodes, firsts, strict=True))
-            )
+            if self._lockstep is not None and prompt.turn is not None:
+                await self._play_together(self._lockstep, prompt.turn, episodes, firsts, prompt, sampling)
+            else:
+                await gather_or_cancel(
+                    self._play(index, episode, first, prompt, sampling)
+                    for index, (episode, first) in enumerate(zip(episodes, firsts, strict=True))
+                )
         finally:
-            await gather_or_cancel(episode.close() for episode in episodes)
+            if self._lockstep is not None and prompt.turn is not None:
+                self._lockstep.leave(prompt.turn)
+            await gather_or_cancel(self._close(episode) for episode in episodes)
         return [episode.completion() for episode in episodes]
+
+    async def _close(self, episode: Episode) -> None:
+        """Its environment, once; its place is free then."""
+        if not episode.closed:
+            try:
+                await episode.close()
+            finally:
+                self._places.give_back()
 
     def _new_episode(self, prompt: Prompt, sampling: SamplingParams) -> Episode:
         problem = self._problems[prompt.prompt_id]
@@ -121,17 +154,80 @@ class EpisodeGenerator:
                 first = await self._turn(index, episode, prompt, sampling)
             await episode.hear(first)
             first = None
+        await self._close(episode)
 
-    async def _turn(self, index: int, episode: Episode, prompt: Prompt, sampling: SamplingParams) -> Completion:
+    async def _play_together(
+        self,
+        lockstep: Lockstep,
+        first_turn: Turn,
+        episodes: Sequence[Episode],
+        firsts: Sequence[Completion | None],
+        prompt: Prompt,
+        sampling: SamplingParams,
+    ) -> None:
+        """As `_play`, turn by turn with the groups that began with this one. Where environments show something at first
+        there is no common first turn: that is the round of number 0."""
+        heard = [(episode, first) for episode, first in zip(episodes, firsts, strict=True) if first is not None]
+        going_on = [index for index, first in enumerate(firsts) if first is None and not episodes[index].over]
+        await gather_or_cancel(episode.hear(first) for episode, first in heard)
+        for number in count():
+            places = await lockstep.places(first_turn, number, len(going_on))
+            await gather_or_cancel(
+                self._hear_next(index, episodes[index], prompt, sampling, place)
+                for index, place in zip(going_on, places, strict=True)
+            )
+            going_on = [index for index, episode in enumerate(episodes) if not episode.over]
+            if not going_on:
+                return
+
+    async def _hear_next(
+        self, index: int, episode: Episode, prompt: Prompt, sampling: SamplingParams, turn: Turn
+    ) -> None:
+        await episode.hear(await self._turn(index, episode, prompt, sampling, turn=turn))
+
+    async def _turn(
+        self,
+        index: int,
+        episode: Episode,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        turn: Turn | None = None,
+    ) -> Completion:
         asked = replace(
-            prompt,
-            token_ids=episode.prompt_token_ids + TokenIds(episode.token_ids),
-            seed=turn_seed(prompt.seed, index, len(episode.turns)),
-            turn=None,
+            prompt, token_ids=episode.context, seed=turn_seed(prompt.seed, index, len(episode.turns)), turn=turn
         )
         one = replace(sampling, num_generations=1, max_completion_length=episode.room)
         (completion,) = await self._inner.generate(asked, one)
         return completion
+
+
+class _Places:
+    """For so many environments at once. A group takes its own together, since its first turn is one call."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._free = None if limit is None else asyncio.Semaphore(limit)
+        self._taking = asyncio.Lock()
+
+    async def take(self, number: int) -> None:
+        """Wait for so many, first come first served."""
+        taken = 0
+        if self._free is None:
+            return
+        try:
+            async with self._taking:
+                while taken < number:
+                    await self._free.acquire()
+                    taken += 1
+        except BaseException:
+            for _ in range(taken):
+                self._free.release()
+            raise
+
+    def give_back(self) -> None:
+        """One of them."""
+        if self._free is not None:
+            self._free.release()
 
 
 def turn_seed(seed: int | None, episode: int, turn: int) -> int | None:

@@ -46,6 +46,8 @@ METRICS: Mapping[str, str] = {
     "given_tokens_mean": "Mean number of an episode's tokens that its environment gave, its prompt apart.",
     "failed_episodes": "Episodes whose environment failed: among those without a total.",
     "retokenised_tokens": "Sampled tokens of episodes that are not those the engine gave: 0, or something is wrong.",
+    "forks_mean": "Mean number of times that an episode's history was rewritten, and it went on as a sequence more.",
+    "prefix_cache_hit_share": "Of the tokens of earlier turns that a prefix cache can have had, the share it had.",
     "truncated_fraction": "Share of completions that a limit ended: of tokens, or of an episode's turns or time.",
     "policy_age_mean": "Mean of policy_version minus the version a completion was sampled from; 0 is on-policy.",
     "policy_age_max": "The oldest completion's age, versions.",
@@ -229,7 +231,17 @@ def _episode_figures(episodes: Sequence[Completion]) -> dict[str, Number]:
         "given_tokens_mean": _mean([len(episode.token_ids) - episode.num_sampled for episode in episodes]),
         "failed_episodes": sum(episode.failure is not None for episode in episodes),
         "retokenised_tokens": sum(episode.num_retokenised for episode in episodes),
+        "forks_mean": _mean([len(episode.forks) for episode in episodes]),
+        "prefix_cache_hit_share": hit_share(episodes),
     }
+
+
+def hit_share(episodes: Sequence[Completion]) -> float | None:
+    """Of what later turns could find in a prefix cache, the share that they found, by the engine's own word."""
+    turns = [turn for episode in episodes for turn in episode.turns]
+    possible = sum(turn.num_cacheable for turn in turns)
+    # What two episodes have in common is found too, where neither had it in a turn of its own: no more than possible.
+    return sum(min(turn.num_cached, turn.num_cacheable) for turn in turns) / possible if possible else None
 
 
 def _mean(values: Sequence[float]) -> float | None:

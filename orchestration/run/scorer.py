@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 from learner.types import ScoredCompletion
 from orchestration.errors import RewardsUnavailableError
+from orchestration.run.credit import TurnCreditScorer
 from orchestration.run.metrics import OVERRULED, differ
 from orchestration.run.ports import Scorer
 from orchestration.run.rewards import episode_of, reward_item
@@ -202,7 +203,7 @@ class RandomControlScorer:
             dealt = [self._random(problem, scored[index : index + 1], str(index)).random() for index in rated]
         totals = dict(zip(rated, dealt, strict=True))
         return [
-            dataclasses.replace(member, total=totals[index]) if index in totals else member
+            dataclasses.replace(member, total=totals[index], turn_totals=()) if index in totals else member
             for index, member in enumerate(scored)
         ]
 
@@ -219,6 +220,8 @@ def make_scorers(config: RunConfig, client: RewardsClient, *, run_id: str) -> tu
     )
     if config.reward.verifier is not None:
         scorer = VerifiedScorer(scorer, config.rewards, config.reward.verifier)
+    if config.episodes.credit == "turn":
+        scorer = TurnCreditScorer(scorer, config.rewards)
     if config.reward.control != "none":
         scorer = RandomControlScorer(scorer, seed=config.seed, same_rate=config.reward.control == "shuffled")
     return scorer, make_judges(config, client, run_id=run_id)

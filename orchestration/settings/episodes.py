@@ -1,14 +1,21 @@
-"""Settings of episodes: how long one may be. They matter for tasks with an environment alone."""
+"""Settings of episodes: how long one may be, and what its turns answer for. They matter for tasks with an environment
+alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from pydantic import Field
 
+from learner.config import LearnerConfig
 from orchestration.section import Section
+from reward_service.types import RewardSpec
 
 
 class EpisodeConfig(Section):
-    """Bounds of one episode; its tokens, given ones included, are at most `rollout.max_completion_length`."""
+    """Bounds of one episode; its tokens, given ones included, are at most `rollout.max_completion_length`. What a limit
+    ended is truncated: `learner.mask_truncated_completions` says whether it is learned from."""
 
     max_turns: int = Field(8, ge=1, description="Turns of the model in an episode.")
     max_turn_length: int | None = Field(
@@ -18,3 +25,35 @@ class EpisodeConfig(Section):
     step_timeout_s: float = Field(
         60.0, gt=0, description="What one call of an environment may take; then its episode has failed; seconds."
     )
+    max_concurrent: int | None = Field(
+        None, ge=1, description="Environments that are open at once; episodes beyond wait for one. Unset: any number."
+    )
+    credit: Literal["episode", "turn"] = Field(
+        "episode",
+        description="episode: all turns of an episode have one advantage, its total's. turn: each has its own, of what "
+        "the environment paid from it on, compared with the same turn of the group's other episodes.",
+    )
+    lockstep: bool | None = Field(
+        None,
+        description="Begin the next turns of a step's episodes together, when all environments have answered: without "
+        "staleness, on CPUs, the same run again bit for bit, and every turn waits for the slowest. Unset: where "
+        "rollout.own_seeds is true.",
+    )
+
+    def takes(self, number: int) -> bool:
+        """Whether so many episodes may be under way at once."""
+        return self.max_concurrent is None or self.max_concurrent >= number
+
+    def check_run(self, rewards: Sequence[RewardSpec], learner: LearnerConfig) -> None:
+        """Raises ValueError where turns cannot be judged each."""
+        if self.credit == "episode":
+            return
+        spec = next((spec for spec in rewards if spec.name == "environment"), None)
+        if spec is None or spec.params.get("credit", "sum") != "sum":
+            raise ValueError(
+                "episodes.credit=turn is by what an environment pays each turn: it needs the reward 'environment' in "
+                "reward.rewards, with the parameter credit=sum"
+            )
+        if learner.multi_objective_aggregation == "normalize_then_sum" or learner.overlong_cache:
+            own = "overlong_cache" if learner.overlong_cache else "multi_objective_aggregation=normalize_then_sum"
+            raise ValueError(f"episodes.credit=turn does not go with learner.{own}, which is of whole completions")

@@ -10,8 +10,9 @@ import pytest
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, NothingToLearnError
 from learner.step.plan import StepPlan, plan_step
-from learner.types import ScoredGroup
-from rollout_server.types import FinishReason
+from learner.types import ScoredCompletion, ScoredGroup
+from rollout_server.arrays import TokenIds
+from rollout_server.types import Completion, EpisodeTurn, FinishReason, Fork
 from tests.learner.helpers import make_group
 
 
@@ -150,3 +151,68 @@ def test_a_category_has_a_deviation_of_its_own() -> None:
     assert found.group_advantages == (pytest.approx((half, -half)), pytest.approx((half, -half)))
     together = plan(easy, hard, scale_rewards="batch").group_advantages
     assert together[0][0] != pytest.approx(half)
+
+
+def episode(lengths: tuple[int, ...], first: int, forks: tuple[Fork, ...] = ()) -> Completion:
+    """Turns of so many tokens, with one given token behind each."""
+    starts = [sum(lengths[:t]) + t for t in range(len(lengths))]
+    size = starts[-1] + lengths[-1]
+    return Completion(
+        prompt_id="p",
+        token_ids=range(first, first + size),
+        sampling_logprobs=[-1.0] * size,
+        text="",
+        finish_reason=FinishReason.STOP,
+        adapter_version=0,
+        turns=tuple(
+            EpisodeTurn(start=start, stop=start + length, text="", finish_reason=FinishReason.STOP, adapter_version=0)
+            for start, length in zip(starts, lengths, strict=True)
+        ),
+        forks=forks,
+    )
+
+
+def test_an_episode_whose_history_was_rewritten_is_several_sequences_and_each_sampled_token_is_learned_once() -> None:
+    fork = Fork(start=6, prompt_token_ids=TokenIds((1, 2, 99)))
+    whole = ScoredCompletion(completion=episode((2, 2, 3), 20, (fork,)), rewards=(1.0,), total=1.0)
+    plain = ScoredCompletion(completion=episode((2,), 40), rewards=(0.0,), total=0.0)
+    group = ScoredGroup(prompt_id="p", prompt_token_ids=(1, 2), members=(whole, plain))
+    found = plan(group, scale_rewards="none")
+    assert [tuple(one.prompt_token_ids) for one in found.sequences] == [(1, 2), (1, 2, 99), (1, 2)]
+    learned = [token for one in found.sequences for a, b in one.predicted for token in one.completion_token_ids[a:b]]
+    assert learned == [20, 21, 23, 24, 26, 27, 28, 40, 41]
+    assert found.advantages == (0.5, 0.5, -0.5)
+    assert found.places == ((0, 0), (0, 0), (0, 1))
+    assert (found.num_items, found.num_sequences, found.num_tokens) == (9, 3, 8 + 6 + 4)
+
+
+def test_turns_that_are_judged_each_are_compared_with_the_same_turn_of_the_others() -> None:
+    totals = ((3.0, 1.0), (1.0,), (2.0, 5.0))
+    members = tuple(
+        ScoredCompletion(completion=episode((1, 3)[: len(own)], 20), rewards=(0.0,), total=0.0, turn_totals=own)
+        for own in totals
+    )
+    group = ScoredGroup(prompt_id="p", prompt_token_ids=(1, 2), members=members)
+    assert not group.flat
+    found = plan(group, scale_rewards="none", loss={"beta": 0.1})
+    assert found.advantages == (1.0, -2.0, -1.0, 0.0, 2.0)
+    assert tuple(found.sequences[1].prompt_token_ids) == (1, 2, 20, 21)  # all that came before
+    assert tuple(found.sequences[1].completion_token_ids) == (22, 23, 24)
+    assert found.group_advantages == (((1.0 - 6.0) / 4, -1.0, 6.0 / 4),)
+    assert found.num_items == 4 + 1 + 4
+    alone = replace(group, members=(members[0], replace(members[1], turn_totals=(3.0,))))
+    assert alone.flat  # one came to a second turn: nothing to compare it with
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_an_episode_that_a_limit_ended_is_learned_from_as_the_setting_says(masks: bool) -> None:
+    long, short = episode((2, 1), 20), episode((2,), 40)
+    members = [
+        ScoredCompletion(completion=replace(one, finish_reason=reason), rewards=(total,), total=total)
+        for one, reason, total in ((long, FinishReason.TURNS, 0.0), (short, FinishReason.STOP, 1.0))
+    ]
+    found = plan(
+        ScoredGroup(prompt_id="p", prompt_token_ids=(1, 2), members=tuple(members)), mask_truncated_completions=masks
+    )
+    assert len(found.sequences) == (1 if masks else 2)
+    assert (found.num_items, found.num_sequences) == (2 if masks else 5, 2)

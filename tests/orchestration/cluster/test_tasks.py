@@ -81,15 +81,20 @@ def test_code_and_expressions_are_learned_from(task: str, tmp_path: Path) -> Non
     assert summary["accuracy"]["strict"]["before"] is not None
 
 
-def test_episodes_of_two_turns_are_learned_from(tmp_path: Path) -> None:
+def test_episodes_of_several_turns_are_learned_from(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = ("rollout.num_generations=8", "data.num_eval=4", "learner.learning_rate=1e-3")
+    words = ("rollout.num_generations=8", "data.num_eval=4", "learner.learning_rate=1e-3", "rollout.block_size=32")
+    words += ("data.max_guesses=3", "episodes.max_turns=3")  # the third turn finds a block of the second's
+    words += ("reward.rewards=[{name: environment, params: {discount: 0.5}}]", "episodes.credit=turn")
     row, summary = trained(run, "guess", *SMALL, *words, "max_steps=2", "rollout.max_model_len=256")
     assert (row["num_completions"], row["num_unscored"], row["failed_episodes"]) == (16, 0, 0)
-    assert 1 < row["turns_mean"] <= 2
+    assert 2 < row["turns_mean"] <= 3
     assert row["given_tokens_mean"] > 0
     assert row["retokenised_tokens"] == 0
     assert row["sampling_logprob_difference_max"] < 1e-3  # of both turns: served is trained
     assert summary["accuracy"]["strict"]["after"] is not None
+    assert row["prefix_cache_hit_share"] > 0.9
     replayed = rlvr("replay", str(run), "2", "--compare")
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    again = rlvr("replay", str(run), "2", "--compare", "--rollout")  # turns in lockstep: bit for bit
+    assert again.returncode == 0, again.stdout + again.stderr

@@ -10,22 +10,31 @@ from typing import Any
 
 import pytest
 
+from learner.types import ScoredCompletion, ScoredGroup
+from orchestration.concurrency import gather_or_cancel
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.task import PromptLayout
 from orchestration.data.tasks.guess import Guess
 from orchestration.environments.environment import Environment, Step
 from orchestration.episodes.generator import EpisodeGenerator
+from orchestration.episodes.lockstep import Lockstep
 from orchestration.episodes.rendering import TurnRenderer
+from orchestration.errors import ConfigError
 from orchestration.models.resolve import resolve_model
 from orchestration.models.tokenizer import load_tokenizer
+from orchestration.run.credit import TurnCreditScorer
+from orchestration.run.ledger.records import packed, unpacked
+from orchestration.run.metrics import hit_share
 from orchestration.run.rewards import episode_of, reward_item
+from orchestration.settings.config import load_config
 from orchestration.settings.episodes import EpisodeConfig
 from orchestration.types import Problem
 from reward_service.commands import score_one
+from reward_service.rewards.environment import Params, paid
 from reward_service.settings import ServiceSettings
 from reward_service.types import RewardSpec
 from rollout_server.arrays import TokenIds
-from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
+from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams, Turn
 
 PROBLEM = Problem(problem_id="p", question="The number is 1, 2 or 3.", reference={"final_answer": "3"})
 
@@ -38,8 +47,16 @@ def tokenizer() -> Any:
 class Scripted:
     """An engine that says what it is told to, and remembers what it was asked."""
 
-    def __init__(self, tokenizer: Any, *turns: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *turns: Sequence[str],
+        cached: int = 0,
+        version: int | None = None,
+        end: str = "<|end|>",
+    ) -> None:
         self.tokenizer, self.turns, self.asked = tokenizer, list(turns), list[Prompt]()
+        self.cached, self.version, self.end = cached, version, end
 
     max_sequences = None
 
@@ -53,7 +70,7 @@ class Scripted:
         return [self._completion(text, sampling) for text in said]
 
     def _completion(self, text: str, sampling: SamplingParams) -> Completion:
-        ids = self.tokenizer.encode(text + "<|end|>", add_special_tokens=False)
+        ids = self.tokenizer.encode(text + self.end, add_special_tokens=False)
         cut = len(ids) > sampling.max_completion_length
         ids = ids[: sampling.max_completion_length]
         return Completion(
@@ -62,7 +79,9 @@ class Scripted:
             sampling_logprobs=[-1.0] * len(ids),
             text=text,
             finish_reason=FinishReason.LENGTH if cut else FinishReason.STOP,
-            adapter_version=len(self.asked),
+            adapter_version=len(self.asked) if self.version is None else self.version,
+            num_cached_tokens=self.cached if len(self.asked) > 1 else 0,
+            cache_block=4,
         )
 
 
@@ -75,17 +94,33 @@ def played(
     **settings: Any,
 ) -> Sequence[Completion]:
     builder = PromptBuilder(engine.tokenizer, layout=PromptLayout())
+    generator = new_generator(engine, builder, environment, **settings)
+    sampling = SamplingParams(num_generations=num_generations, max_completion_length=max_length)
+    return asyncio.run(generator.generate(prompt_of(builder), sampling))
+
+
+def prompt_of(builder: PromptBuilder) -> Prompt:
     built = builder.build(PROBLEM)
     assert built is not None
-    generator = EpisodeGenerator(
+    return replace(built.prompt, seed=5)
+
+
+def new_generator(
+    engine: Scripted,
+    builder: PromptBuilder,
+    environment: Callable[[], Environment],
+    *,
+    lockstep: Lockstep | None = None,
+    **settings: Any,
+) -> EpisodeGenerator:
+    return EpisodeGenerator(
         engine,
         problems={"p": PROBLEM},
         open_environment=environment,
         builder=builder,
         settings=EpisodeConfig(**settings),
+        lockstep=lockstep,
     )
-    sampling = SamplingParams(num_generations=num_generations, max_completion_length=max_length)
-    return asyncio.run(generator.generate(replace(built.prompt, seed=5), sampling))
 
 
 def test_two_turns_are_the_tokens_that_were_sampled_and_what_the_template_puts_between(tokenizer: Any) -> None:
@@ -217,3 +252,142 @@ def test_a_template_that_rewrites_history_is_noticed(tokenizer: Any, said: str, 
         assert given.rewrites_history is rewritten
     finally:
         tokenizer.chat_template = own
+
+
+def test_what_a_turn_can_find_in_the_cache_is_what_the_turn_before_computed_in_whole_blocks(tokenizer: Any) -> None:
+    engine = Scripted(tokenizer, ["2"], ["3"], cached=8)
+    (episode,) = played(engine)
+    first, second = engine.asked
+    computed = len(first.token_ids) + 1  # the second of the two sampled tokens was not put in
+    assert [turn.num_cacheable for turn in episode.turns] == [0, 0]  # another version has other keys and values
+    engine = Scripted(tokenizer, ["2"], ["3"], cached=8, version=1)
+    (episode,) = played(engine)
+    assert [turn.num_cacheable for turn in episode.turns] == [0, computed // 4 * 4]
+    assert hit_share([episode]) == 8 / (computed // 4 * 4)
+    assert len(second.token_ids) > computed
+
+
+@pytest.mark.parametrize("said", ["<think>1 or 2</think>2", "2"])
+def test_a_history_that_a_real_template_rewrites_is_gone_on_from_as_a_fork(tokenizer: Any, said: str) -> None:
+    folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
+    own, tokenizer.chat_template = tokenizer.chat_template, (folder / "qwen3.jinja").read_text()
+    try:
+        engine = Scripted(tokenizer, [said], ["<think>3!</think>1"], ["3"], end="<|im_end|>")
+        (episode,) = played(engine, environment=lambda: Counting(), max_turns=3, max_length=300)
+        asked = [tokenizer.decode(list(prompt.token_ids)) for prompt in engine.asked]
+        assert [len(prompt) < 2000 for prompt in asked] == [True] * 3
+        thinks = "think" in said
+        assert ["1 or 2" in prompt for prompt in asked] == [False] * 3  # the engine sees what the template gives
+        assert [len(episode.forks), "3!" in asked[2]] == [1 + thinks, False]
+        pieces = episode.pieces(engine.asked[0].token_ids)
+        assert len(pieces) == 2 + thinks
+        ends = [tokenizer.decode(list(prompt + episode.token_ids[start:stop])) for prompt, start, stop in pieces]
+        assert said in ends[0]
+        assert "3!" in ends[-2]
+        sampled = [tokenizer.decode(list(episode.token_ids[start:stop])) for start, stop in episode.sampled]
+        assert sampled == [f"{text}<|im_end|>" for text in (said, "<think>3!</think>1", "3")]
+        assert episode.num_retokenised == 0
+        group = ScoredGroup(
+            prompt_id="p",
+            prompt_token_ids=engine.asked[0].token_ids,
+            members=(ScoredCompletion(completion=episode, rewards=(1.0,), total=1.0),),
+        )
+        assert unpacked(packed(group), ScoredGroup) == group  # forks are in a step's record
+    finally:
+        tokenizer.chat_template = own
+
+
+def test_environments_beyond_the_bound_wait_and_a_group_takes_its_places_together(tokenizer: Any) -> None:
+    class Counted(Counting):
+        here = most = 0
+
+        async def reset(self, problem: Problem) -> None:
+            Counted.here += 1
+            Counted.most = max(Counted.most, Counted.here)
+            await asyncio.sleep(0)
+
+        async def close(self) -> None:
+            Counted.here -= 1
+
+    engine = Scripted(tokenizer, *[["1", "2"]] * 5, *[])
+    builder = PromptBuilder(tokenizer, layout=PromptLayout())
+    generator = new_generator(engine, builder, Counted, max_turns=1, max_concurrent=3)
+    assert generator.max_sequences == 3
+    sampling = SamplingParams(num_generations=2, max_completion_length=50)
+
+    async def five() -> list[Sequence[Completion]]:
+        return await gather_or_cancel(generator.generate(prompt_of(builder), sampling) for _ in range(5))
+
+    assert len(asyncio.run(five())) == 5
+    assert (Counted.here, Counted.most) == (0, 2)
+
+
+def test_later_turns_of_groups_that_began_together_begin_together_on_their_workers(tokenizer: Any) -> None:
+    engine = Scripted(tokenizer, ["1", "1"], ["1", "1"], *[["1"]] * 20)
+    worlds = iter([Counting(delay_s=wait) for wait in (0.2, 0.0, 0.1, 0.0)])
+    builder = PromptBuilder(tokenizer, layout=PromptLayout())
+    generator = new_generator(engine, builder, lambda: next(worlds), lockstep=Lockstep(), max_turns=3)
+    sampling = SamplingParams(num_generations=2, max_completion_length=100)
+
+    async def both() -> None:
+        turns = [Turn(key="k", index=index, size=2) for index in range(2)]
+        await gather_or_cancel(generator.generate(replace(prompt_of(builder), turn=one), sampling) for one in turns)
+
+    asyncio.run(both())
+    later = [prompt.turn for prompt in engine.asked[2:]]
+    assert len(later) == 8
+    for number in (1, 2):
+        places = [turn for turn in later if turn is not None and turn.key == f"k-turn-{number}"]
+        assert [turn.index for turn in places] == [0, 1, 2, 3]  # in order, however long each environment took
+        assert {(turn.size, turn.homes) for turn in places} == {(4, (0, 0, 1, 1))}
+
+
+def test_groups_that_fail_or_end_are_waited_for_no_longer() -> None:
+    async def played() -> list[Turn]:
+        lockstep, turns = Lockstep(), [Turn(key="k", index=index, size=3) for index in range(3)]
+        waiting = asyncio.create_task(lockstep.places(turns[0], 1, 2))
+        await asyncio.sleep(0)
+        lockstep.leave(turns[1])
+        assert await lockstep.places(turns[2], 1, 0) == []
+        places = await waiting
+        for turn in turns:
+            lockstep.leave(turn)
+        assert not lockstep._keys
+        return places
+
+    assert [(turn.index, turn.homes) for turn in asyncio.run(played())] == [(0, (0, 0)), (1, (0, 0))]
+
+
+class Paid:
+    """Scores an episode by what its environment paid, discounted by a half, and one for a good form."""
+
+    reward_names = ("environment", "form")
+
+    async def score(self, problem: Problem, prompt: str, completions: Sequence[Completion]) -> list[ScoredCompletion]:
+        scores = [paid([turn.reward for turn in one.turns], Params(discount=0.5)) for one in completions]
+        return [
+            ScoredCompletion(completion=one, rewards=(score, 1.0), total=2 * score + 1)
+            for one, score in zip(completions, scores, strict=True)
+        ]
+
+
+def test_a_turn_answers_for_what_is_paid_from_it_on_and_for_what_the_other_rewards_say(tokenizer: Any) -> None:
+    (episode,) = played(Scripted(tokenizer, *[["7"]] * 3), environment=Counting, max_turns=3)
+    rewards = (RewardSpec(name="environment", weight=2, params={"discount": 0.5}), RewardSpec(name="form"))
+    (member,) = asyncio.run(TurnCreditScorer(Paid(), rewards).score(PROBLEM, "", [episode]))
+    assert member.total == pytest.approx(2 * (0.5 + 0.25 + 0.125) + 1)
+    assert member.turn_totals == pytest.approx((2 * 0.875 + 1, 2 * 0.75 + 1, 2 * 0.5 + 1))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["reward.rewards=[{name: exact}]"], "needs the reward 'environment'"),
+        (["reward.rewards=[{name: environment, params: {credit: last}}]"], "credit=sum"),
+        (["learner.overlong_cache=8"], "overlong_cache"),
+    ],
+)
+def test_credit_by_turns_is_refused_where_nothing_says_what_a_turn_is_paid(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config("guess", ["episodes.credit=turn", *words])
+    assert load_config("guess", ["episodes.credit=turn"]).episodes.credit == "turn"
