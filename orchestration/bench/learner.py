@@ -102,7 +102,7 @@ def run(options: LearnerBench, progress: Progress) -> dict[str, Any]:
         turns = {}
         for name in CONTENDERS:
             begin(f"loading and warming up {name}")
-            turns[name] = stack.enter_context(_contender(name, setting, groups))
+            turns[name] = stack.enter_context(contender(name, setting, groups))
         rounds = [_round(number, turns, begin, options.neighbours) for number in range(num_rounds)]
     _check_same_work(rounds, GRAD_NORM_TOLERANCE[setting.dtype])
     floor = multiply_adds(model_path, sequences_of(groups), gradient_checkpointing=options.gradient_checkpointing)
@@ -197,7 +197,8 @@ class _Turn:
 
 
 @contextmanager
-def _contender(name: str, setting: Setting, groups: tuple[ScoredGroup, ...]) -> Iterator[_Turn]:
+def contender(name: str, setting: Setting, groups: tuple[ScoredGroup, ...]) -> Iterator[_Turn]:
+    """One of `CONTENDERS` in a process of its own, which ends with the block."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(name, setting, groups, there), daemon=True)

@@ -30,6 +30,7 @@ def add_bench_commands(commands: Any) -> None:
         "overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`; tiny unless named"
     )
     flow.set_defaults(run=_bench_flow)
+    _add_bench_episodes(names)
     _add_bench_learner(names)
     _add_bench_monkey(names)
     _add_bench_driver(names)
@@ -49,6 +50,20 @@ def add_bench_commands(commands: Any) -> None:
     )
     reward.add_argument("--soak", type=positive, metavar="SECONDS", help="instead: load with items that misbehave")
     reward.set_defaults(run=_bench_reward)
+
+
+def _add_bench_episodes(names: Any) -> None:
+    episodes = names.add_parser("episodes", help="turns with an environment, beside the same tokens in one turn")
+    episodes.add_argument("--json", action="store_true", help="print one JSON object")
+    episodes.add_argument("--episodes", type=positive, default=64, help="at once (default: 64)")
+    episodes.add_argument("--turns", type=positive, default=4, help="of an episode (default: 4)")
+    episodes.add_argument("--turn-length", type=positive, default=32, help="sampled tokens of a turn (default: 32)")
+    episodes.add_argument(
+        "--latency", type=float, default=0.5, metavar="SECONDS", help="the longest of an environment (default: 0.5)"
+    )
+    episodes.add_argument("--rounds", type=positive, default=3, help="measured (default: 3)")
+    episodes.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
+    episodes.set_defaults(run=_bench_episodes)
 
 
 def _add_bench_monkey(names: Any) -> None:
@@ -121,6 +136,19 @@ def _bench_flow(arguments: argparse.Namespace) -> int:
     from orchestration.bench.runs import flow
 
     return run_bench("flow", lambda progress: flow.run(arguments.overrides, progress), as_json=arguments.json)
+
+
+def _bench_episodes(arguments: argparse.Namespace) -> int:
+    from orchestration.bench import run_bench
+    from orchestration.bench.runs import episodes
+
+    given = vars(arguments)
+    options = episodes.EpisodesBench(**{name: given[name] for name in episodes.EpisodesBench.__slots__})
+    return run_bench(
+        "episodes",
+        lambda progress: episodes.run(options, arguments.overrides, progress),
+        as_json=arguments.json,
+    )
 
 
 def _bench_learner(arguments: argparse.Namespace) -> int:

@@ -59,6 +59,7 @@ def _small(groups: Sequence[ScoredGroup]) -> tuple[ScoredGroup, ...]:
                     member.completion,
                     token_ids=member.completion.token_ids[:4],
                     sampling_logprobs=member.completion.sampling_logprobs[:4],
+                    turns=(),
                 ),
             )
             for member in group.members
