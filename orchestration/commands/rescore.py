@@ -98,14 +98,17 @@ def _rows(run_dir: Path, last: int | None) -> list[dict[str, Any]]:
 
 
 def _item(row: dict[str, Any]) -> RewardItem:
+    from orchestration.run.rewards import answer_of
     from reward_service.types import RewardItem
 
+    completion, episode = answer_of(row)
+    metadata = json.loads(row["metadata"])
     return RewardItem(
         id=row["completion_id"],
         prompt=row["prompt"],
-        completion=row["completion"],
+        completion=completion,
         reference=json.loads(row["reference"]),
-        metadata=json.loads(row["metadata"]),
+        metadata=metadata if episode is None else {**metadata, "episode": episode},
         group=row["prompt_id"],
     )
 

@@ -29,6 +29,7 @@ PROMPT_TAIL: Final = 600
 """Characters of a prompt that a completion shows; worked examples before them are folded away."""
 _REWARD: Final = "reward_"
 _REASON: Final = "reason_"
+_OF_A_TURN: Final = ("start", "stop", "text", "observation", "reward", "finish_reason", "adapter_version")
 _NOT_SHOWN: Final = ("reference", "metadata")
 
 
@@ -186,8 +187,19 @@ def shown_completion(row: Row) -> dict[str, Any]:
         "e": row.get("finish_reason"),
         "n": row.get("num_tokens"),
     }
+    turns = [
+        [*(turn[name] for name in _OF_A_TURN), turn.get("total"), bool(turn.get("rewritten"))]
+        for turn in row.get("turns") or []
+    ]
     reasons = {name.removeprefix(_REASON): value for name, value in row.items() if name.startswith(_REASON) and value}
-    more = {"c": row.get("category"), "x": row.get("why"), "z": reasons, **(row.get("cut") or {})}
+    more = {
+        "g": turns,
+        "d": row.get("failure"),
+        "c": row.get("category"),
+        "x": row.get("why"),
+        "z": reasons,
+        **(row.get("cut") or {}),
+    }
     return shown | {name: value for name, value in more.items() if value}
 
 

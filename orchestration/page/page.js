@@ -15,18 +15,29 @@
     made.className = kind;
     return made;
   };
-  const coloured = (row) => {
+  const coloured = (row, from = 0, to = row.l.length) => {
     const [made, characters] = [element("pre", ""), [...row.t]];
-    let at = 0;
-    row.l.forEach((length, index) => {
-      const token = element("span", characters.slice(at, at + length).join(""), `k k${row.k[index]}`);
-      token.title = row.k[index] === "-" ? "probability not known" : `sampler's probability from 0.${row.k[index]} on`;
+    let at = row.l.slice(0, from).reduce((a, b) => a + b, 0);
+    row.l.slice(from, to).forEach((length, place) => {
+      const tenth = row.k[from + place];
+      const token = element("span", characters.slice(at, at + length).join(""), `k k${tenth}`);
+      token.title = tenth === "-" ? "probability not known" : `sampler's probability from 0.${tenth} on`;
       made.append(token);
       at += length;
     });
     return made;
   };
   const number = (value) => (value === null || value === undefined ? "no score" : Number(value.toFixed(4)).toString());
+
+  // An episode: of each turn what the model said, what it was paid, and what the environment answered.
+  const played = (row) => row.g.flatMap(([start, stop, text, answer, reward, end, version, total, rewritten], index) => [
+    ...(rewritten ? [element("p", "the template rewrote what came before: a sequence of its own from here", "turn")] : []),
+    element("p", [`turn ${index + 1}`, `${stop - start} tokens`, end, `version ${version}`,
+      reward === null ? "paid nothing" : `paid ${number(reward)}`, total === null ? "" : `answers for ${number(total)}`]
+      .filter(Boolean).join(" · "), "turn"),
+    row.k ? coloured(row, start, stop) : element("pre", text),
+    ...(answer ? [element("pre", answer, "given")] : []),
+  ]);
 
   for (const category of [...new Set(rows.map((row) => row.c).filter(Boolean))].sort()) {
     form.elements.category.append(new Option(category, category));
@@ -44,7 +55,8 @@
       const prompt = document.createElement("details");
       prompt.append(element("summary", row.q.trim().split("\n").pop().slice(0, 160) || "prompt"),
         element("pre", (row.f ? `(${row.f} characters before)\n` : "") + row.q, "prompt"));
-      card.append(prompt, row.k ? coloured(row) : element("pre", row.t));
+      card.append(prompt, ...(row.g ? played(row) : [row.k ? coloured(row) : element("pre", row.t)]));
+      if (row.d) card.append(element("p", `the episode failed: ${row.d}`, "why"));
       const why = [...Object.entries(row.z || {}), ...Object.entries(row.x || {})];
       if (why.length) card.append(element("p", why.map(([name, told]) => `${name}: ${told}`).join(" · "), "why"));
       return card;

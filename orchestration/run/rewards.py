@@ -91,6 +91,19 @@ def episode_of(completion: Completion) -> dict[str, Any]:
     }
 
 
+def answer_of(row: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """What rewards are shown of a row of a run's table: the completion, and the episode that it was, if it was one."""
+    turns = row.get("turns") or []
+    if not turns and row.get("failure") is None:
+        return row["completion"], None
+    return turns[-1]["text"] if turns else "", {
+        "rewards": [turn["reward"] for turn in turns],
+        "turns": [{"text": turn["text"], "observation": turn["observation"]} for turn in turns],
+        "finish_reason": row["finish_reason"],
+        "failure": row.get("failure"),
+    }
+
+
 _NO_TURNS: Mapping[str, Any] = {"rewards": [], "turns": [], "finish_reason": "stop", "failure": None}
 
 

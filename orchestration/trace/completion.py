@@ -47,6 +47,8 @@ def trace_completion(run_dir: Path, completion_id: str) -> dict[str, Any]:
         "run": run.path.name,
         "prompt": row["prompt"],
         "completion": row["completion"],
+        "turns": row.get("turns") or [],
+        "failure": row.get("failure"),
         "reference": None if row.get("reference") is None else json.loads(row["reference"]),
         "category": row.get("category"),
         "finish_reason": row.get("finish_reason"),

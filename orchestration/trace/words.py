@@ -17,7 +17,7 @@ def completion_in_words(found: Mapping[str, Any]) -> str:
         [
             f"completion {found['completion_id']} of {found['run']}",
             *_text("prompt", found["prompt"]),
-            *_text("completion", found["completion"]),
+            *(_turns(found) if found.get("turns") else _text("completion", found["completion"])),
             _line("reference", json.dumps(found["reference"], ensure_ascii=False)),
             *([_line("category", found["category"])] if found["category"] else []),
             _line("sampled", _sampled(found)),
@@ -53,6 +53,25 @@ def _text(name: str, text: str) -> Iterator[str]:
     first, *rest = text.splitlines() or [""]
     yield _line(name, first)
     yield from (_line("", line) for line in rest)
+
+
+def _turns(found: Mapping[str, Any]) -> Iterator[str]:
+    """What each turn said, was answered and earned."""
+    for number, turn in enumerate(found["turns"], start=1):
+        if turn.get("rewritten"):
+            yield _line("", "(the template rewrote what came before: from here on it is a sequence of its own)")
+        yield from _text(f"turn {number}", turn["text"])
+        total = "" if turn.get("total") is None else f", answers for {turn['total']:.4g}"
+        paid = "nothing" if turn["reward"] is None else f"{turn['reward']:g}"
+        yield _line(
+            "",
+            f"[{turn['stop'] - turn['start']} tokens by version {turn['adapter_version']}, ended by "
+            f"{turn['finish_reason']}; paid {paid}{total}]",
+        )
+        if turn["observation"]:
+            yield from _text("answered", turn["observation"])
+    if found.get("failure"):
+        yield _line("failed", found["failure"])
 
 
 def _sampled(found: Mapping[str, Any]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any
 
+from learner.types import ScoredCompletion
 from orchestration.run.ledger.records import StepRecord, encodable
 from rollout_server.arrays import Packed
 
@@ -20,7 +21,11 @@ _TURN = (
     ("reward", "float64"),
     ("observation", "string"),
 )
-"""What the table says of an episode's turn; its sampled tokens are `token_ids[start:stop]`."""
+"""What the table says of an episode's turn; its sampled tokens are `token_ids[start:stop]`. Beside it `total`, what it
+is answerable for where turns are judged each, and `rewritten`: the history before it was, and it is a fork's first."""
+
+
+_BESIDE = (("total", "float64"), ("rewritten", "bool_"))
 
 
 def completion_id(step: int, group: int, member: int) -> str:
@@ -57,10 +62,7 @@ def completions_table(record: StepRecord) -> Any:
             "adapter_version": member.completion.adapter_version,
             "finish_reason": str(member.completion.finish_reason),
             "num_tokens": len(member.completion.token_ids),
-            "turns": [
-                {name: getattr(turn, name) for name, _ in _TURN} | {"finish_reason": str(turn.finish_reason)}
-                for turn in member.completion.turns
-            ],
+            "turns": _turns(member),
             "failure": member.completion.failure,
         }
         for index, (group, group_advantages) in enumerate(zip(groups, advantages, strict=True))
@@ -84,7 +86,7 @@ def completions_table(record: StepRecord) -> Any:
             ("adapter_version", pa.int64()),
             ("finish_reason", pa.string()),
             ("num_tokens", pa.int64()),
-            ("turns", pa.list_(pa.struct([(name, getattr(pa, kind)()) for name, kind in _TURN]))),
+            ("turns", pa.list_(pa.struct([(name, getattr(pa, kind)()) for name, kind in (*_TURN, *_BESIDE)]))),
             ("failure", pa.string()),
         ]
     )
@@ -94,6 +96,16 @@ def completions_table(record: StepRecord) -> Any:
         column = _lists(kind, [getattr(completion, name) for completion in completions])
         table = table.append_column(pa.field(name, pa.list_(kind)), column)
     return table
+
+
+def _turns(member: ScoredCompletion) -> list[dict[str, Any]]:
+    completion = member.completion
+    forked = {fork.start for fork in completion.forks}
+    return [
+        {name: getattr(turn, name) for name, _ in _TURN}
+        | {"finish_reason": str(turn.finish_reason), "total": total, "rewritten": turn.start in forked}
+        for turn, total in zip_longest(completion.turns, member.turn_totals)
+    ]
 
 
 def table_bytes(record: StepRecord) -> bytes:
