@@ -21,9 +21,18 @@ from learner.policy.products import whole_product
 def lora_linear(
     x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_rI: Tensor, b_Or: Tensor, scaling: float
 ) -> Tensor:
-    """x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ, with gradients towards x, A and B; W and the bias are frozen. Leading dimensions
-    of x may be any. A and B may be float32 over an x and W of 16 bits: products are then in the precision of x, as the
-    sampler's are, and the gradients of A and B float32."""
+    """x·Wᵀ + bias + scaling·(x·Aᵀ)·Bᵀ, with gradients towards x, A and B.
+
+    Args:
+        x_MI: its leading dimensions may be any.
+        weight_OI, bias_O: the base's, frozen.
+        a_rI, b_Or: the adapter's. They may be float32 over an x and W of 16 bits: products are then in the precision
+            of x, as the sampler's are, and the gradients of A and B float32.
+        scaling: lora_alpha / r.
+
+    Returns:
+        (…, O), in the precision of x.
+    """
     out_MO: Tensor = _LoraLinear.apply(x_MI, weight_OI, bias_O, a_rI, b_Or, scaling)
     return out_MO
 

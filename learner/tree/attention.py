@@ -84,10 +84,22 @@ def attend(
     tree_attention: TreeAttention | None = None,
     **further: Any,
 ) -> tuple[Tensor, None]:
-    """query (1, H, N, D), key and value (1, K, N, D) → (1, N, H, D).
+    """What a layer of `transformers` calls, with the arguments that it gives.
 
-    `tree_attention` arrives as a keyword of the model's forward. Raises ValueError without it, and for what a layer
-    asks of its attention that a tree's does not do: dropout, soft-capping, sinks, a position bias.
+    Args:
+        query: (1, H, N, D).
+        key, value: (1, K, N, D).
+        scaling: of the products; None: 1/√D.
+        sliding_window: tokens that a token sees at the most, itself among them; None: all its ancestors.
+        tree_attention: arrives as a keyword of the model's forward.
+        attention_mask: not looked at: the tree says who sees whom.
+
+    Returns:
+        (1, N, H, D), and no weights.
+
+    Raises:
+        ValueError: `tree_attention` is missing, or the layer asks for what a tree's attention does not do: dropout,
+            soft-capping, sinks, a position bias.
     """
     if tree_attention is None:
         raise ValueError(f"the attention {ATTENTION_NAME!r} needs the keyword tree_attention in the model's forward")

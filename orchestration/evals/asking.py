@@ -93,7 +93,20 @@ async def ask(
     *,
     on_problem: Callable[[], None],
 ) -> None:
-    """Have the batches answered, judged and kept, one after the other. Raises what asking or judging raises."""
+    """Have the batches answered, judged and kept, one after the other.
+
+    Args:
+        wanted: in this order.
+        engine: holds the model and the adapter of the batches' side.
+        judges: services' rewards, by name; of each the first counts.
+        local_judges: what is judged here, by name.
+        manner: how is drawn, greedily and by samples.
+        decode: token ids into text.
+        store: keeps each batch once it is whole.
+        on_problem: told of each prompt that is answered and judged.
+
+    Raises what asking or judging raises.
+    """
     for batch in wanted:
         await engine.drop_prefix_cache()
 

@@ -69,6 +69,13 @@ class Evaluated:
 async def evaluate(config: RunConfig, wanted: Wanted, store: Store, device: Device, progress: Progress) -> Evaluated:
     """Have everything answered that the store does not hold yet, and count it.
 
+    Args:
+        config: the base model, the problems and how the engine runs.
+        wanted: whose answers, and which.
+        store: what an earlier call got so far is read from it.
+        device: of the engine.
+        progress: told what is being done, and the share that is done.
+
     Raises:
         ConfigError: the settings do not allow it, or the store holds another evaluation.
         RlvrError, RolloutError, RewardServiceError, LearnerError: a part of it does not start, or fails.

@@ -124,6 +124,13 @@ def best_split(
 
     An estimate, for each number of ranks, of what generation and learning take says where to begin; from there
     simulated neighbours say where it gets better.
+
+    Args:
+        config: the run.
+        splits: those that fit into memory.
+        rates: what the GPUs do in a second.
+        lengths: of prompts and completions.
+        run: simulates one; None: `simulate`, from these arguments.
     """
     run = run or (lambda split: simulate(config, split, rates, lengths))
     split_by_ranks = {split.ranks: split for split in splits if not split.shared}

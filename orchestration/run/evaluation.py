@@ -22,7 +22,6 @@ class Evaluation:
     scores: Mapping[str, tuple[float | None, ...]]
     """By judge (`strict`, `lenient`), one a problem, in their order; None: the service could not score it."""
     num_tokens: int
-    mean_completion_length: float
     completions_N: tuple[Completion, ...] = field(repr=False)
 
     def accuracies(self) -> dict[str, float]:
@@ -76,10 +75,8 @@ async def evaluate(
         return completion, [scored.rewards[0] for (scored,) in answers]
 
     rows = await gather_or_cancel(one(index, built) for index, built in enumerate(problems))
-    lengths = [completion.num_sampled for completion, _ in rows]
     return Evaluation(
         scores={name: tuple(scores[index] for _, scores in rows) for index, name in enumerate(judges)},
-        num_tokens=sum(lengths),
-        mean_completion_length=sum(lengths) / max(len(lengths), 1),
+        num_tokens=sum(completion.num_sampled for completion, _ in rows),
         completions_N=tuple(completion for completion, _ in rows),
     )

@@ -94,13 +94,20 @@ def summarise(
     after: Scores | None,
     categories: Sequence[str] = (),
 ) -> Summary:
-    """The content of `summary.json`.
+    """The content of `summary.json`; its `other_share` is the share of time that no phase answers for.
 
-    `start_s` is wall time from the command to the end of the first step, by phases that may overlap, and in total; None
-    when no step was made. `seconds` is wall time by phase since the rooms were up; `other_share` is what no phase
-    answers for. `accuracy` compares the same held-out problems before and after, with the paired 95 % bootstrap
-    interval of the difference; `by_category` does so within each of `categories` (one a held-out problem),
-    where there are several.
+    Args:
+        config: the run's settings.
+        run_dir: its folder.
+        status: `finished`, `stopped` or `failed`.
+        reason: why, where it did not finish.
+        tally: what was counted.
+        start_s: wall time from the command to the end of the first step, by phases that may overlap, and in total;
+            None when no step was made.
+        seconds: wall time by phase since the rooms were up.
+        before, after: scores of the same held-out problems by judge; compared in `accuracy`, with the paired 95 %
+            bootstrap interval of the difference.
+        categories: of the held-out problems, one each; where there are several, `by_category` compares within them.
     """
     return {
         "status": status,

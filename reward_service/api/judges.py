@@ -238,7 +238,15 @@ def gated(gate: Gate, found: _Found) -> RewardScore | None:
 def merge(
     judged: JudgedPlan, item_id: str, pooled: ScoredItem, found: _Found, graded: Mapping[str, RewardScore]
 ) -> ScoredItem:
-    """What the pool and the judges say of an item, in the plan's order, without gates that were not asked for."""
+    """What the pool and the judges say of an item, in the plan's order, without gates that were not asked for.
+
+    Args:
+        judged: the plan, and which of its rewards the pool answers.
+        item_id: as the caller named it.
+        pooled: the pool's scores.
+        found: the pool's answers by reward, as they are to be sent.
+        graded: the judges' scores by reward.
+    """
     by_pool = dict(zip((spec.name for spec in judged.pooled), pooled.scores, strict=True))
     scores: dict[str, RewardScore] = {}
     rewards: dict[str, RewardScore | msgspec.Raw] = {}

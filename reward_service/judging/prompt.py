@@ -78,7 +78,17 @@ def make_marker(submission: Submission) -> str:
 def messages(
     rubric: str, low: float, high: float, submission: Submission, marker: str
 ) -> tuple[list[dict[str, str]], int]:
-    """The system's and the user's message, and how many control tokens were set apart."""
+    """What the judge's model is asked.
+
+    Args:
+        rubric: what earns what.
+        low, high: the scale's ends.
+        submission: task, reference and answer; of the first two either may be missing.
+        marker: stands around each of them, and in none.
+
+    Returns:
+        The system's and the user's message, and how many control tokens were set apart in the texts.
+    """
     parts = [f"The marker of this message is {marker}."]
     num_defused = 0
     for name, text in (

@@ -104,7 +104,19 @@ def with_room(config: RunConfig, run_on_tokens: int) -> RunConfig:
 def evaluation_config(
     *, model: str, adapter: str | None, data: str, limit: int | None, overrides: Sequence[str]
 ) -> RunConfig:
-    """The settings that an evaluation shares with a run. Raises ConfigError or DataError."""
+    """The settings that an evaluation shares with a run.
+
+    Args:
+        model: a name, a folder or a hub id.
+        adapter: a peft folder here, which gives rank and quantisation; None: the base alone.
+        data: a recipe, or a file in GSM8K's format.
+        limit: held-out problems at the most.
+        overrides: the user's settings, which hold over all others.
+
+    Raises:
+        ConfigError: a setting is wrong, or there is no such recipe or file.
+        DataError: the adapter's configuration cannot be read.
+    """
     settings = [f"model.name={json.dumps(model)}", "max_steps=0"]
     recipe = data
     if data not in recipe_names() and not data.endswith((".yaml", ".yml")):
