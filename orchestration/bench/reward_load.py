@@ -96,13 +96,19 @@ async def _run(load: Load) -> Outcome:
     requests = [_request(load, body) for body in load.bodies]
     hanging = [_request(load, body) for body in load.hanging]
     turns = _Turns(load, requests, hanging)
-    connections = [await asyncio.open_connection(load.host, load.port, limit=2**24) for _ in range(load.num_clients)]
+    loop, outcome = asyncio.get_running_loop(), Outcome(seconds=0.0, num_items=0)
+    clients = [
+        (await loop.create_connection(lambda: _Client(load, turns, outcome), load.host, load.port))[1]
+        for _ in range(load.num_clients)
+    ]
     began, processor_before = time.perf_counter(), time.process_time()
-    outcome = Outcome(seconds=0.0, num_items=0)
-    await asyncio.gather(*(_client(load, turns, outcome, *connection, began) for connection in connections))
+    for client in clients:
+        client.begin(began)
+    async with asyncio.timeout(load.seconds + load.timeout_s):
+        await asyncio.gather(*(client.ended for client in clients))
     outcome.processor_s = time.process_time() - processor_before
-    for _, writer in connections:
-        writer.close()
+    for client in clients:
+        client.close()
     return outcome
 
 
@@ -122,37 +128,70 @@ class _Turns:
         return self._requests[self._sent % len(self._requests)], False
 
 
-async def _client(
-    load: Load,
-    turns: _Turns,
-    outcome: Outcome,
-    reader: asyncio.StreamReader,
-    writer: asyncio.StreamWriter,
-    began: float,
-) -> None:
-    """Counts what was answered within the time; what is under way at its end is waited for, but not counted."""
-    number = 0
-    while (sent := time.perf_counter()) - began < load.seconds:
-        request, hangs = turns.next()
-        writer.write(request)
-        async with asyncio.timeout(load.timeout_s):
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise RlvrError(f"answered {head[:200]!r}")
-            lower = head.lower()
-            at = lower.index(b"content-length:") + 15
-            body = await reader.readexactly(int(lower[at : lower.index(b"\r", at)]))
-        done = time.perf_counter()
-        if hangs:
-            outcome.hanging_latencies_s.append(done - sent)
-        else:
-            outcome.latencies_s.append(done - sent)
-        if hangs or number % _CHECK_EVERY == 0:
-            outcome.looked_at.append(body)
-        number += 1
-        if done - began <= load.seconds:
-            outcome.num_items += load.batch
-            outcome.seconds = max(outcome.seconds, done - began)
+class _Client(asyncio.Protocol):
+    """One connection. Counts what was answered within the time; what is under way at its end is waited for, but not
+    counted."""
+
+    def __init__(self, load: Load, turns: _Turns, outcome: Outcome) -> None:
+        self.ended = asyncio.get_running_loop().create_future()
+        self._load, self._turns, self._outcome = load, turns, outcome
+        self._number = self._length = 0
+        self._answer = b""
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def begin(self, now: float) -> None:
+        self._began = now
+        self._send(now)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        if not self._length:
+            self._length = self._length_of_answer()
+        if self._length and len(self._answer) >= self._length:
+            answer, self._answer, self._length = self._answer, b"", 0
+            self._take(answer, time.perf_counter())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail("the server closed the connection")
+
+    def _send(self, now: float) -> None:
+        request, self._hangs = self._turns.next()
+        self._sent = now
+        self._transport.write(request)
+
+    def _length_of_answer(self) -> int:
+        """Of head and body; 0: not known yet."""
+        end = self._answer.find(b"\r\n\r\n")
+        if end < 0:
+            return 0
+        head = self._answer[:end].lower()
+        if not head.startswith(b"http/1.1 200"):
+            self._fail(f"answered {self._answer[:200]!r}")
+            return 0
+        _, _, length = head.partition(b"content-length:")
+        return end + 4 + int(length.partition(b"\r")[0])
+
+    def _take(self, answer: bytes, now: float) -> None:
+        outcome, load = self._outcome, self._load
+        (outcome.hanging_latencies_s if self._hangs else outcome.latencies_s).append(now - self._sent)
+        if self._hangs or self._number % _CHECK_EVERY == 0:
+            outcome.looked_at.append(answer.partition(b"\r\n\r\n")[2])
+        self._number += 1
+        if now - self._began > load.seconds:
+            self.ended.set_result(None)
+            return
+        outcome.num_items += load.batch
+        outcome.seconds = max(outcome.seconds, now - self._began)
+        self._send(now)
+
+    def _fail(self, why: str) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(RlvrError(why))
 
 
 def _request(load: Load, body: bytes) -> bytes:

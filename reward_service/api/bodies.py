@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
 import jiter
@@ -14,6 +15,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from reward_service.api import reading
+from reward_service.api.connections import body_is_here
 from reward_service.errors import (
     BodyTimeoutError,
     BodyTooLargeError,
@@ -37,6 +39,8 @@ Body = TypeVar("Body", ScoreRequest, OpenRlhfRequest, SlimeRequest, ProgramReque
 _KINDS = (ScoreRequest, OpenRlhfRequest, SlimeRequest, ProgramRequest)
 _SMALL_BYTES: Final = 2**18
 """Of a body whose faults are found in 5 ms."""
+_LOOK_S: Final = 1.0
+"""Between two looks at the requests that are being answered."""
 _LOOKS: Final = ThreadPoolExecutor(1, thread_name_prefix="looks-at-bodies")
 """One at a time: together they would take the interpreter from the event loop."""
 _DECODERS = {kind: msgspec.json.Decoder(kind).decode for kind in _KINDS}
@@ -48,6 +52,8 @@ class Bodies:
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
         self.held_bytes = 0
+        self._wanted: set[_Wanted] = set()
+        self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
@@ -58,7 +64,7 @@ class Bodies:
             if declared.isascii() and declared.isdigit():
                 self._admit(int(declared) if len(declared) < 18 else 10**18, 0)
             try:
-                async with asyncio.timeout(self._settings.body_timeout_s):
+                async with asyncio.timeout(None if body_is_here(request.receive) else self._settings.body_timeout_s):
                     async for chunk in request.stream():
                         self._admit(len(body) + len(chunk), len(chunk))
                         self.held_bytes += len(chunk)
@@ -73,6 +79,38 @@ class Bodies:
         finally:
             self.held_bytes -= len(body)
 
+    @contextmanager
+    def wanted(self, request: Request) -> Iterator[None]:
+        """Gives up, with ClientGoneError, what goes on for a while after its client has hung up.
+
+        Most requests are answered before anybody looks; for them a watch, or a timer, would cost more than it saves.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        one = _Wanted(request, task)
+        self._wanted.add(one)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if one.watch is None or not one.watch.done():
+                raise
+            task.uncancel()
+            raise ClientGoneError("the client hung up") from None
+        finally:
+            self._wanted.remove(one)
+            if one.watch is not None:
+                one.watch.cancel()
+
+    def _look(self) -> None:
+        """Watches over the clients of requests that were there at the last look, too."""
+        for one in self._wanted:
+            if one.was_seen and one.watch is None:
+                one.watch = asyncio.create_task(one.end_when_gone())
+            one.was_seen = True
+        self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look) if self._wanted else None
+
     def _admit(self, length: int, more: int) -> None:
         limit, limit_together = self._settings.max_body_bytes, self._settings.max_bodies_bytes
         if length > limit:
@@ -82,6 +120,21 @@ class Bodies:
                 f"requests of {self.held_bytes} bytes are being scored, and max_bodies_bytes = {limit_together};"
                 " try again soon"
             )
+
+
+@dataclass(eq=False, slots=True)
+class _Wanted:
+    """A request that is being answered."""
+
+    request: Request
+    task: asyncio.Task[object]
+    was_seen: bool = False
+    watch: asyncio.Task[None] | None = None
+
+    async def end_when_gone(self) -> None:
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
+        self.task.cancel()
 
 
 async def parse_beside(body: bytes, kind: type[Body]) -> Body:

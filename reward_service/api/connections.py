@@ -209,6 +209,12 @@ def bounded(limits: ServiceSettings) -> type[BoundedProtocol]:
     return type("BoundedProtocol", (BoundedProtocol,), attributes)
 
 
+def body_is_here(receive: object) -> bool:
+    """Whether all of a request's body has come, as it mostly has with the head: a timer for it would cost more."""
+    cycle = getattr(receive, "__self__", None)
+    return isinstance(cycle, RequestResponseCycle) and not cycle.more_body
+
+
 def network_of(address: str) -> str:
     """What connections are counted by: an IPv4 address, or the /64 of an IPv6 one."""
     try:

@@ -3,7 +3,6 @@ as much as the scoring."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +15,7 @@ from reward_service.api import protocols
 from reward_service.api.bodies import parse_beside, parse_openrlhf_beside, unreadable
 from reward_service.api.metrics import CONTENT_TYPE
 from reward_service.api.openapi import returns, takes
-from reward_service.errors import ClientGoneError, NotReadyError, ServiceError
+from reward_service.errors import NotReadyError, ServiceError
 from reward_service.rates import Caller
 from reward_service.schemas import (
     AuditRecords,
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
 router = APIRouter()
 DEFAULT_PROFILE: Final = "gsm8k"
-_WATCH_AFTER_S: Final = 1.0
-"""Most requests are answered before; for them a watch would cost more than it saves."""
 OPEN: Final[dict[str, Any]] = {"security": []}
 """Of endpoints that ask for no key."""
 REFUSALS: Final = (401, 404, 408, 409, 413, 422, 429, 500, 503)
@@ -224,8 +221,9 @@ async def _answering(request: Request, endpoint: str) -> AsyncIterator[tuple[Cal
     began, status = time.perf_counter(), 500
     try:
         caller = _identify(request)
-        async with service.bodies.read(request) as raw, _while_wanted(request):
-            yield caller, raw
+        async with service.bodies.read(request) as raw:
+            with service.bodies.wanted(request):
+                yield caller, raw
         status = 200
     except ServiceError as error:
         status = error.status
@@ -233,34 +231,7 @@ async def _answering(request: Request, endpoint: str) -> AsyncIterator[tuple[Cal
             service.unscorable_log.tell(endpoint, error.error, f"status {status}, {error}")
         raise
     finally:
-        service.metrics.requests.labels(endpoint, str(status)).inc()
-        service.metrics.seconds.labels(endpoint).observe(time.perf_counter() - began)
-
-
-@asynccontextmanager
-async def _while_wanted(request: Request) -> AsyncIterator[None]:
-    """Gives up, with ClientGoneError, what takes longer than `_WATCH_AFTER_S` once nobody waits for it any more."""
-    task = asyncio.current_task()
-    assert task is not None
-    watches: list[asyncio.Task[None]] = []
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        task.cancel()
-
-    later = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, lambda: watches.append(asyncio.create_task(watch())))
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not (watches and watches[0].done()):
-            raise
-        task.uncancel()
-        raise ClientGoneError("the client hung up") from None
-    finally:
-        later.cancel()
-        for one in watches:
-            one.cancel()
+        service.metrics.answered(endpoint, status, time.perf_counter() - began)
 
 
 def _json(body: bytes) -> Response:

@@ -55,7 +55,17 @@ class Metrics:
             buckets=_REQUEST_BUCKETS_S,
             registry=self._registry,
         )
+        self._answers: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._registry.register(_PoolCollector(pool, audit_in_flight))
+
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
+        """A request was answered. The labelled counters are kept, as finding them takes longer than counting."""
+        key = endpoint, status
+        if key not in self._answers:
+            self._answers[key] = self.requests.labels(endpoint, str(status)), self.seconds.labels(endpoint)
+        requests, histogram = self._answers[key]
+        requests.inc()
+        histogram.observe(seconds)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

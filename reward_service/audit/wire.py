@@ -80,20 +80,30 @@ class FrameReader:
     """Puts frames together from what a socket gives."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._begun = bytearray()
+        """A frame of which a part has come."""
 
     def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
-        """The frames that are complete with `data`."""
-        self._buffer += data
-        start, end = 0, len(self._buffer)
-        while end - start >= HEADER.size:
-            (length,) = HEADER.unpack_from(self._buffer, start)
-            if end - start - HEADER.size < length:
-                break
-            start += HEADER.size
-            yield bytes(self._buffer[start : start + length])
-            start += length
-        del self._buffer[:start]
+        """The frames that are complete with `data`, which may be overwritten once all were taken. Whole ones are copied
+        once: they are tens of kilobytes, and copying them is half of the writer's work."""
+        rest = memoryview(data)
+        while rest:
+            if not self._begun and (end := _end_of(rest)) is not None and end <= len(rest):
+                yield bytes(rest[HEADER.size : end])
+                rest = rest[end:]
+                continue
+            missing = (_end_of(self._begun) or HEADER.size) - len(self._begun)
+            self._begun += rest[:missing]
+            rest = rest[missing:]
+            if len(self._begun) == _end_of(self._begun):
+                message = bytes(memoryview(self._begun)[HEADER.size :])
+                self._begun = bytearray()
+                yield message
+
+
+def _end_of(frame: bytearray | memoryview) -> int | None:
+    """Length of the frame that begins there; None: its header is not whole yet."""
+    return HEADER.size + int(HEADER.unpack_from(frame)[0]) if len(frame) >= HEADER.size else None
 
 
 def frame(message: msgspec.Struct) -> bytes:

@@ -22,7 +22,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from functools import partial
 from typing import Any, Final
 
 from reward_service.errors import QueueFullError, ShuttingDownError
@@ -76,6 +75,7 @@ class WorkerPool:
         self._queued_items = 0
         self._closing = False
         self._watching: asyncio.TimerHandle | None = None
+        self._expiring: asyncio.TimerHandle | None = None
         self._starved_s = 0.0
         """Seconds that workers with a job waited for a processor, on average over these workers, since the start."""
         self._others_share = 0.0
@@ -132,9 +132,10 @@ class WorkerPool:
                 " try again soon"
             )
         loop = asyncio.get_running_loop()
-        request = PoolRequest(specs, deadlines_s, items, loop.create_future())
+        request = PoolRequest(specs, deadlines_s, items, loop.create_future(), time.monotonic(), self._starved_s)
         self._requests.add(request)
-        self._bound_request(request, time.monotonic(), self._starved_s)
+        if self._expiring is None:
+            self._expiring = loop.call_later(self._settings.request_timeout_s, self._expire)
         length = self._chunk_length(specs, len(items))
         for start in range(0, len(items), length):
             self._enqueue(Chunk(request, list(range(start, min(start + length, len(items))))))
@@ -142,24 +143,24 @@ class WorkerPool:
         try:
             return await request.future
         finally:
-            if request.expiry is not None:
-                request.expiry.cancel()
             request.abandoned = True
             self._requests.discard(request)
 
-    def _bound_request(
-        self, request: PoolRequest, began: float, starved_before_s: float, *, was_over: bool = False
-    ) -> None:
-        """Ends a request when its time is over; that in which workers got no processor does not count."""
-        timeout_s = self._settings.request_timeout_s
-        excused_s = min(self._starved_s - starved_before_s, timeout_s * (self._settings.max_deadline_factor - 1))
-        left_s = began + timeout_s + excused_s - time.monotonic()
-        if left_s <= 0 and was_over:
-            request.expire(timeout_s)
-            return
-        # Once it is over there is a last look: where this process got no processor, answers may not have been read yet.
-        again = partial(self._bound_request, request, began, starved_before_s, was_over=left_s <= 0)
-        request.expiry = asyncio.get_running_loop().call_later(max(left_s, _LAST_LOOK_S), again)
+    def _expire(self) -> None:
+        """Ends requests whose time is over; that in which workers got no processor does not count. One timer for all:
+        each has as long as the others."""
+        timeout_s, now, next_s = self._settings.request_timeout_s, time.monotonic(), math.inf
+        for request in list(self._requests):
+            starved_s = self._starved_s - request.starved_before_s
+            excused_s = min(starved_s, timeout_s * (self._settings.max_deadline_factor - 1))
+            left_s = request.began + timeout_s + excused_s - now
+            if left_s <= 0 and request.is_over:
+                request.expire(timeout_s)
+                continue
+            # Once it is over there is a last look: where this process got no processor, answers may not have been read.
+            request.is_over = left_s <= 0
+            next_s = min(next_s, max(left_s, _LAST_LOOK_S))
+        self._expiring = None if next_s == math.inf else asyncio.get_running_loop().call_later(next_s, self._expire)
 
     def hurry(self) -> None:
         """Answers all requests with what there is, as the service ends."""
@@ -172,8 +173,9 @@ class WorkerPool:
         self._closing = True
         for worker in list(self._workers):
             worker.kill()
-        if self._watching is not None:
-            self._watching.cancel()
+        for timer in (self._watching, self._expiring):
+            if timer is not None:
+                timer.cancel()
         while self._tasks or self._workers:
             await asyncio.wait(self._tasks or {asyncio.ensure_future(asyncio.sleep(0.01))})
 

@@ -35,11 +35,16 @@ class PoolRequest:
         deadlines_s: Sequence[float],
         items: Sequence[ScoreItem],
         future: asyncio.Future[Sequence[ScoredItem]],
+        began: float = 0.0,
+        starved_before_s: float = 0.0,
     ) -> None:
         self.specs, self.deadlines_s, self.items, self.future = specs, deadlines_s, items, future
         self.encoded_specs = encode_specs(specs)
         self.abandoned = False
-        self.expiry: asyncio.TimerHandle | None = None
+        self.began, self.starved_before_s = began, starved_before_s
+        """On the monotonic clock, and for how long workers had got no processor then."""
+        self.is_over = False
+        """Its time was over when it was looked at last."""
         self.num_kills = 0
         """Workers that ended with items of this request."""
         self._results: list[ScoredItem | None] = [None] * len(items)

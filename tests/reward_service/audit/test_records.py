@@ -22,6 +22,7 @@ from reward_service.audit.records import (
     read_key,
     record_hash,
 )
+from reward_service.audit.wire import HEADER, FrameReader
 from reward_service.errors import AuditError
 from tests.reward_service.audit.audit_cases import KEY, RESULT, batch, batch_of, recorded
 
@@ -124,3 +125,15 @@ def test_keys_for_the_chain(tmp_path: Path) -> None:
         read_key(path)
     with pytest.raises(AuditError, match="none cannot be read: No such file"):
         read_key(tmp_path / "none")
+
+
+@given(st.lists(st.binary(max_size=40)), st.lists(st.integers(1, 60), min_size=1))
+def test_frames_are_the_same_in_whatever_pieces_they_come(messages: list[bytes], sizes: list[int]) -> None:
+    rest = b"".join(HEADER.pack(len(message)) + message for message in messages)
+    reader, read, number = FrameReader(), list[bytes](), 0
+    while rest:
+        piece = bytearray(rest[: sizes[number % len(sizes)]])
+        rest, number = rest[len(piece) :], number + 1
+        read += reader.feed(piece)
+        piece[:] = b"\xff" * len(piece)  # as the next piece overwrites it
+    assert read == messages
