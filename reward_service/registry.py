@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from types import MappingProxyType
 
 from reward_service.custom import CustomRewardError, entry_point_specs, load_custom
@@ -47,6 +48,9 @@ _MODULES = (
 
 BUILTIN_REWARDS: Mapping[str, Reward] = MappingProxyType({module.REWARD.name: module.REWARD for module in _MODULES})
 
+installed_rewards = cache(entry_point_specs)
+"""Looks into every installed package, once in a process."""
+
 
 def load_rewards(settings: ServiceSettings) -> Mapping[str, Reward]:
     """The rewards of a service. Entry points of installed packages are loaded only when the settings name them: what is
@@ -65,7 +69,7 @@ def load_rewards(settings: ServiceSettings) -> Mapping[str, Reward]:
         judge = make_judge_reward(settings.judge)
         rewards[judge.name] = judge
     wanted = None if settings.rewards is None else set(settings.rewards)
-    installed = [] if wanted is None else [spec for spec in entry_point_specs() if spec.name in wanted]
+    installed = [] if wanted is None else [spec for spec in installed_rewards() if spec.name in wanted]
     try:
         rewards |= load_custom((*settings.custom_rewards, *installed), taken=rewards)
     except CustomRewardError as error:

@@ -26,6 +26,7 @@ from typing import Any, Final
 
 import msgspec
 
+from reward_service.custom import CustomRewardError
 from reward_service.pool.messages import (
     BUCKETS_S,
     Batch,
@@ -37,7 +38,7 @@ from reward_service.pool.messages import (
     decode_specs,
     encode_batch,
 )
-from reward_service.registry import load_rewards
+from reward_service.registry import installed_rewards, load_rewards
 from reward_service.rewards.base import Reward, Task
 from reward_service.schemas import ScoreItem
 from reward_service.scoring import Plan, apply_reward, make_plan, unscored, weighted_total
@@ -49,6 +50,9 @@ FLUSH_S: Final = 0.02
 _PR_SET_PDEATHSIG: Final = 1
 _MAX_PLANS: Final = 64
 _NO_VERDICTS: Final[Mapping[str, tuple[str, str]]] = {}
+
+with suppress(CustomRewardError):  # the server says it; here it is done before the forks, a third of whose start it was
+    installed_rewards()
 
 _to_json = msgspec.json.Encoder(enc_hook=str).encode
 
