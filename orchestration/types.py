@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from rollout_server.types import Prompt
 
 Message = Mapping[str, str]
-"""A turn of a conversation: `role` (system, user or assistant) and `content`."""
+"""A turn of a conversation: `role` and `content`. Beside system, user and assistant there are two roles that
+`PromptBuilder` writes in the model's own way: `tool`, what one said, and `call`, the assistant's call of a tool, whose
+content is `{"name": …, "arguments": {…}}`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

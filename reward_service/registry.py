@@ -17,6 +17,7 @@ from reward_service.rewards import (
     json_schema,
     last_number,
     length,
+    python,
     reasoning_gym,
     regex,
     repetition,
@@ -40,6 +41,7 @@ _MODULES = (
     regex,
     json_schema,
     code,
+    python,
     length,
     repetition,
     reasoning_gym,
@@ -63,8 +65,8 @@ def load_rewards(settings: ServiceSettings) -> Mapping[str, Reward]:
         ServiceStartError: a reward cannot be loaded, or there is none of a name; the message says which and why.
     """
     rewards = dict(BUILTIN_REWARDS)
-    code_reward = code.make_code_reward(settings.sandbox)
-    rewards[code_reward.name] = code_reward
+    for sandboxed in (code.make_code_reward(settings.sandbox), python.make_python_reward(settings.sandbox)):
+        rewards[sandboxed.name] = sandboxed
     if settings.judge is not None:
         judge = make_judge_reward(settings.judge)
         rewards[judge.name] = judge

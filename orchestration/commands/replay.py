@@ -134,6 +134,11 @@ async def _sample(
     """The groups of a step, drawn once more under the adapter before it."""
     from orchestration.cluster.local import local_generator
 
+    if config.data.asks():
+        raise ConfigError(
+            f"--rollout draws without a reward service, and the task {config.data.kind!r} asks one between turns: "
+            f"leave it out to learn the step again from what was drawn"
+        )
     problems = config.data.load()
     builder = make_prompt_builder(config, problems, model_path)
     sampling = training_sampling(config, builder)

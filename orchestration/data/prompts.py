@@ -6,13 +6,16 @@ the sampler's prefix cache and the learner's prefix tree share.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from orchestration.data.task import PromptLayout, PromptStyle
+from orchestration.environments.tools.calls import OPENING, describe, write_call
+from orchestration.environments.tools.tool import Schema
 from orchestration.errors import DataError
-from orchestration.types import BuiltPrompt, Problem
+from orchestration.types import BuiltPrompt, Message, Problem
 from rollout_server.arrays import TokenIds
 from rollout_server.types import Prompt
 
@@ -31,7 +34,7 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str: ...
 
     def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool, **options: Any
     ) -> str: ...
 
 
@@ -54,6 +57,7 @@ class PromptBuilder:
         max_prompt_tokens: int | None = None,
         *,
         layout: PromptLayout,
+        tools: Sequence[Schema] = (),
     ) -> None:
         """Render and tokenise the header.
 
@@ -62,6 +66,7 @@ class PromptBuilder:
             shots: worked examples, shown in this order.
             max_prompt_tokens: longest prompt allowed; None allows all.
             layout: how instruction, examples and question are put.
+            tools: what the model may call: shown by its template where that can, else told of in the instruction.
 
         Raises:
             DataError: the header alone is too long, or the chat template loses the question.
@@ -72,9 +77,15 @@ class PromptBuilder:
         self._tokenizer, self._layout = tokenizer, layout
         self._style: PromptStyle = style
         self._max_prompt_tokens = max_prompt_tokens
+        self._tools = list(tools)
+        self.template_takes_tools = self._takes_tools()
         # A word and the space before it are one token, so the space belongs to the question's side.
         self._lead = " " if style == "plain" else ""
-        self._messages = turns(shots, layout.instruction)
+        instruction = layout.instruction
+        if tools and not self.template_takes_tools:
+            instruction = "\n".join(filter(None, (instruction, describe(tools))))
+        self._instruction = instruction
+        self._messages = self.as_turns(turns(shots, instruction))
         self._header, self._trailer = self._render(shots)
         self._header_ids = tuple(tokenizer.encode(self._header, add_special_tokens=style == "plain"))
         if max_prompt_tokens is not None and len(self._header_ids) >= max_prompt_tokens:
@@ -139,7 +150,7 @@ class PromptBuilder:
         system message has that in place of the instruction."""
         if isinstance(problem.question, str):
             return [*self._messages, {"role": "user", "content": problem.text.strip()}]
-        turns = [dict(turn) for turn in problem.question]
+        turns = self.as_turns(problem.question)
         if turns[0]["role"] != "system":
             return [*self._messages, *turns]
         return [turns[0], *(turn for turn in self._messages if turn["role"] != "system"), *turns[1:]]
@@ -150,6 +161,35 @@ class PromptBuilder:
         tail = text[len(self._header) :] if header_ids else text
         return TokenIds((*header_ids, *self._tokenizer.encode(tail, add_special_tokens=False)))
 
+    def rendered(self, messages: Sequence[dict[str, str]]) -> str:
+        """A conversation that the model goes on with, as its chat template has it."""
+        tools = {"tools": self._tools} if self._tools and self.template_takes_tools else {}
+        return self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **tools)
+
+    def as_turns(self, messages: Iterable[Message]) -> list[dict[str, str]]:
+        """Messages in the roles that the template knows: what a tool said is a user's turn where it knows no tools."""
+        return [self._as_turn(message) for message in messages]
+
+    def _as_turn(self, message: Message) -> dict[str, str]:
+        if message["role"] == "call":
+            call = json.loads(message["content"])
+            fenced = not self.template_takes_tools
+            written = write_call(call["name"], call["arguments"], self._tools, fenced=fenced)
+            return {"role": "assistant", "content": written}
+        if message["role"] == "tool" and not self.template_takes_tools:
+            return {"role": "user", "content": message["content"]}
+        return dict(message)
+
+    def _takes_tools(self) -> bool:
+        """Whether the template shows tools and asks for calls in the form that is read."""
+        if not self._tools or self._style == "plain":
+            return False
+        asked: list[dict[str, str]] = [{"role": "user", "content": _MARKER}]
+        text = self._tokenizer.apply_chat_template(
+            asked, tokenize=False, add_generation_prompt=True, tools=list(self._tools)
+        )
+        return OPENING in text
+
     def fits(self, token_ids: Sequence[int]) -> bool:
         """Whether a prompt is as short as it has to be."""
         return self._max_prompt_tokens is None or len(token_ids) <= self._max_prompt_tokens
@@ -157,7 +197,7 @@ class PromptBuilder:
     def _conversation(self, messages: Sequence[dict[str, str]]) -> tuple[tuple[int, ...], str]:
         """The tokens shared with other prompts and the whole text of a conversation; with a system message of its own
         it shares no header."""
-        text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        text = self.rendered(messages)
         return (self._header_ids if text.startswith(self._header) else ()), text
 
     def build_all(self, problems: Iterable[Problem]) -> PromptSet:
@@ -184,9 +224,9 @@ class PromptBuilder:
         """Text before and after the question."""
         if self._style == "plain":
             joint = self._layout.answer_joint.rstrip(" ")  # a space is part of the answer's first token
-            return _plain_header(shots, self._layout), f"\n{self._layout.answer_label}{joint}"
+            return _plain_header(shots, self._layout, self._instruction), f"\n{self._layout.answer_label}{joint}"
         messages = [*self._messages, {"role": "user", "content": _MARKER}]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self.rendered(messages)
         header, marker, trailer = text.partition(_MARKER)
         if not marker:
             raise DataError(
@@ -227,7 +267,7 @@ class MixedPromptBuilder(PromptBuilder):
 def plain_prompt(problem: Problem, shots: Sequence[Problem], layout: PromptLayout) -> str:
     """A problem's whole prompt as plain text."""
     joint = layout.answer_joint.rstrip(" ")  # a space is part of the answer's first token
-    return f"{_plain_header(shots, layout)} {problem.text.strip()}\n{layout.answer_label}{joint}"
+    return f"{_plain_header(shots, layout, layout.instruction)} {problem.text.strip()}\n{layout.answer_label}{joint}"
 
 
 def turns(shots: Sequence[Problem], instruction: str) -> list[dict[str, str]]:
@@ -240,8 +280,8 @@ def turns(shots: Sequence[Problem], instruction: str) -> list[dict[str, str]]:
     return messages
 
 
-def _plain_header(shots: Sequence[Problem], layout: PromptLayout) -> str:
-    parts = [layout.instruction] if layout.instruction else []
+def _plain_header(shots: Sequence[Problem], layout: PromptLayout, instruction: str) -> str:
+    parts = [instruction] if instruction else []
     question, answer = layout.question_label, f"{layout.answer_label}{layout.answer_joint}"
     parts += [f"{question} {shot.text.strip()}\n{answer}{shot.solution}" for shot in shots]
     return "\n\n".join((*parts, question))

@@ -27,13 +27,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
 from orchestration.data.problems import Problems
 from orchestration.environments.environment import Environment
+from orchestration.environments.tools.load import load_tools
+from orchestration.environments.tools.python import RUNS
+from orchestration.environments.tools.tool import Schema, schema_of
+from orchestration.environments.tools.use import ToolUse
 from orchestration.errors import ConfigError
 from orchestration.extras import make_importable
 from orchestration.section import Section
@@ -77,11 +81,13 @@ class Judges:
     """In the form that was asked for."""
     lenient: RewardSpec | None = None
     """In any form in which a person would find it."""
+    first_try: RewardSpec | None = None
+    """Where an answer may be mended: whether it was right at once."""
 
     def named(self) -> dict[str, RewardSpec]:
-        """Those there are, by `strict` and `lenient`."""
-        both = {"strict": self.strict, "lenient": self.lenient}
-        return {name: spec for name, spec in both.items() if spec is not None}
+        """Those there are, by `strict`, `lenient` and `first_try`."""
+        every = {"strict": self.strict, "lenient": self.lenient, "first_try": self.first_try}
+        return {name: spec for name, spec in every.items() if spec is not None}
 
 
 class Task(Section):
@@ -92,6 +98,12 @@ class Task(Section):
 
     kind: str = Field("", description="Which task: a built-in one's name, or module:Class for one of your own.")
     num_shots: int = Field(0, ge=0, le=64, description="Worked examples in front of the question.")
+    tools: tuple[str, ...] = Field(
+        (), description="What the model may call before it answers: calculator, python, search, or module:function."
+    )
+    corpus: DataFile | None = Field(
+        None, description="Where the tool search looks: a text file, a passage a line, or .jsonl with title and text."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -102,6 +114,15 @@ class Task(Section):
         if kind != cls.target():
             raise ValueError(f"kind={kind!r} is not {cls.target()!r}")
         return {**tree, "kind": kind}
+
+    @model_validator(mode="after")
+    def _has_one_world(self) -> Self:
+        if self.tools and type(self).environment is not Task.environment:
+            raise ValueError(
+                f"tools={list(self.tools)}: the task {self.kind!r} has an environment of its own, without room "
+                f"for them; leave data.tools out"
+            )
+        return self
 
     @classmethod
     def target(cls) -> str:
@@ -132,7 +153,15 @@ class Task(Section):
     def environment(self) -> Environment | None:
         """A new world for one episode of several turns, by the problem that it is begun with; None: an answer is one
         turn, and ends there."""
-        return None
+        return ToolUse(load_tools(self.tools, self.corpus)) if self.tools else None
+
+    def tool_schemas(self) -> tuple[Schema, ...]:
+        """Of what the model may call, as chat templates take them. Raises ConfigError where one cannot be had."""
+        return tuple(schema_of(getattr(tool, "__func__", tool)) for tool in load_tools(self.tools, self.corpus))
+
+    def asks(self) -> tuple[RewardSpec, ...]:
+        """What its environment has the reward service do as it goes."""
+        return (RUNS,) if "python" in self.tools else ()
 
     def parts(self) -> Mapping[str, Task]:
         """Of a mixture: its tasks by the name that stands in `Problem.part`. Empty: the task is one."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from orchestration.types import Message, Problem
+from reward_service.types import ItemResult, RewardItem, RewardSpec
 
 Observation = str | Sequence[Message]
 """What the model is shown: the text of a user's turn, or turns with their roles (`user`, `tool`)."""
@@ -39,6 +41,31 @@ class Environment(Protocol):
 
     async def close(self) -> None:
         """Give back what it holds; called once, however the episode ended."""
+        ...
+
+
+class Scoring(Protocol):
+    """The run's reward service, as `RewardClient` or what keeps it alive."""
+
+    async def score(self, items: Sequence[RewardItem], rewards: Sequence[RewardSpec]) -> list[ItemResult]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What a run has for the environments that ask for it."""
+
+    template_takes_tools: bool = False
+    """Whether the chat template shows tools to the model, and asks for calls in Hermes' form."""
+    scoring: Scoring | None = None
+
+
+@runtime_checkable
+class Enters(Protocol):
+    """An environment, or a tool's object, that wants to know where it is. It waits for others and does no work of its
+    own, so that it may live beside the loop."""
+
+    def enter(self, surroundings: Surroundings) -> None:
+        """Called once, before `reset`."""
         ...
 
 

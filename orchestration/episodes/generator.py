@@ -12,7 +12,7 @@ from orchestration.concurrency import gather_or_cancel
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.task import Task
-from orchestration.environments.environment import Environment
+from orchestration.environments.environment import Enters, Environment, Scoring, Surroundings
 from orchestration.episodes.episode import Episode
 from orchestration.episodes.lockstep import Lockstep
 from orchestration.episodes.rendering import TurnRenderer
@@ -26,19 +26,27 @@ _NUMBERS = count()
 
 
 def acting(
-    generator: Generator, config: RunConfig, problems: Problems, builder: PromptBuilder, *, device: str
+    generator: Generator,
+    config: RunConfig,
+    problems: Problems,
+    builder: PromptBuilder,
+    scoring: Scoring | None = None,
+    *,
+    device: str,
 ) -> Generator:
     """What a run draws from: episodes, where its task has an environment, else the generator itself.
 
     Args:
+        scoring: the run's reward service, for environments that ask it as they go.
         device: Of the engines: where turns begin together unasked.
     """
     if config.data.environment() is None:
         return generator
+    around = Surroundings(template_takes_tools=builder.template_takes_tools, scoring=scoring)
     return EpisodeGenerator(
         generator,
         problems={problem.problem_id: problem for problem in (*problems.train, *problems.eval)},
-        open_environment=lambda: _opened(config.data),
+        open_environment=lambda: _opened(config.data, around),
         builder=builder,
         settings=config.episodes,
         lockstep=Lockstep() if _in_lockstep(config, device) else None,
@@ -51,9 +59,11 @@ def _in_lockstep(config: RunConfig, device: str) -> bool:
     return wanted and config.episodes.takes(config.prompts_per_step * config.rollout.num_generations)
 
 
-def _opened(task: Task) -> Environment:
+def _opened(task: Task, around: Surroundings) -> Environment:
     environment = task.environment()
     assert environment is not None, "a task has one for all its problems or for none"
+    if isinstance(environment, Enters):
+        environment.enter(around)
     return environment
 
 

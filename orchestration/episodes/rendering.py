@@ -73,10 +73,10 @@ class TurnRenderer:
         return self._rendered([*marked, *self._messages(observation)]).partition(_MARKER)[2]
 
     def _messages(self, observation: Observation) -> list[dict[str, str]]:
-        return as_messages(observation)
+        return self._builder.as_turns(as_messages(observation))
 
     def _rendered(self, messages: Messages) -> str:
-        return self._builder.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return self._builder.rendered(messages)
 
     def _plain(self, said: str, observation: Observation) -> str:
         layout = self._builder.layout

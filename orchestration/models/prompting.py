@@ -35,7 +35,8 @@ def make_prompt_builder(config: RunConfig, problems: Problems, model_path: Path)
     room = config.rollout.max_model_len - config.rollout.max_completion_length
     tokenizer, parts = load_tokenizer(model_path), config.data.parts()
     if not parts:
-        return PromptBuilder(tokenizer, problems.shots, room, layout=config.data.layout())
+        task = config.data
+        return PromptBuilder(tokenizer, problems.shots, room, layout=task.layout(), tools=task.tool_schemas())
     shots = {part: [shot for shot in problems.shots if shot.part == part] for part in parts}
     return MixedPromptBuilder(
         {part: PromptBuilder(tokenizer, shots[part], room, layout=task.layout()) for part, task in parts.items()}

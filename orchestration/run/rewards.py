@@ -46,7 +46,7 @@ def service_settings(config: RunConfig, *, audit_log: Path | None = None) -> dic
     if own:
         make_importable(Path.cwd())
     judges = [spec for part in config.parts() for spec in config.judges_of(part).values()]
-    names = dict.fromkeys(spec.name for spec in (*config.rewards, *judges))
+    names = dict.fromkeys(spec.name for spec in (*config.rewards, *judges, *config.data.asks()))
     given = settings.model_dump(exclude_unset=True, exclude=_OURS) | {"rewards": tuple(names)}
     if own:
         given["custom_rewards"] = (*given.get("custom_rewards", ()), *own)

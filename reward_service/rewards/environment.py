@@ -1,4 +1,4 @@
-"""What an episode's environment paid: the sum of its turns' rewards, sooner ones worth more, or what was paid last.
+"""What an episode's environment paid: the sum of its turns' rewards, sooner ones worth more, or the first or last one.
 
 Whoever ran the episode says it in the item's metadata: `episode`, with `rewards`, one a turn (null: nothing was paid
 for the turn), and `failure`, null or why there is nothing to pay for. With γ = `discount` turn t, from 0, counts γ^t·r.
@@ -28,7 +28,9 @@ from reward_service.types import ReferenceKeys, RewardScore
 class Params(RewardParams):
     """Parameters of `environment`."""
 
-    credit: Literal["sum", "last"] = Field("sum", description="All that was paid, or what was paid last.")
+    credit: Literal["sum", "first", "last"] = Field(
+        "sum", description="All that was paid, or what was paid first or last."
+    )
     discount: float = Field(1.0, gt=0, le=1, description="Of a reward, for each turn before it: sooner is worth more.")
 
 
@@ -40,9 +42,9 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
 def paid(rewards: list[float | None], params: Params) -> float:
     """One number of the turns' rewards."""
     found = [reward * params.discount**turn for turn, reward in enumerate(rewards) if reward is not None]
-    if params.credit == "last":
-        return found[-1] if found else 0.0
-    return math.fsum(found)
+    if params.credit == "sum":
+        return math.fsum(found)
+    return found[-1 if params.credit == "last" else 0] if found else 0.0
 
 
 class EnvironmentReward(Reward):

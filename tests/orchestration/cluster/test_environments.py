@@ -1,0 +1,118 @@
+"""Environments, ours and other people's, from the task to an update: one real engine, learner and service for all."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from learner.types import ScoredCompletion, ScoredGroup
+from orchestration.cluster.local import LocalGenerator, local_generator
+from orchestration.cluster.local_learner import LocalLearner, local_learner
+from orchestration.episodes.generator import acting
+from orchestration.models.prompting import make_prompt_builder, training_sampling
+from orchestration.models.resolve import resolve_model
+from orchestration.run.evaluation import evaluate
+from orchestration.run.rewards import check_rewards
+from orchestration.run.scorer import make_scorers
+from orchestration.settings.config import load_config
+from reward_service.child import start_in_subprocess
+from reward_service.clients.asynchronous import RewardClient
+from reward_service.settings import ServiceSettings
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+ENGINE = (
+    *("model.name=tiny", "prompts_per_step=2", "max_steps=9", "data.num_shots=0", "learner.lora.r=16"),
+    *("rollout.num_generations=4", "rollout.max_completion_length=288", "rollout.max_model_len=640"),
+    *("rollout.kv_cache_gib=0.1", "episodes.max_turn_length=16", "episodes.max_turns=3"),
+)
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What runs of many tasks share."""
+
+    model_path: Path
+    generator: LocalGenerator
+    learner: LocalLearner
+    client: RewardClient
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rooms(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rooms]:
+    config = load_config("guess", ENGINE)
+    model_path = Path(resolve_model("tiny", None))
+    served = ServiceSettings(
+        port=0, rewards=("environment", "code", "python", "gsm8k_format", "gsm8k_correctness", "last_number")
+    )
+    log = tmp_path_factory.mktemp("service") / "service.log"
+    async with AsyncExitStack() as stack:
+        service = stack.enter_context(start_in_subprocess(served, log_path=log))
+        client = await stack.enter_async_context(RewardClient(service.url))
+        learner = await stack.enter_async_context(local_learner(model_path=model_path, config=config, device="cpu"))
+        generator = await stack.enter_async_context(
+            local_generator(model_path=model_path, config=config.rollout, device="cpu")
+        )
+        yield Rooms(model_path, generator, learner, client)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What came of one step on a task."""
+
+    members: Sequence[ScoredCompletion]
+    accuracies: dict[str, float]
+
+
+async def stepped(rooms: Rooms, recipe: str, *words: str) -> Stepped:
+    """Two groups are played, scored, learned from and published; then held-out problems are played."""
+    config = load_config(recipe, [*ENGINE, *words])
+    problems = config.data.load()
+    check_rewards(config, problems)
+    builder = make_prompt_builder(config, problems, rooms.model_path)
+    playing = acting(rooms.generator, config, problems, builder, rooms.client, device="cpu")
+    scorer, judges = make_scorers(config, rooms.client, run_id="test")
+    sampling = training_sampling(config, builder)
+    groups = []
+    for number, built in enumerate(builder.build_all(problems.train[:2]).prompts):
+        completions = await playing.generate(replace(built.prompt, seed=number), sampling)
+        members = tuple(await scorer.score(built.problem, built.text, completions))
+        groups.append(
+            ScoredGroup(prompt_id=built.prompt.prompt_id, prompt_token_ids=built.prompt.token_ids, members=members)
+        )
+    members = [member for group in groups for member in group.members]
+    assert [member.completion.failure for member in members] == [None] * len(members)
+    assert sum(member.completion.num_retokenised for member in members) == 0
+    update = await rooms.learner.update(groups)
+    assert update.values["sampling_logprob_difference_max"] < 1e-3  # of all turns: served is trained
+    (report,) = await playing.publish(await rooms.learner.export_adapter())
+    assert report.probe_difference is not None
+    held_out = await evaluate(
+        generator=playing, judges=judges, problems=builder.build_all(problems.eval[:2]).prompts, sampling=sampling
+    )
+    return Stepped(members, held_out.accuracies())
+
+
+async def test_a_calculator_is_at_hand(rooms: Rooms) -> None:
+    step = await stepped(rooms, "calculator")
+    assert step.accuracies.keys() == {"strict", "lenient"}
+    assert all(member.total is not None for member in step.members)
+
+
+async def test_code_has_a_second_try(rooms: Rooms) -> None:
+    step = await stepped(rooms, "code-repair", "data.num_eval=2")
+    assert step.accuracies == {"strict": 0, "first_try": 0}
+    for member in step.members:
+        assert len(member.completion.turns) == 2
+        assert [turn.reward for turn in member.completion.turns] == [0, 0]
+        assert "tests pass.\n" in member.completion.turns[0].observation
