@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.config import LearnerConfig
+from learner.engine import rendezvous
 from learner.engine.schedule import make_schedule, move_to
 from learner.engine.state import TrainingState, refuse_other_parameters
 from learner.errors import LearnerError
@@ -73,7 +74,8 @@ class TrainingEngine:
                 MASTER_PORT=str(master_port),
             )
         )
-        self._owns_group = _join(deepspeed, rank, world_size, config.start_timeout_s, device)
+        meeting = master_addr, master_port
+        self._owns_group = _join(deepspeed, meeting, rank, world_size, config.start_timeout_s, device)
         self._named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             [parameter for _, parameter in self._named],
@@ -293,7 +295,9 @@ def _environment(**variables: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _join(deepspeed: Any, rank: int, world_size: int, timeout_s: float, device: torch.device) -> bool:
+def _join(
+    deepspeed: Any, meeting: tuple[str, int], rank: int, world_size: int, timeout_s: float, device: torch.device
+) -> bool:
     """Enters the process group; True when it did not exist. The rendezvous and every collective end in `timeout_s`."""
     if torch.distributed.is_initialized():
         if torch.distributed.get_world_size() != world_size:
@@ -303,6 +307,7 @@ def _join(deepspeed: Any, rank: int, world_size: int, timeout_s: float, device: 
         dist_backend="gloo" if device.type == "cpu" else "nccl",
         auto_mpi_discovery=False,
         verbose=False,
+        init_method=rendezvous.at(*meeting),
         timeout=timedelta(seconds=timeout_s),
         rank=rank,
         world_size=world_size,

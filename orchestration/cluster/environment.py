@@ -15,6 +15,10 @@ NODE_ENVIRONMENT: Mapping[str, str] = {
 }
 """Of every node."""
 
+ON_LOOPBACK: Mapping[str, str] = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Of a node that no other host belongs to. As on macOS: else Ray puts another of this machine's addresses in place of
+loopback, and listens on all of them."""
+
 
 def with_token(token_file: Path) -> dict[str, str]:
     """Token authentication, switched on by name: a stray ~/.ray/auth_token would do it in silence, with its token."""

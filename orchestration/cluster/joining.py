@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from orchestration.cluster.actors import actor_environment
-from orchestration.cluster.environment import NODE_ENVIRONMENT, without_token
+from orchestration.cluster.environment import NODE_ENVIRONMENT, ON_LOOPBACK, without_token
 from orchestration.cluster.upkeep.whereabouts import claim_node
 from orchestration.errors import MachineError, one_line
 from orchestration.machine.facts import collect
@@ -37,14 +37,15 @@ def join_ray(config: RunConfig, *, namespace: str) -> Any:
     common = {"logging_level": "ERROR", "log_to_driver": False, "namespace": namespace}
     if config.ray_address is not None:
         return _init(config.ray_address, 1, address=config.ray_address, **common)
-    return _init(
-        "this machine",
-        2,  # its parts wait for each other for no longer than 15 s, which a busy machine may need
-        address="local",  # not one that somebody else left running here
-        include_dashboard=config.dashboard,
-        object_store_memory=object_store_bytes(model_size(config.model.name), config.learner),
-        **common,
-    )
+    with _on_loopback():
+        return _init(
+            "this machine",
+            2,  # its parts wait for each other for no longer than 15 s, which a busy machine may need
+            address="local",  # not one that somebody else left running here
+            include_dashboard=config.dashboard,
+            object_store_memory=object_store_bytes(model_size(config.model.name), config.learner),
+            **common,
+        )
 
 
 def _init(where: str, tries: int, **options: Any) -> Any:
@@ -57,6 +58,26 @@ def _init(where: str, tries: int, **options: Any) -> Any:
         if tries > 1:
             return _init(where, tries - 1, **options)
         raise MachineError(f"Ray did not start on {where}: {one_line(error)}") from error
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """What Ray starts in the block, and what that starts, listens on loopback alone.
+
+    Ray puts another of the machine's addresses in place of loopback, but on macOS; it reads whether this is one when it
+    is imported, so the name is set too, and set back: a process may join a cluster of several hosts later.
+    """
+    from ray._private import ray_constants
+
+    kept = {name: os.environ.get(name) for name in ON_LOOPBACK}, ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(ON_LOOPBACK)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = kept[1]
+        for name, value in kept[0].items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @contextmanager

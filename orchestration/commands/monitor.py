@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ def add_monitor(commands: Any) -> None:
         "themselves; a cluster is named by its dashboard's address.",
     )
     start.add_argument("place", metavar="RUN_DIR|ADDRESS", nargs="?", help="a run's folder, or http://HOST:8265")
+    start.add_argument(
+        "words", metavar="ray.KEY=VALUE", nargs="*", help="how an address is reached: `rlvr settings ray`"
+    )
     start.set_defaults(run=_up)
     parts.add_parser("down", help="end them; what they recorded stays").set_defaults(run=_down)
     status = parts.add_parser("status", help="does every panel have data? exit status 1 if not")
@@ -48,7 +52,7 @@ def _up(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"{place!r} is not a run's folder: it has no {METRICS_FILE}; give one, or http://HOST:8265")
     monitor = programs.up()
     if place is not None and place.startswith(("http://", "https://")):
-        targets = _cluster(place)
+        targets = _cluster(place, arguments.words)
         print(f"cluster     {place}: {', '.join(targets)}")
     runs = announced()
     if place is not None and (name := Path(place).resolve().name) not in runs and not place.startswith("http"):
@@ -59,12 +63,11 @@ def _up(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _cluster(address: str) -> list[str]:
+def _cluster(address: str, settings: Sequence[str]) -> list[str]:
     """Has a cluster's nodes of now recorded; those that join later are found by `up` again."""
-    from orchestration.settings.submit import RayConfig
-    from orchestration.submit.ray.cluster import jobs_at
+    from orchestration.submit.ray.local import jobs_of
 
-    targets = jobs_at(RayConfig(address=address)).metric_targets()
+    targets = jobs_of(address, settings).metric_targets()
     host = "".join(letter if letter.isalnum() else "_" for letter in address)
     content = json.dumps([{"targets": targets, "labels": {"job": "ray"}}], indent=1)
     atomic_write(targets_folder() / f"cluster_{host}.json", content.encode())

@@ -28,7 +28,7 @@ MAX_TOGETHER_BYTES = 500 * 2**20
 
 _DISTRIBUTION = "rlvr"
 _METADATA = ("METADATA", "entry_points.txt")
-_SUFFIXES = (".py", ".yaml", ".typed")
+_SUFFIXES = (".py", ".yaml", ".typed", ".css", ".html", ".js")
 _SECRET_NAMES = (".env", ".netrc", "credentials", "auth_token", "kubeconfig", "id_rsa", "id_ed25519")
 _SECRET_SUFFIXES = (".pem", ".key", ".p12", ".pfx")
 

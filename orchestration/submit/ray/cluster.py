@@ -72,27 +72,19 @@ class RayBackend:
         return f"{reference['address']}/#/jobs/{reference['job_id']}"
 
     def _jobs(self, address: str) -> RayJobs:
-        config = self._settings
-        if config.ca_file is not None and not config.ca_file.exists():
-            raise ConfigError(f"ray.ca_file={str(config.ca_file)!r} does not exist; give a PEM file")
-        if address.startswith(HYPERPOD):
-            return _hyperpod_jobs(Endpoint(address=address, timeout_s=config.timeout_s, use_proxy=True))
-        return RayJobs(
-            Endpoint(
-                address=address,
-                token=_token(config),
-                ca_file=config.ca_file,
-                timeout_s=config.timeout_s,
-                use_proxy=config.use_proxy,
-            )
-        )
+        return jobs_at(self._settings.model_copy(update={"address": address}))
 
 
 def jobs_at(config: RayConfig) -> RayJobs:
     """Those of the cluster that the settings name, with its token."""
+    address = _address(config)
+    if config.ca_file is not None and not config.ca_file.exists():
+        raise ConfigError(f"ray.ca_file={str(config.ca_file)!r} does not exist; give a PEM file")
+    if address.startswith(HYPERPOD):
+        return _hyperpod_jobs(Endpoint(address=address, timeout_s=config.timeout_s, use_proxy=True))
     return RayJobs(
         Endpoint(
-            address=_address(config),
+            address=address,
             token=_token(config),
             ca_file=config.ca_file,
             timeout_s=config.timeout_s,

@@ -137,18 +137,34 @@ class RayJobs:
 
     def nodes(self) -> list[dict[str, float]]:
         """What each living node has in all: CPU, GPU and the resources of its operator."""
-        with self._explained():
-            answer = self._client._do_request("GET", "/api/v0/nodes?limit=10000&detail=1")
-            answer.raise_for_status()
-            rows: Sequence[Mapping[str, Any]] = answer.json()["data"]["result"]["result"]
+        answer = self._get("/api/v0/nodes?limit=10000&detail=1")
+        rows: Sequence[Mapping[str, Any]] = answer["data"]["result"]["result"]
         return [dict(row["resources_total"]) for row in rows if row["state"] == "ALIVE"]
+
+    @property
+    def address(self) -> str:
+        return self._endpoint.address
+
+    def details(self) -> list[dict[str, Any]]:
+        """All jobs as the jobs page has them, drivers that nobody submitted too: `submission_id`, `job_id`, `status`,
+        `message`, `metadata`, `start_time` and `end_time` in milliseconds."""
+        return list(self._get("/api/jobs/"))
+
+    def actor_texts(self, job_id: str | None) -> list[str]:
+        """What the actors page says of each living actor of a job, by its driver's number."""
+        actors = self._get("/logical/actors")["data"]["actors"].values()
+        alive = [actor for actor in actors if actor.get("state") == "ALIVE" and actor.get("jobId") == job_id]
+        return sorted(str(actor.get("reprName") or actor.get("className")) for actor in alive)
+
+    def _get(self, path: str) -> Any:
+        with self._explained():
+            answer = self._client._do_request("GET", path)
+            answer.raise_for_status()
+            return answer.json()
 
     def metric_targets(self) -> list[str]:
         """`host:port` of every living node's metrics."""
-        with self._explained():
-            answer = self._client._do_request("GET", "/nodes?view=summary")
-            answer.raise_for_status()
-            nodes = [node["raylet"] for node in answer.json()["data"]["summary"]]
+        nodes = [node["raylet"] for node in self._get("/nodes?view=summary")["data"]["summary"]]
         return [f"{n['nodeManagerAddress']}:{n['metricsExportPort']}" for n in nodes if n["state"] == "ALIVE"]
 
     @contextmanager

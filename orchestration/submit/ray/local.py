@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestration.errors import MachineError, SubmitError
+from orchestration.errors import ConfigError, MachineError, SubmitError
 from orchestration.extras import require
 from orchestration.machine.model_sizes import model_size
 from orchestration.machine.needs import object_store_bytes
 from orchestration.monitor import programs
 from orchestration.run.ledger.folder import read_status
 from orchestration.run.ledger.names import ADAPTER_FOLDER
-from orchestration.settings.config import RunConfig
+from orchestration.settings.config import RunConfig, load_settings
 from orchestration.settings.submit import SubmitConfig
 from orchestration.sockets import LOOPBACK
 from orchestration.storage.state import state_root
 from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
 from orchestration.submit.common.paths import data_files, local_model_folder, refuse_what_stays_here, with_settings
 from orchestration.submit.ray import local_head
-from orchestration.submit.ray.cluster import ray_plan, send
+from orchestration.submit.ray.cluster import jobs_at, ray_plan, send
 from orchestration.submit.ray.jobs import DASHBOARD_PORT, RayJobs
 
 _LEAST_OBJECT_STORE_BYTES = 2**30  # jobs share it
@@ -90,6 +90,26 @@ class LocalBackend:
         if head is None or head.identity != reference["head"]:
             return None
         return RayJobs(local_head.endpoint(self._folder, head))
+
+
+def jobs_of(address: str, settings: Sequence[str] = ()) -> RayJobs:
+    """Those of the dashboard at an address: of this machine's own head, with its token, or of a cluster.
+
+    Args:
+        settings: `ray.KEY=VALUE` each, such as `ray.token_file=FILE`.
+
+    Raises ConfigError for what is no such setting or no address, SubmitError when nobody answers there.
+    """
+    for word in settings:
+        if not word.startswith("ray."):
+            raise ConfigError(
+                f"{word!r} says nothing of a cluster; settings here are ray.KEY=VALUE: `rlvr settings ray`"
+            )
+    config = load_settings("tiny", [f"ray.address={address}", *settings]).submit.ray
+    head = local_head.find(state_root() / "head")
+    if head is not None and head.address == address.rstrip("/").replace("//localhost:", f"//{local_head.HOST}:"):
+        return RayJobs(local_head.endpoint(state_root() / "head", head))
+    return jobs_at(config)
 
 
 def _recorded(say: Say) -> dict[str, str]:

@@ -27,16 +27,13 @@ from types import MappingProxyType
 import psutil
 from filelock import FileLock, Timeout
 
-from orchestration.cluster.environment import NODE_ENVIRONMENT, with_token
+from orchestration.cluster.environment import NODE_ENVIRONMENT, ON_LOOPBACK, with_token
 from orchestration.errors import MachineError, SubmitError
 from orchestration.sockets import LOOPBACK, free_port
 from orchestration.storage.atomic import atomic_write
 from orchestration.submit.ray.jobs import DASHBOARD_PORT, Endpoint, RayJobs
 
 TOKEN_FILE, STATE_FILE, LOCK_FILE, LOG_FILE = "auth_token", "head.json", "lock", "head.log"
-
-# As on macOS: else Ray puts another of this machine's addresses in place of loopback, and listens on all of them.
-_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 _FIRST_JOB_S = 60.0
 _POLL_S = 2.0
@@ -182,7 +179,7 @@ def _start_ray(port: int, token_file: Path, ray_folder: Path, object_store_bytes
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return subprocess.Popen(
         [sys.executable, "-m", "ray.scripts.scripts", "start", *words],
-        env={**os.environ, **NODE_ENVIRONMENT, **with_token(token_file), **_ON_LOOPBACK, "PATH": path},
+        env={**os.environ, **NODE_ENVIRONMENT, **with_token(token_file), **ON_LOOPBACK, "PATH": path},
         stdin=subprocess.DEVNULL,
     )
 

@@ -17,6 +17,7 @@ import pytest
 from orchestration.monitor import programs
 from orchestration.monitor.files import write_files
 from orchestration.monitor.panels import PANELS
+from tests.listening import family_of, listening, open_to_others
 from tests.orchestration.page.browser import opened
 from tests.waiting import until
 
@@ -36,6 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "orchestration.cli", *words], stdout=log, stderr=log, cwd=root
             )
+        (root / "pid").write_text(str(process.pid))
         try:
             metrics = root / "run" / "metrics.jsonl"
             until(lambda: process.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") > 2), 240)
@@ -62,6 +64,15 @@ def test_the_dashboard_shows_the_throughput(run: Path) -> None:
 
         first = step()
         until(lambda: step() > first, 180)
+
+
+@pytest.mark.cluster
+def test_all_of_it_listens_on_loopback_alone(run: Path) -> None:
+    """GCS, raylet, metrics, dashboard and its agents, actors, the reward service, and where ranks meet."""
+    family = family_of(int((run / "pid").read_text()))
+    assert {"gcs_server", "raylet"} <= {name for name, _, _ in listening(family)}
+    assert len(listening(family)) > 10
+    assert open_to_others(family) == []
 
 
 @pytest.mark.cluster

@@ -8,8 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -24,6 +23,7 @@ from orchestration.submit.common.package import packed_code
 from orchestration.submit.ray import local_head
 from orchestration.submit.ray.cluster import RayBackend
 from orchestration.submit.ray.jobs import RayJobs
+from tests.listening import family_of, open_to_others
 from tests.proxies import RecordingProxy, recording_proxy
 from tests.waiting import until
 
@@ -82,22 +82,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         # Ray looks for a cloud around it, and where its makers count users.
         assert [line for line in proxy.seen if re.search(r"127\.0\.0\.1|localhost|Bearer", line)] == []
     place.jobs.stop(KEEPER)
-    family = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
+    family = family_of(head.pid)
     assert len(family) > 5
     assert not open_to_others(family)
     until(lambda: local_head.find(place.folder / "state" / "head") is None, timeout_s=LINGER_S + 60)
     until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], timeout_s=30)
-
-
-def open_to_others(family: Iterable[psutil.Process]) -> list[str]:
-    """Where they listen, other than on loopback."""
-    found = []
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            listening = [c.laddr for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
-            outside = [at for at in listening if at.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")]
-            found += [f"{process.name()} {at.ip}:{at.port}" for at in outside]
-    return found
 
 
 KEEPER = "keeper"
@@ -148,6 +137,8 @@ def test_a_job_that_succeeds_with_a_module_of_ones_own(place: Place) -> None:
     output, error = following.communicate(timeout=400)
     assert following.returncode == 0, output + error
     assert "step 1/1" in output
+    assert (run / "report.html").is_file()
+    assert "warning" not in output
     assert "good succeeded" in error
     assert f"adapter: {run}/adapter\n" in error
     evaluate = f"rlvr eval --model tiny --adapter {run}/adapter --data {recipe} data.num_eval=8 data.num_train=16"
@@ -190,11 +181,31 @@ def test_a_stopped_job_saves_its_state(place: Place) -> None:
     _, error = following.communicate(timeout=60)
     assert (following.returncode, b"the job goes on" in error) == (130, True)
     assert "is running" in place.rlvr("jobs", "status", "stopped").stdout
+    seen = place.rlvr("watch", place.head.address).stdout
+    assert re.search(r"^stopped · running · .*\n+step \d+ of 1000 · reward [\d.]+ · [\d,]+ tok/s", seen), seen
+    assert re.search(r"^run folder +/.*/stopped$", seen, re.MULTILINE), seen
+    assert re.search(r"^RolloutWorker 0 · v\d+ · [\d,]+ tok/s · \d+ running, \d+ waiting$", seen, re.MULTILINE), seen
+    assert re.search(r"step \d+/1000", seen), seen
+    assert "beside it: keeper" in seen
     assert place.rlvr("jobs", "stop", "stopped").returncode == 0
     assert place.rlvr("jobs", "logs", "-f", "stopped").returncode == 130
     assert json.loads((run / "summary.json").read_text())["status"] == "stopped"
     assert list((run / "checkpoints").iterdir())
     assert "already" in place.rlvr("jobs", "stop", "stopped").stdout
+
+
+def test_the_head_is_watched_from_elsewhere(place: Place, tmp_path: Path) -> None:
+    place.environment["RLVR_STATE"] = str(tmp_path)  # of a machine that has not started it
+    try:
+        address = place.head.address
+        assert place.rlvr("watch", address).stderr.count("a call without a token") == 1
+        seen = place.rlvr("watch", address, f"ray.token_file={place.token_file}", "--job", "good")
+        assert seen.stdout.startswith("good · succeeded · ")
+        assert f"info: the run's page is {place.folder}" in seen.stdout  # the end of its log
+        none = place.rlvr("watch", address, f"ray.token_file={place.token_file}", "--job", "god")
+        assert (none.returncode, "did you mean 'good'?" in none.stderr) == (1, True)
+    finally:
+        place.environment["RLVR_STATE"] = str(place.folder / "state")
 
 
 def ray(place: Place, **settings: object) -> RayBackend:
