@@ -53,9 +53,10 @@ def test_the_package_runs_where_we_are_not_installed(tmp_path: Path) -> None:
 def test_neither_tests_nor_caches_nor_data_travel() -> None:
     with packed_code() as code:
         names = [path.relative_to(code.folder).as_posix() for path in code.folder.rglob("*") if path.is_file()]
-    assert {"orchestration/recipes/tiny.yaml", "orchestration/submit/hyperpod/ray_job.yaml"} <= set(names)
+    read = ("recipes/tiny.yaml", "submit/hyperpod/ray_job.yaml", "page/page.css", "page/page.form.html", "page/page.js")
+    assert {f"orchestration/{name}" for name in read} <= set(names)
     suffixes = {Path(name).suffix for name in names if ".dist-info/" not in name}
-    assert suffixes <= {".py", ".yaml", ".typed"}
+    assert suffixes <= {".py", ".yaml", ".typed", ".css", ".html", ".js"}
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]
 
 
