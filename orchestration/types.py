@@ -25,7 +25,7 @@ class Problem:
     reference: Mapping[str, Any]
     """What the rewards read, by key: `final_answer`, `tests`, `schema`, `choices` … It goes to the service as it is."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Anything else a reward of one's own may look at; goes to the service too."""
+    """Anything else a reward of one's own may look at; goes to the service too. Reports know `difficulty`."""
     solution: str = ""
     """A worked solution as the model should write it; used as few-shot example and for supervised warm starts."""
     category: str = ""

@@ -12,6 +12,7 @@ from typing import Any
 from orchestration.commands.arguments import add_json
 from orchestration.errors import ConfigError
 from orchestration.monitor import programs
+from orchestration.monitor.asking import values
 from orchestration.monitor.files import write_files
 from orchestration.monitor.targets import announced, targets_folder
 from orchestration.run.ledger.names import METRICS_FILE
@@ -58,7 +59,7 @@ def _up(arguments: argparse.Namespace) -> int:
     if place is not None and (name := Path(place).resolve().name) not in runs and not place.startswith("http"):
         print(f"run         {name} is not under way on this machine: nothing of it is recorded now")
     print(f"Prometheus  {monitor.prometheus}")
-    print(f"Grafana     {f'{monitor.grafana}/d/rlvr' if monitor.grafana else programs.GET_GRAFANA}")
+    print(f"panels      {monitor.board}{'' if monitor.grafana else f'; {programs.GET_GRAFANA}'}")
     print(f"runs        {', '.join(runs) or 'none under way'}")
     return 0
 
@@ -83,18 +84,24 @@ def _status(arguments: argparse.Namespace) -> int:
     monitor = programs.running()
     if monitor is None:
         raise ConfigError("no Prometheus of ours is running: `rlvr monitor up` starts one")
-    table = programs.values(monitor.prometheus)
-    empty = [title for title, values in table.items() if all(value is None for value in values.values())]
+    table = values(monitor.prometheus)
+    empty = [title for title, lines in table.items() if all(value is None for value in lines.values())]
     if arguments.json:
-        found = {"prometheus": monitor.prometheus, "grafana": monitor.grafana, "runs": announced(), "empty": empty}
+        found = {
+            "prometheus": monitor.prometheus,
+            "grafana": monitor.grafana,
+            "panels_at": monitor.board,
+            "runs": announced(),
+            "empty": empty,
+        }
         finite = {
             t: {k: v if v is None or math.isfinite(v) else str(v) for k, v in s.items()} for t, s in table.items()
         }
         print(json.dumps({**found, "panels": finite}))
     else:
-        print(f"Prometheus {monitor.prometheus}, Grafana {monitor.grafana or 'none'}, runs {', '.join(announced())}")
-        for title, values in table.items():
-            shown = "  ".join(f"{legend}={value:.5g}" for legend, value in values.items() if value is not None)
+        print(f"Prometheus {monitor.prometheus}, panels {monitor.board}, runs {', '.join(announced())}")
+        for title, lines in table.items():
+            shown = "  ".join(f"{legend}={value:.5g}" for legend, value in lines.items() if value is not None)
             print(f"{title:48} {shown or 'NO DATA'}")
     return 1 if empty else 0
 

@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.error import URLError
-from urllib.parse import urlencode
-from urllib.request import ProxyHandler, build_opener
 
 import psutil
 from filelock import FileLock
 
 from orchestration.errors import MachineError
+from orchestration.monitor.asking import ASK_S, ask
 from orchestration.monitor.files import UID, write_files
-from orchestration.monitor.panels import PANELS
 from orchestration.monitor.targets import targets_folder
 from orchestration.sockets import LOOPBACK, free_port
 from orchestration.storage.atomic import atomic_write
 from orchestration.storage.state import state_root
 
-PROMETHEUS_PORT, GRAFANA_PORT = 9090, 3000
+PROMETHEUS_PORT, GRAFANA_PORT, PAGES_PORT = 9090, 3000, 3001
 GET_PROMETHEUS: Final = (
     "there is no Prometheus here: `apt-get install prometheus`, or a binary from prometheus.io in PATH or as "
     "RLVR_PROMETHEUS"
 )
 GET_GRAFANA: Final = (
-    "there is no Grafana here, whose panels Ray's Metrics tab shows: install it from grafana.com, or name its folder "
-    "in GRAFANA_HOME, and run `rlvr monitor up` again"
+    "there is no Grafana here; for its panels in place of our plainer ones install it from grafana.com, or name its "
+    "folder in GRAFANA_HOME, and run `rlvr monitor down` and `up`"
 )
 _START_S: Final = 20.0
-_ASK_S: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,20 +45,30 @@ class Monitor:
     prometheus: str
     """Where it answers."""
     grafana: str | None
+    pages: str | None = None
+    """Where our own panels are, without a Grafana."""
     processes: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     """Process ids, and when each began: a number alone may be another's by now."""
 
+    @property
+    def board(self) -> str:
+        """Where the panels are."""
+        return f"{self.grafana or self.pages}/d/{UID}"
+
     def where(self) -> str:
         """Where to look, as the end of a sentence."""
-        return f"panels at {self.grafana}/d/{UID}" if self.grafana else "panels by `rlvr monitor status`, no Grafana"
+        return f"panels at {self.board}{'' if self.grafana else ', no Grafana'}"
 
     def ray_environment(self) -> dict[str, str]:
         """For a Ray head that is started from now on: its Metrics tab shows our board."""
-        variables = {"RAY_PROMETHEUS_HOST": self.prometheus, "RAY_PROMETHEUS_NAME": "Prometheus"}
-        if self.grafana is not None:
-            variables |= {"RAY_GRAFANA_HOST": self.grafana, "RAY_GRAFANA_IFRAME_HOST": self.grafana}
-            variables |= {"RAY_GRAFANA_DEFAULT_DASHBOARD_UID": UID}
-        return variables
+        host = self.grafana or self.pages or ""
+        return {
+            "RAY_PROMETHEUS_HOST": self.prometheus,
+            "RAY_PROMETHEUS_NAME": "Prometheus",
+            "RAY_GRAFANA_HOST": host,
+            "RAY_GRAFANA_IFRAME_HOST": host,
+            "RAY_GRAFANA_DEFAULT_DASHBOARD_UID": UID,
+        }
 
 
 def _folder() -> Path:
@@ -117,18 +124,27 @@ def _start(folder: Path, scrape_s: float) -> Monitor:
     words = [program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     words += [f"--web.listen-address={LOOPBACK}:{port}", "--storage.tsdb.retention.time=30d"]
     processes = {"prometheus": _begin("prometheus", words, folder)}
-    _until_ready("prometheus", processes["prometheus"], f"{url}/-/ready", folder)
-    grafana = None
-    if (home := os.environ.get("GRAFANA_HOME") or "/usr/share/grafana") and (
-        server := shutil.which("grafana-server", path=f"{os.environ.get('PATH', '')}:{home}/bin")
-    ):
-        grafana_port = free_port(GRAFANA_PORT)
-        grafana = f"http://{LOOPBACK}:{grafana_port}"
-        processes["grafana"] = _begin("grafana", [server, f"--homepath={home}"], folder, _grafana(folder, grafana_port))
-        _until_ready("grafana", processes["grafana"], f"{grafana}/api/health", folder)
-    monitor = Monitor(prometheus=url, grafana=grafana, processes=processes)
+    _until_ready("prometheus", processes, f"{url}/-/ready", folder)
+    server, home = _find_grafana()
+    port = free_port(PAGES_PORT if server is None else GRAFANA_PORT)
+    board = f"http://{LOOPBACK}:{port}"
+    if server is None:
+        words = [sys.executable, "-m", "orchestration.monitor.board_pages", str(port), url]
+        name, variables = "pages", {}
+    else:
+        words, name, variables = [server, f"--homepath={home}"], "grafana", _grafana(folder, port)
+    processes[name] = _begin(name, words, folder, variables)
+    _until_ready(name, processes, f"{board}/api/health", folder)
+    grafana, pages = (None, board) if server is None else (board, None)
+    monitor = Monitor(prometheus=url, grafana=grafana, pages=pages, processes=processes)
     atomic_write(folder / "state.json", json.dumps(asdict(monitor)).encode())
     return monitor
+
+
+def _find_grafana() -> tuple[str | None, str]:
+    """The program and its folder."""
+    home = os.environ.get("GRAFANA_HOME") or "/usr/share/grafana"
+    return shutil.which("grafana-server", path=f"{os.environ.get('PATH', '')}:{home}/bin"), home
 
 
 def _grafana(folder: Path, port: int) -> dict[str, str]:
@@ -159,22 +175,16 @@ def _begin(name: str, words: list[str], folder: Path, variables: Mapping[str, st
     return process.pid, psutil.Process(process.pid).create_time()
 
 
-def _until_ready(name: str, process: tuple[int, float], url: str, folder: Path) -> None:
+def _until_ready(name: str, processes: Mapping[str, tuple[int, float]], url: str, folder: Path) -> None:
+    """Raises MachineError, and ends them all, when one of them does not answer."""
     deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline and psutil.pid_exists(process[0]):
+    while time.monotonic() < deadline and psutil.pid_exists(processes[name][0]):
         with suppress(OSError, URLError):
             ask(url)
             return
         time.sleep(0.1)
-    end = Monitor(prometheus="", grafana=None, processes={name: process})
-    _end(end)
+    _end(Monitor(prometheus="", grafana=None, processes=processes))
     raise MachineError(f"{name} did not get ready within {_START_S:g} s; its log is {folder}/{name}.log")
-
-
-def ask(url: str) -> bytes:
-    """A GET past all proxies: what answers is on loopback."""
-    with build_opener(ProxyHandler({})).open(url, timeout=_ASK_S) as answer:
-        return bytes(answer.read())
 
 
 def down() -> bool:
@@ -191,33 +201,6 @@ def _end(monitor: Monitor) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-    for process in psutil.wait_procs(processes, timeout=_ASK_S)[1]:
+    for process in psutil.wait_procs(processes, timeout=ASK_S)[1]:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def query(url: str, expr: str) -> list[dict[str, Any]]:
-    """An instant query's series, `{"metric": labels, "value": [seconds, text]}`. Raises MachineError."""
-    try:
-        answer = json.loads(ask(f"{url}/api/v1/query?{urlencode({'query': expr})}"))
-    except (OSError, ValueError) as error:
-        raise MachineError(f"Prometheus at {url} did not answer: {error}; see `rlvr monitor up`") from error
-    return list(answer["data"]["result"])
-
-
-def values(url: str) -> dict[str, dict[str, float | None]]:
-    """By panel and legend of each line: its value now; None where there is no data."""
-    table: dict[str, dict[str, float | None]] = {}
-    for panel in PANELS:
-        lines: dict[str, float | None] = {}
-        for each in panel.queries:
-            found = query(url, each.expr)
-            lines |= {_legend(each.legend, one["metric"]): float(one["value"][1]) for one in found}
-            if not found:
-                lines[each.legend] = None
-        table[panel.title] = lines
-    return table
-
-
-def _legend(pattern: str, labels: Mapping[str, str]) -> str:
-    return re.sub(r"{{(\w+)}}", lambda found: labels.get(found.group(1), "?"), pattern)

@@ -29,12 +29,20 @@ class Line:
     dashed: bool = False
 
 
-def chart(title: str, lines: Sequence[Line], *, note: str = "", marks: Iterable[tuple[float, str]] = ()) -> str:
+def chart(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    note: str = "",
+    marks: Iterable[tuple[float, str]] = (),
+    x_name: str = "step",
+) -> str:
     """A figure with a caption, a legend and lines over steps; empty where no line has a point.
 
     Args:
         note: one sentence below the title.
         marks: (step, what happened): vertical lines.
+        x_name: what a step is called, where it is something else.
     """
     drawn = [line for line in lines if line.points]
     if not drawn:
@@ -48,7 +56,7 @@ def chart(title: str, lines: Sequence[Line], *, note: str = "", marks: Iterable[
         *(_x_label(scale, x) for x in x_ticks),
         *(_mark(scale, x, told) for x, told in marks if min(xs) <= x <= max(xs)),
         *(_band(scale, line) for line in drawn if line.band),
-        *(_path(scale, line) for line in drawn),
+        *(_path(scale, line, x_name) for line in drawn),
     ]
     legend = "".join(f'<span class="c{line.colour}">{escape(line.name)}</span>' for line in drawn)
     told = f"<small>{escape(note)}</small>" if note else ""
@@ -125,11 +133,11 @@ def _band(scale: _Scale, line: Line) -> str:
     return f'<polygon class="band c{line.colour}" points="{" ".join([*there, *back])}"/>'
 
 
-def _path(scale: _Scale, line: Line) -> str:
+def _path(scale: _Scale, line: Line, x_name: str) -> str:
     points = " ".join(f"{scale.x(x)},{scale.y(y)}" for x, y in line.points)
     dashed = " dashed" if line.dashed else ""
     last_x, last_y = line.points[-1]
-    values = f"{line.name}: {label(last_y)} at step {last_x:g}"
+    values = f"{line.name}: {label(last_y)} at {x_name} {last_x:g}"
     shape = f'<polyline class="line c{line.colour}{dashed}" points="{points}"/>'
     if len(line.points) == 1:
         shape = f'<circle class="dot c{line.colour}" cx="{scale.x(last_x)}" cy="{scale.y(last_y)}" r="3"/>'

@@ -30,7 +30,7 @@ PROMPT_TAIL: Final = 600
 _REWARD: Final = "reward_"
 _REASON: Final = "reason_"
 _OF_A_TURN: Final = ("start", "stop", "text", "observation", "reward", "finish_reason", "adapter_version")
-_NOT_SHOWN: Final = ("reference", "metadata")
+_NOT_SHOWN: Final = ("reference",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,15 +81,15 @@ class Run:
         """(step, figure) of every row that has the figure."""
         return [(row["step"], row[name]) for row in self.rows if _is_number(row.get(name))]
 
-    def by_category(self, column: str) -> dict[str, list[tuple[float, float]]]:
-        """(step, mean) of a column of the completions by category; empty where they have none."""
+    def by(self, kind: str, column: str) -> dict[str, list[tuple[float, float]]]:
+        """(step, mean) of a column of the completions by `category` or `difficulty`; empty where there is none."""
         found: defaultdict[str, defaultdict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for row in self.completions:
-            if row.get("category") and _is_number(row.get(column)):
-                found[row["category"]][row["step"]].append(row[column])
+            if row.get(kind) and _is_number(row.get(column)):
+                found[row[kind]][row["step"]].append(row[column])
         return {
-            category: [(step, sum(values) / len(values)) for step, values in sorted(steps.items())]
-            for category, steps in sorted(found.items())
+            name: [(step, sum(values) / len(values)) for step, values in sorted(steps.items())]
+            for name, steps in sorted(found.items())
         }
 
 
@@ -138,7 +138,15 @@ def _completions(folder: Path, most: int) -> tuple[list[dict[str, Any]], int]:
             break
         names = [name for name in parquet.read_schema(file).names if name not in _NOT_SHOWN]
         found = [*parquet.read_table(file, columns=names).to_pylist(), *found]
+    for row in found:
+        row["difficulty"] = _difficulty(row.pop("metadata", None))
     return found[max(0, len(found) - most) :], number
+
+
+def _difficulty(metadata: str | None) -> str:
+    """What the problem's metadata, as JSON, says that it is; empty where it says nothing."""
+    found = json.loads(metadata).get("difficulty") if metadata and '"difficulty"' in metadata else None
+    return str(found) if isinstance(found, (int, float, str)) else ""
 
 
 def _explain(path: Path, completions: Sequence[dict[str, Any]]) -> None:

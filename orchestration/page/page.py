@@ -164,14 +164,21 @@ def _reward_charts(runs: Sequence[Run]) -> Iterable[str]:
     if len(names) > 1:
         yield chart("Each reward", _lines(runs, [f"reward_{name}_mean" for name in names]))
     for run in runs:
-        strict = run.reward_names[0] if run.reward_names else ""
-        categories = run.by_category(f"reward_{strict}")
-        if len(categories) > 1:
+        yield from _by_kind(run)
+
+
+def _by_kind(run: Run) -> Iterable[str]:
+    """What was learned from, by category, and by difficulty where that is something else."""
+    shown: list[list[Sequence[tuple[float, float]]]] = []
+    for kind in ("category", "difficulty"):
+        found = run.by(kind, "total")
+        if len(found) > 1 and list(found.values()) not in shown:
+            shown.append(list(found.values()))
             lines = [
                 Line(name=name, points=points, colour=index % NUM_COLOURS)
-                for index, (name, points) in enumerate(categories.items())
+                for index, (name, points) in enumerate(found.items())
             ]
-            yield chart(f"{strict} by category: {run.name}", lines)
+            yield chart(f"Reward by {kind}: {run.name}", lines)
 
 
 def _held_out(runs: Sequence[Run]) -> Iterable[Line]:

@@ -53,6 +53,7 @@ class _Draft:
             reference={"final_answer": answer},
             solution="\n".join((*map(str, self.equations), answer_line(answer))),
             category=str(self.grade),
+            metadata={"difficulty": self.grade},
         )
 
 

@@ -54,4 +54,5 @@ def as_problem(program: Program) -> Problem:
         reference={"entry_point": program.name, "calls": calls},
         solution=f"```python\n{program.solution}```",
         category=str(program.difficulty),
+        metadata={"difficulty": program.difficulty},
     )

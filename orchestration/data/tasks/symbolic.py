@@ -54,7 +54,7 @@ class Symbolic(GeneratedTask):
                 if item is None:
                     kinds.remove((topic, grade))  # all of these are there
                 else:
-                    found[question_key(item.question)] = _problem(item, f"{topic}/{grade}/{len(found)}", topic)
+                    found[question_key(item.question)] = _problem(item, topic, grade, len(found))
         return list(found.values())
 
     def layout(self) -> PromptLayout:
@@ -74,13 +74,14 @@ def _new_item(make: Callable[[random.Random], _Item], rng: random.Random, found:
     return next((item for item in items if question_key(item.question) not in found), None)
 
 
-def _problem(item: _Item, name: str, topic: str) -> Problem:
+def _problem(item: _Item, topic: str, grade: int, number: int) -> Problem:
     return Problem(
-        problem_id=f"symbolic/{name}",
+        problem_id=f"symbolic/{topic}/{grade}/{number}",
         question=item.question,
         reference={"final_answer": item.answer, "form": item.form},
         solution=answer_line(item.answer),
         category=topic,
+        metadata={"difficulty": grade},
     )
 
 

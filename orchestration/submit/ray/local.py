@@ -107,7 +107,7 @@ def jobs_of(address: str, settings: Sequence[str] = ()) -> RayJobs:
             )
     config = load_settings("tiny", [f"ray.address={address}", *settings]).submit.ray
     head = local_head.find(state_root() / "head")
-    if head is not None and head.address == address.rstrip("/").replace("//localhost:", f"//{local_head.HOST}:"):
+    if head is not None and head.address == address.rstrip("/").replace("//localhost:", f"//{LOOPBACK}:"):
         return RayJobs(local_head.endpoint(state_root() / "head", head))
     return jobs_at(config)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestration.monitor import programs
+from orchestration.monitor.asking import query, values
 from orchestration.monitor.files import write_files
 from orchestration.monitor.panels import PANELS
 from tests.listening import family_of, listening, open_to_others
@@ -33,6 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("RLVR_STATE", str(root / "state"))
         patch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
         words = ["train", "tiny", f"run_dir={root}/run", "max_steps=10000", "max_staleness=1", "data.num_eval=20"]
+        words.append(f"monitor={str(programs.find_prometheus() is not None).lower()}")
         with (root / "log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "orchestration.cli", *words], stdout=log, stderr=log, cwd=root
@@ -53,9 +55,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_the_dashboard_shows_the_throughput(run: Path) -> None:
     if CHROMIUM is None:
         pytest.skip("no chromium on the PATH")
-    found = re.search(r"dashboard (http://\S+)", (run / "log").read_text())
-    assert found is not None
-    with opened(CHROMIUM, f"{found.group(1)}/#/actors") as page:
+    with opened(CHROMIUM, f"{dashboard_of(run)}/#/actors") as page:
         text = "document.body.innerText"
         until(lambda: re.search(r"RolloutWorker 0 · v\d+ · [\d,]+ tok/s · \d+ running", page.evaluate(text)), 180)
 
@@ -64,6 +64,30 @@ def test_the_dashboard_shows_the_throughput(run: Path) -> None:
 
         first = step()
         until(lambda: step() > first, 180)
+
+
+def dashboard_of(run: Path) -> str:
+    found = re.search(r"dashboard (http://\S+)", (run / "log").read_text())
+    assert found is not None
+    return found.group(1)
+
+
+@pytest.mark.cluster
+def test_its_metrics_and_overview_pages_have_our_panels(run: Path) -> None:
+    if CHROMIUM is None or programs.find_prometheus() is None or shutil.which("grafana-server") is not None:
+        pytest.skip("no chromium or prometheus on the PATH, or a Grafana")
+    frames = "[...document.querySelectorAll('iframe')].map(one => one.src).join(' ')"
+    with opened(CHROMIUM, f"{dashboard_of(run)}/#/metrics") as page:
+        until(lambda: "/d/rlvr/?" in page.evaluate(frames), 180)
+        assert "Prometheus and Grafana" not in page.evaluate("document.body.innerText")
+        board = page.evaluate(frames).split()[0]
+        page.evaluate("location.hash = '#/overview'")
+        until(lambda: {"24", "41"} <= set(re.findall(r"/d-solo/rlvr/\S*panelId=(\d+)", page.evaluate(frames))), 180)
+    with opened(CHROMIUM, board) as page:
+        drawn = "document.querySelectorAll('figure svg').length"
+        until(lambda: page.evaluate(drawn) == len(PANELS), 180)  # it loads itself anew
+        titles = page.evaluate("[...document.querySelectorAll('figcaption')].map(one => one.firstChild.data).join('|')")
+        assert titles.split("|") == [panel.title for panel in PANELS]
 
 
 @pytest.mark.cluster
@@ -86,10 +110,10 @@ def test_every_panel_has_data_and_a_step_has_the_figures_of_its_row(run: Path) -
 
     def same() -> int:
         """How many figures are those of the row of the step that was scraped."""
-        step = int(float(programs.query(url, "ray_rlvr_step")[0]["value"][1]))
+        step = int(float(query(url, "ray_rlvr_step")[0]["value"][1]))
         rows = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()]
         row = next(row for row in rows if row["step"] == step)
-        seen = {name: programs.query(url, expr) for expr, name in figures.items() if row.get(name) is not None}
+        seen = {name: query(url, expr) for expr, name in figures.items() if row.get(name) is not None}
         return len(seen) * all(float(found[0]["value"][1]) == row[name] for name, found in seen.items())
 
     until(lambda: same() > 20, 180)  # a step may end between two queries
@@ -97,7 +121,7 @@ def test_every_panel_has_data_and_a_step_has_the_figures_of_its_row(run: Path) -
 
 
 def empty(url: str) -> list[str]:
-    return [title for title, lines in programs.values(url).items() if all(v is None for v in lines.values())]
+    return [title for title, lines in values(url).items() if all(v is None for v in lines.values())]
 
 
 def test_prometheus_takes_the_files(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -40,7 +42,10 @@ def write_run(path: Path, *, finished: bool = True, gain: float = 0.1) -> Path:
         row |= {f"reward_{name}_mean": gain * step for name in names}
         folder.append_metrics(row)
         prompts = {g.prompt_id: f"examples\nWhat is {g.prompt_id}?" for g in groups}
-        folder.write_table(record_of(step, groups, prompts, names))
+        given = {
+            g.prompt_id: json.dumps({"reference": {}, "metadata": {"difficulty": i % 2}}) for i, g in enumerate(groups)
+        }
+        folder.write_table(replace(record_of(step, groups, prompts, names), references=given))
     folder.append_event({"kind": "evaluation", "step": 3, "accuracies": {"strict": 0.5}})
     for _ in range(2):  # as of a step that was made again
         folder.append_event(ALARM)
@@ -97,7 +102,14 @@ def test_a_page_needs_nothing_else_and_shows_what_there_is(tmp_path: Path, capsy
     assert links == ["#step=2", "#id=2/1/1"]
     assert "@import" not in html
     assert not re.search(r"url\(", html)
-    for told in ("10.0 % → 20.0 %", "+10.0 points [+5.0, +15.0]", "finished", "Tokens a second", "All 96"):
+    for told in (
+        "10.0 % → 20.0 %",
+        "+10.0 points [+5.0, +15.0]",
+        "finished",
+        "Tokens a second",
+        "All 96",
+        "Reward by difficulty: run",
+    ):
         assert told in html
     assert "Entropy" not in html  # no figure of it, no chart
     assert sum(tag == "img" for tag, _ in elements(html)) == 0
