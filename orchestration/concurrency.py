@@ -25,11 +25,13 @@ async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, Result]]) ->
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """The result of `work`, or None when `stop` was set first; then the work is cancelled."""
+async def unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, Result], *, grace_s: float = 0.0) -> Result | None:
+    """The result of `work`, or None when `stop` was set so long before; then the work is cancelled."""
     task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if grace_s:
+            await asyncio.wait({task}, timeout=grace_s)
         return task.result() if task.done() else None
     finally:
         for each in (task, stopped):

@@ -186,19 +186,25 @@ class TrainingLoop:
             if batch is None:
                 return
             self._refuse_unscored(batch)
-            update, reports = await self._learn_and_publish(flow, batch, spent)
-            await self._after_step(flow, batch, update, reports, spent)
+            learned = await self._learn_and_publish(flow, batch, spent)
+            if learned is None:
+                return
+            await self._after_step(flow, batch, *learned, spent)
 
     async def _learn_and_publish(
         self, flow: RolloutFlow, batch: Batch, spent: Spent
-    ) -> tuple[UpdateMetrics, Sequence[PublishReport]]:
+    ) -> tuple[UpdateMetrics, Sequence[PublishReport]] | None:
+        """None: the run was stopped, and its update took too long for that."""
         rooms = self._rooms
         await self._ledger.checkpoint_written()
         await self._ledger.step_written()
         self._learning = batch
         self._reporter.phase("learning", f"step {self._tally.step + 1}", None)
         with self._clock.phase("learning"):
-            update = await rooms.learner.update(batch.scored_P)
+            work, grace_s = rooms.learner.update(batch.scored_P), self._config.stop_grace_s
+            update = await unless_set(self._stop, work, grace_s=grace_s)
+        if update is None:
+            return None
         self._tally.add(batch, update)
         self._learning = None
         flow.learned()
@@ -338,6 +344,10 @@ class TrainingLoop:
         """All that is still to be written, at the end of a run: the last step, the adapter, a checkpoint."""
         await self._ledger.checkpoint_written()
         await self._ledger.step_written()
+        if self._learning is not None:  # the learner is busy, and the records say all there is
+            grace = f"stop_grace_s={self._config.stop_grace_s:g}"
+            self._reporter.note("warning", f"step {self._tally.step + 1} was abandoned: its update took over {grace} s")
+            return
         if self._adapter is None:  # no step was made: the untrained adapter is still a usable one
             self._adapter = await self._rooms.learner.export_adapter()
             await self._ledger.write_adapter(self._adapter)

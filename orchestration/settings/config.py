@@ -124,6 +124,9 @@ class RunConfig(Section):
         "is started again after it died or hung; then the run stops.",
     )
     restart_window_s: float = Field(600.0, gt=0, description="Over how long restarts are counted, seconds.")
+    stop_grace_s: float = Field(
+        15.0, ge=0, description="An update under way at Ctrl-C or SIGTERM that takes longer is abandoned, seconds."
+    )
     retry_io_s: float = Field(
         600.0, ge=0, description="How long the run waits for room where a disk or /dev/shm is full, seconds."
     )
@@ -133,9 +136,7 @@ class RunConfig(Section):
     )
     run_name: str | None = Field(None, description="The run's name there; unset: that of its folder.")
     project: str = Field("rlvr", min_length=1, description="Their project or experiment.")
-    track_adapter: bool = Field(
-        False, description="They are given the trained adapter too, beside page and completions."
-    )
+    track_adapter: bool = Field(False, description="They are given the adapter too, beside page and completions.")
     monitor: bool = Field(
         False, description="Start Prometheus, and Grafana where there is one, as `rlvr monitor up` does; they stay."
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.errors import AlarmError, DataError
 from orchestration.run.ledger.changes import where_to_go_on
 from orchestration.run.ledger.folder import RunFolder
@@ -126,6 +127,28 @@ async def test_stop_leaves_a_usable_adapter_and_a_state_to_go_on_from(tmp_path: 
     # The problems begun when it stopped come first; none is lost, none is learned from twice.
     assert bench.learner.seen + again.learner.seen == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
     assert steps_in(tmp_path / "run") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+async def test_an_update_that_outlasts_a_stop_is_made_by_the_next_start(step: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    bench = Bench(run, stop_grace_s=0.01)
+
+    class Endless(FakeLearner):
+        async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
+            if self.version + 1 == step:
+                bench.stop.set()
+                await asyncio.Event().wait()
+            return await super().update(groups_P)
+
+    bench.learner = Endless()
+    summary = await bench.run()
+    assert (summary["status"], summary["steps"]) == ("stopped", step - 1)
+    assert f"step {step} was abandoned: its update took over stop_grace_s=0.01 s" in bench.reporter.notes
+    again = Bench(run)
+    assert (await again.run())["steps"] == 3
+    assert again.learner.seen == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]  # what is recorded from its record
+    assert steps_in(run) == [1, 2, 3]
 
 
 async def test_a_failed_update_keeps_adapter_prompts_and_reason(tmp_path: Path) -> None:
