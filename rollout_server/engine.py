@@ -214,25 +214,32 @@ class VllmEngine:
                 ) from error
 
     async def add_lora_and_probe(
-        self, version: AdapterVersion, token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]
-    ) -> tuple[float, list[list[float]]]:
-        """`add_lora`, and `prompt_logprobs` in the engine's very next step: vLLM takes requests one after the other,
-        and nobody waits for an answer in between. Should the adapter not load, the requests would have it loaded once
-        more, and vLLM dies of it: only for adapters made like one that did load.
+        self,
+        version: AdapterVersion,
+        token_ids: Sequence[int],
+        versions: Sequence[AdapterVersion | None],
+        before: AdapterVersion | None,
+    ) -> tuple[float, list[list[float]], bool]:
+        """`add_lora`, `same_adapters` of it and the one before, and `prompt_logprobs` in the engine's very next step:
+        vLLM takes calls and requests one after the other between two steps, and nobody waits for an answer in between,
+        which would cost another step each. Should the adapter not load, the requests would have it loaded once more,
+        and vLLM dies of it: only for adapters made like one that did load.
 
         Returns:
-            How long loading took, milliseconds, and the log-probabilities.
+            How long loading took, milliseconds; the log-probabilities; whether the two are the same.
         """
         began = time.perf_counter()
         adding = asyncio.create_task(self.add_lora(version))
-        await asyncio.sleep(0)  # now its call is on the way, ahead of the requests
+        await asyncio.sleep(0)  # now its call is on the way, ahead of the others
+        looking = asyncio.create_task(self.same_adapters(version, before))
         asking = asyncio.create_task(self.prompt_logprobs(token_ids, versions))
         try:
             await adding
             load_ms = (time.perf_counter() - began) * 1e3
-            return load_ms, await asking
+            return load_ms, await asking, await looking
         finally:
             asking.cancel()
+            looking.cancel()
 
     async def same_adapters(self, first: AdapterVersion, second: AdapterVersion | None) -> bool:
         """Whether two loaded adapters are one and the same in the engine's memory; for None, whether the first changes

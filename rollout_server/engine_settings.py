@@ -10,6 +10,8 @@ from rollout_server.config import Device, RolloutConfig
 _SUPPORTED_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks vLLM allocates for (`vllm.config.lora.MaxLoRARanks`)."""
 
+_SCHEDULER = "rollout_server.publishing.probes_alone.ProbesAlone"
+
 _SMALL_MACHINE_CPUS = 4
 """vLLM keeps one core free for its scheduler process. Up to this many cores that costs more than it gives: on two
 cores it halves the speed."""
@@ -60,6 +62,7 @@ def engine_arguments(model_path: str, config: RolloutConfig, device: Device, see
         arguments["max_num_batched_tokens"] = config.max_num_batched_tokens
     if device == "cpu":
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+        arguments["scheduler_cls"] = _SCHEDULER
     else:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     return arguments

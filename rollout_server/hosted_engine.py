@@ -106,9 +106,13 @@ class HostedEngine:
         await self._call(VllmEngine.add_lora, version)
 
     async def add_lora_and_probe(
-        self, version: AdapterVersion, token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]
-    ) -> tuple[float, list[list[float]]]:
-        return await self._call(VllmEngine.add_lora_and_probe, version, token_ids, versions)
+        self,
+        version: AdapterVersion,
+        token_ids: Sequence[int],
+        versions: Sequence[AdapterVersion | None],
+        before: AdapterVersion | None,
+    ) -> tuple[float, list[list[float]], bool]:
+        return await self._call(VllmEngine.add_lora_and_probe, version, token_ids, versions, before)
 
     async def same_adapters(self, first: AdapterVersion, second: AdapterVersion | None) -> bool:
         return await self._call(VllmEngine.same_adapters, first, second)

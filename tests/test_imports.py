@@ -137,6 +137,7 @@ HOLDERS = {
         "rollout_server/vllm_types.py",
         "rollout_server/vllm_extension.py",
         "rollout_server/cpu_lora_plugin.py",
+        "rollout_server/publishing/probes_alone.py",
         "orchestration/bench/plain_vllm.py",
     ),
     "deepspeed": ("learner/engine/engine.py",),

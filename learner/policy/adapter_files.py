@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rollout_server.types import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +56,6 @@ class AdapterFormat:
 
         `tied_once`: a tied tensor is stored under the first of its names; else under each, as plain peft wants it.
         """
-        from safetensors.torch import save
-
         first: dict[str, str] = {}
         stored, tied = {}, []
         for name, parameter in self.names:
@@ -61,8 +65,28 @@ class AdapterFormat:
                 tied.append((name, first[parameter]))
             else:
                 stored[name] = stored[first[parameter]].clone()  # the format knows no shared memory
-        content = ((ADAPTER_CONFIG, self.config), (ADAPTER_WEIGHTS, save(stored, {"format": "pt"})))
+        content = ((ADAPTER_CONFIG, self.config), (ADAPTER_WEIGHTS, _as_safetensors(stored)))
         return AdapterFiles(files=content, tied=tuple(tied))
+
+
+def _as_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Of contiguous tensors on the CPU, as `safetensors.torch.save` would have it, byte for byte, and in a tenth of its
+    time: they are copied once, and there is a head already."""
+    layout = tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
+    head, order = _head_of(layout)
+    return b"".join((head, *(tensors[name].flatten().view(torch.uint8).numpy().data for name in order)))
+
+
+@lru_cache(maxsize=2)
+def _head_of(layout: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]) -> tuple[bytes, tuple[str, ...]]:
+    """The head of a safetensors file, and the order of its tensors."""
+    from safetensors.torch import save
+
+    content = save({name: torch.zeros(shape, dtype=dtype) for name, dtype, shape in layout}, {"format": "pt"})
+    end = _LENGTH.size + int(_LENGTH.unpack_from(content)[0])
+    entries = json.loads(content[_LENGTH.size : end])
+    del entries["__metadata__"]
+    return content[:end], tuple(sorted(entries, key=lambda name: entries[name]["data_offsets"]))
 
 
 def stored_names(peft_model: Any, tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -22,8 +22,12 @@ class ProbedEngine(Protocol):
     ) -> list[list[float]]: ...
 
     async def add_lora_and_probe(
-        self, version: AdapterVersion, token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]
-    ) -> tuple[float, list[list[float]]]: ...
+        self,
+        version: AdapterVersion,
+        token_ids: Sequence[int],
+        versions: Sequence[AdapterVersion | None],
+        before: AdapterVersion | None,
+    ) -> tuple[float, list[list[float]], bool]: ...
 
     async def same_adapters(self, first: AdapterVersion, second: AdapterVersion | None) -> bool: ...
 
@@ -41,6 +45,8 @@ class Loaded:
     """Log-probabilities under `version`; None if nothing was asked."""
     served_before: list[float] | None
     """Under `before`; None if nothing was asked."""
+    same: bool | None
+    """It is in the engine's memory what `before` is, bit for bit; None if nobody looked."""
     whole: bool
     """Whole tensors of the model were replaced with it."""
 
@@ -78,8 +84,9 @@ class Prover:
             served_before = self._remembers(before, token_ids)
             if served_before is None:
                 versions.append(before)
+        same = None
         if token_ids and alike:
-            load_ms, answers = await self._engine.add_lora_and_probe(version, token_ids, versions)
+            load_ms, answers, same = await self._engine.add_lora_and_probe(version, token_ids, versions, before)
         else:
             began = time.perf_counter()
             await self._engine.add_lora(version)
@@ -92,6 +99,7 @@ class Prover:
             load_ms=load_ms,
             served=answers[0] if answers else None,
             served_before=answers[1] if answers[1:] else served_before,
+            same=same,
             whole=whole,
         )
 
@@ -116,11 +124,14 @@ class Prover:
             probe = dataclasses.replace(probe, previous_training_logprobs=None)
         found = check_agreement(served, probe, self._base_gap, worker=self._worker, version=number)
         if not is_clearly_fresh(served, served_before, probe):
+            same = False if loaded.whole else loaded.same
+            if same is None:
+                same = await self._engine.same_adapters(loaded.version, loaded.before)
             check_not_stale(
                 served,
                 served_before,
                 probe,
-                same=not loaded.whole and await self._engine.same_adapters(loaded.version, loaded.before),
+                same=same,
                 worker=self._worker,
                 version=number,
                 previous_version=0 if loaded.before is None else loaded.before.number,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 
 import pytest
 
@@ -91,12 +92,16 @@ async def test_a_published_version_serves_what_follows_and_the_old_one_is_droppe
 
 
 async def test_publishing_in_the_middle_of_generation(served, reference):
-    """Old completions end on the old version, new ones begin on the new, both in one batch, nothing is aborted."""
+    """Old completions end on the old version, new ones begin on the new, both in one batch, nothing is aborted; the
+    probe waits for nobody's place and has a step of its own, in which nobody else gets a token."""
     old, new = served.next_version(), served.next_version()
     await served.worker.publish(*reference.adapter(old))
     adapter = reference.adapter(new, previous=old)
-    async with kept_busy(served.worker, PROMPT, LONG, 8) as groups:
+    async with kept_busy(served.worker, PROMPT, LONG, served.config.max_num_seqs) as groups:
+        began = time.monotonic()
         await served.worker.publish(*adapter)
+        steps = [step for step in await served.worker.recent_steps() if step.at > began]
+        assert any(not step.token_gaps_s for step in steps)
         under_way = [group for group in groups if not group.done()]
         after = await served.worker.generate(PROMPT, LONG)
     assert {completion.adapter_version for completion in after} == {new}

@@ -79,11 +79,15 @@ class ScriptedEngine:
         return [[-float(0 if lora is None else lora.number)] * (len(token_ids) - 1) for lora in versions]
 
     async def add_lora_and_probe(
-        self, version: AdapterVersion, token_ids: Sequence[int], versions: Sequence[AdapterVersion | None]
-    ) -> tuple[float, list[list[float]]]:
+        self,
+        version: AdapterVersion,
+        token_ids: Sequence[int],
+        versions: Sequence[AdapterVersion | None],
+        before: AdapterVersion | None,
+    ) -> tuple[float, list[list[float]], bool]:
         self.pipelined.append(version.number)
         await self.add_lora(version)
-        return 1.0, await self.prompt_logprobs(token_ids, versions)
+        return 1.0, await self.prompt_logprobs(token_ids, versions), self.same
 
     async def same_adapters(self, first: AdapterVersion, second: AdapterVersion | None) -> bool:
         return self.same
@@ -333,7 +337,7 @@ async def test_a_full_worker_does_not_make_publishing_wait_for_ever(worker, roll
 async def test_whole_tensors_wait_until_no_group_is_under_way(worker, engine):
     before = await begin(worker)
     publishing = asyncio.create_task(worker.publish(whole(1), probe(-1.0)))
-    await asyncio.sleep(0.05)
+    await until_async(lambda: not worker._admitting.is_set())
     late = await begin(worker)
     assert (engine.tensors_of, engine.under_way) == (0, 1)  # the late one has not begun
     engine.let_go.set()

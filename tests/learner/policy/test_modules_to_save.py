@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import nn
 from torch.testing import assert_close
 
@@ -122,6 +122,7 @@ def test_the_files_load_with_plain_peft(model: str, modules: tuple[str, ...], tm
         assert torch.equal(weights(files.files)[name], weights(sent.files)[stored])
     for name, content in files.files:
         (tmp_path / name).write_bytes(content)
+    assert dict(files.files)["adapter_model.safetensors"] == save(weights(files.files), {"format": "pt"})
     again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), tmp_path)
     token_ids = torch.tensor([sequences()[0].token_ids])
     policy.model.get_base_model().config._attn_implementation = "sdpa"
