@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from learner.config import LearnerConfig
-from orchestration.cluster.local_learner import rank_alone
 
 if TYPE_CHECKING:
     from learner.worker import LearnerRank
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 @contextmanager
 def one_rank(model_path: str, config: LearnerConfig, device: str, *, seed: int = 0) -> Iterator[LearnerRank]:
     """A started rank; it ends with the block."""
+    from orchestration.cluster.local_learner import rank_alone
+
     rank = rank_alone(model_path, config=config, temperature=1.0, seed=seed, device=device)
     try:
         rank.start()

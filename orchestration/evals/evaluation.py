@@ -16,6 +16,7 @@ from orchestration.cluster.reward.deployment import reward_client
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
 from orchestration.errors import ConfigError
+from orchestration.evals import lm_eval
 from orchestration.evals.answers import ADAPTER, BASE, HELD_OUT, TRAIN, Answer
 from orchestration.evals.asking import Batch, LocalJudge, Manner, ask, batches
 from orchestration.evals.figures import METHOD, summary
@@ -26,7 +27,6 @@ from orchestration.models.dequantized import served_model
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
 from orchestration.models.tokenizer import load_tokenizer
-from orchestration.run import lm_eval
 from orchestration.run.rewards import check_rewards
 from orchestration.run.scorer import make_judges
 from orchestration.settings.config import RunConfig

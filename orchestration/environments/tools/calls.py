@@ -19,9 +19,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestration.environments.tools.tool import Schema
+if TYPE_CHECKING:
+    from orchestration.environments.tools.tool import Schema
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 _TAGGED = re.compile(rf"{OPENING}(.*?)(?:{CLOSING}|\Z)", re.DOTALL)

@@ -6,9 +6,6 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from orchestration.environments.tools.calculator import calculator
-from orchestration.environments.tools.python import Python
-from orchestration.environments.tools.search import open_search
 from orchestration.errors import ConfigError, one_line
 
 BUILT_IN = ("calculator", "python", "search")
@@ -23,6 +20,10 @@ def load_tools(names: Sequence[str], corpus: str | None = None) -> list[Callable
     Raises:
         ConfigError: there is none of a name.
     """
+    from orchestration.environments.tools.calculator import calculator
+    from orchestration.environments.tools.python import Python
+    from orchestration.environments.tools.search import open_search
+
     made: dict[str, Callable[[], Callable[..., Any]]] = {
         "calculator": lambda: calculator,
         "python": lambda: Python().python,

@@ -23,9 +23,9 @@ import pytest
 import ray
 
 from orchestration.cluster.cluster import Cluster
+from orchestration.evals import lm_eval
 from orchestration.models.prompting import make_prompt_builder
 from orchestration.models.resolve import resolve_model
-from orchestration.run import lm_eval
 from orchestration.run.ledger.records import record_path, recorded_steps
 from orchestration.settings.config import load_config
 from rollout_server.types import Prompt, SamplingParams

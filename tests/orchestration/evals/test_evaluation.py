@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from learner.types import ScoredCompletion
 from orchestration.errors import ConfigError
+from orchestration.evals import lm_eval
 from orchestration.evals.answers import ADAPTER, BASE, GREEDY, HELD_OUT, SAMPLED, Answer, Ended
 from orchestration.evals.asking import Manner, ask, batches
 from orchestration.evals.evaluation import Wanted, check_final_answers, local_judges
@@ -23,7 +24,6 @@ from orchestration.evals.figures import ks, measures, pass_at_k, summary
 from orchestration.evals.rules import article_score, last_integer, own_part, vote
 from orchestration.evals.store import Store, as_json, locked
 from orchestration.evals.table import table_of
-from orchestration.run import lm_eval
 from orchestration.run.intervals import mcnemar_exact
 from orchestration.types import BuiltPrompt, Problem
 from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestration.run import lm_eval
+from orchestration.evals import lm_eval
 from reward_service.rewards import last_number
 from reward_service.rewards.gsm8k import correctness
 from tests.reward_service.clients.callers.installed import installed, run_script
