@@ -34,6 +34,14 @@ _POINTS: Final = 120
 _REFRESH_S: Final = 5
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DEFAULT_S: Final = 1800.0
+_IN_WORDS: Final = {
+    "short": "",
+    "s": "seconds",
+    "ms": "milliseconds",
+    "percentunit": "share",
+    "reqps": "requests a second",
+}
+"""Grafana's names of units; the others are words."""
 
 
 def span_s(since: str) -> float:
@@ -78,7 +86,7 @@ def page(drawn: Sequence[tuple[Panel, Sequence[Line]]], *, since_s: float) -> st
 
 
 def _figure(panel: Panel, lines: Sequence[Line]) -> str:
-    drawn = chart(panel.title, lines, note=panel.unit if panel.unit != "short" else "", x_name="minute")
+    drawn = chart(panel.title, lines, note=_IN_WORDS.get(panel.unit, panel.unit), x_name="minute")
     return (
         drawn or f'<figure class="chart"><figcaption>{escape(panel.title)}<small>no data</small></figcaption></figure>'
     )
