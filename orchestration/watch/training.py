@@ -12,7 +12,9 @@ from orchestration.watch.sequential import Moments, change
 STEPS: Final = 5
 """In a row, before something that holds of single steps is said."""
 SOLVED: Final = 0.9
-"""Mean correctness from which equal answers are right answers."""
+"""Mean correctness from which there is little left to learn."""
+RIGHT: Final = 0.5
+"""Mean correctness from which equal answers are what learning looks like."""
 ALIKE, FLAT = 0.25, 0.9
 LONGER, CUT = 2.0, 0.3
 WEIGHTS: Final = 0.5, 2.0
@@ -32,7 +34,7 @@ class Collapse:
 
     def step(self, facts: StepFacts, history: History) -> Alarm | None:
         latest = _latest(history)
-        if len(latest) < STEPS or _is_solved(facts, latest):
+        if len(latest) < STEPS or _are_right(RIGHT, facts, latest):
             return None
         at_first = sum(step.shares["distinct"] for step in history.first) / len(history.first)
         bound = min(ALIKE, at_first / 2)
@@ -41,7 +43,8 @@ class Collapse:
         evidence = {"distinct in a group": latest[-1].shares["distinct"], "at the start": at_first}
         if isinstance(entropy := facts.figures.get("entropy"), float):
             evidence["entropy"] = entropy
-        sentence = f"for {STEPS} steps nearly all completions of a group have been the same, and few are right"
+        sentence = f"for {STEPS} steps nearly all completions of a group have been the same"
+        sentence += ", and fewer than half are right" if facts.correctness else ""
         return Alarm(name=self.name, step=facts.step, sentence=sentence, evidence=evidence)
 
 
@@ -170,7 +173,7 @@ class NothingLearned:
         norm = latest[-1].figures.get("grad_norm")
         self._flat_steps = self._flat_steps + 1 if flat > FLAT else 0
         self._still_steps = self._still_steps + 1 if norm == 0 else 0
-        if _is_solved(facts, latest):
+        if _are_right(SOLVED, facts, latest):
             return None
         if self._flat_steps >= self._num_steps:
             sentence = (
@@ -189,11 +192,11 @@ def _latest(history: History) -> list[StepSummary]:
     return [*history.first, *history.latest][-STEPS:]
 
 
-def _is_solved(facts: StepFacts, latest: Sequence[StepSummary]) -> bool:
+def _are_right(share: float, facts: StepFacts, latest: Sequence[StepSummary]) -> bool:
     if not facts.correctness:
         return False
     moments = sum((step.rewards.get(facts.correctness, Moments()) for step in latest), Moments())
-    return moments.mean >= SOLVED
+    return moments.mean >= share
 
 
 def _without(categories: dict[str, Moments], name: str) -> Moments:

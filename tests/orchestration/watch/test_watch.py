@@ -15,7 +15,7 @@ from orchestration.watch.sequential import Change, Moments, change, spent
 from orchestration.watch.shapes import TRICKS
 from orchestration.watch.watch import NAMES, Watch
 from tests.orchestration.watch.delays import alarms_of, delay
-from tests.orchestration.watch.simulated import facts, healthy, held_out, planted
+from tests.orchestration.watch.simulated import curve, facts, healthy, held_out, planted
 
 FRESH = 5000
 """Seeds from here on were never looked at while bounds were chosen."""
@@ -106,6 +106,12 @@ def test_runs_without_a_deciding_reward_are_watched_too() -> None:
     watch = Watch()
     told = [a for step in facts(plant(healthy(3)), 3) for a in watch.step(replace(step, correctness=None))]
     assert any(alarm.name == "one_shape" and "'therefore'" in alarm.sentence for alarm in told)
+
+
+def test_a_policy_that_grows_sure_as_it_grows_right_has_not_collapsed() -> None:
+    """As real runs do: seven of eight groups of one answer, and 85 % of them right, which is not `SOLVED`."""
+    right, same = curve(0.3, 0.85, 20, 5), curve(0.0, 0.9, 25, 5)
+    assert list(alarms_of(replace(healthy(3), right=right, same=same), 3)) == []
 
 
 def test_what_the_prompt_shows_is_no_trick() -> None:
