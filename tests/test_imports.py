@@ -152,6 +152,8 @@ HOLDERS = {
         "orchestration/bench/driver.py",
     ),
     "reasoning_gym": ("orchestration/data/tasks/reasoning_gym.py", "reward_service/rewards/reasoning_gym.py"),
+    "websockets": ("orchestration/environments/foreign/openenv.py",),
+    "gymnasium": ("orchestration/environments/foreign/gymnasium.py",),
     "sagemaker": ("orchestration/submit/sagemaker/logs.py",),
     "kubernetes": ("orchestration/submit/hyperpod/api.py",),
     "boto3": ("orchestration/storage/aws.py",),

@@ -96,6 +96,9 @@ class Task(Section):
     name: ClassVar[str] = ""
     """How a registered task is called in `data.kind`; a task that is not registered is called `module:Class`."""
 
+    named_by: ClassVar[str] = ""
+    """The setting that may stand behind the task's name: `data=gymnasium:Taxi-v4` where that is `environment_id`."""
+
     kind: str = Field("", description="Which task: a built-in one's name, or module:Class for one of your own.")
     num_shots: int = Field(0, ge=0, le=64, description="Worked examples in front of the question.")
     tools: tuple[str, ...] = Field(
@@ -155,6 +158,10 @@ class Task(Section):
         turn, and ends there."""
         return ToolUse(load_tools(self.tools, self.corpus)) if self.tools else None
 
+    def has_turns(self) -> bool:
+        """Whether it has an environment; makes none."""
+        return bool(self.tools) or type(self).environment is not Task.environment
+
     def tool_schemas(self) -> tuple[Schema, ...]:
         """Of what the model may call, as chat templates take them. Raises ConfigError where one cannot be had."""
         return tuple(schema_of(getattr(tool, "__func__", tool)) for tool in load_tools(self.tools, self.corpus))
@@ -203,14 +210,21 @@ def register(task: TaskClass) -> TaskClass:
 @cache
 def _import_built_in() -> None:
     package = importlib.import_module(_BUILT_IN)
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{_BUILT_IN}.{module.name}")
+    for module in pkgutil.walk_packages(package.__path__, f"{_BUILT_IN}."):
+        importlib.import_module(module.name)
 
 
 def registered_tasks() -> Mapping[str, type[Task]]:
     """The tasks that have a name, by it."""
     _import_built_in()
     return dict(sorted(_REGISTERED.items()))
+
+
+def called(kind: str) -> dict[str, str]:
+    """What `data=KIND` says: the task's kind, and what stands behind a name that takes more, `openenv:URL`."""
+    name, colon, rest = kind.partition(":")
+    task = registered_tasks().get(name)
+    return {"kind": name, task.named_by: rest} if colon and task is not None and task.named_by else {"kind": kind}
 
 
 def find_task(kind: str, *, beside: Path | None = None) -> type[Task]:

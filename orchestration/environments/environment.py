@@ -57,6 +57,8 @@ class Surroundings:
     template_takes_tools: bool = False
     """Whether the chat template shows tools to the model, and asks for calls in Hermes' form."""
     scoring: Scoring | None = None
+    max_turns: int | None = None
+    """After which an episode ends, whatever its environment says."""
 
 
 @runtime_checkable
@@ -74,6 +76,16 @@ def as_messages(observation: Observation) -> list[dict[str, str]]:
     if isinstance(observation, str):
         return [{"role": "user", "content": observation}]
     return [dict(message) for message in observation]
+
+
+def shown_after(history: Sequence[Message], observation: Observation) -> list[dict[str, str]]:
+    """A conversation with what an environment showed at its beginning: a text is part of the question's turn, as many
+    templates want turns that alternate."""
+    turns = [dict(message) for message in history]
+    if isinstance(observation, str) and turns and turns[-1]["role"] == "user":
+        turns[-1]["content"] = "\n".join(filter(None, (turns[-1]["content"], observation)))
+        return turns
+    return [*turns, *as_messages(observation)]
 
 
 def as_text(observation: Observation) -> str:

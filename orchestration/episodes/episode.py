@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from orchestration.environments.environment import Environment, Observation, as_messages, as_text
+from orchestration.environments.environment import Environment, Observation, as_messages, as_text, shown_after
 from orchestration.episodes.rendering import TurnRenderer
 from orchestration.errors import one_line
 from orchestration.settings.episodes import EpisodeConfig
@@ -61,7 +61,7 @@ class Episode:
             self._fail(error)
 
     def _show(self, observation: Observation) -> None:
-        self.history += as_messages(observation)
+        self.history = shown_after(self.history, observation)
         self.prompt_token_ids, self.own_prompt = self.renderer.prompt(self.history), True
         if not self.renderer.fits(self.prompt_token_ids):
             raise EpisodeFailedError(

@@ -40,9 +40,11 @@ def acting(
         scoring: the run's reward service, for environments that ask it as they go.
         device: Of the engines: where turns begin together unasked.
     """
-    if config.data.environment() is None:
+    if not config.data.has_turns():
         return generator
-    around = Surroundings(template_takes_tools=builder.template_takes_tools, scoring=scoring)
+    around = Surroundings(
+        template_takes_tools=builder.template_takes_tools, scoring=scoring, max_turns=config.episodes.max_turns
+    )
     return EpisodeGenerator(
         generator,
         problems={problem.problem_id: problem for problem in (*problems.train, *problems.eval)},

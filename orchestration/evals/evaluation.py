@@ -80,7 +80,7 @@ async def evaluate(config: RunConfig, wanted: Wanted, store: Store, device: Devi
         ConfigError: the settings do not allow it, or the store holds another evaluation.
         RlvrError, RolloutError, RewardServiceError, LearnerError: a part of it does not start, or fails.
     """
-    if config.data.environment() is not None:
+    if config.data.has_turns():
         raise ConfigError(
             f"rlvr eval asks for answers of one turn, and the task {config.data.kind!r} is played in several: a run "
             f"measures it itself, at its ends and every eval_every steps"

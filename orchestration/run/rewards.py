@@ -140,7 +140,7 @@ def check_rewards(config: RunConfig, problems: Problems) -> None:
 def _check(
     config: RunConfig, specs: Sequence[RewardSpec], problems: Sequence[Problem], settings: ServiceSettings
 ) -> None:
-    episode = None if config.data.environment() is None else _NO_TURNS
+    episode = _NO_TURNS if config.data.has_turns() else None
     for problem in _one_of_each_form(problems):
         item = reward_item(problem, prompt=problem.text, completion="", episode=episode)
         lacks = find_lacks(specs, item, settings)
@@ -156,7 +156,7 @@ def _check(
 
 
 def _score(config: RunConfig, specs: Sequence[RewardSpec], problem: Problem, settings: ServiceSettings) -> ItemResult:
-    episode = None if config.data.environment() is None else _NO_TURNS
+    episode = _NO_TURNS if config.data.has_turns() else None
     item = reward_item(problem, prompt=problem.text, completion=problem.solution, episode=episode)
     result = score_one(specs, item, settings)
     for name, scored in result.rewards.items():

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, Validati
 
 from learner.config import LearnerConfig
 from orchestration.data.curriculum_config import CurriculumConfig
-from orchestration.data.task import Task, find_task, registered_tasks
+from orchestration.data.task import Task, called, find_task, registered_tasks
 from orchestration.errors import ConfigError, DataError
 from orchestration.extras import make_importable
 from orchestration.section import Section
@@ -371,7 +371,8 @@ def _task(tree: Any, *, beside: Path) -> Task:
     kind = tree.get("kind", DEFAULT_TASK)
     if not isinstance(kind, str):
         raise ConfigError(f"data.kind={kind!r} is not a task's name")
-    task = find_task(kind, beside=beside)
+    tree = {**tree, **called(kind)}
+    task = find_task(str(tree["kind"]), beside=beside)
     return _validated(task, {**tree, "kind": task.target()}, prefix="data", beside=beside)
 
 

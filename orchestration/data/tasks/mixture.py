@@ -52,7 +52,7 @@ class Mixture(Task):
                 raise ValueError(f"data.weights: {name}={weight:g} must be above 0; leave the task out instead")
         for name, task in self.tasks.items():
             task.check()
-            if task.environment() is not None:
+            if task.has_turns():
                 raise ValueError(
                     f"data.tasks: {name} is played in turns, and cannot be mixed with others: train on it alone"
                 )

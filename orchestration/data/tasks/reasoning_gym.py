@@ -23,6 +23,7 @@ class ReasoningGym(GeneratedTask):
     """Any data set of reasoning-gym by its name; the package itself makes the problems and verifies the answers."""
 
     name: ClassVar[str] = "reasoning_gym"
+    named_by: ClassVar[str] = "dataset"
 
     dataset: str = Field("basic_arithmetic", description="The data set's name, such as `countdown` or `sudoku`.")
     config: dict[str, Any] = Field(default_factory=dict, description="Its own settings, such as {min_digits: 1}.")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -16,6 +17,7 @@ from orchestration.cluster.local_learner import LocalLearner, local_learner
 from orchestration.episodes.generator import acting
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
+from orchestration.models.tokenizer import load_tokenizer
 from orchestration.run.evaluation import evaluate
 from orchestration.run.rewards import check_rewards
 from orchestration.run.scorer import make_scorers
@@ -23,6 +25,7 @@ from orchestration.settings.config import load_config
 from reward_service.child import start_in_subprocess
 from reward_service.clients.asynchronous import RewardClient
 from reward_service.settings import ServiceSettings
+from tests.orchestration.environments.packages import openenv_server, use_gymnasium
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,7 +36,7 @@ pytestmark = [
 
 ENGINE = (
     *("model.name=tiny", "prompts_per_step=2", "max_steps=9", "data.num_shots=0", "learner.lora.r=16"),
-    *("rollout.num_generations=4", "rollout.max_completion_length=288", "rollout.max_model_len=640"),
+    *("rollout.num_generations=4", "rollout.max_completion_length=640", "rollout.max_model_len=1152"),
     *("rollout.kv_cache_gib=0.1", "episodes.max_turn_length=16", "episodes.max_turns=3"),
 )
 
@@ -46,6 +49,11 @@ class Rooms:
     generator: LocalGenerator
     learner: LocalLearner
     client: RewardClient
+    tokenizer: Any
+
+    def decoded(self, member: ScoredCompletion) -> str:
+        """The prompt of an episode that began by itself."""
+        return str(self.tokenizer.decode(list(member.completion.own_prompt_token_ids or ())))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -53,7 +61,7 @@ async def rooms(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rooms
     config = load_config("guess", ENGINE)
     model_path = Path(resolve_model("tiny", None))
     served = ServiceSettings(
-        port=0, rewards=("environment", "code", "python", "gsm8k_format", "gsm8k_correctness", "last_number")
+        port=0, rewards=("environment", "code", "python", "gsm8k_correctness", "last_number", "reasoning_gym")
     )
     log = tmp_path_factory.mktemp("service") / "service.log"
     async with AsyncExitStack() as stack:
@@ -63,7 +71,7 @@ async def rooms(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rooms
         generator = await stack.enter_async_context(
             local_generator(model_path=model_path, config=config.rollout, device="cpu")
         )
-        yield Rooms(model_path, generator, learner, client)
+        yield Rooms(model_path, generator, learner, client, load_tokenizer(model_path))
 
 
 @dataclass(frozen=True)
@@ -110,9 +118,41 @@ async def test_a_calculator_is_at_hand(rooms: Rooms) -> None:
 
 
 async def test_code_has_a_second_try(rooms: Rooms) -> None:
-    step = await stepped(rooms, "code-repair", "data.num_eval=2")
+    step = await stepped(rooms, "code-repair", "data.num_eval=2", "data.difficulty=[1]")
     assert step.accuracies == {"strict": 0, "first_try": 0}
     for member in step.members:
         assert len(member.completion.turns) == 2
         assert [turn.reward for turn in member.completion.turns] == [0, 0]
         assert "tests pass.\n" in member.completion.turns[0].observation
+
+
+async def test_gymnasiums_frozen_lake_is_walked_on(rooms: Rooms) -> None:
+    use_gymnasium()
+    step = await stepped(rooms, "guess", "data=gymnasium:FrozenLake-v1", "data.options={render_mode: ansi}")
+    shown = rooms.decoded(step.members[0])
+    assert "Game " in shown
+    assert "SFFF" in shown.replace("\x1b[41mS\x1b[0m", "S")
+
+
+async def test_a_class_for_trls_environment_factory_is_played_as_it_is(rooms: Rooms) -> None:
+    step = await stepped(rooms, "guess", "data=trl:tests.orchestration.environments.trl_world:Counter")
+    assert "Bring it to 3." in rooms.decoded(step.members[0])
+    assert [member.rewards for member in step.members] == [(0.0,)] * 8  # asked of get_reward, at the end
+    assert all(member.completion.turns[-1].reward == 0.0 for member in step.members)
+
+
+async def test_an_openenv_server_is_played_by_its_url(rooms: Rooms, tmp_path: Path) -> None:
+    with openenv_server(tmp_path / "server.log") as url:
+        step = await stepped(rooms, "guess", f"data=openenv:{url}", "data.observation_field=text")
+    assert "Seed " in rooms.decoded(step.members[0])
+    for member in step.members:
+        assert len(member.completion.turns) == 2
+        assert member.completion.turns[0].observation.startswith("Heard ")
+        paid = [1 / (1 + len(turn.text)) for turn in member.completion.turns]
+        assert member.rewards == pytest.approx([sum(paid)])
+
+
+async def test_a_data_set_of_reasoning_gym_is_named_in_one_word(rooms: Rooms) -> None:
+    pytest.importorskip("reasoning_gym")
+    step = await stepped(rooms, "tiny", "data=reasoning_gym:basic_arithmetic", "data.num_train=4", "data.num_eval=2")
+    assert all(member.rewards[0] is not None for member in step.members)

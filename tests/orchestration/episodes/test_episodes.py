@@ -230,7 +230,7 @@ def test_what_an_environment_shows_at_first_is_part_of_that_episodes_prompt(toke
     episodes = played(engine, environment=lambda: Counting(begins=begins.pop(0)), num_generations=2, max_turns=1)
     for episode, shown, prompt in zip(episodes, ("Once.", "Twice."), engine.asked, strict=True):
         assert episode.own_prompt_token_ids == prompt.token_ids
-        assert tokenizer.decode(list(prompt.token_ids)).endswith(f"<|user|>{shown}<|assistant|>")
+        assert tokenizer.decode(list(prompt.token_ids)).endswith(f"<|user|>{PROBLEM.text}\n{shown}<|assistant|>")
 
 
 FORGETFUL = (

@@ -1,0 +1,1 @@
+"""Tasks whose worlds are other people's environments, called by name."""

@@ -1,0 +1,81 @@
+"""An OpenEnv server, by its URL: one WebSocket session for an episode.
+
+Its protocol: `{"type": "reset", "data": {"seed": …}}` and `{"type": "step", "data": ACTION}` are answered with
+`{"type": "observation", "data": {"observation": {…}, "reward": …, "done": …}}`, or with an `error` that has a code.
+Spoken here and not by its package, whose dependencies hold other versions of what vLLM needs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from orchestration.environments.environment import Step
+from orchestration.errors import ConfigError, one_line
+from orchestration.extras import require
+from orchestration.types import Problem
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
+_NOT_SHOWN = ("done", "reward", "metadata")
+_REFUSED = "VALIDATION_ERROR"
+_MAX_BYTES = 16 * 2**20
+
+
+class RefusedActionError(Exception):
+    """The action does not fit: said to the model."""
+
+
+class OpenEnvironment:
+    """A turn's text is one field of the action; what is shown is one field of the observation, or all of it as JSON."""
+
+    def __init__(self, url: str, action_field: str, observation_field: str | None) -> None:
+        require("websockets", by="data=openenv", extra="openenv")
+        scheme, separator, rest = url.partition("://")
+        if not separator or scheme not in ("http", "https", "ws", "wss"):
+            raise ConfigError(f"data.url={url!r} is no address; write http://HOST:PORT")
+        self._url = f"{'wss' if scheme in ('https', 'wss') else 'ws'}://{rest.rstrip('/')}/ws"
+        self._action_field, self._observation_field = action_field, observation_field
+        self._session: ClientConnection | None = None
+
+    async def reset(self, problem: Problem) -> str:
+        from websockets.asyncio.client import connect
+
+        self._session = await connect(self._url, max_size=_MAX_BYTES, proxy=None)
+        return self._shown((await self._asked("reset", {"seed": int(problem.reference["seed"])}))["observation"])
+
+    async def step(self, action: str) -> Step:
+        try:
+            said = await self._asked("step", {self._action_field: action})
+        except RefusedActionError as error:
+            return Step(str(error))
+        done, reward = bool(said.get("done")), said.get("reward")
+        shown = "" if done else self._shown(said["observation"])
+        return Step(shown, reward=None if reward is None else float(reward), done=done)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.send(json.dumps({"type": "close"}))
+            await self._session.close()
+
+    async def _asked(self, what: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        assert self._session is not None, "reset comes first"
+        await self._session.send(json.dumps({"type": what, "data": data}))
+        answer = json.loads(await self._session.recv())
+        found: Mapping[str, Any] = answer.get("data", {})
+        if answer.get("type") == "error":
+            wrong = [str(one.get("msg")) for one in found.get("errors") or () if isinstance(one, dict)]
+            why = one_line(f"{found.get('message', 'it gave no reason')}: {'; '.join(wrong)}".removesuffix(": "))
+            raise (RefusedActionError if found.get("code") == _REFUSED else RuntimeError)(why)
+        return found
+
+    def _shown(self, observation: Mapping[str, Any]) -> str:
+        if self._observation_field is None:
+            return json.dumps({name: value for name, value in observation.items() if name not in _NOT_SHOWN})
+        if self._observation_field not in observation:
+            raise ConfigError(
+                f"data.observation_field={self._observation_field!r}: an observation has {', '.join(observation)}"
+            )
+        return str(observation[self._observation_field])

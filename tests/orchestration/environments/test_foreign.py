@@ -1,0 +1,89 @@
+"""Other people's environments, played by hand; `tests/orchestration/cluster/test_environments.py` learns from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestration.environments.environment import Step, Surroundings
+from orchestration.errors import ConfigError
+from orchestration.settings.config import load_config
+from orchestration.types import Problem
+from tests.orchestration.environments.packages import openenv_server, use_gymnasium
+
+TRL = "data=trl:tests.orchestration.environments.trl_world:Counter"
+
+
+def seeded(seed: int) -> Problem:
+    return Problem(problem_id=str(seed), question="Go.", reference={"seed": seed})
+
+
+async def test_trls_methods_are_tools_and_its_reward_is_asked_once_at_the_end(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "Count {n}.", "wanted": {n}}}\n' for n in range(30)))
+    task = load_config("guess", [TRL, f"data.train_file={rows}", "data.num_train=5", "data.num_eval=5"]).data
+    assert [schema["function"]["name"] for schema in task.tool_schemas()] == ["add"]
+    problem = next(one for one in task.load().train if one.reference["wanted"] > 1)
+    wanted = problem.reference["wanted"]
+    world = task.environment()
+    assert world is not None
+    world.enter(Surroundings(max_turns=3))  # type: ignore[attr-defined]
+    assert await world.reset(problem) == f"Bring it to {wanted}."
+    first = await world.step('```add\n{"by": 1}\n```')
+    assert (first.reward, first.observation[0]["content"]) == (None, "It is 1.")  # type: ignore[index]
+    second = await world.step(f'```add\n{{"by": {wanted - 1}}}\n```')
+    assert not second.done
+    assert await world.step("Done.") == Step(reward=1.0, done=True)
+    cut = task.environment()
+    assert cut is not None
+    cut.enter(Surroundings(max_turns=1))  # type: ignore[attr-defined]
+    await cut.reset(problem)
+    assert (await cut.step(f'```add\n{{"by": {wanted}}}\n```')).reward == 1.0  # its last turn
+
+
+async def test_a_text_world_and_a_discrete_one_of_gymnasiums() -> None:
+    use_gymnasium()
+    name = "tests.orchestration.environments.gymnasium_world:Repeat-v0"
+    world = load_config("guess", [f"data=gymnasium:{name}"]).data.environment()
+    assert world is not None
+    shown = await world.reset(seeded(1))
+    word = str(shown).removeprefix("Say ").rstrip(".")
+    assert word in ("cat", "dog")
+    assert await world.reset(seeded(1)) == shown
+    assert "An action is a text of Text(" in str((await world.step("CAT!")).observation)
+    assert await world.step("bird") == Step("Again.", reward=0.0)
+    assert await world.step(f" {word}\n") == Step(reward=1.0, done=True)
+    cliff = load_config(
+        "guess", ["data=gymnasium:CliffWalking-v1", "data.options={render_mode: ansi}"]
+    ).data.environment()
+    assert cliff is not None
+    assert "x" in str(await cliff.reset(seeded(3)))
+    assert (await cliff.step("I go 7")).observation == "An action is a number from 0 to 3."
+    assert (await cliff.step("I go 0")).reward == -1.0
+    with pytest.raises(ConfigError, match=r"data\.environment_id='NoSuch-v0' with data\.options=\{\} cannot be made"):
+        load_config("guess", ["data=gymnasium:NoSuch-v0"]).data.load()
+
+
+async def test_an_openenv_servers_refusals_are_told_and_its_failures_are_the_episodes(tmp_path: Path) -> None:
+    with openenv_server(tmp_path / "server.log") as url:
+        task = load_config("guess", [f"data=openenv:{url}"]).data
+        world = task.environment()
+        assert world is not None
+        assert await world.reset(seeded(4)) == '{"text": "Seed 4."}'
+        refused = await world.step("a" * 401)
+        assert "at most 400 characters" in str(refused.observation)
+        assert (await world.step("abc")).reward == 0.25
+        assert (await world.step("")).done
+        await world.close()
+    other = task.environment()
+    assert other is not None
+    with pytest.raises(OSError, match="Connect call failed"):
+        await other.reset(seeded(5))
+    with pytest.raises(ConfigError, match=r"data\.url='localhost' is no address; write http://HOST:PORT"):
+        load_config("guess", ["data=openenv:localhost"]).data.load()
+
+
+def test_what_stands_behind_a_tasks_name_is_its_setting() -> None:
+    data = load_config("tiny", ["data=reasoning_gym:countdown", "data.num_eval=3"]).data
+    assert (data.kind, data.dataset, data.num_eval) == ("reasoning_gym", "countdown", 3)  # type: ignore[attr-defined]
