@@ -7,8 +7,8 @@ the sampler's prefix cache and the learner's prefix tree share.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from orchestration.data.task import PromptLayout, PromptStyle
@@ -224,7 +224,8 @@ class PromptBuilder:
         """Text before and after the question."""
         if self._style == "plain":
             joint = self._layout.answer_joint.rstrip(" ")  # a space is part of the answer's first token
-            return _plain_header(shots, self._layout, self._instruction), f"\n{self._layout.answer_label}{joint}"
+            said = [replace(shot, question=_question(shot, self.as_turns)) for shot in shots]
+            return _plain_header(said, self._layout, self._instruction), f"\n{self._layout.answer_label}{joint}"
         messages = [*self._messages, {"role": "user", "content": _MARKER}]
         text = self.rendered(messages)
         header, marker, trailer = text.partition(_MARKER)
@@ -280,8 +281,25 @@ def turns(shots: Sequence[Problem], instruction: str) -> list[dict[str, str]]:
     return messages
 
 
+def _question(problem: Problem, as_turns: Callable[[Iterable[Message]], list[dict[str, str]]]) -> str | list[Message]:
+    return problem.question if isinstance(problem.question, str) else list(as_turns(problem.question))
+
+
+def _exchanges(shot: Problem) -> list[tuple[str, str]]:
+    """What is asked and said in an example, once for each turn of the assistant's; the last says the solution."""
+    found, asked = list[tuple[str, str]](), list[str]()
+    for turn in [] if isinstance(shot.question, str) else shot.question:
+        if turn["role"] == "assistant":
+            found.append(("\n".join(asked), turn["content"]))
+            asked = []
+        else:
+            asked.append(turn["content"].strip())
+    return [*found, ("\n".join(asked) or shot.text.strip(), shot.solution)]
+
+
 def _plain_header(shots: Sequence[Problem], layout: PromptLayout, instruction: str) -> str:
     parts = [instruction] if instruction else []
     question, answer = layout.question_label, f"{layout.answer_label}{layout.answer_joint}"
-    parts += [f"{question} {shot.text.strip()}\n{answer}{shot.solution}" for shot in shots]
+    for shot in shots:
+        parts += [f"{question} {asked}\n{answer}{said}" for asked, said in _exchanges(shot)]
     return "\n\n".join((*parts, question))

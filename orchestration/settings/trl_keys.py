@@ -125,7 +125,7 @@ REFUSED: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     "load_in_8bit": ((False,), "the base is quantised to 4 bits or not at all: load_in_4bit"),
     "lora_target_parameters": ((None, []), "adapters are on modules: learner.lora.target_modules"),
     "lora_task_type": (("CAUSAL_LM",), "the policy is a causal language model"),
-    "max_tool_calling_iterations": ((None,), "completions are one turn here"),
+    "max_tool_calling_iterations": ((None,), "set episodes.max_turns, which counts the answer too"),
     "model_init_kwargs": ((None, {}), "set model.name, model.revision and learner.dtype by name"),
     "neftune_noise_alpha": ((None, 0, 0.0), "noise in the embeddings would make sampler and learner differ"),
     "optim": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,13 @@ def test_where_a_template_takes_none_the_instruction_tells_of_them(tokenizer: An
         assert built is not None
         assert built.text.startswith(describe(SCHEMAS))
         assert "```calculator\nexpression\n```\nWork out an arithmetic expression." in built.text
+        shown = PromptBuilder(tokenizer, shots(), layout=PromptLayout(), tools=SCHEMAS[:1]).build(PROBLEM)
+        assert shown is not None
+        asked, called, heard = re.findall(r"Question: (.*)\nAnswer:\n", shown.text)[:3]
+        assert re.search(
+            rf"Answer:\n```calculator\n[^`]*```\n\nQuestion: {called}\nAnswer:\n#### .* {called}", shown.text
+        )
+        assert (asked, heard) == (shots()[0].question[0]["content"], PROBLEM.text)  # type: ignore[index]
     finally:
         tokenizer.chat_template = own
     builder = PromptBuilder(tokenizer, shots(), layout=PromptLayout(), tools=SCHEMAS[:1])
