@@ -117,6 +117,7 @@ def check_rewards(config: RunConfig, problems: Problems) -> None:
         ConfigError: there is no such reward, or its parameters do not fit.
         DataError: a problem lacks what a reward reads; names reward, key and task.
     """
+    config.data.tool_schemas()  # a tool that cannot be had is said before a model is fetched
     try:
         given = service_settings(config) if config.reward.url is None else {}
         if config.reward.url is None and JUDGE in given["rewards"] and "judge" not in given:

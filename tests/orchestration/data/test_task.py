@@ -132,7 +132,7 @@ def packed_files(said: str) -> int:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("arithmetik", "unknown task 'arithmetik'; tasks are: arithmetic, code, copy, gsm8k"),
+        ("arithmetik", "unknown task 'arithmetik'; tasks are: arithmetic, calculator, code, code-repair, copy, gsm8k"),
         (
             "no_such_module:Task",
             "there is no module 'no_such_module', installed or in .*; install it, or put",
