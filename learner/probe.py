@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from learner.types import ScoredGroup
-from rollout_server.types import AdapterProbe
+from rollout_server.types import AdapterProbe, Completion, EpisodeTurn
 
 NUM_PREDICTIONS = 15
 """Of which the log-probabilities are compared, at most."""
@@ -85,12 +85,29 @@ def probe_tokens(group: ScoredGroup, dtype: torch.dtype) -> tuple[int, ...]:
     Without their context most tokens are unlikely ones, whose log-probabilities bfloat16 rounds most. In float32 that
     does not matter, and the engine is spared a prompt. The completion's last token stays away: with it a probe could
     fill the engine's whole context, which has to have room for one more token.
+
+    Of an episode that has a second turn: its beginning, behind what was given before it and the end of the first.
     """
-    first = group.members[0].completion
-    prompt, completion = first.own_prompt_token_ids or group.prompt_token_ids, first.token_ids[:-1]
-    if dtype == torch.float32:
+    members = [member.completion for member in group.members]
+    first = next((one for one in members if _second_turn(one) is not None), members[0])
+    prompt, own = first.own_prompt_token_ids or group.prompt_token_ids, first.token_ids[:-1]
+    second = _second_turn(first)
+    begin, end = (0, 0) if second is None else (second.start, first.turns[0].stop)
+    context, completion = prompt + own[:begin], own[begin:]
+    if dtype == torch.float32 and second is not None:
+        given = own[end:begin][-(_EXACT_TOKENS - 4) :]
+        completion = completion[: _EXACT_TOKENS - 2 - len(given)]
+        tokens = (prompt + own[:end])[len(completion) + len(given) - _EXACT_TOKENS :] + given + completion
+    elif dtype == torch.float32:
         completion = completion[: _EXACT_TOKENS - 2]
         tokens = prompt[len(completion) - _EXACT_TOKENS :] + completion
     else:
-        tokens = prompt[-_CONTEXT_TOKENS:] + completion[:_NUM_COMPLETION_TOKENS]
+        tokens = context[-_CONTEXT_TOKENS:] + completion[:_NUM_COMPLETION_TOKENS]
     return tuple(tokens) if len(tokens) >= 2 else _FALLBACK
+
+
+def _second_turn(completion: Completion) -> EpisodeTurn | None:
+    """If it goes on from the same tokens as the first."""
+    if len(completion.turns) < 2 or any(fork.start <= completion.turns[1].start for fork in completion.forks):
+        return None
+    return completion.turns[1]

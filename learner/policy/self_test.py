@@ -43,7 +43,7 @@ random models rounding made at most 4e-5 and 5e-5 in float32, 0.016 and 0.06 in 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Outcome:
-    """Log-probs of all tokens but the first of each sequence, and the gradient of a weighted sum of them."""
+    """Log-probs of the predicted tokens of each sequence, and the gradient of a weighted sum of them."""
 
     logprobs: Tensor
     gradient: Tensor
@@ -137,7 +137,11 @@ class _SelfTest:
         """Rows of a batch do not see each other: sequences of one length are one, for half the time."""
         ids = [torch.tensor(sequence.token_ids, device=self._device) for sequence in self._sequences]
         batches = [torch.stack(ids)] if len({len(row) for row in ids}) == 1 else [row[None] for row in ids]
-        return [row for batch_SL in batches for row in self._logprobs_of(batch_SL)]
+        rows = [row for batch_SL in batches for row in self._logprobs_of(batch_SL)]
+        return [
+            torch.cat([row[start:stop] for start, stop in sequence.predicted])
+            for row, sequence in zip(rows, self._sequences, strict=True)
+        ]
 
     def _logprobs_of(self, ids_SL: Tensor) -> Tensor:
         logits_SLV = self._policy.model(input_ids=ids_SL, use_cache=False).logits[:, :-1]
@@ -182,16 +186,21 @@ def _layer(parameter_name: str) -> str:
 
 
 def _sequences(vocabulary: int, device: torch.device, longer_by: int) -> list[TokenSequence]:
-    """Two behind one prefix. Tokens from the middle of the vocabulary: special ones stand at its ends."""
+    """Two behind one prefix, the second in two turns, with a hole in its own part where tokens are given and not
+    predicted. Tokens from the middle of the vocabulary: special ones stand at its ends."""
     prefix_length, branch_length = _LENGTHS[device.type]
     low = vocabulary // 8
     tokens = np.random.default_rng(0).integers(
         low, max(vocabulary // 2, low + 1), prefix_length + 2 * branch_length + longer_by
     )
     first, second = tokens[: prefix_length + branch_length + longer_by], tokens[-branch_length:]
+    hole, size = prefix_length + branch_length // 3, prefix_length + branch_length - 1
     return [
-        TokenSequence(prompt_token_ids=TokenIds(ids[:1]), completion_token_ids=TokenIds(ids[1:]))
-        for ids in (first, np.concatenate([tokens[:prefix_length], second]))
+        TokenSequence(prompt_token_ids=TokenIds(ids[:1]), completion_token_ids=TokenIds(ids[1:]), sampled=sampled)
+        for ids, sampled in (
+            (first, None),
+            (np.concatenate([tokens[:prefix_length], second]), ((0, hole), (hole + branch_length // 3, size))),
+        )
     ]
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from learner.config import LearnerConfig
 from learner.types import ScoredCompletion, ScoredGroup
 from learner.worker import LearnerRank
-from rollout_server.types import Completion, EpisodeTurn, FinishReason
+from rollout_server.arrays import TokenIds
+from rollout_server.types import Completion, EpisodeTurn, FinishReason, Fork
 from tests.models import VOCABULARY
 
 
@@ -67,10 +68,11 @@ def random_groups(seed: int, *, num_groups: int = 3, num_generations: int = 4) -
 
 
 def random_episodes(seed: int, *, num_groups: int = 3, num_generations: int = 4) -> tuple[ScoredGroup, ...]:
-    """The same groups, with holes: of each completion random runs of tokens are turns, and the rest was given."""
-    random = np.random.default_rng(seed)
+    """The same groups, with holes: of each completion random runs of tokens are turns, and the rest was given. Some go
+    on behind a history that was rewritten, and those of the last group have turns that are judged each."""
+    random, further = np.random.default_rng(seed), np.random.default_rng(1000 + seed)
 
-    def with_holes(member: ScoredCompletion) -> ScoredCompletion:
+    def with_holes(group: ScoredGroup, member: ScoredCompletion, by_turns: bool) -> ScoredCompletion:
         completion = member.completion
         edges = sorted({int(edge) for edge in random.integers(0, len(completion.token_ids) + 1, 4)})
         spans = list(zip(edges[::2], edges[1::2], strict=False)) or [(0, len(completion.token_ids))]
@@ -78,10 +80,18 @@ def random_episodes(seed: int, *, num_groups: int = 3, num_generations: int = 4)
             EpisodeTurn(start=start, stop=stop, text="", finish_reason=FinishReason.STOP, adapter_version=0)
             for start, stop in spans
         )
-        return replace(member, completion=replace(completion, turns=turns))
+        forks = ()
+        if len(turns) > 1 and further.random() < 0.5:
+            rewritten = [*group.prompt_token_ids[:22], *further.integers(1, VOCABULARY, 3).tolist()]
+            forks = (Fork(start=turns[1].start, prompt_token_ids=TokenIds(rewritten)),)
+        totals = tuple(further.integers(0, 4, len(turns)).astype(float).tolist()) if by_turns else ()
+        return replace(member, completion=replace(completion, turns=turns, forks=forks), turn_totals=totals)
 
     groups = random_groups(seed, num_groups=num_groups, num_generations=num_generations)
-    return tuple(replace(group, members=tuple(map(with_holes, group.members))) for group in groups)
+    return tuple(
+        replace(group, members=tuple(with_holes(group, member, group is groups[-1]) for member in group.members))
+        for group in groups
+    )
 
 
 def free_port() -> int:

@@ -108,11 +108,10 @@ def test_what_was_given_is_context_and_is_not_predicted(policy: Policy) -> None:
     with torch.no_grad():
         logprobs_BT, _ = tree_logprobs(policy, batch.inputs, temperature=1.0)
         for b, sequence in enumerate(plan.sequences):
-            assert sequence.sampled is not None
             whole = build_tree([replace(sequence, sampled=None)])
             all_T = tree_logprobs(policy, tree_inputs(whole, CPU), temperature=1.0)[0][0]
-            expected = torch.cat([all_T[start:stop] for start, stop in sequence.sampled])
+            expected = torch.cat([all_T[start:stop] for start, stop in sequence.predicted])
             found = logprobs_BT[b][batch.mask_BT[b] > 0]
             assert len(found) == len(plan.sampling_logprobs[b])
             assert torch.allclose(found, expected, atol=1e-5)
-    assert plan.num_items == sum(stop - start for one in plan.sequences for start, stop in one.sampled or ())
+    assert plan.num_items == sum(stop - start for one in plan.sequences for start, stop in one.predicted)
