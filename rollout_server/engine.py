@@ -374,11 +374,11 @@ class VllmEngine:
                 await llm.abort(request_id)
 
     @contextlib.asynccontextmanager
-    async def _held(self) -> AsyncIterator[None]:
+    async def _held(self, goes_on: bool) -> AsyncIterator[None]:
         """vLLM takes requests inside, and begins none. Its prefix cache is empty then: what was in it hangs on what has
-        been asked before, and how a prompt is cut into steps hangs on it."""
+        been asked before, and how a prompt is cut into steps hangs on it. Unless they go on from what began so."""
         llm = self._running()
-        await llm.pause_generation(mode="keep", clear_cache=True)
+        await llm.pause_generation(mode="keep", clear_cache=not goes_on)
         try:
             yield
         finally:

@@ -26,19 +26,22 @@ class Turn:
     homes: tuple[int, ...] = ()
     """Of each of them the `index` of an earlier one to whose worker it goes, which has the tokens it begins with; none:
     their own."""
+    goes_on: bool = False
+    """They are later turns of those before: the engine's prefix cache, which holds what they begin with, stays."""
 
     def among(self, num_workers: int) -> tuple[int, Turn]:
         """Which of several workers takes it, and its place among that worker's.
 
         >>> Turn(key="k", index=5, size=7).among(2)
-        (1, Turn(key='k', index=2, size=3, homes=()))
-        >>> Turn(key="k", index=2, size=3, homes=(0, 1, 3)).among(2)
-        (1, Turn(key='k', index=1, size=2, homes=()))
+        (1, Turn(key='k', index=2, size=3, homes=(), goes_on=False))
+        >>> Turn(key="k", index=2, size=3, homes=(0, 1, 3), goes_on=True).among(2)
+        (1, Turn(key='k', index=1, size=2, homes=(), goes_on=True))
         """
         if self.homes:
             workers = [home % num_workers for home in self.homes]
             worker = workers[self.index]
-            return worker, Turn(key=self.key, index=workers[: self.index].count(worker), size=workers.count(worker))
+            index, size = workers[: self.index].count(worker), workers.count(worker)
+            return worker, Turn(key=self.key, index=index, size=size, goes_on=self.goes_on)
         worker = self.index % num_workers
         size = (self.size - worker + num_workers - 1) // num_workers
         return worker, Turn(key=self.key, index=self.index // num_workers, size=size)

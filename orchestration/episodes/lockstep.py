@@ -53,7 +53,7 @@ class Lockstep:
         homes = tuple(index for index in sorted(this.going_on) for _ in range(this.going_on[index]))
         begin = homes.index(first.index)
         return [
-            Turn(key=f"{first.key}-turn-{number}", index=begin + place, size=len(homes), homes=homes)
+            Turn(key=f"{first.key}-turn-{number}", index=begin + place, size=len(homes), homes=homes, goes_on=True)
             for place in range(num_going_on)
         ]
 

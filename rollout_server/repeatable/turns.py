@@ -32,10 +32,12 @@ class Turns:
     """The gatherings of one engine.
 
     Args:
-        held: while it is open, the engine takes requests and begins none.
+        held: while it is open, the engine takes requests and begins none; told whether they go on from what it has.
     """
 
-    def __init__(self, held: Callable[[], AbstractAsyncContextManager[None]], patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, held: Callable[[bool], AbstractAsyncContextManager[None]], patience_s: float = PATIENCE_S
+    ) -> None:
         self._held, self._patience_s = held, patience_s
         self._gatherings: dict[str, _Gathering] = {}
         self._over: deque[str] = deque(maxlen=_REMEMBERED)
@@ -61,11 +63,11 @@ class Turns:
         if gathering.begun is None:
             self._over.append(turn.key)
             self._gatherings.pop(turn.key, None)
-            gathering.begun = asyncio.ensure_future(self._begin_all(gathering))
+            gathering.begun = asyncio.ensure_future(self._begin_all(gathering, turn.goes_on))
         await asyncio.shield(gathering.begun)
 
-    async def _begin_all(self, gathering: _Gathering) -> None:
-        async with self._held():
+    async def _begin_all(self, gathering: _Gathering, goes_on: bool) -> None:
+        async with self._held(goes_on):
             for _, begin in sorted(gathering.begins.items()):
                 await begin()
 

@@ -26,24 +26,28 @@ class Engine:
         self.turns = Turns(self._held, patience_s)
 
     @asynccontextmanager
-    async def _held(self) -> AsyncIterator[None]:
-        self.log.append("hold")
+    async def _held(self, goes_on: bool) -> AsyncIterator[None]:
+        self.log.append("hold, and keep the cache" if goes_on else "hold")
         yield
         self.log.append("go")
 
-    def join(self, index: int, size: int, *, key: str = "k", fails: bool = False) -> asyncio.Task[None]:
+    def join(
+        self, index: int, size: int, *, key: str = "k", fails: bool = False, goes_on: bool = False
+    ) -> asyncio.Task[None]:
         async def begin() -> None:
             self.log.append(str(index))
             if fails:
                 raise ValueError(f"{index} is wrong")
 
-        return asyncio.create_task(self.turns.begin(Turn(key=key, index=index, size=size), begin))
+        return asyncio.create_task(self.turns.begin(Turn(key=key, index=index, size=size, goes_on=goes_on), begin))
 
 
 async def test_all_are_handed_over_in_order_while_the_engine_is_held() -> None:
     engine = Engine()
     await asyncio.gather(*(engine.join(index, 3) for index in (2, 0, 1)))
     assert engine.log == ["hold", "0", "1", "2", "go"]
+    await engine.join(0, 1, key="later", goes_on=True)
+    assert engine.log[5:] == ["hold, and keep the cache", "0", "go"]
 
 
 async def test_those_who_are_there_do_not_wait_for_ever() -> None:

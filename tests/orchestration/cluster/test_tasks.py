@@ -96,5 +96,8 @@ def test_episodes_of_several_turns_are_learned_from(tmp_path: Path) -> None:
     assert row["prefix_cache_hit_share"] > 0.9
     replayed = rlvr("replay", str(run), "2", "--compare")
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    told = rlvr("trace", str(run), "2/0/0")
+    assert "turn 1" in told.stdout, told.stderr
+    assert "answers for" in told.stdout
     again = rlvr("replay", str(run), "2", "--compare", "--rollout")  # turns in lockstep: bit for bit
     assert again.returncode == 0, again.stdout + again.stderr
