@@ -174,7 +174,12 @@ def _cut(path: Path, completions: Sequence[dict[str, Any]]) -> None:
         pieces = None
     for row in completions:
         token_ids, logprobs = row.pop("token_ids", None), row.pop("sampling_logprobs", None)
-        if pieces is not None and token_ids is not None and logprobs is not None:
+        if pieces is None or token_ids is None or logprobs is None:
+            continue
+        for turn in row.get("turns") or []:
+            own = slice(turn["start"], turn["stop"])
+            turn["cut"] = cut(turn["text"], token_ids[own], logprobs[own], pieces)
+        if not row.get("turns"):
             row["cut"] = cut(row["completion"], token_ids, logprobs, pieces)
 
 
@@ -196,7 +201,7 @@ def shown_completion(row: Row) -> dict[str, Any]:
         "n": row.get("num_tokens"),
     }
     turns = [
-        [*(turn[name] for name in _OF_A_TURN), turn.get("total"), bool(turn.get("rewritten"))]
+        [*(turn[name] for name in _OF_A_TURN), turn.get("total"), bool(turn.get("rewritten")), turn.get("cut") or {}]
         for turn in row.get("turns") or []
     ]
     reasons = {name.removeprefix(_REASON): value for name, value in row.items() if name.startswith(_REASON) and value}

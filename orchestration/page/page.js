@@ -15,11 +15,12 @@
     made.className = kind;
     return made;
   };
-  const coloured = (row, from = 0, to = row.l.length) => {
-    const [made, characters] = [element("pre", ""), [...row.t]];
-    let at = row.l.slice(0, from).reduce((a, b) => a + b, 0);
-    row.l.slice(from, to).forEach((length, place) => {
-      const tenth = row.k[from + place];
+  const coloured = (text, { l: lengths, k: tenths }) => {
+    if (!tenths) return element("pre", text);
+    const [made, characters] = [element("pre", ""), [...text]];
+    let at = 0;
+    lengths.forEach((length, index) => {
+      const tenth = tenths[index];
       const token = element("span", characters.slice(at, at + length).join(""), `k k${tenth}`);
       token.title = tenth === "-" ? "probability not known" : `sampler's probability from 0.${tenth} on`;
       made.append(token);
@@ -30,12 +31,12 @@
   const number = (value) => (value === null || value === undefined ? "no score" : Number(value.toFixed(4)).toString());
 
   // An episode: of each turn what the model said, what it was paid, and what the environment answered.
-  const played = (row) => row.g.flatMap(([start, stop, text, answer, reward, end, version, total, rewritten], index) => [
+  const played = (row) => row.g.flatMap(([start, stop, text, answer, reward, end, version, total, rewritten, cut], index) => [
     ...(rewritten ? [element("p", "the template rewrote what came before: a sequence of its own from here", "turn")] : []),
     element("p", [`turn ${index + 1}`, `${stop - start} tokens`, end, `version ${version}`,
       reward === null ? "paid nothing" : `paid ${number(reward)}`, total === null ? "" : `answers for ${number(total)}`]
       .filter(Boolean).join(" · "), "turn"),
-    row.k ? coloured(row, start, stop) : element("pre", text),
+    coloured(text, cut),
     ...(answer ? [element("pre", answer, "given")] : []),
   ]);
 
@@ -55,7 +56,7 @@
       const prompt = document.createElement("details");
       prompt.append(element("summary", row.q.trim().split("\n").pop().slice(0, 160) || "prompt"),
         element("pre", (row.f ? `(${row.f} characters before)\n` : "") + row.q, "prompt"));
-      card.append(prompt, ...(row.g ? played(row) : [row.k ? coloured(row) : element("pre", row.t)]));
+      card.append(prompt, ...(row.g ? played(row) : [coloured(row.t, row)]));
       if (row.d) card.append(element("p", `the episode failed: ${row.d}`, "why"));
       const why = [...Object.entries(row.z || {}), ...Object.entries(row.x || {})];
       if (why.length) card.append(element("p", why.map(([name, told]) => `${name}: ${told}`).join(" · "), "why"));

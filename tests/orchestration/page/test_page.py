@@ -21,7 +21,8 @@ from orchestration.page.page import render
 from orchestration.page.tokens import Pieces, cut
 from orchestration.run.ledger.folder import RunFolder
 from orchestration.settings.config import load_config
-from rollout_server.types import Completion, FinishReason
+from rollout_server.arrays import TokenIds
+from rollout_server.types import Completion, EpisodeTurn, FinishReason, Fork
 from tests.orchestration.fakes import record_of
 from tests.orchestration.page.browser import Page, opened
 
@@ -70,11 +71,28 @@ def group(step: int, index: int) -> ScoredGroup:
             finish_reason=FinishReason.STOP,
             adapter_version=step - 1,
         )
+        if (step, index, number) == (3, 2, 1):
+            completion = played(completion)
         right = None if number == 3 else float(number == 2)
         return ScoredCompletion(completion=completion, rewards=(1.0, right), total=None if right is None else 1 + right)
 
     members = tuple(member(number) for number in range(4))
     return ScoredGroup(prompt_id=f"{step}/{index}", prompt_token_ids=(1,), members=members)
+
+
+def played(completion: Completion) -> Completion:
+    """As an episode of two turns, the second behind a history that was rewritten."""
+    turn = EpisodeTurn(start=0, stop=2, text="ab", finish_reason=FinishReason.STOP, adapter_version=2)
+    return replace(
+        completion,
+        token_ids=(1, 2, 1),
+        sampling_logprobs=(-1.0, -1.0, -0.01),
+        turns=(
+            replace(turn, observation="a <b>wall</b>"),
+            replace(turn, start=2, stop=3, text="a", finish_reason=FinishReason.LENGTH, reward=0.25),
+        ),
+        forks=(Fork(start=2, prompt_token_ids=TokenIds((1, 2))),),
+    )
 
 
 class Elements(HTMLParser):
@@ -225,6 +243,24 @@ def test_an_alarm_leads_to_its_completions_and_their_tokens(page: Page) -> None:
     assert page.evaluate("document.querySelectorAll('article').length") == 2
     tokens = "[...document.querySelector('article > pre').children].map(one => one.textContent + one.className).join()"
     assert page.evaluate(tokens) == "ak k3,bk k3"
+    page.evaluate("{location.hash = ''}")
+    assert choose(page, "text", "") == "1 to 20 of 192"
+
+
+def test_an_episode_is_shown_turn_by_turn(page: Page) -> None:
+    page.evaluate("{location.hash = '#id=3/2/1'; window.dispatchEvent(new Event('hashchange'))}")
+    shown = page.evaluate("[...document.querySelector('article').children].slice(2).map(one => one.textContent)")
+    assert shown == [
+        "turn 1 · 2 tokens · stop · version 2 · paid nothing",
+        "ab",
+        "a <b>wall</b>",
+        "the template rewrote what came before: a sequence of its own from here",
+        "turn 2 · 1 tokens · length · version 2 · paid 0.25",
+        "a",
+    ]
+    assert page.evaluate("document.querySelector('pre.given').textContent") == "a <b>wall</b>"
+    tokens = "[...document.querySelectorAll('article:first-child > pre > span')].map(one => one.className).join()"
+    assert page.evaluate(tokens) == "k k3,k k3,k k9"
     page.evaluate("{location.hash = ''}")
     assert choose(page, "text", "") == "1 to 20 of 192"
 
