@@ -29,6 +29,10 @@ class RemoteTimeoutError(RlvrError):
     """A remote call was not answered in time: who did not answer."""
 
 
+class EnvironmentLostError(RlvrError):
+    """What held an episode's environment is gone, and its state with it: the episode has to begin again."""
+
+
 class NoRoomError(MachineError):
     """A disk or a node's shared memory is full: which."""
 

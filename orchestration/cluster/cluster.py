@@ -34,6 +34,8 @@ from orchestration.cluster.nodes import (
     signs_of_gpus,
     sized_for_nodes,
 )
+from orchestration.cluster.playing.actor import EnvironmentActor
+from orchestration.cluster.playing.hosts import EnvironmentHosts
 from orchestration.cluster.reward.actor import RewardServiceActor, ServiceEndpoint
 from orchestration.cluster.reward.deployment import actor_client, new_restarts, preferred_node, start_on
 from orchestration.cluster.reward.keeper import RewardKeeper
@@ -298,6 +300,34 @@ class Cluster:
         actor.process = await actor.call(RewardServiceActor.process, timeout_s=self._config.reward.start_timeout_s)()
         self._note("info", f"the reward service is on {actor.where}")
         return actor, endpoint
+
+    def environment_hosts(self) -> EnvironmentHosts | None:
+        """Actors for the environments of the run's task; None where they are to be in this process."""
+        if not self._config.episodes.num_hosts:
+            return None
+        return EnvironmentHosts(
+            self._start_environments,
+            self._end,
+            num_hosts=self._config.episodes.num_hosts,
+            start_timeout_s=self._config.rollout.start_timeout_s,
+            call_timeout_s=self._config.episodes.step_timeout_s,
+            new_restarts=self._new_restarts,
+            note=self._note,
+        )
+
+    def _start_environments(self, index: int, life: int) -> RemoteActor[EnvironmentActor]:
+        name, nodes = f"environments-{index}", self._config.episodes.host_nodes
+        options = ray.remote(EnvironmentActor).options(
+            name=_named(name, life),
+            num_cpus=0,  # they wait most of the time; how many there are is the setting's to say
+            resources={nodes: 0.001} if nodes else {},
+            scheduling_strategy="SPREAD",
+            max_concurrency=10_000,
+            **self._environment(),
+        )
+        actor: RemoteActor[EnvironmentActor] = RemoteActor(name, options.remote(name, own_node_id, self._config))
+        self._actors.append(actor)
+        return actor
 
     async def shutdown(self, *, timeout_s: float = 20.0) -> None:
         """End the actors, then Ray if it was started here. Never raises: what does not end in time is killed."""

@@ -241,7 +241,15 @@ async def _start_rooms(
     for note in await learner.notes():
         reporter.note("info", note)
     return Rooms(
-        generator=acting(generator, config, problems, builder, client, device=placement.device),
+        generator=acting(
+            generator,
+            config,
+            problems,
+            builder,
+            client,
+            device=placement.device,
+            hosts=cluster.environment_hosts(),
+        ),
         learner=learner,
         scorer=scorer,
         judges=judges,

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol, TypeVar, runtime_checkable
 
 from orchestration.environments.environment import Environment, Observation, as_messages, as_text, shown_after
 from orchestration.episodes.rendering import TurnRenderer
-from orchestration.errors import one_line
+from orchestration.errors import EnvironmentLostError, one_line
 from orchestration.settings.episodes import EpisodeConfig
 from orchestration.types import Problem
 from rollout_server.arrays import Logprobs, TokenIds
@@ -24,6 +24,15 @@ _CLOSE_S = 10.0
 
 class EpisodeFailedError(Exception):
     """The environment failed, and with it the episode: nobody else's trouble."""
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """An environment that lives elsewhere."""
+
+    async def ready(self) -> None:
+        """Returns when what holds it is there: no part of the time that it may take for an answer."""
+        ...
 
 
 @dataclass(slots=True)
@@ -46,19 +55,46 @@ class Episode:
     forks: list[Fork] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     failure: str | None = None
+    lost: bool = False
+    """Its environment's state is gone, and nothing else is wrong: it can begin again."""
+    tries: int = 1
     closed: bool = False
     began: float = field(default_factory=time.monotonic)
     _computed: TokenIds = field(default_factory=TokenIds)
     """Tokens whose keys and values the last turn's engine has computed."""
+    _at_first: tuple[list[dict[str, str]], TokenIds] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._at_first = list(self.history), self.prompt_token_ids
 
     async def begin(self) -> None:
         """Reset the environment; what it shows becomes part of this episode's prompt."""
         try:
+            if isinstance(self.environment, Prepared):
+                await self._told("begin", self.environment.ready())
             shown = await self._asked("reset", self.environment.reset(self.problem))
             if shown is not None:
                 self._show(shown)
         except EpisodeFailedError as error:
             self._fail(error)
+
+    async def begin_again(self, environment: Environment) -> None:
+        """From its start, in another environment; what was said so far is forgotten."""
+        await self.close()
+        told, prompt_token_ids = self._at_first
+        fresh = Episode(
+            problem=self.problem,
+            environment=environment,
+            renderer=self.renderer,
+            settings=self.settings,
+            history=told,
+            prompt_token_ids=prompt_token_ids,
+            max_length=self.max_length,
+            tries=self.tries + 1,
+        )
+        for one in fields(self):
+            setattr(self, one.name, getattr(fresh, one.name))
+        await self.begin()
 
     def _show(self, observation: Observation) -> None:
         self.history = shown_after(self.history, observation)
@@ -153,11 +189,20 @@ class Episode:
         """What the environment says; whatever goes wrong there is this episode's failure."""
         limit_s = self.settings.step_timeout_s
         try:
-            return await asyncio.wait_for(answer, limit_s)
+            return await self._told(what, asyncio.wait_for(answer, limit_s))
         except TimeoutError as error:
             raise EpisodeFailedError(
                 f"its environment did not answer {what} within episodes.step_timeout_s={limit_s:g} s"
             ) from error
+
+    async def _told(self, what: str, answer: Awaitable[Result]) -> Result:
+        try:
+            return await answer
+        except EnvironmentLostError as error:
+            self.lost = True
+            raise EpisodeFailedError(str(error)) from error
+        except TimeoutError:
+            raise
         except Exception as error:
             raise EpisodeFailedError(f"{what} of its environment: {type(error).__name__}: {error}") from error
 

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
+from typing import Protocol
 
 from orchestration.concurrency import gather_or_cancel
 from orchestration.data.problems import Problems
@@ -22,7 +23,16 @@ from orchestration.settings.episodes import EpisodeConfig
 from orchestration.types import Problem
 from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams, Turn
 
+MAX_TRIES = 3
+"""Of an episode whose environment is lost with what held it."""
+
 _NUMBERS = count()
+
+
+class Opener(Protocol):
+    """Holds environments elsewhere."""
+
+    def open(self) -> Environment: ...
 
 
 def acting(
@@ -33,12 +43,14 @@ def acting(
     scoring: Scoring | None = None,
     *,
     device: str,
+    hosts: Opener | None = None,
 ) -> Generator:
     """What a run draws from: episodes, where its task has an environment, else the generator itself.
 
     Args:
         scoring: the run's reward service, for environments that ask it as they go.
         device: Of the engines: where turns begin together unasked.
+        hosts: Hold environments elsewhere; those that enter their surroundings live here all the same.
     """
     if not config.data.has_turns():
         return generator
@@ -48,7 +60,7 @@ def acting(
     return EpisodeGenerator(
         generator,
         problems={problem.problem_id: problem for problem in (*problems.train, *problems.eval)},
-        open_environment=lambda: _opened(config.data, around),
+        open_environment=lambda: _opened(config.data, around, hosts),
         builder=builder,
         settings=config.episodes,
         lockstep=Lockstep() if _in_lockstep(config, device) else None,
@@ -61,11 +73,13 @@ def _in_lockstep(config: RunConfig, device: str) -> bool:
     return wanted and config.episodes.takes(config.prompts_per_step * config.rollout.num_generations)
 
 
-def _opened(task: Task, around: Surroundings) -> Environment:
+def _opened(task: Task, around: Surroundings, hosts: Opener | None) -> Environment:
     environment = task.environment()
     assert environment is not None, "a task has one for all its problems or for none"
     if isinstance(environment, Enters):
         environment.enter(around)
+    elif hosts is not None:
+        return hosts.open()
     return environment
 
 
@@ -111,9 +125,10 @@ class EpisodeGenerator:
         """A group of episodes. One that fails is told by its `failure`; raises what the engines raise."""
         prompt = replace(prompt, affinity=f"{prompt.prompt_id}/{next(_NUMBERS)}")
         await self._places.take(sampling.num_generations)
-        episodes = [self._new_episode(prompt, sampling) for _ in range(sampling.num_generations)]
+        episodes: list[Episode] = []
         try:
-            await gather_or_cancel(episode.begin() for episode in episodes)
+            episodes += [self._new_episode(prompt, sampling) for _ in range(sampling.num_generations)]
+            await gather_or_cancel(self._begin(episode) for episode in episodes)
             firsts = await self._first_turns(prompt, sampling, episodes)
             if self._lockstep is not None and prompt.turn is not None:
                 await self._play_together(self._lockstep, prompt.turn, episodes, firsts, prompt, sampling)
@@ -126,7 +141,23 @@ class EpisodeGenerator:
             if self._lockstep is not None and prompt.turn is not None:
                 self._lockstep.leave(prompt.turn)
             await gather_or_cancel(self._close(episode) for episode in episodes)
+            self._places.give_back(0 if episodes else sampling.num_generations)  # where none could be made
         return [episode.completion() for episode in episodes]
+
+    async def _begin(self, episode: Episode) -> None:
+        await episode.begin()
+        await self._after(episode)
+
+    async def _hear(self, episode: Episode, said: Completion) -> None:
+        await episode.hear(said)
+        await self._after(episode)
+
+    async def _after(self, episode: Episode) -> None:
+        """One whose environment was lost begins again; one that is over needs its environment no longer."""
+        while episode.lost and episode.tries < MAX_TRIES:
+            await episode.begin_again(self._open())
+        if episode.over:
+            await self._close(episode)
 
     async def _close(self, episode: Episode) -> None:
         """Its environment, once; its place is free then."""
@@ -164,9 +195,8 @@ class EpisodeGenerator:
         while not episode.over:
             if first is None:
                 first = await self._turn(index, episode, prompt, sampling)
-            await episode.hear(first)
+            await self._hear(episode, first)
             first = None
-        await self._close(episode)
 
     async def _play_together(
         self,
@@ -179,9 +209,10 @@ class EpisodeGenerator:
     ) -> None:
         """As `_play`, turn by turn with the groups that began with this one. Where environments show something at first
         there is no common first turn: that is the round of number 0."""
-        heard = [(episode, first) for episode, first in zip(episodes, firsts, strict=True) if first is not None]
-        going_on = [index for index, first in enumerate(firsts) if first is None and not episodes[index].over]
-        await gather_or_cancel(episode.hear(first) for episode, first in heard)
+        under_way = [index for index, episode in enumerate(episodes) if not episode.over]
+        going_on = [index for index in under_way if firsts[index] is None]
+        heard = [(episodes[index], first) for index in under_way if (first := firsts[index]) is not None]
+        await gather_or_cancel(self._hear(episode, first) for episode, first in heard)
         for number in count():
             places = await lockstep.places(first_turn, number, len(going_on))
             await gather_or_cancel(
@@ -195,7 +226,7 @@ class EpisodeGenerator:
     async def _hear_next(
         self, index: int, episode: Episode, prompt: Prompt, sampling: SamplingParams, turn: Turn
     ) -> None:
-        await episode.hear(await self._turn(index, episode, prompt, sampling, turn=turn))
+        await self._hear(episode, await self._turn(index, episode, prompt, sampling, turn=turn))
 
     async def _turn(
         self,
@@ -236,10 +267,11 @@ class _Places:
                 self._free.release()
             raise
 
-    def give_back(self) -> None:
-        """One of them."""
+    def give_back(self, number: int = 1) -> None:
+        """So many of them."""
         if self._free is not None:
-            self._free.release()
+            for _ in range(number):
+                self._free.release()
 
 
 def turn_seed(seed: int | None, episode: int, turn: int) -> int | None:

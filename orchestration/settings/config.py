@@ -219,7 +219,7 @@ class RunConfig(Section):
                 f"elsewhere: leave one of them out (reward.settings_file says where the log goes then)"
             )
         self.data.check()
-        self.episodes.check_run(self.rewards, self.learner)
+        self.episodes.check_run(self.rewards, self.learner, self.rollout.num_generations)
         names = [spec.name for spec in self.rewards]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"reward.rewards names {twice!r} twice: a completion has one score of each reward")

@@ -28,6 +28,15 @@ class EpisodeConfig(Section):
     max_concurrent: int | None = Field(
         None, ge=1, description="Environments that are open at once; episodes beyond wait for one. Unset: any number."
     )
+    num_hosts: int = Field(
+        0,
+        ge=0,
+        description="Ray actors that environments run in, started when they are needed; 0: in the driver's process, "
+        "where one that blocks holds the run.",
+    )
+    host_nodes: str | None = Field(
+        None, description="Name of a Ray resource that the nodes for these carry; unset: any node, all in turn."
+    )
     credit: Literal["episode", "turn"] = Field(
         "episode",
         description="episode: all turns of an episode have one advantage, its total's. turn: each has its own, of what "
@@ -44,8 +53,13 @@ class EpisodeConfig(Section):
         """Whether so many episodes may be under way at once."""
         return self.max_concurrent is None or self.max_concurrent >= number
 
-    def check_run(self, rewards: Sequence[RewardSpec], learner: LearnerConfig) -> None:
-        """Raises ValueError where turns cannot be judged each."""
+    def check_run(self, rewards: Sequence[RewardSpec], learner: LearnerConfig, num_generations: int) -> None:
+        """Raises ValueError where a group has no room, or turns cannot be judged each."""
+        if not self.takes(num_generations):
+            raise ValueError(
+                f"episodes.max_concurrent={self.max_concurrent} has no room for the {num_generations} episodes of a "
+                f"group (rollout.num_generations), which begin together: raise it, or lower the latter"
+            )
         if self.credit == "episode":
             return
         spec = next((spec for spec in rewards if spec.name == "environment"), None)

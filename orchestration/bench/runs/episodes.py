@@ -20,8 +20,6 @@ from typing import Any
 
 from learner.config import CPU_ENVIRONMENT
 from learner.types import ScoredCompletion, ScoredGroup
-from orchestration.bench.contenders.common import Setting
-from orchestration.bench.learner import contender
 from orchestration.bench.machine import machine_line, num_gpus
 from orchestration.bench.rollout import random_adapter
 from orchestration.cluster.actors import RolloutActor
@@ -241,6 +239,9 @@ def _learned(
     begin: Callable[[str], None],
 ) -> list[dict[str, float]]:
     """Seconds of an update on each, of every round."""
+    from orchestration.bench.contenders.common import Setting
+    from orchestration.bench.learner import contender
+
     device = "cuda" if num_gpus() else "cpu"
     setting = Setting(
         model_path=str(model_path),

@@ -22,10 +22,11 @@ from orchestration.episodes.rendering import TurnRenderer
 from orchestration.errors import ConfigError
 from orchestration.models.resolve import resolve_model
 from orchestration.models.tokenizer import load_tokenizer
-from orchestration.run.credit import TurnCreditScorer
 from orchestration.run.ledger.records import packed, unpacked
+from orchestration.run.ledger.tables import completions_table
 from orchestration.run.metrics import hit_share
-from orchestration.run.rewards import episode_of, reward_item
+from orchestration.run.rewards import answer_of, episode_of, reward_item
+from orchestration.run.scorer import TurnCreditScorer
 from orchestration.settings.config import load_config
 from orchestration.settings.episodes import EpisodeConfig
 from orchestration.types import Problem
@@ -35,6 +36,7 @@ from reward_service.settings import ServiceSettings
 from reward_service.types import RewardSpec
 from rollout_server.arrays import TokenIds
 from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams, Turn
+from tests.orchestration.fakes import record_of
 
 PROBLEM = Problem(problem_id="p", question="The number is 1, 2 or 3.", reference={"final_answer": "3"})
 
@@ -297,6 +299,23 @@ def test_a_history_that_a_real_template_rewrites_is_gone_on_from_as_a_fork(token
         tokenizer.chat_template = own
 
 
+def test_a_row_of_a_runs_table_is_scored_again_as_the_episode_that_it_was(tokenizer: Any) -> None:
+    good, bad = Counting(), Counting("step")
+    worlds = [good, bad]
+    episodes = played(
+        Scripted(tokenizer, ["1", "2"], ["3"]), environment=lambda: worlds.pop(0), num_generations=2, max_turns=2
+    )
+    members = tuple(
+        ScoredCompletion(completion=one, rewards=(total,), total=total, turn_totals=turns)
+        for one, total, turns in zip(episodes, (1.0, None), ((1.0, 0.5), ()), strict=True)
+    )
+    group = ScoredGroup(prompt_id="p", prompt_token_ids=(1,), members=members)
+    rows = completions_table(record_of(1, [group], {"p": "Q"}, ("environment",))).to_pylist()
+    assert [answer_of(row) for row in rows] == [(one.last_text, episode_of(one)) for one in episodes]
+    assert [turn["total"] for turn in rows[0]["turns"]] == [1.0, 0.5]
+    assert answer_of({"completion": "7", "turns": [], "failure": None}) == ("7", None)
+
+
 def test_environments_beyond_the_bound_wait_and_a_group_takes_its_places_together(tokenizer: Any) -> None:
     class Counted(Counting):
         here = most = 0
@@ -391,3 +410,5 @@ def test_credit_by_turns_is_refused_where_nothing_says_what_a_turn_is_paid(words
     with pytest.raises(ConfigError, match=said):
         load_config("guess", ["episodes.credit=turn", *words])
     assert load_config("guess", ["episodes.credit=turn"]).episodes.credit == "turn"
+    with pytest.raises(ConfigError, match=r"episodes\.max_concurrent=15 has no room for the 16 episodes"):
+        load_config("guess", ["episodes.max_concurrent=15"])

@@ -1,0 +1,1 @@
+"""Environments in actors of their own."""
