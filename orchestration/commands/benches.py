@@ -54,15 +54,15 @@ def add_bench_commands(commands: Any) -> None:
 
 def _add_bench_episodes(names: Any) -> None:
     episodes = names.add_parser("episodes", help="turns with an environment, beside the same tokens in one turn")
-    episodes.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(episodes)
     episodes.add_argument("--episodes", type=positive, default=64, help="at once (default: 64)")
     episodes.add_argument("--turns", type=positive, default=4, help="of an episode (default: 4)")
     episodes.add_argument("--turn-length", type=positive, default=32, help="sampled tokens of a turn (default: 32)")
     episodes.add_argument(
-        "--latency", type=float, default=0.5, metavar="SECONDS", help="the longest of an environment (default: 0.5)"
+        "--latency-ms", type=natural, default=500, help="what an environment takes at most, milliseconds (default: 500)"
     )
     episodes.add_argument("--rounds", type=positive, default=3, help="measured (default: 3)")
-    episodes.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as for `rlvr train`")
+    add_overrides(episodes)
     episodes.set_defaults(run=_bench_episodes)
 
 

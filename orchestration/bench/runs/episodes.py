@@ -2,7 +2,7 @@
 
 One pool of workers gives both, in turns of their own: episodes whose environment answers after a random while, and
 completions of one turn that are as long as all turns of an episode together. End tokens are ignored, so that lengths
-are equal. Then learners take turns on the last round's episodes, and on the same tokens as if all had been sampled.
+are equal. Then learners take turns on episodes of the last round, and on the same tokens as if all had been sampled.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ from rollout_server.types import Completion, Prompt, SamplingParams
 _ROOM = 24
 """Tokens that an answer of the environment may have, with what the template puts around it."""
 _LEARNERS = ("episodes", "flat")
+_LEARNED = 2
+"""Groups that the learners take: what is compared does not depend on how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,8 +56,8 @@ class EpisodesBench:
     turns: int = 4
     turn_length: int = 32
     """Sampled tokens of each turn."""
-    latency: float = 0.5
-    """What an environment takes for an answer at most, seconds; at least 0, all alike likely."""
+    latency_ms: int = 500
+    """What an environment takes for an answer at most; at least 0, all alike likely."""
     rounds: int = 3
 
 
@@ -103,7 +105,7 @@ def run(options: EpisodesBench, overrides: Sequence[str], progress: Progress) ->
     begin(f"preparing the model {config.model.name} and its prompts")
     model_path = resolve_model(config.model.name, config.model.revision, progress=progress)
     rounds = asyncio.run(_sampled(options, config, model_path, begin))
-    learned = _learned(options, config, model_path, _scored(rounds[-1].episodes), begin)
+    learned = _learned(options, config, model_path, _scored(rounds[-1].episodes[:_LEARNED]), begin)
     return {
         "machine": machine_line(),
         "settings": asdict(options) | {"model": config.model.name, "block_size": config.rollout.block_size},
@@ -156,7 +158,7 @@ async def _sampled(
         playing = EpisodeGenerator(
             workers,
             problems={problem.problem_id: problem for problem in problems.train},
-            open_environment=lambda: _Slow(options.turns, options.latency, waits),
+            open_environment=lambda: _Slow(options.turns, options.latency_ms / 1e3, waits),
             builder=builder,
             settings=EpisodeConfig(max_turns=options.turns, max_turn_length=options.turn_length),
         )
