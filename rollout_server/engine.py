@@ -41,6 +41,7 @@ from rollout_server.vllm_types import (
     lora_request,
     stat_logger_factory,
     take_threads,
+    vllm_probe_parameters,
     vllm_sampling_parameters,
 )
 
@@ -174,22 +175,12 @@ class VllmEngine:
         vLLM computes them afresh: a request for prompt log-probabilities never reads the prefix cache. They go before
         completions that wait for a place.
         """
-        from vllm import SamplingParams as VllmSamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         if len(token_ids) >= self.config.max_model_len:
             raise ValueError(
                 f"a probe of {len(token_ids)} tokens does not fit the context of {self.config.max_model_len} "
                 "(rollout.max_model_len)"
             )
-        parameters = VllmSamplingParams(
-            max_tokens=1,
-            temperature=0.0,
-            prompt_logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        parameters = vllm_probe_parameters()
         outputs = await asyncio.gather(
             *(self._finish_request(token_ids, parameters, lora, priority=_PROBES_FIRST) for lora in versions)
         )

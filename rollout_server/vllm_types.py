@@ -53,6 +53,21 @@ def vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_model
     )
 
 
+def vllm_probe_parameters() -> Any:
+    """vLLM's `SamplingParams` for the log-probabilities of a prompt's own tokens; one token is drawn in vain."""
+    from vllm import SamplingParams as VllmSamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return VllmSamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        prompt_logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
 def completion_from(
     prompt_id: str, piece: Any, version: int, *, num_cached_tokens: int = 0, cache_block: int = 1
 ) -> Completion:
