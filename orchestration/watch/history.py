@@ -13,6 +13,8 @@ from orchestration.watch.sequential import Change, Moments, change
 LEAST_STEPS: Final = 5
 LEAST_GROUPS: Final = 40
 """A window is full when it holds both."""
+RECENT_STEPS: Final = 9
+"""Kept beside the windows, whose steps may be far apart."""
 
 TOTAL: Final = "total"
 
@@ -100,6 +102,8 @@ class History:
     def __init__(self) -> None:
         self.first: list[StepSummary] = []
         self.latest: deque[StepSummary] = deque()
+        self.recent: deque[StepSummary] = deque(maxlen=RECENT_STEPS)
+        """The latest, whatever the windows hold."""
         self.look = 0
         """How often full windows were compared; looks overlap, and each spends its part all the same."""
         self._scales: dict[str, tuple[float, float]] = {}
@@ -109,6 +113,7 @@ class History:
         for name, (low, high) in summary.scales.items():
             known = self._scales.get(name, (low, high))
             self._scales[name] = min(low, known[0]), max(high, known[1])
+        self.recent.append(summary)
         if not is_full(self.first):
             self.first.append(summary)
             return

@@ -149,10 +149,10 @@ class RewardBroke:
         return self._alarm(facts, f"scoring takes more than {SLOWER:g} times as long as at the start", found)
 
     def _leap(self, facts: StepFacts, history: History) -> Alarm | None:
-        if not history.ready:
+        steps = [*history.recent][-3 * SUDDEN_STEPS :]
+        if not history.ready or len(steps) < 3 * SUDDEN_STEPS:
             return None
-        steps = [*history.first, *history.latest]
-        past, latest = steps[-3 * SUDDEN_STEPS : -2 * SUDDEN_STEPS], steps[-SUDDEN_STEPS:]
+        past, latest = steps[:SUDDEN_STEPS], steps[-SUDDEN_STEPS:]
         alpha = self._alpha / len(history.reward_names)
         for name in history.reward_names:
             before, after = history.moments(name, past), history.moments(name, latest)

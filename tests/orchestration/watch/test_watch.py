@@ -114,6 +114,13 @@ def test_a_policy_that_grows_sure_as_it_grows_right_has_not_collapsed() -> None:
     assert list(alarms_of(replace(healthy(3), right=right, same=same), 3)) == []
 
 
+def test_learning_much_over_many_steps_is_no_leap() -> None:
+    """From where the run began it is; within the steps that the alarm speaks of it is not."""
+    for seed in (3, 4):
+        learner = replace(healthy(seed), right=curve(0.1, 0.97, 50, 15), form=curve(0.5, 1.0, 30, 15))
+        assert "reward_broke" not in {name for _, name in alarms_of(learner, seed)}
+
+
 def test_what_the_prompt_shows_is_no_trick() -> None:
     _, plant = planted(6.0)["a word is paid"]
     watch = Watch()
