@@ -49,7 +49,8 @@ soak: setup ## ten minutes of items that hang, die and eat memory, ten of a trai
 	@echo "make soak runs twice for $(SOAK_S) s and longer; it is started by hand only" >&2
 	$(BIN)/rlvr bench reward --soak $(SOAK_S) --json
 	$(BIN)/rlvr bench monkey --seconds $(SOAK_S) --json
-	RLVR_SOAK=1 $(BIN)/python -m pytest tests/reward_service/pool/test_processor.py
+	RLVR_SOAK=1 $(BIN)/python -m pytest tests/reward_service/pool/test_processor.py \
+	  tests/orchestration/cluster/test_hosts.py
 
 kills: setup ## a run killed at 20 random moments beside an undisturbed one, bit for bit; by hand. ARGS="--points 5"
 	$(BIN)/python -m tests.orchestration.cluster.kill_points $(ARGS)

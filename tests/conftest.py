@@ -34,6 +34,7 @@ LONGEST = (
     "orchestration/submit/test_sagemaker_emulated.py",
     "orchestration/cluster/test_end_to_end.py",
     "orchestration/submit/test_local.py",
+    "orchestration/cluster/test_hosts.py",
     "orchestration/cluster/test_tasks.py",
     "reward_service/judging/test_judge_vllm.py",
     "orchestration/submit/test_hyperpod_ray.py",

@@ -11,9 +11,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestration.cluster.reward.actor import ClusterNode
 from orchestration.cluster.upkeep.whereabouts import Whereabouts, end_here
+from orchestration.concurrency import before
 from orchestration.machine.facts import gpu_signs
 from orchestration.machine.placement import sized
 from orchestration.settings.config import RunConfig
+
+_LOOK_S = 1.0
+"""Between two looks at which nodes there are."""
 
 
 def alive_nodes() -> list[ClusterNode]:
@@ -62,9 +66,20 @@ async def end_process(process: Whereabouts, *, timeout_s: float) -> None:
                 await asyncio.to_thread(end_here, process)
                 return
             there = NodeAffinitySchedulingStrategy(process.node_id, soft=False)
-            await ray.remote(end_here).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(process)
+            end = ray.remote(end_here).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            gone = asyncio.ensure_future(_until_gone(process.node_id))
+            try:
+                await before(gone, end.remote(process))
+            finally:
+                gone.cancel()
     except (TimeoutError, ray.exceptions.RayError, OSError):
         return
+
+
+async def _until_gone(node_id: str) -> None:
+    """Returns when a node is taken for lost: what is asked of it then, Ray may never answer."""
+    while any(node.node_id == node_id for node in await asyncio.to_thread(alive_nodes)):  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_S)
 
 
 def signs_of_gpus(*, joined: bool) -> tuple[str, ...]:

@@ -1,0 +1,121 @@
+"""Several hosts, one of which is lost and another added: real Ray, vLLM and DeepSpeed on the tiny model, each host a
+network namespace with a raylet of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from orchestration.cluster.cluster import Cluster
+from orchestration.settings.config import load_config
+from rollout_server.arrays import TokenIds
+from rollout_server.types import Prompt, SamplingParams
+from tests.orchestration.cluster.hosts import Hosts, hosts, refused
+from tests.orchestration.cluster.test_faults import Site
+from tests.waiting import until_async
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.timeout(600),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+by_hand = pytest.mark.skipif("RLVR_SOAK" not in os.environ, reason="minutes; `make soak` runs it")
+
+WORDS = (
+    "rollout.min_workers=1",
+    "rollout.max_workers=3",
+    "rollout_nodes=rollout",
+    "learner_nodes=learner",
+    "rollout.stall_timeout_s=10",
+    "learner.stall_timeout_s=10",
+    "learner.lora.r=64",
+    "rollout.max_lora_rank=64",
+)
+LONG = SamplingParams(num_generations=4, max_completion_length=96, ignore_end_token=True)
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Hosts]:
+    """This machine with Ray's head alone, a host with room for two workers, and one for the learner."""
+    if (why := refused()) is not None:
+        pytest.skip(why)
+    with hosts() as network:
+        network.add(num_cpus=2, resources=["rollout"])
+        network.add(resources=["learner"])
+        yield network
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(network: Hosts, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Site]:
+    notes: list[tuple[float, str]] = []
+
+    def note(level: str, message: str) -> None:
+        notes.append((time.monotonic(), message))
+        print(f"{time.monotonic():.1f} {message}")
+
+    config = load_config("tiny", [f"ray_address={network.ray_address}", *WORDS])
+    cluster = Cluster(config, run_id=f"hosts-{os.getpid()}", note=note)
+    try:
+        await asyncio.to_thread(cluster.connect)
+        pool, learner = await asyncio.gather(cluster.start_rollout(), cluster.start_learner())
+        yield Site(pool, learner, tmp_path_factory.mktemp("hosts"), notes)
+    finally:
+        await cluster.shutdown()
+
+
+def nodes_of(site: Site) -> set[str]:
+    return {member.actor.process.node_id for member in site.pool.members if member.actor.process is not None}
+
+
+async def test_an_adapter_goes_to_a_host_once_however_many_workers_it_has(site: Site, network: Hosts) -> None:
+    await until_async(lambda: len(site.pool.members) == 2, 120)
+    (rank,) = site.learner._ranks
+    assert rank.process is not None
+    assert rank.process.node_id not in nodes_of(site)
+    assert len(nodes_of(site)) == 1
+    samplers = network.nodes[0]
+    await site.step()
+    payload = await (await site.learner.export_adapter()).fetch()
+    before, size = samplers.received_bytes(), sum(len(content) for _, content in payload.files)
+    await site.publish()
+    received = samplers.received_bytes() - before
+    print(f"an adapter of {size} bytes: {received} came to a host with two workers")
+    assert size < received < 1.5 * size
+
+
+async def test_a_host_is_lost_and_another_joins(site: Site, network: Hosts) -> None:
+    lost = network.nodes[0]
+    prompts = [Prompt(prompt_id=f"p{n}", token_ids=TokenIds((1, 2, 3))) for n in range(6)]
+    asked = [asyncio.create_task(site.pool.generate(prompt, LONG)) for prompt in prompts]
+    await asyncio.sleep(0.3)
+    began = time.monotonic()
+    lost.power_off()
+    network.nodes.remove(lost)
+    await until_async(lambda: not site.pool.members, 60)
+    print(f"noticed after {time.monotonic() - began:.1f} s")
+    added = await asyncio.to_thread(network.add, resources=["rollout"])
+    joined = time.monotonic()
+    await until_async(lambda: site.pool.members, 120)
+    print(f"at work {time.monotonic() - joined:.1f} s after the node was started")
+    answers = await asyncio.gather(*asked)
+    assert [answer[0].prompt_id for answer in answers] == [prompt.prompt_id for prompt in prompts]
+    assert {completion.adapter_version for answer in answers for completion in answer} == {site.version}
+    await site.step()
+    assert added in network.nodes
+
+
+@by_hand
+async def test_the_learners_host_is_lost(site: Site, network: Hosts) -> None:
+    checksum = await site.publish()
+    network.remove(network.nodes[0])
+    network.add(resources=["learner"])
+    began = time.monotonic()
+    assert await site.publish() == checksum
+    print(f"the learner is back {time.monotonic() - began:.1f} s after another node was started")
+    await site.step()
