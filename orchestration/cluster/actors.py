@@ -117,6 +117,8 @@ class LearnerActor:
         self._rank: Rank | None = None
         self._steps = 0
         self._thread = ThreadPoolExecutor(1, "rank")
+        self._ahead: tuple[asyncio.Future[AdapterPayload], asyncio.Future[AdapterProbe]] | None = None
+        """The adapter of the last update and its probe, which every update is asked for next: begun before it is."""
 
     def __repr__(self) -> str:
         return self._name
@@ -156,7 +158,9 @@ class LearnerActor:
         """One optimizer step of pickled groups, as `learner.worker.LearnerRank.update`; its speed is published as
         gauges."""
         groups: Sequence[ScoredGroup] = pickle.loads(batch)
+        self._ahead = None
         metrics = await self._in_turn(lambda: self._started.update(groups, max_staleness=max_staleness, step=step))
+        self._ahead = self._begun(self._started.export_adapter), self._begun(self._started.probe_adapter)
         seconds = metrics.num_tokens / metrics.tokens_per_s if metrics.tokens_per_s else 0.0
         self._gauges(
             {
@@ -169,17 +173,20 @@ class LearnerActor:
 
     async def export_adapter(self) -> tuple[int, AdapterPayload]:
         """The version, and the adapter as `learner.worker.LearnerRank.export_adapter`."""
-        payload = await self._in_turn(self._started.export_adapter)
+        begun = self._ahead[0] if self._ahead is not None else self._begun(self._started.export_adapter)
+        payload = await asyncio.shield(begun)
         return payload.version, payload
 
     async def probe_adapter(self) -> AdapterProbe:
         """As `learner.worker.LearnerRank.probe_adapter`."""
-        return await self._in_turn(self._started.probe_adapter)
+        begun = self._ahead[1] if self._ahead is not None else self._begun(self._started.probe_adapter)
+        return await asyncio.shield(begun)
 
     async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         await self._in_turn(lambda: self._started.save_checkpoint(folder, files))
 
     async def load_checkpoint(self, folder: str) -> int:
+        self._ahead = None
         return await self._in_turn(lambda: self._started.load_checkpoint(folder))
 
     async def shutdown(self) -> None:
@@ -192,8 +199,11 @@ class LearnerActor:
         return self._rank
 
     async def _in_turn(self, work: Callable[[], Result]) -> Result:
-        """In the one thread, since CUDA's current device is a thread's."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self._begun(work)
+
+    def _begun(self, work: Callable[[], Result]) -> asyncio.Future[Result]:
+        """In the one thread, since CUDA's current device is a thread's, and behind what was begun there before."""
+        return asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def _follow(self, steps: int) -> None:
         self._steps = steps
