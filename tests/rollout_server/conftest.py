@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,20 @@ def make_config(adapter_dir: Path, **changes: Any) -> RolloutConfig:
     return RolloutConfig(**settings | changes)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def served(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=[1, 2], ids=["V1", "V2"])
+async def served(
+    request: pytest.FixtureRequest, reference: Reference, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Served]:
+    """On each of vLLM's model runners: V1 serves on CPUs, V2 on GPUs, and on CPUs with a Triton that has them."""
+    if request.param == 2 and (find_spec("triton") is None or find_spec("triton.backends.cpu") is None):
+        pytest.skip("vLLM refuses its model runner V2 without Triton, whose package on PyPI has no backend for CPUs")
     adapter_dir = tmp_path_factory.mktemp("shm")
     config = make_config(adapter_dir)
     metrics: list[dict[str, float]] = []
     worker = RolloutWorker("rollout-0", str(reference.model_path), config, "cpu", 0, "test", metrics.append)
-    await worker.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(request.param - 1))
+        await worker.start()
     yield Served(worker, config, adapter_dir / "rlvr-test", metrics, itertools.count(1).__next__)
     await worker.shutdown()
     assert list(adapter_dir.iterdir()) == []
