@@ -7,17 +7,19 @@ import asyncio
 import pickle
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from learner.checkpoint import write_checkpoint
 from learner.errors import NonFiniteLossError
 from learner.types import UpdateMetrics
+from orchestration.cluster.actors import LearnerActor
 from orchestration.cluster.learner import RayLearner
 from orchestration.cluster.upkeep.restarts import Restarts
 from orchestration.errors import MachineError, WorkerDiedError
 from orchestration.settings.config import load_config
+from rollout_server.types import AdapterPayload, AdapterProbe
 from tests.waiting import until_async
 
 CONFIG = load_config(
@@ -183,3 +185,45 @@ async def test_what_waits_ends_when_all_is_lost(crew: Crew) -> None:
         await waiting
     with pytest.raises(MachineError, match="raylet"):
         await crew.learner.load_checkpoint("x")
+
+
+class HeldRank:
+    """What an actor hosts; keeps in which order it was called."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.step = 0
+
+    def update(self, groups: Sequence[Any], *, max_staleness: int, step: int) -> UpdateMetrics:
+        self.calls.append("update")
+        self.step = step
+        return UpdateMetrics(step=step)
+
+    def load_checkpoint(self, folder: str) -> int:
+        self.calls.append("load")
+        return self.step
+
+    def export_adapter(self) -> AdapterPayload:
+        self.calls.append("export")
+        return AdapterPayload(version=self.step, files=())
+
+    def probe_adapter(self) -> AdapterProbe:
+        self.calls.append("probe")
+        return AdapterProbe(version=self.step, training_logprobs=(), base_training_logprobs=(), tolerance=1.0)
+
+
+async def test_an_adapter_is_exported_and_probed_before_anybody_asks() -> None:
+    rank = HeldRank()
+    actor = LearnerActor("learner-0", lambda name: lambda values: None, lambda: "node", lambda: "127.0.0.1")
+    actor._rank = cast(Any, rank)
+    for step in (1, 2):
+        await actor.update(pickle.dumps(()), 0, step)
+        await until_async(lambda: rank.calls[-1] == "probe")
+        hurried = asyncio.create_task(actor.export_adapter())
+        await asyncio.sleep(0)
+        hurried.cancel()
+        assert (await actor.export_adapter())[0] == (await actor.probe_adapter()).version == step
+    assert rank.calls == ["update", "export", "probe"] * 2
+    await actor.load_checkpoint("")
+    assert (await actor.export_adapter())[0] == (await actor.probe_adapter()).version == 2
+    assert rank.calls[6:] == ["load", "export", "probe"]
