@@ -118,7 +118,7 @@ async def test_a_calculator_is_at_hand(rooms: Rooms) -> None:
 
 
 async def test_code_has_a_second_try(rooms: Rooms) -> None:
-    step = await stepped(rooms, "code-repair", "data.num_eval=2", "data.difficulty=[1]")
+    step = await stepped(rooms, "code-repair", "data.num_eval=2", "data.num_train=20", "data.difficulty=[1]")
     assert step.accuracies == {"strict": 0, "first_try": 0}
     for member in step.members:
         assert len(member.completion.turns) == 2
