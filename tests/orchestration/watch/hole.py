@@ -20,7 +20,7 @@ _EVALUATED = "eval_every=10"
 HEALTHY = (
     ("tiny", "max_steps=30", _EVALUATED),
     ("guess", _EVALUATED),  # episodes of two turns
-    ("tiny", "max_steps=40", "max_staleness=2", "prompts_per_step=4", "rollout.num_generations=16", _EVALUATED),
+    ("tiny", "max_steps=40", "max_staleness=1", "prompts_per_step=4", "rollout.num_generations=16", _EVALUATED),
     ("tiny", "max_steps=40", "learner.learning_rate=5e-4", "drop_flat_groups=true", _EVALUATED),
 )
 """Recipe and settings; a seed's are those of its number, and round again."""
