@@ -11,6 +11,7 @@ import functools
 import graphlib
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -217,6 +218,34 @@ def module_of(name: str) -> str | None:
     while name and name not in modules():
         name = name.rpartition(".")[0]
     return name or None
+
+
+# --- sizes -------------------------------------------------------------------------------------------------------
+
+MOST_MODULES, MOST_LINES, LONGEST_CHAIN = 14, 400, 12
+"""Of a folder, of a file; and of files that import each other when the first of them is imported."""
+
+
+def test_folders_files_and_chains_stay_short() -> None:
+    paths = list(modules().values())
+    folders = Counter(path.rpartition("/")[0] for path in paths if not path.endswith("/__init__.py"))
+    assert {folder: count for folder, count in folders.items() if count > MOST_MODULES} == {}
+    lines = {path: (ROOT / path).read_text().count("\n") for path in paths}
+    assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
+    chains = {name: chain(name) for name in modules()}
+    assert [found for found in chains.values() if len(found) > LONGEST_CHAIN] == []
+
+
+@functools.cache
+def chain(name: str) -> tuple[str, ...]:
+    """The longest chain of modules of ours that importing one begins with; there are no circles, which `import` would
+    stumble over."""
+    path = modules()[name]
+    package = path.rsplit("/", 1)[0].replace("/", ".")
+    statements = [node for node in ast.parse((ROOT / path).read_text()).body if not isinstance(node, ast.If)]
+    at_once = "\n".join(ast.unparse(node) for node in statements if isinstance(node, ast.Import | ast.ImportFrom))
+    others = {module_of(imported_name) for _, imported_name in imported(at_once, package=package)} - {None, name}
+    return (name, *max((chain(other) for other in others if other is not None), key=len, default=()))
 
 
 # --- doors and holders -------------------------------------------------------------------------------------------
