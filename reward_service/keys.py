@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
-from filelock import FileLock, Timeout
 
 from reward_service.errors import KeysError, KeysUnavailableError, UnauthorizedError
 from reward_service.rates import Caller, SharedRates, TokenBucket
@@ -351,6 +350,8 @@ def _write(path: Path, keys: tuple[ApiKey, ...]) -> None:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One at a time: two that add keys at once must not lose one."""
+    from filelock import FileLock, Timeout  # here, as callers of the service read this module without it
+
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_LOCK_TIMEOUT_S, mode=0o600)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -251,7 +251,7 @@ def reward_metrics() -> set[str]:
 def our_gauges() -> set[str]:
     """The keys of what actors hand to their gauges, read from the source; Ray puts `ray_` in front, we `rlvr_`."""
     names: set[str] = set()
-    for path in ("rollout_server/worker.py", "orchestration/cluster/actors.py"):
+    for path in ("rollout_server/counters.py", "orchestration/cluster/actors.py"):
         names |= set(re.findall(r'"(\w+)": (?=\(?load\.|float\(|metrics\.)', (ROOT / path).read_text()))
     assert {"rollout_tokens_per_s", "learner_step"} <= names
     names |= {"groups_total", "groups_by_age_total", "step", "step_eval_strict_accuracy"}

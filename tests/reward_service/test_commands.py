@@ -33,6 +33,7 @@ KEYS: list[tuple[str, dict[str, Any], ReferenceKeys]] = [
     ("json_schema", {}, ReferenceKeys(required=("schema",))),
     ("json_schema", {"schema": {"type": "object"}}, ReferenceKeys()),
     ("code", {}, ReferenceKeys(any_of=("stdio", "calls", "asserts", "tests"), optional=("entry_point", "setup"))),
+    ("python", {}, ReferenceKeys()),
     ("length", {}, ReferenceKeys()),
     ("length", {"unit": "tokens"}, ReferenceKeys(metadata=("num_tokens",))),
     ("repetition", {}, ReferenceKeys()),

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load, save
 
 from learner.config import LearnerConfig, LoraSettings, LossConfig
+from learner.policy.layers import without_dropout
 from learner.policy.policy import tree_inputs, tree_logprobs
 from learner.tree.prefix_tree import TokenSequence, build_tree
 from learner.worker import LearnerRank
@@ -105,7 +106,7 @@ async def test_the_smallest_updates_are_served_and_nothing_passes_for_them(pair:
 def training_logprobs(rank: LearnerRank, completion: Completion) -> list[float]:
     sequence = TokenSequence(prompt_token_ids=PROMPT.token_ids, completion_token_ids=completion.token_ids)
     inputs = tree_inputs(build_tree([sequence]), rank._device, rank._config.attention)
-    with rank._evaluating():
+    with without_dropout(rank._policy), torch.no_grad():
         logprobs_BT, _ = tree_logprobs(rank._engine, inputs, temperature=1.0)
     row: list[float] = logprobs_BT[0].tolist()
     return row

@@ -59,6 +59,7 @@ REWARDS: Mapping[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
         "<answer>2</answer>",
         "<answer>3</answer>",
     ),
+    "python": ({}, {}, "```python\nprint(1)\n```", "```python\n1 / 0\n```"),
     "regex": ({"pattern": r"answer: (\d+)", "group": 1}, {"final_answer": "7"}, "answer: 7", "answer: 8"),
     "repetition": ({}, {}, "one two three four five", "one one one one one one one one"),
     "symbolic": ({}, {"final_answer": "x^2"}, "#### The final answer is x*x", "#### The final answer is x"),
@@ -111,7 +112,7 @@ def test_the_table_of_all_tasks_and_all_rewards_that_fit(tmp_path: Path, capsys:
     pytest.importorskip("reasoning_gym")
     names, rows = present_rewards(), []
     for task, config in some_of_every_task(tmp_path).items():
-        if config.data.environment() is not None:  # its answers are turns, which the environment pays
+        if config.data.has_turns():  # its answers are turns, which the environment pays
             continue
         problem = config.data.load().train[0]
         item = reward_item(problem, prompt=problem.text, completion=problem.solution)
