@@ -196,6 +196,7 @@ def test_a_stopped_job_saves_its_state(place: Place) -> None:
 
 def test_the_head_is_watched_from_elsewhere(place: Place, tmp_path: Path) -> None:
     place.environment["RLVR_STATE"] = str(tmp_path)  # of a machine that has not started it
+    place.environment["COLUMNS"] = "500"  # lines of the log are cut at the terminal's width
     try:
         address = place.head.address
         assert place.rlvr("watch", address).stderr.count("a call without a token") == 1
@@ -206,6 +207,7 @@ def test_the_head_is_watched_from_elsewhere(place: Place, tmp_path: Path) -> Non
         assert (none.returncode, "did you mean 'good'?" in none.stderr) == (1, True)
     finally:
         place.environment["RLVR_STATE"] = str(place.folder / "state")
+        del place.environment["COLUMNS"]
 
 
 def ray(place: Place, **settings: object) -> RayBackend:
