@@ -25,6 +25,13 @@ async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, Result]]) ->
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def within(limit_s: float, work: Awaitable[Result]) -> Result:
+    """The result of `work`, or TimeoutError after so long. `asyncio.wait_for` of Python 3.11 would forget a
+    cancellation that comes together with the result, and a Ctrl-C with it."""
+    async with asyncio.timeout(limit_s):
+        return await work
+
+
 async def unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, Result], *, grace_s: float = 0.0) -> Result | None:
     """The result of `work`, or None when `stop` was set so long before; then the work is cancelled."""
     task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
@@ -65,4 +72,4 @@ async def at_most(timeout_s: float, work: Callable[[], object]) -> None:
 
     threading.Thread(target=run, name="at-most", daemon=True).start()
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(done.wait(), timeout_s)
+        await within(timeout_s, done.wait())

@@ -16,7 +16,7 @@ from learner.errors import LearnerError
 from orchestration.cluster.reward.deployment import reward_client
 from orchestration.cluster.upkeep.ahead import import_ahead
 from orchestration.commands.report import write_report
-from orchestration.concurrency import unless_set
+from orchestration.concurrency import unless_set, within
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.source import PromptSource
@@ -152,7 +152,7 @@ def _seal(folder: RunFolder, reporter: Reporter) -> None:
 async def _check_rewards(config: RunConfig, problems: Problems) -> None:
     limit_s = config.reward.start_timeout_s
     try:  # in a thread, so that Ctrl-C ends a reward of somebody's own that hangs
-        await asyncio.wait_for(asyncio.to_thread(check_rewards, config, problems), limit_s)
+        await within(limit_s, asyncio.to_thread(check_rewards, config, problems))
     except TimeoutError as error:
         raise DataError(
             f"the run's rewards did not score one problem of the task {config.data.kind!r} within "

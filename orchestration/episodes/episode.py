@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
+from orchestration.concurrency import within
 from orchestration.environments.environment import Environment, Observation, as_messages, as_text, shown_after
 from orchestration.episodes.rendering import TurnRenderer
 from orchestration.errors import EnvironmentLostError, one_line
@@ -189,7 +189,7 @@ class Episode:
         """What the environment says; whatever goes wrong there is this episode's failure."""
         limit_s = self.settings.step_timeout_s
         try:
-            return await self._told(what, asyncio.wait_for(answer, limit_s))
+            return await self._told(what, within(limit_s, answer))
         except TimeoutError as error:
             raise EpisodeFailedError(
                 f"its environment did not answer {what} within episodes.step_timeout_s={limit_s:g} s"
@@ -213,7 +213,7 @@ class Episode:
         """Close the environment; never raises."""
         self.closed = True
         with contextlib.suppress(Exception):
-            await asyncio.wait_for(self.environment.close(), _CLOSE_S)
+            await within(_CLOSE_S, self.environment.close())
 
     def completion(self) -> Completion:
         """The episode as what the learner takes."""

@@ -163,7 +163,8 @@ class AuditHandle:
         self._link.write_eof()
         why = None
         try:
-            await asyncio.wait_for(asyncio.shield(self._link.lost), left_s / 2)
+            async with asyncio.timeout(left_s / 2):
+                await asyncio.shield(self._link.lost)
         except TimeoutError:
             why = self._failed or f"the audit writer did not end within {left_s / 2:.2g} s"
             self._process.kill()

@@ -20,6 +20,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from orchestration.concurrency import within
 from orchestration.errors import SubmitError, UnreachableError, one_line
 from orchestration.extras import require
 from orchestration.submit.common.follow import GIVE_UP_S, follow
@@ -111,9 +112,11 @@ class RayJobs:
             try:
                 while True:
                     try:
-                        yield runner.run(asyncio.wait_for(anext(pieces), _SILENT_S))
+                        yield runner.run(within(_SILENT_S, anext(pieces)))
                     except (StopAsyncIteration, TimeoutError):
                         return
+                    except asyncio.CancelledError:  # a Ctrl-C that came as the runner was being set up
+                        raise KeyboardInterrupt from None
             finally:
                 with suppress(RuntimeError):
                     runner.run(pieces.aclose())
