@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,10 @@ from orchestration.run.intervals import Interval
 from orchestration.sweep.outcome import Row
 
 _WIDTH = 0.8
+_CHARS_AN_INCH = 14
+"""Of a title, at most."""
+_LOWEST = 5.0
+"""A bar that its label fits into, per cent."""
 
 
 def draw(rows: Sequence[Row], *, title: str, note: str, kind: str) -> bytes:
@@ -28,7 +33,8 @@ def draw(rows: Sequence[Row], *, title: str, note: str, kind: str) -> bytes:
     matplotlib.rcParams["svg.hashsalt"] = "rlvr"  # equal figures give equal files
     groups = list(dict.fromkeys(row.settings for row in rows))
     series = ["before", *dict.fromkeys(row.label for row in rows)]
-    figure = Figure(figsize=(1.8 + 2.2 * max(len(groups), 2), 4.6), layout="constrained")
+    width = 1.8 + 2.2 * max(len(groups), 2)
+    figure = Figure(figsize=(width, 4.6), layout="constrained")
     axes = figure.subplots()
     for place, name in enumerate(series):
         bars = [(at, found) for at, group in enumerate(groups) if (found := _interval(rows, group, name)) is not None]
@@ -37,7 +43,9 @@ def draw(rows: Sequence[Row], *, title: str, note: str, kind: str) -> bytes:
     axes.set_xticks(range(len(groups)), [group or "all" for group in groups])
     axes.set_ylabel("held-out accuracy, %")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.25)  # room for the legend
-    axes.set_title(title, fontsize=10)
+    axes.set_title(
+        "\n".join(textwrap.fill(line, int(_CHARS_AN_INCH * width)) for line in title.splitlines()), fontsize=9
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(fontsize=8, frameon=False, loc="upper left")
     figure.supxlabel(note, fontsize=7, wrap=True)
@@ -60,4 +68,9 @@ def _bars(axes: Any, places: Sequence[float], intervals: Sequence[Interval], nam
         [100 * (one.high - one.estimate) for one in intervals],
     ]
     bars = axes.bar(places, heights, width * 0.92, yerr=errors, capsize=3, label=name, error_kw={"linewidth": 1})
-    axes.bar_label(bars, fmt="%.0f", fontsize=7, label_type="center", color="white")
+    inside = [height >= _LOWEST for height in heights]
+    texts = [f"{height:.0f}" for height in heights]
+    labels = list(zip(texts, inside, strict=True))
+    centred = [text if fits else "" for text, fits in labels]
+    axes.bar_label(bars, centred, fontsize=7, label_type="center", color="white")
+    axes.bar_label(bars, ["" if fits else text for text, fits in labels], fontsize=7, padding=2)
