@@ -74,12 +74,15 @@ async def test_a_flow_that_begins_later_admits_as_much_as_one_that_begins_at_0()
     assert generator.started == ["p0", "p1", "p2", "p3"]
 
 
-async def test_one_batch_is_generated_while_one_is_learned_and_no_more_however_stale_it_may_be() -> None:
+async def test_one_batch_is_generated_while_one_is_learned_and_no_more_however_stale_it_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     generator = FakeGenerator()
     flow = make_flow(generator, max_staleness=4)
     for version in range(4):
         batch = await flow.next_batch()
-        await asyncio.sleep(0.01)  # the next is ready long before the learner asks for it
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda seconds=float(version): seconds)
+        await settle()  # the next is ready when the learner asks for it, and no time passes until it has it
         assert len(generator.started) == 2 * version + 4
         assert {m.completion.adapter_version for g in batch.scored_P for m in g.members} == {max(version - 1, 0)}
         generator.version = version + 1
