@@ -64,33 +64,34 @@ class TrainingEngine:
         self._stage = config.zero_stage
         self._rank, self._world_size = rank, world_size
         self._device = device
-        self._launched = ExitStack()
-        self._launched.enter_context(
-            _environment(
-                RANK=str(rank),
-                WORLD_SIZE=str(world_size),
-                LOCAL_RANK=str(device.index or 0 if device.type != "cpu" else rank),
-                MASTER_ADDR=master_addr,
-                MASTER_PORT=str(master_port),
+        with ExitStack() as begun:  # undone, should a part of it fail: the process may begin another
+            begun.enter_context(
+                _environment(
+                    RANK=str(rank),
+                    WORLD_SIZE=str(world_size),
+                    LOCAL_RANK=str(device.index or 0 if device.type != "cpu" else rank),
+                    MASTER_ADDR=master_addr,
+                    MASTER_PORT=str(master_port),
+                )
             )
-        )
-        meeting = master_addr, master_port
-        self._owns_group = _join(deepspeed, meeting, rank, world_size, config.start_timeout_s, device)
-        self._named = [(name, parameter) for name, parameter in policy.named_parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            [parameter for _, parameter in self._named],
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
-        )
-        self._schedule = make_schedule(optimizer, config, max_steps=max_steps)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=policy,
-            optimizer=optimizer,
-            lr_scheduler=self._schedule,
-            config=_settings(config, world_size),
-            dist_init_required=False,
-        )
+            if _join(deepspeed, (master_addr, master_port), rank, world_size, config.start_timeout_s, device):
+                begun.callback(_leave, deepspeed)
+            self._named = [(name, one) for name, one in policy.named_parameters() if one.requires_grad]
+            optimizer = torch.optim.AdamW(
+                [parameter for _, parameter in self._named],
+                lr=config.learning_rate,
+                betas=(config.adam_beta1, config.adam_beta2),
+                weight_decay=config.weight_decay,
+            )
+            self._schedule = make_schedule(optimizer, config, max_steps=max_steps)
+            self._engine, self._optimizer, _, _ = deepspeed.initialize(
+                model=policy,
+                optimizer=optimizer,
+                lr_scheduler=self._schedule,
+                config=_settings(config, world_size),
+                dist_init_required=False,
+            )
+            self._begun = begun.pop_all()
         if hasattr(self._optimizer, "check_grad_overflow"):
             self._optimizer.check_grad_overflow = True
 
@@ -261,9 +262,12 @@ class TrainingEngine:
     def shutdown(self) -> None:
         """Leaves the process group, if this engine made it."""
         self._engine.destroy()
-        if self._owns_group and torch.distributed.is_initialized():
-            self._deepspeed.comm.destroy_process_group()
-        self._launched.close()
+        self._begun.close()
+
+
+def _leave(deepspeed: Any) -> None:
+    if torch.distributed.is_initialized():
+        deepspeed.comm.destroy_process_group()
 
 
 def _quiet_deepspeed(device: torch.device) -> Any:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -371,6 +372,9 @@ def test_a_rank_leaves_the_environment_as_it_was(llama: str) -> None:
     before = {name: os.environ.get(name) for name in names}
     with started(llama):
         pass
+    assert {name: os.environ.get(name) for name in names} == before
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        make_rank(llama, LearnerConfig(**BASE), port=taken.getsockname()[1]).start()
     assert {name: os.environ.get(name) for name in names} == before
 
 
