@@ -18,7 +18,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -288,15 +288,23 @@ def _quiet_deepspeed(device: torch.device) -> Any:
 def _environment(**variables: str) -> Iterator[None]:
     """What a launcher would have set: DeepSpeed reads it at its start, ZeRO-3 later too. Left behind, it would tell
     every process that is started from here to join a group that is gone."""
-    before = {name: os.environ.get(name) for name in variables}
+    if not _OPEN:
+        _BEFORE.update({name: os.environ.get(name) for name in variables})
+    _OPEN.append(variables)
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
+        _OPEN[:] = [others for others in _OPEN if others is not variables]
+        for name, value in (_OPEN[-1] if _OPEN else _BEFORE).items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+_OPEN: list[Mapping[str, str]] = []
+"""Of this process's engines, the newest last: they need not end in the order in which they began."""
+_BEFORE: dict[str, str | None] = {}
 
 
 def _join(

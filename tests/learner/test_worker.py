@@ -373,6 +373,12 @@ def test_a_rank_leaves_the_environment_as_it_was(llama: str) -> None:
     with started(llama):
         pass
     assert {name: os.environ.get(name) for name in names} == before
+    first, second = (make_rank(llama, LearnerConfig(**BASE)) for _ in range(2))
+    for rank in (first, second):
+        rank.start()
+    first.shutdown()  # not in the order of a stack
+    second.shutdown()
+    assert {name: os.environ.get(name) for name in names} == before
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         make_rank(llama, LearnerConfig(**BASE), port=taken.getsockname()[1]).start()
     assert {name: os.environ.get(name) for name in names} == before

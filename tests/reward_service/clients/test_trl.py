@@ -314,9 +314,15 @@ class AsyncRecorder(AsyncRemoteReward):
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "recorder"), [("text", Recorder), ("chat", AsyncRecorder)])
 def test_the_real_trainer(
-    service: RunningService, kind: str, recorder: type[Recorder | AsyncRecorder], tmp_path: Path
+    service: RunningService,
+    kind: str,
+    recorder: type[Recorder | AsyncRecorder],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Four steps of `GRPOTrainer` on a tiny random model, whose words are numbers."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # of a rank of another test
+        monkeypatch.delenv(name, raising=False)
     import transformers
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
