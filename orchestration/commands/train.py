@@ -215,14 +215,13 @@ async def _start_rooms(
             reward_client(config, folder.path / "logs", audit_log=audit_log, note=reporter.note)
         )
         client = await _timed(start, "reward_service", service)
-        scorer, judges = make_scorers(config, client, run_id=folder.path.name)
     placement = await connecting
     reporter.start(config, f"{placement.mode}: {cluster.describe()}")
     if in_cluster:
         reporter.phase("starting", "the reward service")
         service = stack.enter_async_context(cluster.reward_client(folder.path / "logs"))
         client = await _timed(start, "reward_service", service)
-        scorer, judges = make_scorers(config, client, run_id=folder.path.name)
+    scorer, judges = make_scorers(config, client, run_id=folder.path.name)
     if config.learner.lora.modules_to_save:
         reporter.note(
             "info",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -146,14 +147,11 @@ class JudgeByPart:
         return await self._judges[problem.part].score(problem, prompt_text, completions)
 
 
-class VerifiedScorer:
-    """Lets a verifier decide where the judge differs from it: then the judge's part of the total is the verifier's
-    word, 1 or 0. The judge's own score stays among the rewards, with the reason `overruled`."""
+class _AmendingScorer:
+    """Scores as the inner one does, and amends each completion by itself."""
 
-    def __init__(self, inner: Scorer, rewards: Sequence[RewardSpec], verifier: str) -> None:
-        names = [spec.name for spec in rewards]
-        self._inner, self._judge, self._verifier = inner, names.index(JUDGE), names.index(verifier)
-        self._weight = rewards[self._judge].weight
+    def __init__(self, inner: Scorer) -> None:
+        self._inner = inner
 
     @property
     def reward_names(self) -> Sequence[str]:
@@ -162,10 +160,23 @@ class VerifiedScorer:
     async def score(
         self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
     ) -> Sequence[ScoredCompletion]:
-        """As the inner scorer, but for what the verifier decides."""
-        return [self._decided(member) for member in await self._inner.score(problem, prompt_text, completions)]
+        return [self._amended(member) for member in await self._inner.score(problem, prompt_text, completions)]
 
-    def _decided(self, member: ScoredCompletion) -> ScoredCompletion:
+    @abstractmethod
+    def _amended(self, member: ScoredCompletion) -> ScoredCompletion: ...
+
+
+class VerifiedScorer(_AmendingScorer):
+    """Lets a verifier decide where the judge differs from it: then the judge's part of the total is the verifier's
+    word, 1 or 0. The judge's own score stays among the rewards, with the reason `overruled`."""
+
+    def __init__(self, inner: Scorer, rewards: Sequence[RewardSpec], verifier: str) -> None:
+        super().__init__(inner)
+        names = [spec.name for spec in rewards]
+        self._judge, self._verifier = names.index(JUDGE), names.index(verifier)
+        self._weight = rewards[self._judge].weight
+
+    def _amended(self, member: ScoredCompletion) -> ScoredCompletion:
         judged, verified = member.rewards[self._judge], member.rewards[self._verifier]
         if judged is None or verified is None or member.total is None or not differ(judged, verified):
             return member
@@ -187,7 +198,7 @@ def returns(rewards: Sequence[float | None], discount: float) -> list[float]:
     return found
 
 
-class TurnCreditScorer:
+class TurnCreditScorer(_AmendingScorer):
     """Scores as the inner one does, and says what each turn is answerable for: not for what was paid before it.
 
     With the weight w and the discount γ of the reward `environment`, and r_k what was paid for turn k, turn t's total
@@ -198,22 +209,12 @@ class TurnCreditScorer:
     """
 
     def __init__(self, inner: Scorer, rewards: Sequence[RewardSpec]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._place = [spec.name for spec in rewards].index(ENVIRONMENT)
         self._weight = rewards[self._place].weight
         self._discount = float(rewards[self._place].params.get("discount", 1.0))
 
-    @property
-    def reward_names(self) -> Sequence[str]:
-        return self._inner.reward_names
-
-    async def score(
-        self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
-    ) -> Sequence[ScoredCompletion]:
-        """With `turn_totals`, where an episode was scored."""
-        return [self._by_turn(member) for member in await self._inner.score(problem, prompt_text, completions)]
-
-    def _by_turn(self, member: ScoredCompletion) -> ScoredCompletion:
+    def _amended(self, member: ScoredCompletion) -> ScoredCompletion:
         paid = member.rewards[self._place]
         if member.total is None or paid is None:
             return member

@@ -311,18 +311,20 @@ class AsyncRecorder(AsyncRemoteReward):
         return scores
 
 
+@pytest.fixture
+def launched_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank of another test may be open in this process."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("launched_by_nobody")
 @pytest.mark.parametrize(("kind", "recorder"), [("text", Recorder), ("chat", AsyncRecorder)])
 def test_the_real_trainer(
-    service: RunningService,
-    kind: str,
-    recorder: type[Recorder | AsyncRecorder],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    service: RunningService, kind: str, recorder: type[Recorder | AsyncRecorder], tmp_path: Path
 ) -> None:
     """Four steps of `GRPOTrainer` on a tiny random model, whose words are numbers."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # of a rank of another test
-        monkeypatch.delenv(name, raising=False)
     import transformers
     from datasets import Dataset
     from tokenizers import Tokenizer, models, pre_tokenizers
