@@ -74,7 +74,9 @@ def start_in_subprocess(
     deadline = time.monotonic() + timeout_s
     with log_path.open("ab") as log:
         offset = log.tell()
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(), start_new_session=True
+        )
     service = RunningService(url="", process=process, log_path=log_path)
     try:
         assert process.stdin is not None
@@ -89,6 +91,12 @@ def start_in_subprocess(
         service.stop(timeout_s=1.0)
         raise
     return service
+
+
+def _environment() -> dict[str, str]:
+    """A copy: the process's own is moved in memory when another thread sets a variable, as Ray's start does, and a
+    process that is begun just then fails with "Bad address"."""
+    return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
 
 
 def _wait_for_url(service: RunningService, offset: int, deadline: float) -> str:
