@@ -69,8 +69,7 @@ def acting(
 
 def _in_lockstep(config: RunConfig, device: str) -> bool:
     own_seeds = device == "cpu" if config.rollout.own_seeds is None else config.rollout.own_seeds
-    wanted = own_seeds if config.episodes.lockstep is None else config.episodes.lockstep
-    return wanted and config.episodes.takes(config.prompts_per_step * config.rollout.num_generations)
+    return own_seeds if config.episodes.lockstep is None else config.episodes.lockstep
 
 
 def _opened(task: Task, around: Surroundings, hosts: Opener | None) -> Environment:
@@ -123,7 +122,10 @@ class EpisodeGenerator:
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
         """A group of episodes. One that fails is told by its `failure`; raises what the engines raise."""
-        prompt = replace(prompt, affinity=f"{prompt.prompt_id}/{next(_NUMBERS)}")
+        turn = prompt.turn
+        if turn is not None and not self._settings.takes(turn.size * sampling.num_generations):
+            turn = None  # groups that wait for places would be waited for by those that have them
+        prompt = replace(prompt, turn=turn, affinity=f"{prompt.prompt_id}/{next(_NUMBERS)}")
         await self._places.take(sampling.num_generations)
         episodes: list[Episode] = []
         try:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Ended = Literal["end", "stop", "length"]
-"""end: by the model's end token; stop: cut at a stop string, beyond which it went on; length: cut off by the limit."""
+Ended = Literal["end", "stop", "length", "turns", "time", "failed"]
+"""end: by the model's end token, or by an episode's environment; stop: cut at a stop string, beyond which it went on;
+length: cut off by the limit. Of episodes alone: turns, time: it had as many, or as long, as one may; failed: its
+environment failed."""
 
 BASE, ADAPTER = "base", "adapter"
 HELD_OUT, TRAIN = "held_out", "train"

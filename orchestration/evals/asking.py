@@ -7,7 +7,7 @@ evaluation gives the same bytes, whether it was broken off or not.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -23,12 +23,10 @@ LocalJudge = Callable[[BuiltPrompt, str, str], float | None]
 """Of a prompt, what is judged of a completion, and the whole completion."""
 
 
-class Engine(Protocol):
-    """What is asked."""
+class Asked(Protocol):
+    """What answers: an engine, or what plays episodes with one."""
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]: ...
-
-    async def drop_prefix_cache(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +82,8 @@ def batches(
 
 async def ask(
     wanted: Sequence[Batch],
-    engine: Engine,
+    asked: Asked,
+    forget: Callable[[], Awaitable[None]],
     judges: Mapping[str, Scorer],
     local_judges: Mapping[str, LocalJudge],
     manner: Manner,
@@ -97,7 +96,8 @@ async def ask(
 
     Args:
         wanted: in this order.
-        engine: holds the model and the adapter of the batches' side.
+        asked: answers with the model and the adapter of the batches' side.
+        forget: empties the engine's prefix cache.
         judges: services' rewards, by name; of each the first counts.
         local_judges: what is judged here, by name.
         manner: how is drawn, greedily and by samples.
@@ -108,12 +108,12 @@ async def ask(
     Raises what asking or judging raises.
     """
     for batch in wanted:
-        await engine.drop_prefix_cache()
+        await forget()
 
         async def one(index: int, built: BuiltPrompt, batch: Batch = batch) -> list[Answer]:
             turn = Turn(key=f"{batch.name}/{manner.seed}", index=index, size=len(batch.prompts))
             seed = _seed(manner.seed, batch, built.prompt.prompt_id)
-            drawn = await engine.generate(replace(built.prompt, seed=seed, turn=turn), manner.sampling(batch.draw))
+            drawn = await asked.generate(replace(built.prompt, seed=seed, turn=turn), manner.sampling(batch.draw))
             answers = await _judged(batch, built, drawn, judges, local_judges, manner, decode)
             on_problem()
             return answers

@@ -15,6 +15,7 @@ from orchestration.cluster.local import LocalAdapter, local_generator, read_adap
 from orchestration.cluster.reward.deployment import reward_client
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
+from orchestration.episodes.generator import acting
 from orchestration.errors import ConfigError
 from orchestration.evals import lm_eval
 from orchestration.evals.answers import ADAPTER, BASE, HELD_OUT, TRAIN, Answer
@@ -80,16 +81,12 @@ async def evaluate(config: RunConfig, wanted: Wanted, store: Store, device: Devi
         ConfigError: the settings do not allow it, or the store holds another evaluation.
         RlvrError, RolloutError, RewardServiceError, LearnerError: a part of it does not start, or fails.
     """
-    if config.data.has_turns():
-        raise ConfigError(
-            f"rlvr eval asks for answers of one turn, and the task {config.data.kind!r} is played in several: a run "
-            f"measures it itself, at its ends and every eval_every steps"
-        )
+    check_turns(config, wanted)
     progress("reading the problems", 0.0)
     problems = config.data.load()
     if wanted.as_lm_eval:
         check_final_answers(problems.eval)
-    if not has_final_answers(problems.eval):
+    if config.data.has_turns() or not has_final_answers(problems.eval):
         wanted = replace(wanted, article_tokens=0)
     await asyncio.to_thread(check_rewards, config, problems)
     progress(f"preparing the model {config.model.name}", 0.0)
@@ -105,9 +102,10 @@ async def evaluate(config: RunConfig, wanted: Wanted, store: Store, device: Devi
     manner = manner_of(config, wanted, builder)
     store.begin(identity(config, wanted, parts, manner, adapter))
     sides = [BASE] if adapter is None else [BASE, ADAPTER] if wanted.with_base else [ADAPTER]
-    planned = [one for side in sides for one in batches(side, parts, manner, max_num_seqs=config.rollout.max_num_seqs)]
+    at_once = min(config.rollout.max_num_seqs, config.episodes.max_concurrent or config.rollout.max_num_seqs)
+    planned = [one for side in sides for one in batches(side, parts, manner, max_num_seqs=at_once)]
     decoding = load_tokenizer(model_path)
-    runner = _Runner(config, manner, store, served, device, wanted, progress)
+    runner = _Runner(config, problems, builder, manner, store, served, device, wanted, progress)
     answers = await runner.run(planned, adapter, lambda ids: decoding.decode(ids, skip_special_tokens=True))
     results: dict[str, Any] = {
         "model": config.model.name,
@@ -133,6 +131,8 @@ class _Runner:
     def __init__(
         self,
         config: RunConfig,
+        problems: Problems,
+        builder: PromptBuilder,
         manner: Manner,
         store: Store,
         served: Path,
@@ -140,7 +140,8 @@ class _Runner:
         wanted: Wanted,
         progress: Progress,
     ) -> None:
-        self._config, self._manner, self._store, self._served = config, manner, store, served
+        self._config, self._problems, self._builder = config, problems, builder
+        self._manner, self._store, self._served = manner, store, served
         self._device, self._wanted, self._progress = device, wanted, progress
         self._done = self._total = 0
 
@@ -162,13 +163,15 @@ class _Runner:
             engine = await stack.enter_async_context(
                 local_generator(model_path=self._served, config=config.rollout, device=self._device, seed=config.seed)
             )
+            asked = acting(engine, config, self._problems, self._builder, client, device=self._device)
             judges = make_judges(config, client, run_id="eval")
             for side in dict.fromkeys(batch.side for batch in missing):
                 if side == ADAPTER and adapter is not None:
                     await engine.publish(adapter)
                 await ask(
                     [batch for batch in missing if batch.side == side],
-                    engine,
+                    asked,
+                    engine.drop_prefix_cache,
                     judges,
                     local_judges(self._wanted),
                     self._manner,
@@ -180,6 +183,22 @@ class _Runner:
     def _tell(self) -> None:
         self._done += 1
         self._progress(f"answering, {self._done} of {self._total} problems", self._done / self._total)
+
+
+def check_turns(config: RunConfig, wanted: Wanted) -> None:
+    """ConfigError where the task is played in turns and something is wanted that only single answers have."""
+    if not config.data.has_turns():
+        return
+    if wanted.as_lm_eval:
+        raise ConfigError(
+            f"--lm-eval-compatible cuts single answers, and the task {config.data.kind!r} is played in turns; "
+            f"leave it out"
+        )
+    if not config.episodes.takes(wanted.num_samples):
+        raise ConfigError(
+            f"--samples {wanted.num_samples} of a problem begin together, and there is no room for them in "
+            f"episodes.max_concurrent={config.episodes.max_concurrent}: raise it, or ask for fewer"
+        )
 
 
 def manner_of(config: RunConfig, wanted: Wanted, builder: PromptBuilder) -> Manner:
@@ -211,7 +230,9 @@ def identity(
         for built in prompts:
             content = (part, built.prompt.prompt_id, tuple(built.prompt.token_ids), built.problem.reference)
             digest.update(repr(content).encode("utf-8", "replace"))
+    played = {"episodes": config.episodes.model_dump(mode="json")} if config.data.has_turns() else {}
     return {
+        **played,
         "model": [config.model.name, config.model.revision, config.learner.quantization, config.rollout.dtype],
         "adapter": None if adapter is None else adapter.payload.checksum(),
         "with_base": wanted.with_base,

@@ -20,11 +20,13 @@ _THOUSANDS: Final = re.compile(r"(?<=\d),(?=\d{3}\b)")
 def own_part(whole: Completion, asked: SamplingParams, decode: Decode) -> tuple[str, int, Ended]:
     """What an evaluation with these stops and limit would have got of a completion that may have run on beyond them.
 
-    Exact for greedy completions, whose beginnings do not depend on where they would have ended.
+    Exact for greedy completions, whose beginnings do not depend on where they would have ended. Episodes are whole.
 
     Returns:
         Text (a stop string stays in it), tokens, and how it ended.
     """
+    if whole.is_episode:
+        return whole.text, whole.num_sampled, _ended(whole)
     ids = tuple(whole.token_ids[: asked.max_completion_length])
     stopped = next((at for at, token in enumerate(ids) if token in asked.stop_token_ids), None)
     ids = ids if stopped is None else ids[: stopped + 1]
@@ -35,6 +37,14 @@ def own_part(whole: Completion, asked: SamplingParams, decode: Decode) -> tuple[
         return text[: min(found)], len(ids), "stop"
     by_itself = stopped is not None or (is_whole and whole.finish_reason == FinishReason.STOP)
     return text, len(ids), "end" if by_itself else "length"
+
+
+def _ended(episode: Completion) -> Ended:
+    """A last turn that was cut off is a truncated answer, even where the environment took it as one."""
+    if episode.finish_reason == FinishReason.STOP:
+        return "length" if episode.turns[-1].finish_reason == FinishReason.LENGTH else "end"
+    others: dict[FinishReason, Ended] = {FinishReason.TURNS: "turns", FinishReason.TIME: "time"}
+    return others.get(episode.finish_reason, "failed" if episode.failure else "length")
 
 
 def last_integer(text: str) -> int | None:

@@ -341,6 +341,23 @@ def test_environments_beyond_the_bound_wait_and_a_group_takes_its_places_togethe
     assert (Counted.here, Counted.most) == (0, 2)
 
 
+@pytest.mark.parametrize(("places", "together"), [(3, False), (4, True)])
+def test_groups_that_have_no_places_together_do_not_wait_to_begin_together(
+    tokenizer: Any, places: int, together: bool
+) -> None:
+    engine = Scripted(tokenizer, ["1", "2"], ["1", "2"])
+    builder = PromptBuilder(tokenizer, layout=PromptLayout())
+    generator = new_generator(engine, builder, Counting, max_turns=1, max_concurrent=places, lockstep=Lockstep())
+    turns = [Turn(key="k", index=index, size=2) for index in range(2)]
+    sampling = SamplingParams(num_generations=2, max_completion_length=50)
+
+    async def both() -> None:
+        await gather_or_cancel(generator.generate(replace(prompt_of(builder), turn=one), sampling) for one in turns)
+
+    asyncio.run(both())
+    assert [prompt.turn for prompt in engine.asked] == (turns if together else [None, None])
+
+
 def test_later_turns_of_groups_that_began_together_begin_together_on_their_workers(tokenizer: Any) -> None:
     engine = Scripted(tokenizer, ["1", "1"], ["1", "1"], *[["1"]] * 20)
     worlds = iter([Counting(delay_s=wait) for wait in (0.2, 0.0, 0.1, 0.0)])

@@ -19,14 +19,15 @@ from orchestration.errors import ConfigError
 from orchestration.evals import lm_eval
 from orchestration.evals.answers import ADAPTER, BASE, GREEDY, HELD_OUT, SAMPLED, Answer, Ended
 from orchestration.evals.asking import Manner, ask, batches
-from orchestration.evals.evaluation import Wanted, check_final_answers, local_judges
+from orchestration.evals.evaluation import Wanted, check_final_answers, check_turns, local_judges
 from orchestration.evals.figures import ks, measures, pass_at_k, summary
 from orchestration.evals.rules import article_score, last_integer, own_part, vote
 from orchestration.evals.store import Store, as_json, locked
 from orchestration.evals.table import table_of
 from orchestration.run.intervals import mcnemar_exact
+from orchestration.settings.config import load_config
 from orchestration.types import BuiltPrompt, Problem
-from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
+from rollout_server.types import Completion, EpisodeTurn, FinishReason, Prompt, SamplingParams
 
 
 @given(st.integers(1, 7), st.data())
@@ -94,6 +95,43 @@ def test_what_would_have_been_judged_of_a_completion_that_ran_on(
 def test_the_limit_cuts_what_ran_on() -> None:
     asked = replace(ASKED, stop_token_ids=())
     assert own_part(completion("abcde", 5), asked, lambda ids: "abcdefg"[: len(ids)]) == ("abcd", 4, "length")
+
+
+@pytest.mark.parametrize(
+    ("finish", "last", "ended"),
+    [
+        (FinishReason.STOP, FinishReason.STOP, "end"),
+        (FinishReason.STOP, FinishReason.LENGTH, "length"),  # the world took what was cut off as an answer
+        (FinishReason.LENGTH, FinishReason.STOP, "length"),
+        (FinishReason.TURNS, FinishReason.STOP, "turns"),
+        (FinishReason.TIME, FinishReason.STOP, "time"),
+    ],
+)
+def test_an_episode_is_judged_whole(finish: FinishReason, last: FinishReason, ended: Ended) -> None:
+    turns = [
+        EpisodeTurn(
+            start=start, stop=stop, text="a\n\n", finish_reason=last, adapter_version=0, checksum=0, observation="no"
+        )
+        for start, stop in ((0, 2), (4, 6))
+    ]
+    whole = replace(completion("a\n\nno a\n\n", 6, finish), turns=tuple(turns))
+    assert own_part(whole, ASKED, lambda ids: "") == ("a\n\nno a\n\n", 4, ended)
+
+
+def test_an_episode_that_failed_says_so() -> None:
+    assert own_part(replace(completion("", 0, FinishReason.FAILED), failure="gone"), ASKED, str)[1:] == (0, "failed")
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted", "said"),
+    [
+        ([], Wanted(adapter=None, as_lm_eval=True), "'guess' is played in turns; leave it out"),
+        (["episodes.max_concurrent=16"], Wanted(adapter=None, num_samples=17), "--samples 17 .* raise it, or ask for"),
+    ],
+)
+def test_what_only_single_answers_have_is_refused_of_episodes(words: list[str], wanted: Wanted, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_turns(load_config("guess", words), wanted)
 
 
 def test_the_articles_rule_reads_the_whole_text() -> None:
@@ -192,7 +230,9 @@ async def test_answers_end_where_lm_evals_do_and_its_filters_judge_them() -> Non
     manner = Manner(asked=replace(ASKED, stop=lm_eval.STOPS), seed=0, cut=lm_eval.cut)
     (batch,) = batches(BASE, {HELD_OUT: built}, manner, max_num_seqs=8)
     judges = local_judges(Wanted(adapter=None, as_lm_eval=True))
-    await ask([batch], script, {"seen": script}, judges, manner, str, store, on_problem=lambda: None)
+    await ask(
+        [batch], script, script.drop_prefix_cache, {"seen": script}, judges, manner, str, store, on_problem=lambda: None
+    )
     assert script.shown == ["#### 72\n\n", "it is 5."]
     found = store.read(batch.name) or []
     assert [one.scores for one in found] == [
@@ -207,7 +247,9 @@ async def test_what_runs_on_is_asked_without_stops_and_judged_by_both_rules() ->
     manner = Manner(asked=ASKED, seed=0, run_on_tokens=64)
     (batch,) = batches(BASE, {HELD_OUT: built}, manner, max_num_seqs=8)
     judges = local_judges(Wanted(adapter=None, article_tokens=64))
-    await ask([batch], script, {"seen": script}, judges, manner, str, store, on_problem=lambda: None)
+    await ask(
+        [batch], script, script.drop_prefix_cache, {"seen": script}, judges, manner, str, store, on_problem=lambda: None
+    )
     ((_, sampling),) = script.asked
     assert (sampling.stop, sampling.stop_token_ids, sampling.max_completion_length) == ((), (), 64)
     (found,) = store.read(batch.name) or []
