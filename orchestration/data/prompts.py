@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from orchestration.data.task import PromptLayout, PromptStyle
 from orchestration.environments.tools.calls import OPENING, describe, write_call
 from orchestration.environments.tools.tool import Schema
-from orchestration.errors import DataError
+from orchestration.errors import DataError, one_line
 from orchestration.types import BuiltPrompt, Message, Problem
 from rollout_server.arrays import TokenIds
 from rollout_server.types import Prompt
@@ -78,6 +78,7 @@ class PromptBuilder:
         self._style: PromptStyle = style
         self._max_prompt_tokens = max_prompt_tokens
         self._tools = list(tools)
+        self._folds_system = style == "chat" and self._loses_system()
         self.template_takes_tools = self._takes_tools()
         # A word and the space before it are one token, so the space belongs to the question's side.
         self._lead = " " if style == "plain" else ""
@@ -93,6 +94,10 @@ class PromptBuilder:
                 f"instruction and {len(shots)} examples take {len(self._header_ids)} tokens, and a prompt may have "
                 f"{max_prompt_tokens}; lower data.num_shots or raise rollout.max_model_len"
             )
+
+    def of(self, part: str) -> PromptBuilder:
+        """What builds the prompts of problems with that `part`."""
+        return self
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -164,7 +169,19 @@ class PromptBuilder:
     def rendered(self, messages: Sequence[dict[str, str]]) -> str:
         """A conversation that the model goes on with, as its chat template has it."""
         tools = {"tools": self._tools} if self._tools and self.template_takes_tools else {}
-        return self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **tools)
+        return self._templated(_folded(messages) if self._folds_system else list(messages), **tools)
+
+    def _templated(self, messages: list[dict[str, str]], **options: Any) -> str:
+        from jinja2.exceptions import TemplateError  # comes with transformers
+
+        try:
+            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise DataError(
+                f"the model's chat template refuses a conversation of {roles}: {one_line(error)}; use a model with a "
+                f"template that takes it, or data.style=plain where the task has it"
+            ) from error
 
     def as_turns(self, messages: Iterable[Message]) -> list[dict[str, str]]:
         """Messages in the roles that the template knows: what a tool said is a user's turn where it knows no tools."""
@@ -179,6 +196,16 @@ class PromptBuilder:
         if message["role"] == "tool" and not self.template_takes_tools:
             return {"role": "user", "content": message["content"]}
         return dict(message)
+
+    def _loses_system(self) -> bool:
+        """Whether an instruction has to stand in the user's turn: the template refuses a system message, as Gemma's
+        does, or drops it while it has to tell of tools."""
+        asked = [{"role": "system", "content": _ANSWER_MARKER}, {"role": "user", "content": _MARKER}]
+        try:
+            text = self._templated(asked)
+        except DataError:
+            return True
+        return bool(self._tools) and _ANSWER_MARKER not in text
 
     def _takes_tools(self) -> bool:
         """Whether the template shows tools and asks for calls in the form that is read."""
@@ -261,6 +288,9 @@ class MixedPromptBuilder(PromptBuilder):
     def stop_token_ids(self) -> tuple[int, ...]:
         return tuple(dict.fromkeys(token for one in self._builders.values() for token in one.stop_token_ids))
 
+    def of(self, part: str) -> PromptBuilder:
+        return self._builders[part]
+
     def build(self, problem: Problem) -> BuiltPrompt | None:
         return self._builders[problem.part].build(problem)
 
@@ -279,6 +309,14 @@ def turns(shots: Sequence[Problem], instruction: str) -> list[dict[str, str]]:
         messages += [{**turn, "content": turn["content"].strip()} for turn in asked]
         messages.append({"role": "assistant", "content": shot.solution})
     return messages
+
+
+def _folded(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """A leading system message in front of what the user says first."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    system, first, *others = messages
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
 
 
 def _question(problem: Problem, as_turns: Callable[[Iterable[Message]], list[dict[str, str]]]) -> str | list[Message]:

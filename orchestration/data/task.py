@@ -174,6 +174,10 @@ class Task(Section):
         """Of a mixture: its tasks by the name that stands in `Problem.part`. Empty: the task is one."""
         return {}
 
+    def part(self, name: str) -> Task:
+        """The task of a problem with that `part`."""
+        return self.parts().get(name, self)
+
     def category_weights(self) -> Mapping[str, float]:
         """How often each category is drawn unless `curriculum.weights` says otherwise; empty: by its problems."""
         return {}

@@ -54,17 +54,28 @@ def acting(
     """
     if not config.data.has_turns():
         return generator
-    around = Surroundings(
-        template_takes_tools=builder.template_takes_tools, scoring=scoring, max_turns=config.episodes.max_turns
-    )
-    return EpisodeGenerator(
-        generator,
-        problems={problem.problem_id: problem for problem in (*problems.train, *problems.eval)},
-        open_environment=lambda: _opened(config.data, around, hosts),
-        builder=builder,
-        settings=config.episodes,
-        lockstep=Lockstep() if _in_lockstep(config, device) else None,
-    )
+    by_id = {problem.problem_id: problem for problem in (*problems.train, *problems.eval)}
+    places = Places(config.episodes.max_concurrent)
+
+    def playing(task: Task, builder: PromptBuilder) -> EpisodeGenerator:
+        around = Surroundings(
+            template_takes_tools=builder.template_takes_tools, scoring=scoring, max_turns=config.episodes.max_turns
+        )
+        return EpisodeGenerator(
+            generator,
+            problems=by_id,
+            open_environment=lambda: _opened(task, around, hosts),
+            builder=builder,
+            settings=config.episodes,
+            places=places,
+            lockstep=Lockstep() if _in_lockstep(config, device) else None,
+        )
+
+    parts = config.data.parts()
+    if not parts:
+        return playing(config.data, builder)
+    played = {part: playing(task, builder.of(part)) for part, task in parts.items() if task.has_turns()}
+    return ByPart(generator, played, {name: problem.part for name, problem in by_id.items()})
 
 
 def _in_lockstep(config: RunConfig, device: str) -> bool:
@@ -94,6 +105,7 @@ class EpisodeGenerator:
         open_environment: Makes the world of one episode.
         builder: Of the run's prompts.
         settings: Bounds of an episode.
+        places: For environments, shared with others; None: its own, as many as the settings say.
         lockstep: Where the later turns of groups meet that began together; None: each begins by itself.
     """
 
@@ -105,10 +117,11 @@ class EpisodeGenerator:
         open_environment: Callable[[], Environment],
         builder: PromptBuilder,
         settings: EpisodeConfig,
+        places: Places | None = None,
         lockstep: Lockstep | None = None,
     ) -> None:
         self._lockstep = lockstep
-        self._places = _Places(settings.max_concurrent)
+        self._places = places or Places(settings.max_concurrent)
         self._inner, self._problems, self._open, self._settings = inner, problems, open_environment, settings
         self._builder, self._renderer = builder, TurnRenderer(builder)
 
@@ -247,7 +260,30 @@ class EpisodeGenerator:
         return completion
 
 
-class _Places:
+class ByPart:
+    """Draws for a mixture: episodes for those of its tasks that are played, else single answers.
+
+    Nothing begins together here: first turns are drawn once an environment has shown what it shows, single answers at
+    once.
+    """
+
+    def __init__(self, inner: Generator, played: Mapping[str, EpisodeGenerator], part_of: Mapping[str, str]) -> None:
+        self._inner, self._played, self._part_of = inner, played, part_of
+
+    @property
+    def max_sequences(self) -> int | None:
+        bounds = (one.max_sequences for one in (self._inner, *self._played.values()))
+        return min((bound for bound in bounds if bound is not None), default=None)
+
+    async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]:
+        return await self._inner.publish(adapter)
+
+    async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
+        drawing = self._played.get(self._part_of[prompt.prompt_id], self._inner)
+        return await drawing.generate(replace(prompt, turn=None), sampling)
+
+
+class Places:
     """For so many environments at once. A group takes its own together, since its first turn is one call."""
 
     def __init__(self, limit: int | None) -> None:

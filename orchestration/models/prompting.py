@@ -34,10 +34,9 @@ def make_prompt_builder(config: RunConfig, problems: Problems, model_path: Path)
     """
     room = config.rollout.max_model_len - config.rollout.max_completion_length
     tokenizer, parts = load_tokenizer(model_path), config.data.parts()
-    if not parts:
-        task = config.data
-        return PromptBuilder(tokenizer, problems.shots, room, layout=task.layout(), tools=task.tool_schemas())
-    shots = {part: [shot for shot in problems.shots if shot.part == part] for part in parts}
-    return MixedPromptBuilder(
-        {part: PromptBuilder(tokenizer, shots[part], room, layout=task.layout()) for part, task in parts.items()}
-    )
+
+    def of(part: str) -> PromptBuilder:
+        task, shots = config.data.part(part), [shot for shot in problems.shots if shot.part == part]
+        return PromptBuilder(tokenizer, shots, room, layout=task.layout(), tools=task.tool_schemas())
+
+    return MixedPromptBuilder({part: of(part) for part in parts}) if parts else of("")

@@ -141,8 +141,8 @@ def check_rewards(config: RunConfig, problems: Problems) -> None:
 def _check(
     config: RunConfig, specs: Sequence[RewardSpec], problems: Sequence[Problem], settings: ServiceSettings
 ) -> None:
-    episode = _NO_TURNS if config.data.has_turns() else None
     for problem in _one_of_each_form(problems):
+        episode = _NO_TURNS if config.data.part(problem.part).has_turns() else None
         item = reward_item(problem, prompt=problem.text, completion="", episode=episode)
         lacks = find_lacks(specs, item, settings)
         if lacks:
@@ -157,7 +157,7 @@ def _check(
 
 
 def _score(config: RunConfig, specs: Sequence[RewardSpec], problem: Problem, settings: ServiceSettings) -> ItemResult:
-    episode = _NO_TURNS if config.data.has_turns() else None
+    episode = _NO_TURNS if config.data.part(problem.part).has_turns() else None
     item = reward_item(problem, prompt=problem.text, completion=problem.solution, episode=episode)
     result = score_one(specs, item, settings)
     for name, scored in result.rewards.items():

@@ -219,6 +219,11 @@ class RunConfig(Section):
                 f"elsewhere: leave one of them out (reward.settings_file says where the log goes then)"
             )
         self.data.check()
+        if self.episodes.credit == "turn" and self.data.parts():
+            raise ValueError(
+                "episodes.credit=turn compares the turns of one task's episodes, and data.kind=mixture has several "
+                "tasks: use credit=episode, or train on one task alone"
+            )
         self.episodes.check_run(self.rewards, self.learner, self.rollout.num_generations)
         names = [spec.name for spec in self.rewards]
         if twice := next((name for name in names if names.count(name) > 1), None):

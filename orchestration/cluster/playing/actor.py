@@ -33,7 +33,7 @@ class EnvironmentActor:
 
     async def reset(self, number: int, problem: Problem) -> Observation | None:
         """Make an environment, by a number that nobody else has, and begin."""
-        environment = self._config.data.environment()
+        environment = self._config.data.part(problem.part).environment()
         assert environment is not None, "a task has one for all its problems or for none"
         self._open[number] = environment
         return await self._in_turn(number, environment.reset(problem))

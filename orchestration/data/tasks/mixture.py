@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from orchestration.data.problems import Problems
-from orchestration.data.task import Judges, PromptLayout, Task, find_task, register
+from orchestration.data.task import Judges, PromptLayout, Task, called, find_task, register
+from orchestration.environments.tools.tool import Schema
 from orchestration.errors import ConfigError
 from orchestration.types import Problem
 from reward_service.types import RewardSpec
@@ -45,17 +46,15 @@ class Mixture(Task):
     def check(self) -> None:
         if not self.tasks:
             raise ValueError("data.kind=mixture needs tasks: data.tasks='{arithmetic: {}, code: {kind: programs}}'")
+        if self.tools:
+            raise ValueError("data.tools: each task of a mixture has tools of its own, data.tasks.NAME.tools")
         if unknown := sorted(self.weights.keys() - self.tasks.keys()):
             raise ValueError(f"data.weights names {unknown[0]!r}; the tasks are: {', '.join(self.tasks)}")
         for name, weight in self.weights.items():
             if weight <= 0:
                 raise ValueError(f"data.weights: {name}={weight:g} must be above 0; leave the task out instead")
-        for name, task in self.tasks.items():
+        for task in self.tasks.values():
             task.check()
-            if task.has_turns():
-                raise ValueError(
-                    f"data.tasks: {name} is played in turns, and cannot be mixed with others: train on it alone"
-                )
         self.rewards()
 
     def parts(self) -> Mapping[str, Task]:
@@ -91,6 +90,15 @@ class Mixture(Task):
                     )
         return tuple(found.values())
 
+    def has_turns(self) -> bool:
+        return any(task.has_turns() for task in self.tasks.values())
+
+    def tool_schemas(self) -> tuple[Schema, ...]:
+        return tuple(schema for task in self.tasks.values() for schema in task.tool_schemas())
+
+    def asks(self) -> tuple[RewardSpec, ...]:
+        return tuple({spec.name: spec for task in self.tasks.values() for spec in task.asks()}.values())
+
     def judges(self) -> Judges:
         """Of the first task: which there are is the same for all."""
         return next(iter(self.tasks.values())).judges() if self.tasks else Judges()
@@ -105,7 +113,8 @@ def _as_task(name: str, settings: Any, *, beside: Path | None) -> Any:
     if not isinstance(settings, dict):
         return settings
     try:
-        task = find_task(settings.get("kind", name), beside=beside)
+        settings = {**settings, **called(settings.get("kind", name))}
+        task = find_task(settings["kind"], beside=beside)
         return task.model_validate({**settings, "kind": task.target()})
     except (ConfigError, ValidationError) as error:
         problem = error.errors()[0] if isinstance(error, ValidationError) else {"msg": str(error), "loc": ()}

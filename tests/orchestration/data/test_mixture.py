@@ -96,6 +96,11 @@ def test_each_problem_has_its_own_rewards_and_judges() -> None:
         (("data.tasks={a: {kind: chess}}",), "data.tasks.a: unknown task 'chess'"),
         (("data.tasks={code: {num_trains: 3}}",), "data.tasks.code.num_trains: Extra inputs are not permitted"),
         (("data.num_shots=2",), "data.num_shots=2"),
+        (("data.tools=[calculator]",), "data.tools: each task of a mixture has tools of its own"),
+        (
+            ("data.tasks={guess: {}, copy: {}}", "episodes.credit=turn"),
+            "episodes.credit=turn compares the turns of one",
+        ),
         (("reward.rewards=[{name: code}]",), "none of reward.rewards is for the task 'arithmetic'"),
     ],
 )

@@ -123,6 +123,30 @@ def test_a_header_that_leaves_no_room_is_an_error() -> None:
         PromptBuilder(TOKENIZER, PROBLEMS.shots, max_prompt_tokens=50, layout=LAYOUT)
 
 
+GEMMA = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "<{{ m['role'] }}>{{ m['content'] | trim }}{% endfor %}{% if add_generation_prompt %}<model>{% endif %}"
+)
+
+
+def test_where_the_template_takes_no_system_message_the_instruction_stands_in_the_users_first_turn() -> None:
+    tokenizer = byte_tokenizer(GEMMA)
+    layout = PromptLayout(instruction="Add up.")
+    shot = Problem(problem_id="s", question="1 + 1", reference={}, solution="2")
+    built = PromptBuilder(tokenizer, [shot], layout=layout).build(replace(shot, question="2 + 2"))
+    assert built is not None
+    assert built.text == "<user>Add up.\n\n1 + 1<assistant>2<user>2 + 2<model>"
+    asked = replace(shot, question=[{"role": "system", "content": "Own."}, {"role": "user", "content": "3 + 3"}])
+    built = PromptBuilder(tokenizer, layout=layout).build(asked)
+    assert built is not None
+    assert built.text == "<user>Own.\n\n3 + 3<model>"
+    twice = replace(shot, question=[{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
+    with pytest.raises(DataError, match=r"refuses a conversation of user, user: .*roles must alternate; use a model"):
+        PromptBuilder(tokenizer, layout=PromptLayout()).build(twice)
+
+
 def test_a_template_that_drops_the_question_is_an_error() -> None:
     with pytest.raises(DataError, match="chat template drops the user's message"):
         PromptBuilder(byte_tokenizer("{{ messages[0]['role'] }}"), layout=LAYOUT)

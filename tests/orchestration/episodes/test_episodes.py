@@ -16,16 +16,17 @@ from orchestration.data.prompts import PromptBuilder
 from orchestration.data.task import PromptLayout
 from orchestration.data.tasks.guess import Guess
 from orchestration.environments.environment import Environment, Step
-from orchestration.episodes.generator import EpisodeGenerator
+from orchestration.episodes.generator import EpisodeGenerator, acting
 from orchestration.episodes.lockstep import Lockstep
 from orchestration.episodes.rendering import TurnRenderer
 from orchestration.errors import ConfigError
+from orchestration.models.prompting import make_prompt_builder
 from orchestration.models.resolve import resolve_model
 from orchestration.models.tokenizer import load_tokenizer
 from orchestration.run.ledger.records import packed, unpacked
 from orchestration.run.ledger.tables import completions_table
 from orchestration.run.metrics import hit_share
-from orchestration.run.rewards import answer_of, episode_of, reward_item
+from orchestration.run.rewards import answer_of, check_rewards, episode_of, reward_item
 from orchestration.run.scorer import TurnCreditScorer
 from orchestration.settings.config import load_config
 from orchestration.settings.episodes import EpisodeConfig
@@ -356,6 +357,31 @@ def test_groups_that_have_no_places_together_do_not_wait_to_begin_together(
 
     asyncio.run(both())
     assert [prompt.turn for prompt in engine.asked] == (turns if together else [None, None])
+
+
+def test_in_a_mixture_each_task_is_played_or_asked_in_its_own_way(tokenizer: Any) -> None:
+    tasks = "data.tasks={copy: {}, guess: {}, sums: {kind: calculator, num_shots: 0}}"
+    config = load_config("tiny", ["data=mixture", tasks, "episodes.max_turns=2", "rollout.max_model_len=640"])
+    problems = config.data.load()
+    builder = make_prompt_builder(config, problems, Path(resolve_model("tiny", None)))
+    one_of = {problem.part: problem for problem in problems.train}
+    engine = Scripted(tokenizer, ["a"], ["0"], ["0"], ["a"])
+    generator = acting(engine, config, problems, builder, device="cpu")
+    sampling = SamplingParams(num_generations=1, max_completion_length=80)
+
+    async def drawn(part: str) -> Completion:
+        built = builder.build(one_of[part])
+        assert built is not None
+        (found,) = await generator.generate(replace(built.prompt, turn=Turn(key="k", index=0, size=3)), sampling)
+        return found
+
+    found = {part: asyncio.run(drawn(part)) for part in ("copy", "guess", "sums")}
+    assert {part: len(one.turns) for part, one in found.items()} == {"copy": 0, "guess": 2, "sums": 1}
+    assert generator.max_sequences is None
+    assert not any(prompt.turn for prompt in engine.asked)  # who waits for an environment is not waited for
+    assert "calculator" in tokenizer.decode(list(engine.asked[-1].token_ids))
+    assert "calculator" not in tokenizer.decode(list(engine.asked[0].token_ids))
+    check_rewards(config, problems)
 
 
 def test_later_turns_of_groups_that_began_together_begin_together_on_their_workers(tokenizer: Any) -> None:
