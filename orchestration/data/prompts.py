@@ -58,6 +58,7 @@ class PromptBuilder:
         *,
         layout: PromptLayout,
         tools: Sequence[Schema] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Render and tokenise the header.
 
@@ -67,6 +68,7 @@ class PromptBuilder:
             max_prompt_tokens: longest prompt allowed; None allows all.
             layout: how instruction, examples and question are put.
             tools: what the model may call: shown by its template where that can, else told of in the instruction.
+            template_kwargs: what the chat template is given besides.
 
         Raises:
             DataError: the header alone is too long, or the chat template loses the question.
@@ -77,7 +79,7 @@ class PromptBuilder:
         self._tokenizer, self._layout = tokenizer, layout
         self._style: PromptStyle = style
         self._max_prompt_tokens = max_prompt_tokens
-        self._tools = list(tools)
+        self._tools, self._template_kwargs = list(tools), dict(template_kwargs or {})
         self._folds_system = style == "chat" and self._loses_system()
         self.template_takes_tools = self._takes_tools()
         # A word and the space before it are one token, so the space belongs to the question's side.
@@ -133,7 +135,7 @@ class PromptBuilder:
         if self._style == "plain":
             return ()
         turn = [{"role": "user", "content": _MARKER}, {"role": "assistant", "content": _ANSWER_MARKER}]
-        text = self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=False)
+        text = self._templated(turn, add_generation_prompt=False)
         after = self._tokenizer.encode(text.partition(_ANSWER_MARKER)[2].strip(), add_special_tokens=False)
         return tuple(after) if len(after) == 1 else ()
 
@@ -168,14 +170,15 @@ class PromptBuilder:
 
     def rendered(self, messages: Sequence[dict[str, str]]) -> str:
         """A conversation that the model goes on with, as its chat template has it."""
-        tools = {"tools": self._tools} if self._tools and self.template_takes_tools else {}
+        tools: dict[str, Any] = {"tools": self._tools} if self._tools and self.template_takes_tools else {}
         return self._templated(_folded(messages) if self._folds_system else list(messages), **tools)
 
-    def _templated(self, messages: list[dict[str, str]], **options: Any) -> str:
+    def _templated(self, messages: list[dict[str, str]], *, add_generation_prompt: bool = True, **options: Any) -> str:
         from jinja2.exceptions import TemplateError  # comes with transformers
 
+        ours = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+            return self._tokenizer.apply_chat_template(messages, **{**self._template_kwargs, **options, **ours})
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(
@@ -212,10 +215,7 @@ class PromptBuilder:
         if not self._tools or self._style == "plain":
             return False
         asked: list[dict[str, str]] = [{"role": "user", "content": _MARKER}]
-        text = self._tokenizer.apply_chat_template(
-            asked, tokenize=False, add_generation_prompt=True, tools=list(self._tools)
-        )
-        return OPENING in text
+        return OPENING in self._templated(asked, tools=list(self._tools))
 
     def fits(self, token_ids: Sequence[int]) -> bool:
         """Whether a prompt is as short as it has to be."""

@@ -37,6 +37,13 @@ def make_prompt_builder(config: RunConfig, problems: Problems, model_path: Path)
 
     def of(part: str) -> PromptBuilder:
         task, shots = config.data.part(part), [shot for shot in problems.shots if shot.part == part]
-        return PromptBuilder(tokenizer, shots, room, layout=task.layout(), tools=task.tool_schemas())
+        return PromptBuilder(
+            tokenizer,
+            shots,
+            room,
+            layout=task.layout(),
+            tools=task.tool_schemas(),
+            template_kwargs=config.model.chat_template_kwargs,
+        )
 
     return MixedPromptBuilder({part: of(part) for part in parts}) if parts else of("")

@@ -44,6 +44,10 @@ class ModelConfig(Section):
         "-1.5b, -7b; for measuring), a local folder, or a hub id.",
     )
     revision: str | None = Field(None, description="Hub revision.")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="What the model's chat template is given besides the messages, such as {enable_thinking: false}.",
+    )
 
 
 def _as_task(value: Any) -> Any:

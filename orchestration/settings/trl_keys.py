@@ -12,6 +12,7 @@ from typing import Any, Final
 SAME: Final[Mapping[str, str]] = {
     # model and data
     "model_name_or_path": "model.name",
+    "chat_template_kwargs": "model.chat_template_kwargs",
     # the run
     "output_dir": "run_dir",
     "project": "project",
@@ -112,7 +113,6 @@ REFUSED: Final[Mapping[str, tuple[tuple[Any, ...], str]]] = {
     "adam_epsilon": ((1e-8,), "AdamW's epsilon is 1e-8 here"),
     "auto_find_batch_size": ((False,), "a step's memory follows learner.max_tokens_per_microbatch, whatever the batch"),
     "cache_implementation": ((None,), "completions are sampled by vLLM, not by transformers"),
-    "chat_template_kwargs": ((None, {}), "the model's chat template is used as it is"),
     "debug": (("", None, []), "there is no debug mode of transformers' trainer here"),
     "do_predict": ((False, None), "use `rlvr eval`"),
     "entropy_coef": ((None, 0, 0.0), "there is no entropy bonus here; learner.loss.top_entropy_quantile is near to it"),

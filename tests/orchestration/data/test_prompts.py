@@ -15,6 +15,7 @@ from orchestration.data.prompts import PromptBuilder
 from orchestration.data.task import PromptLayout
 from orchestration.data.tasks.arithmetic import Arithmetic
 from orchestration.errors import DataError
+from orchestration.settings.config import load_config
 from orchestration.types import Problem
 
 TEMPLATE = (
@@ -121,6 +122,16 @@ def test_when_no_prompt_fits_it_is_an_error() -> None:
 def test_a_header_that_leaves_no_room_is_an_error() -> None:
     with pytest.raises(DataError, match=r"instruction and 2 examples take .* raise rollout\.max_model_len"):
         PromptBuilder(TOKENIZER, PROBLEMS.shots, max_prompt_tokens=50, layout=LAYOUT)
+
+
+def test_the_template_is_given_what_the_settings_say() -> None:
+    tokenizer = byte_tokenizer(TEMPLATE.replace("assistant\n{%", "assistant\n{% if think is false %}<no>{% endif %}{%"))
+    for kwargs, text in ({}, "assistant\n"), ({"think": False, "tokenize": True}, "assistant\n<no>"):
+        built = PromptBuilder(tokenizer, layout=LAYOUT, template_kwargs=kwargs).build(question("1 + 1"))
+        assert built is not None
+        assert built.text.endswith(text)
+    config = load_config("tiny", ["model.chat_template_kwargs={enable_thinking: false}"])
+    assert config.model.chat_template_kwargs == {"enable_thinking": False}
 
 
 GEMMA = (
