@@ -143,6 +143,7 @@ class RolloutFlow:
         self._dropped: list[ScoredGroup] = []
         self._generated_tokens = 0
         self._failure: BaseException | None = None
+        self._waits = False
         self._changed = asyncio.Event()
         batch = settings.prompts_per_step
         self._lookahead = Lookahead(batch, (settings.max_staleness + 1) * batch, limit=len(finished))
@@ -172,7 +173,12 @@ class RolloutFlow:
                 self._look_ahead(asked_at)
                 return batch
             self._changed.clear()
-            await self._changed.wait()
+            self._waits = self._num_ready > 0
+            self._admit()
+            try:
+                await self._changed.wait()
+            finally:
+                self._waits = False
 
     def pending(self) -> tuple[BuiltPrompt, ...]:
         """Problems drawn but not learned from, in order; what a resumed run has to do first.
@@ -209,7 +215,8 @@ class RolloutFlow:
         settings, in_hand = self._settings, len(self._admitted)
         num_published = self._version - self._first_version
         num_batches = min(settings.max_staleness + num_published + 1, settings.max_batches)
-        room = min(num_batches * settings.prompts_per_step - self._num_taken, self._lookahead.limit) - in_hand
+        counted = in_hand - self._num_ready if self._waits else in_hand  # what is ready lets another begin
+        room = min(num_batches * settings.prompts_per_step - self._num_taken - in_hand, self._lookahead.limit - counted)
         max_sequences = self._generator.max_sequences
         if max_sequences is None or not settings.max_staleness:
             return room

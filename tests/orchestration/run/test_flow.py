@@ -129,6 +129,26 @@ async def test_stragglers_are_left_to_the_next_batch_until_they_would_be_too_old
     assert "p4" in names(await last)
 
 
+async def test_one_slow_group_holds_no_batch_that_staleness_lets_leave_without_it() -> None:
+    generator = FakeGenerator()
+    generator.hold()
+    flow = make_flow(generator, max_staleness=1)
+    first = asyncio.create_task(flow.next_batch())
+    await settle()
+    generator.release("p1")  # p0 is in an environment that does not answer
+    await settle()
+    generator.release("p2")  # begun while the learner waited
+    assert names(await first) == ["p1", "p2"]
+    flow.published(1)
+    second = asyncio.create_task(flow.next_batch())
+    await settle()
+    generator.release("p3", "p4")
+    await settle()
+    assert not second.done()  # the last batch that may learn from p0
+    generator.release("p0")
+    assert "p0" in names(await second)
+
+
 async def test_batches_leave_oldest_first() -> None:
     generator = FakeGenerator()
     generator.hold()
