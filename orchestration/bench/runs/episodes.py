@@ -68,18 +68,24 @@ class _Slow:
     num_turns: int
     latency_s: float
     waits: random.Random
+    told: list[float]
+    """Gets what each episode waited for it in all, seconds."""
     _heard: int = 0
+    _waited_s: float = 0.0
 
     async def reset(self, problem: Problem) -> None:
         """There is nothing to show."""
 
     async def step(self, action: str) -> Step:
         self._heard += 1
-        await asyncio.sleep(self.waits.uniform(0, self.latency_s))
+        wait_s = self.waits.uniform(0, self.latency_s)
+        self._waited_s += wait_s
+        await asyncio.sleep(wait_s)
         return Step("Go on.", reward=0.0, done=self._heard == self.num_turns)
 
     async def close(self) -> None:
         """Holds nothing."""
+        self.told.append(self._waited_s)
 
 
 def run(options: EpisodesBench, overrides: Sequence[str], progress: Progress) -> dict[str, Any]:
@@ -136,6 +142,8 @@ class _Round:
 
     of_episodes: float
     of_single_turns: float
+    longest_wait_s: float
+    """For its environment, of an episode."""
     episodes: _Groups
 
 
@@ -154,17 +162,19 @@ async def _sampled(
         payload = random_adapter(model_path, rank=config.learner.lora.r)
         for member in workers.members:
             await member.actor.call(RolloutActor.publish, timeout_s=config.rollout.publish_timeout_s)(payload)
-        waits = random.Random(config.seed)
+        waits, waited = random.Random(config.seed), list[float]()
         playing = EpisodeGenerator(
             workers,
             problems={problem.problem_id: problem for problem in problems.train},
-            open_environment=lambda: _Slow(options.turns, options.latency_ms / 1e3, waits),
+            open_environment=lambda: _Slow(options.turns, options.latency_ms / 1e3, waits, waited),
             builder=builder,
             settings=EpisodeConfig(max_turns=options.turns, max_turn_length=options.turn_length),
         )
         source = PromptSource(problems.train, builder.build, config.seed)
         rounds = [
-            await _round(number, options, _prompts(source, options, sampling), sampling, playing, workers, begin)
+            await _round(
+                number, options, _prompts(source, options, sampling), sampling, playing, workers, waited, begin
+            )
             for number in range(options.rounds + 1)
         ]
     return rounds[1:]  # the first one warmed up
@@ -182,6 +192,7 @@ async def _round(
     sampling: SamplingParams,
     playing: Generator,
     workers: Generator,
+    waited: list[float],
     begin: Callable[[str], None],
 ) -> _Round:
     single = replace(sampling, max_completion_length=options.turns * options.turn_length)
@@ -195,7 +206,9 @@ async def _round(
         begin(f"measuring {name}, round {number} of {options.rounds}" if number else f"warming up {name}")
         found[name] = await asked(generator, how)
     (of_episodes, episodes), (of_single, _) = found["episodes"], found["completions of one turn"]
-    return _Round(of_episodes=of_episodes, of_single_turns=of_single, episodes=episodes)
+    longest = max(waited)
+    waited.clear()
+    return _Round(of_episodes=of_episodes, of_single_turns=of_single, longest_wait_s=longest, episodes=episodes)
 
 
 async def _timed(work: Awaitable[Sequence[Sequence[Completion]]], prompts: Sequence[Prompt]) -> tuple[float, _Groups]:
@@ -273,14 +286,21 @@ def _learned(
     return found
 
 
+def _seconds(one: _Round) -> float:
+    """Of the completions of one turn."""
+    return sum(episode.num_sampled for _, group in one.episodes for episode in group) / one.of_single_turns
+
+
 def _figures(rounds: Sequence[_Round], learned: Sequence[dict[str, float]]) -> dict[str, float]:
     ratios = [one.of_episodes / one.of_single_turns for one in rounds]
     episodes = [completion for one in rounds for _, group in one.episodes for completion in group]
     share = hit_share(episodes)
+    alone = [1 / (1 + one.longest_wait_s / _seconds(one)) for one in rounds]
     return {
         "ratio_to_single_turn": statistics.median(ratios),
         "ratio_to_single_turn_min": min(ratios),
         "ratio_to_single_turn_max": max(ratios),
+        "ratio_of_waiting_alone": statistics.median(alone),
         "episodes_tokens_per_s": statistics.median(one.of_episodes for one in rounds),
         "single_turn_tokens_per_s": statistics.median(one.of_single_turns for one in rounds),
         "prefix_cache_hit_share": 0.0 if share is None else share,
