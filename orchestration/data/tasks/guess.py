@@ -7,9 +7,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from orchestration.data.generated import GeneratedTask
-from orchestration.data.task import Judges, PromptLayout, register
+from orchestration.data.problems import Problems, split
+from orchestration.data.task import Judges, PromptLayout, Task, register
 from orchestration.environments.guessing import Guessing
+from orchestration.errors import DataError
 from orchestration.types import Problem
 from reward_service.types import RewardSpec
 
@@ -17,7 +18,7 @@ _LOWEST, _HIGHEST = 10, 97
 
 
 @register
-class Guess(GeneratedTask):
+class Guess(Task):
     """One of three numbers, found in two guesses: paid at the end. Who says the middle one first and then listens is
     always right."""
 
@@ -25,13 +26,20 @@ class Guess(GeneratedTask):
 
     max_guesses: int = Field(2, ge=1, le=10, description="Guesses, each a turn.")
     num_train: int = Field(150, ge=1, description="Training problems.")
-    num_eval: int = Field(30, ge=1, description="Held-out problems.")
+    num_eval: int = Field(30, ge=1, description="Held-out problems: a question with all three of its numbers.")
+    seed: int = Field(0, ge=0, description="Seed of which are held out.")
 
-    def make(self, count: int) -> list[Problem]:
-        del count  # there are few enough to make all
-        problems = [_problem(low, place) for low in range(_LOWEST, _HIGHEST + 1) for place in range(3)]
-        random.Random(f"guess/{self.seed}").shuffle(problems)
-        return problems
+    def load(self) -> Problems:
+        lows = list(range(_LOWEST, _HIGHEST + 1))
+        random.Random(f"guess/{self.seed}").shuffle(lows)
+        problems = [_problem(low, place) for low in lows for place in range(3)]
+        held_out, rest = problems[: self.num_eval], problems[-(-self.num_eval // 3) * 3 :]
+        if self.num_train > len(rest):
+            raise DataError(
+                f"data.num_train={self.num_train} with data.num_eval={self.num_eval}: the task guess has "
+                f"{len(problems)} problems; lower one of them"
+            )
+        return split(rest, held_out, num_eval=self.num_eval, num_train=self.num_train, shuffle=f"guess/{self.seed}")
 
     def layout(self) -> PromptLayout:
         return PromptLayout(instruction="Guess the number. You are told whether it is higher or lower.")
