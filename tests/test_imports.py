@@ -107,7 +107,8 @@ FLOORS = {
     "orchestration": (
         ("errors", "section", "concurrency", "noise"),
         ("types", "extras", "watch", "sockets"),
-        ("storage", "environments"),
+        ("storage",),
+        ("environments",),
         ("data",),
         ("data/tasks",),
         ("settings",),

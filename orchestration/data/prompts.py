@@ -160,7 +160,18 @@ class PromptBuilder:
         turns = self.as_turns(problem.question)
         if turns[0]["role"] != "system":
             return [*self._messages, *turns]
-        return [turns[0], *(turn for turn in self._messages if turn["role"] != "system"), *turns[1:]]
+        shots = (turn for turn in self._messages if turn["role"] != "system")
+        return [self.as_conversation(turns[:1])[0], *shots, *turns[1:]]
+
+    def as_conversation(self, messages: Iterable[Message]) -> list[dict[str, str]]:
+        """Messages that stand for themselves, without this task's instruction and examples; of tools it is told in the
+        first of them where the template shows none."""
+        told = self.as_turns(messages)
+        if not self._tools or self.template_takes_tools:
+            return told
+        has_system = bool(told) and told[0]["role"] == "system"
+        first = told.pop(0)["content"] if has_system else ""
+        return [{"role": "system", "content": "\n".join(filter(None, (first, describe(self._tools))))}, *told]
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> TokenIds:
         """A conversation that the model goes on with, in tokens; it begins with the header's where it has that."""

@@ -9,8 +9,16 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from orchestration.types import Message, Problem
 from reward_service.types import ItemResult, RewardItem, RewardSpec
 
-Observation = str | Sequence[Message]
-"""What the model is shown: the text of a user's turn, or turns with their roles (`user`, `tool`)."""
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """All of a conversation as it stands, in place of what came before: of an environment that keeps it by itself."""
+
+    messages: tuple[Message, ...]
+
+
+Observation = str | Sequence[Message] | Conversation
+"""What the model is shown: the text of a user's turn, turns with their roles (`user`, `tool`), or all turns anew."""
 
 
 class Step(NamedTuple):
@@ -75,7 +83,8 @@ def as_messages(observation: Observation) -> list[dict[str, str]]:
     """An observation as turns of a conversation."""
     if isinstance(observation, str):
         return [{"role": "user", "content": observation}]
-    return [dict(message) for message in observation]
+    turns = observation.messages if isinstance(observation, Conversation) else observation
+    return [dict(message) for message in turns]
 
 
 def shown_after(history: Sequence[Message], observation: Observation) -> list[dict[str, str]]:
@@ -90,4 +99,6 @@ def shown_after(history: Sequence[Message], observation: Observation) -> list[di
 
 def as_text(observation: Observation) -> str:
     """An observation for people: the contents of its turns."""
-    return observation if isinstance(observation, str) else "\n".join(message["content"] for message in observation)
+    if isinstance(observation, str):
+        return observation
+    return "\n".join(message["content"] for message in as_messages(observation))

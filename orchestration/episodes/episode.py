@@ -9,7 +9,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 from orchestration.concurrency import within
-from orchestration.environments.environment import Environment, Observation, as_messages, as_text, shown_after
+from orchestration.environments.environment import (
+    Conversation,
+    Environment,
+    Observation,
+    as_messages,
+    as_text,
+    shown_after,
+)
 from orchestration.episodes.rendering import TurnRenderer
 from orchestration.errors import EnvironmentLostError, one_line
 from orchestration.settings.episodes import EpisodeConfig
@@ -97,7 +104,10 @@ class Episode:
         await self.begin()
 
     def _show(self, observation: Observation) -> None:
-        self.history = shown_after(self.history, observation)
+        if isinstance(observation, Conversation):
+            self.history = self.renderer.conversation(observation.messages)
+        else:
+            self.history = shown_after(self.history, observation)
         self.prompt_token_ids, self.own_prompt = self.renderer.prompt(self.history), True
         if not self.renderer.fits(self.prompt_token_ids):
             raise EpisodeFailedError(
@@ -170,16 +180,21 @@ class Episode:
 
     def _give(self, turn: EpisodeTurn, observation: Observation) -> None:
         """Put what the environment answered behind what was sampled, if there is room for it and another turn."""
-        given = self.renderer.between(self.history, turn.text, self.token_ids[-1], observation)
-        history = [*self.history, {"role": "assistant", "content": turn.text}, *as_messages(observation)]
-        rewritten = self.renderer.prompt(history) if given.rewrites_history else None
-        length = len(self.context) + len(given.token_ids) if rewritten is None else len(rewritten)
+        if isinstance(observation, Conversation):
+            given: tuple[int, ...] = ()
+            history, rewrites = self.renderer.conversation(observation.messages), True
+        else:
+            between = self.renderer.between(self.history, turn.text, self.token_ids[-1], observation)
+            given, rewrites = between.token_ids, between.rewrites_history
+            history = [*self.history, {"role": "assistant", "content": turn.text}, *as_messages(observation)]
+        rewritten = self.renderer.prompt(history) if rewrites else None
+        length = len(self.context) + len(given) if rewritten is None else len(rewritten)
         if length >= self._longest:
             self.finish_reason = FinishReason.LENGTH
             return
         if rewritten is None:
-            self.token_ids += given.token_ids
-            self.logprobs += [0.0] * len(given.token_ids)
+            self.token_ids += given
+            self.logprobs += [0.0] * len(given)
         else:
             self.forks.append(Fork(start=len(self.token_ids), prompt_token_ids=rewritten))
         self.turns[-1] = replace(turn, observation=as_text(observation))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from orchestration.data.prompts import PromptBuilder
 from orchestration.environments.environment import Observation, as_messages, as_text
+from orchestration.types import Message
 from rollout_server.arrays import TokenIds
 
 _MARKER = "\u2063TURN\u2063"
@@ -44,7 +45,11 @@ class TurnRenderer:
 
     def prompt(self, history: Messages) -> TokenIds:
         """A conversation that the model goes on with."""
-        return self._builder.encode_chat(history)
+        return self._builder.encode_chat(self._builder.as_turns(history))
+
+    def conversation(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        """A conversation of somebody else's, as the model is shown it."""
+        return self._builder.as_conversation(messages)
 
     def fits(self, token_ids: Sequence[int]) -> bool:
         """Whether a prompt leaves room for a completion."""

@@ -35,6 +35,11 @@ class GymnasiumEnvironment:
                 f"{one_line(error)}"
             ) from error
         self._discrete = isinstance(self._world.action_space, gymnasium.spaces.Discrete)
+        if not self._discrete and not isinstance(self._world.action_space, gymnasium.spaces.Text):
+            raise ConfigError(
+                f"data.environment_id={environment!r} has actions of {self._world.action_space}, which no text says; "
+                f"name one with Text or Discrete actions"
+            )
 
     async def reset(self, problem: Problem) -> str:
         observation, _ = await asyncio.to_thread(self._world.reset, seed=int(problem.reference["seed"]))

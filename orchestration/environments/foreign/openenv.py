@@ -11,6 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from orchestration.environments.environment import Step
 from orchestration.errors import ConfigError, one_line
 from orchestration.extras import require
@@ -21,7 +23,28 @@ if TYPE_CHECKING:
 
 _NOT_SHOWN = ("done", "reward", "metadata")
 _REFUSED = "VALIDATION_ERROR"
+_ASKED_S = 10.0
 _MAX_BYTES = 16 * 2**20
+
+
+def check_server(url: str, action_field: str, observation_field: str | None) -> None:
+    """Ask a server for the forms of its actions and observations.
+
+    Raises:
+        ConfigError: nobody answers there, or they have no such fields.
+    """
+    address = url.rstrip("/").replace("ws://", "http://", 1).replace("wss://", "https://", 1)
+    try:
+        answer = httpx.get(f"{address}/schema", timeout=_ASKED_S, trust_env=False).raise_for_status().json()
+        known = {what: answer[what]["properties"] for what in ("action", "observation")}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"data.url={url!r}: no server of OpenEnv's answers there ({one_line(error)}); start it first, or correct "
+            f"the address"
+        ) from error
+    for what, field in (("action", action_field), ("observation", observation_field)):
+        if field is not None and field not in known[what]:
+            raise ConfigError(f"data.{what}_field={field!r}: the {what}s of {url} have {', '.join(known[what])}")
 
 
 class RefusedActionError(Exception):

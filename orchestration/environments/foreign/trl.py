@@ -8,12 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from orchestration.environments.environment import Step, Surroundings
 from orchestration.environments.tools.use import ToolUse
+from orchestration.errors import ConfigError
 from orchestration.types import Problem
+
+
+def check_class(name: str, instance: Any, columns: Collection[str]) -> None:
+    """Raises ConfigError where a class cannot be called as GRPOTrainer calls it, with a row's columns."""
+    for method, arguments in (("reset", dict.fromkeys(columns)), ("get_reward", {})):
+        called = getattr(instance, method, None)
+        if called is None and method == "get_reward":
+            continue
+        try:
+            if not callable(called):
+                raise TypeError("there is no such method")
+            inspect.signature(called).bind(**arguments)
+        except TypeError as error:
+            given = f"the columns {', '.join(columns)}" if arguments else "nothing"
+            raise ConfigError(f"data.factory={name!r}: {method} is called with {given}: {error}") from error
 
 
 class TrlEnvironment:

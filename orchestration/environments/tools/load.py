@@ -36,7 +36,8 @@ def imported(name: str, *, setting: str) -> Callable[..., Any]:
     """What `module:name` calls, a function or a class. Raises ConfigError."""
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise ConfigError(f"{setting}={name!r}: there are {', '.join(BUILT_IN)}, or module:name for one of your own")
+        built_in = f"there are {', '.join(BUILT_IN)}, or" if setting == "data.tools" else "write"
+        raise ConfigError(f"{setting}={name!r}: {built_in} module:name for one of your own")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a module of anybody's

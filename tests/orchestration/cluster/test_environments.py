@@ -14,6 +14,7 @@ import pytest_asyncio
 from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.cluster.local import LocalGenerator, local_generator
 from orchestration.cluster.local_learner import LocalLearner, local_learner
+from orchestration.environments.environment import Enters, Step, Surroundings
 from orchestration.episodes.generator import acting
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
@@ -25,7 +26,7 @@ from orchestration.settings.config import load_config
 from reward_service.child import start_in_subprocess
 from reward_service.clients.asynchronous import RewardClient
 from reward_service.settings import ServiceSettings
-from tests.orchestration.environments.packages import openenv_server, use_gymnasium
+from tests.orchestration.environments.packages import openenv_server, use_gymnasium, use_verifiers
 
 pytestmark = [
     pytest.mark.slow,
@@ -150,6 +151,29 @@ async def test_an_openenv_server_is_played_by_its_url(rooms: Rooms, tmp_path: Pa
         assert member.completion.turns[0].observation.startswith("Heard ")
         paid = [1 / (1 + len(turn.text)) for turn in member.completion.turns]
         assert member.rewards == pytest.approx([sum(paid)])
+
+
+async def test_an_environment_of_verifiers_plays_by_itself(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_verifiers(monkeypatch)
+    words = ("data=verifiers:rlvr_sums", "data.num_train=20", "data.num_eval=4")
+    step = await stepped(rooms, "guess", *words)
+    assert step.accuracies.keys() == {"strict"}
+    for member in step.members:
+        (turn,) = member.completion.turns  # a model of a million parameters calls nothing
+        assert not member.completion.own_prompt_token_ids
+        assert member.rewards[0] in (pytest.approx(paid + 0.5 / (1 + len(turn.text.strip()))) for paid in (0, 1))
+    task = load_config("guess", words).data
+    problem = task.load().train[0]
+    world = task.environment()
+    assert isinstance(world, Enters)
+    world.enter(Surroundings(max_turns=2))
+    assert await world.reset(problem) is None  # what the prompt says already
+    heard = await world.step('So:\n```sums_add\n{"a": 2, "b": 3}\n```')
+    assert heard == Step(({"role": "tool", "name": "sums_add", "content": "5"},))
+    cut = await world.step('```sums_add\n{"a": 2\n```')
+    assert cut.done  # its last turn: the environment says what that is worth
+    assert cut.reward is not None
+    await world.close()
 
 
 async def test_a_data_set_of_reasoning_gym_is_named_in_one_word(rooms: Rooms) -> None:

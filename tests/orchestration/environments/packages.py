@@ -11,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from orchestration.environments.foreign.verifiers_process import packages_of
+from orchestration.errors import ConfigError
 from orchestration.sockets import free_port
 from tests.reward_service.clients.callers.installed import installed
 from tests.waiting import until
@@ -27,6 +31,15 @@ def use_gymnasium() -> None:
     folder = str(installed("gymnasium-1.4.0", "gymnasium==1.4.0", "farama-notifications==0.0.6"))
     if folder not in sys.path:
         sys.path.append(folder)
+
+
+def use_verifiers(patch: pytest.MonkeyPatch) -> None:
+    """Its packages, installed as a run installs them, and the environments of this folder."""
+    try:
+        packages_of(())
+    except ConfigError as error:
+        pytest.skip(str(error))
+    patch.setenv("PYTHONPATH", str(Path(__file__).with_name("verifiers_worlds")))
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestration.environments.environment import Step, Surroundings
+from orchestration.environments.foreign.verifiers import as_answer, text_of
+from orchestration.environments.tools.calls import Call
 from orchestration.errors import ConfigError
 from orchestration.settings.config import load_config
 from orchestration.types import Problem
@@ -63,10 +65,17 @@ async def test_a_text_world_and_a_discrete_one_of_gymnasiums() -> None:
     assert (await cliff.step("I go 0")).reward == -1.0
     with pytest.raises(ConfigError, match=r"data\.environment_id='NoSuch-v0' with data\.options=\{\} cannot be made"):
         load_config("guess", ["data=gymnasium:NoSuch-v0"]).data.load()
+    with pytest.raises(ConfigError, match=r"actions of Box\(.* name one with Text or Discrete actions"):
+        load_config("guess", ["data=gymnasium:Pendulum-v1"]).data.load()
 
 
 async def test_an_openenv_servers_refusals_are_told_and_its_failures_are_the_episodes(tmp_path: Path) -> None:
     with openenv_server(tmp_path / "server.log") as url:
+        task = load_config("guess", [f"data=openenv:{url}", "data.observation_field=text"]).data
+        assert task.load().train
+        for wrong, said in (("action_field=move", "the actions of .* have .*message"), ("observation_field=x", "text")):
+            with pytest.raises(ConfigError, match=said):
+                load_config("guess", [f"data=openenv:{url}", f"data.{wrong}"]).data.load()
         task = load_config("guess", [f"data=openenv:{url}"]).data
         world = task.environment()
         assert world is not None
@@ -80,8 +89,54 @@ async def test_an_openenv_servers_refusals_are_told_and_its_failures_are_the_epi
     assert other is not None
     with pytest.raises(OSError, match="Connect call failed"):
         await other.reset(seeded(5))
+    with pytest.raises(ConfigError, match=r"data\.url='http://.*no server of OpenEnv's answers .* start it"):
+        task.load()
     with pytest.raises(ConfigError, match=r"data\.url='localhost' is no address; write http://HOST:PORT"):
         load_config("guess", ["data=openenv:localhost"]).data.load()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere:Counter", "data.factory='nowhere:Counter' does not load: ModuleNotFoundError"),
+        ("Counter", "data.factory='Counter': write module:name"),
+        ("tests.orchestration.environments.test_foreign:Wrong", "reset is called with nothing: missing a required"),
+        ("tests.orchestration.environments.test_foreign:Unpaid", "get_reward is called with nothing: missing a req"),
+    ],
+)
+def test_a_class_that_cannot_be_called_as_trl_calls_it_is_refused_at_the_start(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config("guess", [f"data=trl:{name}"]).data.load()
+
+
+class Wrong:
+    def reset(self, level: int) -> None:
+        """Wants a column that no row has."""
+
+
+class Unpaid:
+    def reset(self, **kwargs: object) -> None:
+        """Takes any."""
+
+    def get_reward(self, completions: list[str]) -> float:
+        return 0.0
+
+
+def test_a_turn_is_put_as_the_chat_protocol_has_it() -> None:
+    assert as_answer("<think>2 + 3\n</think>\n5", [], 0) == {
+        "role": "assistant",
+        "content": "5",
+        "reasoning_content": "2 + 3",
+    }
+    calls = [Call("add", {"a": 1}), Call(wrong="the tool call is not JSON")]
+    said = as_answer("Both.", calls, 3)["tool_calls"]
+    assert [(one["id"], *one["function"].values()) for one in said] == [
+        ("call-3-0", "add", '{"a": 1}'),
+        ("call-3-1", "unknown", "the tool call is not JSON"),
+    ]
+    assert text_of([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]) == "a\nb"
+    with pytest.raises(ValueError, match="reads text alone"):
+        text_of([{"type": "image_url", "image_url": {"url": "data:"}}])
 
 
 def test_what_stands_behind_a_tasks_name_is_its_setting() -> None:

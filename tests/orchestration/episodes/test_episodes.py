@@ -15,7 +15,7 @@ from orchestration.concurrency import gather_or_cancel
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.task import PromptLayout
 from orchestration.data.tasks.guess import Guess
-from orchestration.environments.environment import Environment, Step
+from orchestration.environments.environment import Conversation, Environment, Step
 from orchestration.episodes.generator import EpisodeGenerator, acting
 from orchestration.episodes.lockstep import Lockstep
 from orchestration.episodes.rendering import TurnRenderer
@@ -298,6 +298,21 @@ def test_a_history_that_a_real_template_rewrites_is_gone_on_from_as_a_fork(token
         assert unpacked(packed(group), ScoredGroup) == group  # forks are in a step's record
     finally:
         tokenizer.chat_template = own
+
+
+def test_an_environment_that_keeps_the_conversation_itself_may_put_it_anew(tokenizer: Any) -> None:
+    class Forgetful(Counting):
+        async def step(self, action: str) -> Step:
+            done = (await super().step(action)).done
+            return Step(Conversation(({"role": "user", "content": f"You said {action}."},)), done=done)
+
+    engine = Scripted(tokenizer, ["1"], ["2"])
+    (episode,) = played(engine, environment=Forgetful, max_turns=2)
+    first, second = (tokenizer.decode(list(prompt.token_ids)) for prompt in engine.asked)
+    assert "You said 1." in second
+    assert "1, 2 or 3" in first
+    assert "1, 2 or 3" not in second
+    assert [len(episode.forks), len(episode.turns), episode.num_retokenised] == [1, 2, 0]
 
 
 def test_a_row_of_a_runs_table_is_scored_again_as_the_episode_that_it_was(tokenizer: Any) -> None:

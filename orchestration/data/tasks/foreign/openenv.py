@@ -6,9 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from orchestration.data.problems import Problems
 from orchestration.data.task import register
 from orchestration.data.tasks.foreign.seeded import SeededTask
-from orchestration.environments.foreign.openenv import OpenEnvironment
+from orchestration.environments.foreign.openenv import OpenEnvironment, check_server
 
 
 @register
@@ -21,6 +22,11 @@ class OpenEnv(SeededTask):
     url: str = Field("http://127.0.0.1:8000", description="Where the environment's server is.")
     action_field: str = Field("message", description="The action's field that is a turn's text.")
     observation_field: str | None = Field(None, description="The observation's field that is shown; unset: all of it.")
+
+    def load(self) -> Problems:
+        problems = super().load()
+        check_server(self.url, self.action_field, self.observation_field)
+        return problems
 
     def environment(self) -> OpenEnvironment:
         return OpenEnvironment(self.url, self.action_field, self.observation_field)

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from orchestration.data.problems import Problems
 from orchestration.data.rows import Row, read_rows
 from orchestration.data.task import DataFile, PromptLayout, register
 from orchestration.data.tasks.foreign.seeded import SeededTask
-from orchestration.environments.foreign.trl import TrlEnvironment, tool_methods
+from orchestration.environments.foreign.trl import TrlEnvironment, check_class, tool_methods
 from orchestration.environments.tools.load import imported
 from orchestration.environments.tools.tool import Schema, schema_of
 from orchestration.errors import DataError
@@ -29,6 +30,11 @@ class TrlTask(SeededTask):
     train_file: DataFile | None = Field(
         None, description="Rows with a `prompt`; `reset` is given all columns. Unset: the environment makes its own."
     )
+
+    def load(self) -> Problems:
+        problems = super().load()
+        check_class(self.factory, self._factory()(), problems.train[0].reference)
+        return problems
 
     def make(self, count: int) -> list[Problem]:
         if self.train_file is None:

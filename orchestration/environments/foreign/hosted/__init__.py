@@ -1,0 +1,1 @@
+"""What runs in the Python that has `verifiers`, and imports nothing of ours: scripts, started by path."""

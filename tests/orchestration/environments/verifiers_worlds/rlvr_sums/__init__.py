@@ -1,0 +1,3 @@
+from rlvr_sums.taskset import SumsTaskset
+
+__all__ = ["SumsTaskset"]
