@@ -7,7 +7,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("untimed")
 
 # Before any of these libraries is imported, and inherited by the processes that tests start.
 os.environ.update(

@@ -22,6 +22,8 @@ from rollout_server.types import Prompt
 PLAIN_STOP = "\n\n"
 _MARKER = "\u2063QUESTION\u2063"
 _ANSWER_MARKER = "\u2063ANSWER\u2063"
+_ANCHORS = ("a", "1", ".")
+"""Texts behind which another is encoded; one of them makes no token together with its beginning."""
 
 
 class Tokenizer(Protocol):
@@ -90,7 +92,8 @@ class PromptBuilder:
         self._instruction = instruction
         self._messages = self.as_turns(turns(shots, instruction))
         self._header, self._trailer = self._render(shots)
-        self._header_ids = tuple(tokenizer.encode(self._header, add_special_tokens=style == "plain"))
+        self._header_ids = self._encoded(self._header)
+        self._pieces_join = self._is_split_cleanly()
         if max_prompt_tokens is not None and len(self._header_ids) >= max_prompt_tokens:
             raise DataError(
                 f"instruction and {len(shots)} examples take {len(self._header_ids)} tokens, and a prompt may have "
@@ -142,11 +145,10 @@ class PromptBuilder:
     def build(self, problem: Problem) -> BuiltPrompt | None:
         """The problem's prompt, or None when it is longer than allowed."""
         if isinstance(problem.question, str) or self._style == "plain":
-            header_ids, text = self._header_ids, self._header + self._lead + problem.text.strip() + self._trailer
+            text = self._header + self._lead + problem.text.strip() + self._trailer
         else:
-            header_ids, text = self._conversation(self.messages(problem))
-        tail = text[len(self._header) :] if header_ids else text
-        token_ids = TokenIds((*header_ids, *self._tokenizer.encode(tail, add_special_tokens=False)))
+            text = self.rendered(self.messages(problem))
+        token_ids = self._whole(text)
         if not self.fits(token_ids):
             return None
         prompt = Prompt(prompt_id=problem.problem_id, token_ids=token_ids)
@@ -175,9 +177,38 @@ class PromptBuilder:
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> TokenIds:
         """A conversation that the model goes on with, in tokens; it begins with the header's where it has that."""
-        header_ids, text = self._conversation(messages)
-        tail = text[len(self._header) :] if header_ids else text
-        return TokenIds((*header_ids, *self._tokenizer.encode(tail, add_special_tokens=False)))
+        return self._whole(self.rendered(messages))
+
+    def encode_behind(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text that stands behind others, as `_is_split_cleanly` says."""
+        for anchor in () if self._pieces_join else _ANCHORS:
+            before, both = (self._tokenizer.encode(part, add_special_tokens=False) for part in (anchor, anchor + text))
+            if both[: len(before)] == before:
+                return tuple(both[len(before) :])
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _whole(self, text: str) -> TokenIds:
+        """A prompt's tokens. They begin with the header's where the text does, which then is not encoded again."""
+        if not (self._pieces_join and text.startswith(self._header)):
+            return TokenIds(self._encoded(text))
+        tail = self._tokenizer.encode(text[len(self._header) :], add_special_tokens=False)
+        return TokenIds((*self._header_ids, *tail))
+
+    def _encoded(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=self._style == "plain"))
+
+    def _is_split_cleanly(self) -> bool:
+        """Whether header and question give the tokens that both together give. They do not with tokenizers that put a
+        blank in front of any text, as those made with SentencePiece (Llama 2, Mistral, Phi-3) do: there a prompt is
+        encoded whole, and its header is what two of them begin with."""
+        tails = [f"{self._lead}{word}{self._trailer}" for word in ("1", "A")]
+        whole = [self._encoded(self._header + tail) for tail in tails]
+        pieces = [(*self._header_ids, *self._tokenizer.encode(tail, add_special_tokens=False)) for tail in tails]
+        if whole == pieces:
+            return True
+        alike = [one == other for one, other in zip(*whole, strict=False)]
+        self._header_ids = whole[0][: [*alike, False].index(False)]
+        return False
 
     def rendered(self, messages: Sequence[dict[str, str]]) -> str:
         """A conversation that the model goes on with, as its chat template has it."""
@@ -231,12 +262,6 @@ class PromptBuilder:
     def fits(self, token_ids: Sequence[int]) -> bool:
         """Whether a prompt is as short as it has to be."""
         return self._max_prompt_tokens is None or len(token_ids) <= self._max_prompt_tokens
-
-    def _conversation(self, messages: Sequence[dict[str, str]]) -> tuple[tuple[int, ...], str]:
-        """The tokens shared with other prompts and the whole text of a conversation; with a system message of its own
-        it shares no header."""
-        text = self.rendered(messages)
-        return (self._header_ids if text.startswith(self._header) else ()), text
 
     def build_all(self, problems: Iterable[Problem]) -> PromptSet:
         """The prompts of all problems that fit, and the ids of those that do not.

@@ -65,8 +65,8 @@ class TurnRenderer:
             observation: What the environment answers.
         """
         if self._builder.style == "plain":
-            return Given(token_ids=self._encoded(self._plain(said, observation)), rewrites_history=False)
-        token_ids = self._encoded(self._after_marker([*history, _assistant(_MARKER)], observation))
+            return Given(token_ids=self._builder.encode_behind(self._plain(said, observation)), rewrites_history=False)
+        token_ids = self._builder.encode_behind(self._after_marker([*history, _assistant(_MARKER)], observation))
         if token_ids[:1] == (last_token_id,):
             token_ids = token_ids[1:]
         before = self._rendered(history)
@@ -87,9 +87,6 @@ class TurnRenderer:
         layout = self._builder.layout
         gap = "" if said.endswith("\n\n") else "\n\n"
         return f"{gap}{layout.question_label} {as_text(observation).strip()}\n{layout.answer_label}\n"
-
-    def _encoded(self, text: str) -> tuple[int, ...]:
-        return tuple(self._builder.tokenizer.encode(text, add_special_tokens=False))
 
 
 def _assistant(content: str) -> dict[str, str]:

@@ -59,7 +59,7 @@ def wrappers(slots_T: list[int], *, is_prefill: bool):
 slots = st.lists(st.integers(-1, SLOTS - 2), min_size=2, max_size=12)  # the last slot stays empty, as in our engine
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     slots_T=slots,
     is_prefill=st.booleans(),
@@ -87,7 +87,7 @@ def test_linear_layers_get_the_same_numbers(slots_T, is_prefill, widths, dtype, 
     torch.testing.assert_close(results[1], results[0], **tolerance)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(slots_T=slots, is_prefill=st.booleans(), add_inputs=st.booleans(), offset=st.integers(0, 2))
 def test_shrinking_and_expanding_get_the_same_numbers(slots_T, is_prefill, add_inputs, offset):
     assume(add_inputs or any(slot >= 0 for slot in slots_T))  # without any adapter theirs may leave what was there
@@ -104,7 +104,7 @@ def test_shrinking_and_expanding_get_the_same_numbers(slots_T, is_prefill, add_i
     torch.testing.assert_close(results[1], results[0])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(slots_T=slots, head_is_trained=st.booleans())
 def test_logits_and_embeddings_get_the_same_numbers(slots_T, head_is_trained):
     torch.manual_seed(len(slots_T))

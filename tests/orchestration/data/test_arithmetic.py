@@ -51,7 +51,7 @@ def assert_worked_out(problem: Problem) -> None:
     assert used - set(results) - {"2"} <= numbers_told, "the working uses a number the question does not tell"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(configs)
 def test_every_problem_is_worked_out_and_no_question_is_shared(config: Arithmetic) -> None:
     problems = config.load()
@@ -70,7 +70,7 @@ def test_every_problem_is_worked_out_and_no_question_is_shared(config: Arithmeti
     assert len(questions[0]) == config.num_train
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(configs)
 def test_the_same_seed_gives_the_same_problems(config: Arithmetic) -> None:
     assert config.load() == config.load()

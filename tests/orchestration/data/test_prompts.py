@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from orchestration.data.problems import INSTRUCTION
 from orchestration.data.prompts import PromptBuilder
-from orchestration.data.task import PromptLayout
+from orchestration.data.task import PromptLayout, PromptStyle
 from orchestration.data.tasks.arithmetic import Arithmetic
+from orchestration.episodes.rendering import TurnRenderer
 from orchestration.errors import DataError
 from orchestration.settings.config import load_config
 from orchestration.types import Problem
@@ -132,6 +133,45 @@ def test_the_template_is_given_what_the_settings_say() -> None:
         assert built.text.endswith(text)
     config = load_config("tiny", ["model.chat_template_kwargs={enable_thinking: false}"])
     assert config.model.chat_template_kwargs == {"enable_thinking": False}
+
+
+def sentencepiece_tokenizer(*, everywhere: bool) -> PreTrainedTokenizerFast:
+    """A token a character, and a blank in front of a text: as Llama 2's tokenizer, with or without `legacy`."""
+    named = ["<unk>", "<s>", "</s>", "<|user|>", "<|end|>", "<|assistant|>", "<|system|>"]
+    vocabulary = {token: index for index, token in enumerate([*named, "▁", "\n", *map(chr, range(33, 127))])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    if everywhere:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.add_special_tokens(named[1:])
+    template = (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", chat_template=template)
+
+
+@pytest.mark.parametrize("style", ["chat", "plain"])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_tokenizer_that_puts_a_blank_in_front_of_a_text_puts_none_in_the_middle(
+    style: PromptStyle, everywhere: bool
+) -> None:
+    tokenizer = sentencepiece_tokenizer(everywhere=everywhere)
+    layout = replace(LAYOUT, style=style)
+    builder = PromptBuilder(tokenizer, PROBLEMS.shots, layout=layout)
+    for problem in (*PROBLEMS.eval, question("a"), question("7?")):
+        built = builder.build(problem)
+        assert built is not None
+        assert list(built.prompt.token_ids) == tokenizer.encode(built.text, add_special_tokens=style == "plain")
+        header = builder.header_token_ids
+        assert tuple(built.prompt.token_ids[: len(header)]) == header
+        assert len(header) > 0.5 * len(built.prompt.token_ids)
+    if style == "chat":
+        asked = builder.messages(question("1 + 1"))
+        said = TurnRenderer(builder).between(asked, "2", 0, "No.")
+        whole = builder.encode_chat([*asked, {"role": "assistant", "content": "2"}, {"role": "user", "content": "No."}])
+        assert tuple(whole[-len(said.token_ids) :]) == said.token_ids
 
 
 GEMMA = (
