@@ -6,7 +6,6 @@ them, until a node joins that takes them. The bundle of a node that is lost wait
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestration.cluster.nodes import alive_nodes
+from orchestration.concurrency import at_most
 from orchestration.errors import MachineError
 from orchestration.machine.placement import Placement, Slot
 
@@ -25,6 +25,8 @@ RESERVE_S = 120.0
 """How long a run waits at its start for what it needs."""
 _LOOK_S = 1.0
 """Between two looks at where the bundles are."""
+_ANSWER_S = 30.0
+"""What Ray may take for one."""
 
 
 class Bundles:
@@ -96,11 +98,14 @@ class Bundles:
         return {"scheduling_strategy": strategy}
 
     async def has(self, slot: Slot) -> bool:
-        """Whether its bundle is on a node that is there."""
+        """Whether its bundle is on a node that is there; as at the last look, where Ray does not say it."""
         if time.monotonic() - self._looked_at > _LOOK_S:
             self._looked_at = time.monotonic()
-            self._there = await asyncio.to_thread(_placed_groups)
+            await at_most(_ANSWER_S, self._look)
         return self._groups[slot.bundle][0].id.hex() in self._there
+
+    def _look(self) -> None:
+        self._there = _placed_groups()
 
     def free(self) -> None:
         """Give all of them back."""

@@ -275,7 +275,13 @@ class RolloutPool(Generic[Worker]):
     def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)
         self._revivals.add(task)
-        task.add_done_callback(self._revivals.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A place that nobody fills any more would be missed by nobody: what ends its filling ends the run."""
+        self._revivals.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fail(error if isinstance(error, RlvrError) else WorkerDiedError(f"{task.get_name()}: {error!r}"))
 
     async def _replace(self, place: Place[Worker], why: str) -> None:
         """Start new workers in a place until one serves the newest adapter, or the budget is spent. That a node has
@@ -322,8 +328,6 @@ class RolloutPool(Generic[Worker]):
                 raise WorkerDiedError("its node has left")
         finally:
             left.cancel()
-        if self._failure is None:
-            self._admit(place)
         return place.report
 
     def _move_in(self, place: Place[Worker]) -> None:
@@ -332,12 +336,16 @@ class RolloutPool(Generic[Worker]):
         place.lost = asyncio.get_running_loop().create_future()
 
     async def _brought_up(self, place: Place[Worker]) -> None:
+        """It is let in at once when it has the newest adapter: were anything awaited in between, another might be
+        published to those that are in, and not to it."""
         await place.member.start()
         served = None
         while served is not self._adapter:  # another may be published meanwhile
             served = self._adapter
             assert served is not None
             place.report = await self._placed(place, served)
+        if self._failure is None:
+            self._admit(place)
 
     async def _wait_for_room(self, place: Place[Worker]) -> None:
         if place.life:

@@ -45,6 +45,7 @@ class ScriptedMember:
         self.versions: list[int] = []
         self.num_publishes = 0
         self.on_publish: Callable[[], None] = lambda: None
+        self.on_published: Callable[[], object] = lambda: None
         self._beats = 0
 
     def die(self, error: Exception | None = None) -> None:
@@ -84,6 +85,7 @@ class ScriptedMember:
         if self.publish_failure is not None:
             raise self.publish_failure
         self.versions.append(adapter.version)
+        self.on_published()
         version = AdapterVersion(number=adapter.version, path="", checksum="", num_bytes=0)
         return PublishReport(
             worker=self.name, version=version, write_ms=0, load_ms=0, probe_ms=0, probe_difference=None
@@ -111,10 +113,13 @@ class Crew:
         self.lives: dict[int, list[ScriptedMember]] = {}
         self.prepare: Callable[[ScriptedMember], None] = lambda member: None
         self.notes: list[str] = []
+        self.room_failure: Exception | None = None
         self.rooms: set[int] = set()
         """Places that an elastic pool has room for."""
 
     async def has_room(self, index: int) -> bool:
+        if self.room_failure is not None:
+            raise self.room_failure
         return index in self.rooms
 
     def make(self, index: int, life: int) -> ScriptedMember:
@@ -288,6 +293,33 @@ async def test_a_version_published_while_one_is_let_in_reaches_it_first() -> Non
         crew.newest(0).gate.set()
         await until_async(lambda: len(pool.members) == 2)
         assert crew.newest(0).versions == [1, 2]
+
+
+async def test_a_version_published_just_as_one_is_let_in_reaches_it_too() -> None:
+    async with running(2) as (pool, crew):
+        await pool.publish(FakeAdapter(1))
+        publishes = list[asyncio.Task[Any]]()
+
+        def published_next() -> None:
+            publishes.append(asyncio.create_task(pool.publish(FakeAdapter(2))))
+
+        def is_let_in(member: ScriptedMember) -> None:
+            crew.prepare = lambda member: None
+            member.on_published = lambda: asyncio.get_running_loop().call_soon(published_next)
+
+        crew.prepare = is_let_in
+        crew.newest(0).die()
+        await until_async(lambda: publishes and publishes[0].done())
+        assert [member.versions[-1] for member in pool.members] == [2, 2]
+
+
+async def test_what_ends_the_filling_of_a_place_ends_the_run() -> None:
+    async with running(2, least=1, rooms=[0]) as (pool, crew):
+        crew.room_failure = OSError("Ray says nothing")
+        crew.newest(0).gate.clear()
+        (waiting,) = await begin(pool, "a")
+        with pytest.raises(WorkerDiedError, match=r"fill-1: OSError\('Ray says nothing'\)"):
+            await waiting
 
 
 async def test_what_is_not_served_as_trained_ends_the_publish() -> None:
