@@ -41,7 +41,8 @@ class LearnerRank:
     """Holds one rank's model and applies GRPO updates to its adapter.
 
     Args:
-        rank, world_size, master_addr, master_port: This rank among all, and where they meet.
+        rank, world_size, master_addr, master_port: This rank among all, and where they meet; port 0: any, for
+            one that is alone.
         model_path: Folder of the base model.
         config: How it learns.
         temperature: The sampler's: log-probabilities are taken at it.

@@ -22,7 +22,8 @@ def noise_to_file(prefix: str) -> Iterator[TextIO]:
 
     Yields standard error as it was before, for what a person should read meanwhile.
 
-    The file is removed when the block ends well, and kept, its path said on standard error, when it does not.
+    The file is removed when the block ends well, or nothing was said; else it is kept, and its path said on standard
+    error.
     """
     descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".log")
     path = Path(name)
@@ -37,7 +38,10 @@ def noise_to_file(prefix: str) -> Iterator[TextIO]:
             yield stderr
     except BaseException:
         _restore(saved)
-        print(f"rlvr: what the libraries said is in {path}", file=sys.stderr)
+        if path.stat().st_size:
+            print(f"rlvr: what the libraries said is in {path}", file=sys.stderr)
+        else:
+            path.unlink()
         raise
     _restore(saved)
     path.unlink(missing_ok=True)

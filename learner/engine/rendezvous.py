@@ -16,7 +16,7 @@ _SCHEME: Final = "tcp-on"
 
 
 def at(host: str, port: int) -> str:
-    """torch's `init_method` of a meeting there."""
+    """torch's `init_method` of a meeting there; a rank that is alone may leave the port, as 0, to the system."""
     return f"{_SCHEME}://[{host}]:{port}" if ":" in host else f"{_SCHEME}://{host}:{port}"
 
 
@@ -32,7 +32,7 @@ def _rendezvous(
     listener = _listen(place.hostname, place.port) if rank == 0 else None
     store = TCPStore(
         place.hostname,
-        place.port,
+        place.port if listener is None else listener.getsockname()[1],
         world_size,
         is_master=rank == 0,
         timeout=timeout,

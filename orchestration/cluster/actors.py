@@ -117,6 +117,7 @@ class LearnerActor:
         self._rank: Rank | None = None
         self._steps = 0
         self._thread = ThreadPoolExecutor(1, "rank")
+        self._kept_port: socket.socket | None = None
         self._ahead: tuple[asyncio.Future[AdapterPayload], asyncio.Future[AdapterProbe]] | None = None
         """The adapter of the last update and its probe, which every update is asked for next: begun before it is."""
 
@@ -127,13 +128,19 @@ class LearnerActor:
         return Whereabouts.here(self._node_id())
 
     async def endpoint(self) -> tuple[str, int]:
-        """An address of this host and a port that is free on it, for the ranks' rendezvous."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return self._node_ip(), int(probe.getsockname()[1])
+        """An address of this host and a port of it for the ranks' rendezvous, which is kept for it until they meet: it
+        takes the time of loading a model."""
+        self._kept_port = socket.socket()
+        self._kept_port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # so that the rendezvous may listen on it
+        self._kept_port.bind(("", 0))
+        return self._node_ip(), int(self._kept_port.getsockname()[1])
 
     async def start(self, config: RunConfig, settings: Mapping[str, Any]) -> None:
-        await self._in_turn(lambda: self._start(config, settings))
+        try:
+            await self._in_turn(lambda: self._start(config, settings))
+        finally:
+            if self._kept_port is not None:
+                self._kept_port.close()
 
     def _start(self, config: RunConfig, settings: Mapping[str, Any]) -> None:
         model = model_here(config, device=settings["device"], served=False)

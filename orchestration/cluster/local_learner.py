@@ -13,7 +13,7 @@ from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.cluster.actors import actor_environment
 from orchestration.cluster.local import LocalAdapter
 from orchestration.settings.config import RunConfig
-from orchestration.sockets import LOOPBACK, free_port
+from orchestration.sockets import LOOPBACK
 
 if TYPE_CHECKING:
     from learner.worker import LearnerRank
@@ -36,9 +36,7 @@ def rank_alone(model_path: str, **settings: Any) -> LearnerRank:
     """The only rank of a learner, to be started; with `LearnerRank`'s other arguments."""
     from learner.worker import LearnerRank
 
-    return LearnerRank(
-        rank=0, world_size=1, master_addr=LOOPBACK, master_port=free_port(), model_path=model_path, **settings
-    )
+    return LearnerRank(rank=0, world_size=1, master_addr=LOOPBACK, master_port=0, model_path=model_path, **settings)
 
 
 class LocalLearner:

@@ -18,7 +18,7 @@ from orchestration.environments.environment import (
     shown_after,
 )
 from orchestration.episodes.rendering import TurnRenderer
-from orchestration.errors import EnvironmentLostError, one_line
+from orchestration.errors import EnvironmentLostError, WorkerDiedError, one_line
 from orchestration.settings.episodes import EpisodeConfig
 from orchestration.types import Problem
 from rollout_server.arrays import Logprobs, TokenIds
@@ -216,7 +216,7 @@ class Episode:
         except EnvironmentLostError as error:
             self.lost = True
             raise EpisodeFailedError(str(error)) from error
-        except TimeoutError:
+        except (TimeoutError, WorkerDiedError):  # who holds environments died too often: that is the run's failure
             raise
         except Exception as error:
             raise EpisodeFailedError(f"{what} of its environment: {type(error).__name__}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import socket
 import traceback
 from collections.abc import Callable, Sequence
@@ -115,7 +116,7 @@ def make_rank(
         rank=rank,
         world_size=world_size,
         master_addr="127.0.0.1",
-        master_port=port or free_port(),
+        master_port=port,
         model_path=model_path,
         config=config,
         temperature=temperature,
@@ -132,8 +133,13 @@ Job = Callable[..., Any]
 
 
 def run_ranks(world_size: int, model_path: str, config: LearnerConfig, job: Job, *arguments: Any) -> list[Any]:
-    """Runs `job` on `world_size` started ranks, each a process; answers in order. Fails with a rank's traceback."""
-    context = multiprocessing.get_context("spawn")
+    """Runs `job` on `world_size` started ranks, each a process; answers in order. Fails with a rank's traceback.
+
+    They are forked from one that has imported what they need, which takes longer than most of what they do.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # of the server, which has imported DeepSpeed when a rank is begun
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["learner.worker", "deepspeed", "peft"])
     queue = context.Queue()
     port = free_port()
     processes = [

@@ -20,7 +20,7 @@ from rollout_server.errors import AdapterMismatchError, StaleAdapterError
 from rollout_server.publishing.probing import Gap, gap
 from rollout_server.types import ADAPTER_WEIGHTS, AdapterPayload, AdapterProbe, Completion, Prompt, SamplingParams
 from rollout_server.worker import RolloutWorker
-from tests.learner.helpers import free_port, make_group
+from tests.learner.helpers import make_group
 from tests.models import word_model
 from tests.rollout_server.conftest import make_config
 
@@ -57,7 +57,7 @@ async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
         rank=0,
         world_size=1,
         master_addr="127.0.0.1",
-        master_port=free_port(),
+        master_port=0,
         model_path=model,
         config=LearnerConfig(
             dtype="bfloat16",

@@ -19,7 +19,7 @@ from orchestration.environments.environment import Conversation, Environment, St
 from orchestration.episodes.generator import EpisodeGenerator, acting
 from orchestration.episodes.lockstep import Lockstep
 from orchestration.episodes.rendering import TurnRenderer
-from orchestration.errors import ConfigError
+from orchestration.errors import ConfigError, WorkerDiedError
 from orchestration.models.prompting import make_prompt_builder
 from orchestration.models.resolve import resolve_model
 from orchestration.models.tokenizer import load_tokenizer
@@ -225,6 +225,15 @@ def test_an_environment_that_fails_is_its_own_episodes_null_with_a_reason(tokeni
     ]
     assert [one.score for one in scores] == [0.5, None]
     assert bad.failure in str(scores[1].details)
+
+
+def test_hosts_that_die_too_often_end_the_run_and_not_the_episode_alone(tokenizer: Any) -> None:
+    class Lost(Counting):
+        async def step(self, action: str) -> Step:
+            raise WorkerDiedError("6 failures within 600 s are more than max_restarts=5 allows")
+
+    with pytest.raises(WorkerDiedError, match="max_restarts=5"):
+        played(Scripted(tokenizer, ["1"]), environment=Lost)
 
 
 def test_what_an_environment_shows_at_first_is_part_of_that_episodes_prompt(tokenizer: Any) -> None:
