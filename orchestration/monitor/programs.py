@@ -38,6 +38,10 @@ GET_GRAFANA: Final = (
 _START_S: Final = 20.0
 
 
+Processes = Mapping[str, tuple[int, float]]
+"""By name the ids, and when each began: a number alone may be another's by now."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Monitor:
     """What runs."""
@@ -47,8 +51,7 @@ class Monitor:
     grafana: str | None
     pages: str | None = None
     """Where our own panels are, without a Grafana."""
-    processes: Mapping[str, tuple[int, float]] = field(default_factory=dict)
-    """Process ids, and when each began: a number alone may be another's by now."""
+    processes: Processes = field(default_factory=dict)
 
     @property
     def board(self) -> str:
@@ -83,14 +86,15 @@ def running() -> Monitor | None:
     """What `up` has started, as long as its Prometheus lives."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         found = Monitor(**json.loads((_folder() / "state.json").read_bytes()))
-        if _process(found, "prometheus") is not None:
+        if _process(found.processes, "prometheus") is not None:
             return found
     return None
 
 
-def _process(monitor: Monitor, name: str) -> psutil.Process | None:
+def _process(processes: Processes, name: str) -> psutil.Process | None:
+    """None where it has ended."""
     with suppress(psutil.NoSuchProcess, KeyError):
-        pid, began = monitor.processes[name]
+        pid, began = processes[name]
         process = psutil.Process(pid)
         if abs(process.create_time() - began) < 1.0 and process.status() != psutil.STATUS_ZOMBIE:
             return process
@@ -107,8 +111,10 @@ def up(*, scrape_s: float = 5.0) -> Monitor:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "lock", timeout=_START_S):
             if (monitor := running()) is not None:
-                write_files(folder, targets=targets_folder(), prometheus_url=monitor.prometheus, scrape_s=scrape_s)
-                return monitor
+                if all(_process(monitor.processes, name) for name in monitor.processes):
+                    write_files(folder, targets=targets_folder(), prometheus_url=monitor.prometheus, scrape_s=scrape_s)
+                    return monitor
+                _end(monitor.processes)  # a Prometheus alone shows nobody its panels
             return _start(folder, scrape_s)
     except OSError as error:
         raise MachineError(f"{folder} cannot be written: {error}; set RLVR_STATE to another folder") from error
@@ -175,32 +181,32 @@ def _begin(name: str, words: list[str], folder: Path, variables: Mapping[str, st
     return process.pid, psutil.Process(process.pid).create_time()
 
 
-def _until_ready(name: str, processes: Mapping[str, tuple[int, float]], url: str, folder: Path) -> None:
+def _until_ready(name: str, processes: Processes, url: str, folder: Path) -> None:
     """Raises MachineError, and ends them all, when one of them does not answer."""
     deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline and psutil.pid_exists(processes[name][0]):
+    while time.monotonic() < deadline and _process(processes, name) is not None:
         with suppress(OSError, URLError):
             ask(url)
             return
         time.sleep(0.1)
-    _end(Monitor(prometheus="", grafana=None, processes=processes))
-    raise MachineError(f"{name} did not get ready within {_START_S:g} s; its log is {folder}/{name}.log")
+    _end(processes)
+    raise MachineError(f"{name} ended or did not get ready within {_START_S:g} s; its log is {folder}/{name}.log")
 
 
 def down() -> bool:
     """End what runs; whether anything did."""
     monitor = running()
     if monitor is not None:
-        _end(monitor)
+        _end(monitor.processes)
     (_folder() / "state.json").unlink(missing_ok=True)
     return monitor is not None
 
 
-def _end(monitor: Monitor) -> None:
-    processes = [found for name in monitor.processes if (found := _process(monitor, name)) is not None]
-    for process in processes:
+def _end(processes: Processes) -> None:
+    living = [found for name in processes if (found := _process(processes, name)) is not None]
+    for process in living:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-    for process in psutil.wait_procs(processes, timeout=ASK_S)[1]:
+    for process in psutil.wait_procs(living, timeout=ASK_S)[1]:
         with suppress(psutil.NoSuchProcess):
             process.kill()

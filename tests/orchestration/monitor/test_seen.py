@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from orchestration.monitor import programs
-from orchestration.monitor.asking import query, values
+from orchestration.monitor.asking import ask, query, values
+from orchestration.monitor.board_pages import HEALTH
 from orchestration.monitor.files import write_files
 from orchestration.monitor.panels import PANELS
 from tests.listening import family_of, listening, open_to_others
@@ -122,6 +123,21 @@ def test_every_panel_has_data_and_a_step_has_the_figures_of_its_row(run: Path) -
 
 def empty(url: str) -> list[str]:
     return [title for title, lines in values(url).items() if all(v is None for v in lines.values())]
+
+
+def test_pages_that_have_ended_begin_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With their Prometheus, which alone shows nobody a panel."""
+    if programs.find_prometheus() is None or shutil.which("grafana-server") is not None:
+        pytest.skip("no prometheus on the PATH, nor as RLVR_PROMETHEUS, or a Grafana")
+    monkeypatch.setenv("RLVR_STATE", str(tmp_path))
+    try:
+        pid = programs.up().processes["pages"][0]
+        assert programs.up().processes["pages"][0] == pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: programs.up().processes["pages"][0] != pid)
+        assert json.loads(ask(f"{programs.up().pages}/api/health")) == HEALTH
+    finally:
+        assert programs.down()
 
 
 def test_prometheus_takes_the_files(tmp_path: Path) -> None:
