@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from rollout_server.arrays import TokenIds
+from rollout_server.arrays import Packed, TokenIds
 from rollout_server.pickling import pickled_by_fields
 from rollout_server.types import Completion, FinishReason
 
@@ -90,6 +90,24 @@ def _by_turn(members: Sequence[ScoredCompletion]) -> list[list[float]]:
     return [[member.turn_totals[t] for member in members if len(member.turn_totals) > t] for t in range(most)]
 
 
+class LogRatios(Packed[int]):
+    """log of the importance weight, learner's log-prob - sampler's, of each token of a completion: whole thousandths of
+    a nat, 16 bits each, at most 32.767 nats either way.
+
+    The learner's are those before the update. `UNKNOWN` where there is none: a token that was given and not sampled, of
+    a turn that was not computed, or of which the sampler could not say.
+    """
+
+    __slots__ = ()
+    code = "h"
+
+
+UNITS_PER_NAT = 1000
+"""Of `LogRatios`."""
+UNKNOWN = -32768
+"""Among `LogRatios`; less than every ratio."""
+
+
 UPDATE_METRICS: Mapping[str, str] = {
     "loss": "The step's loss.",
     "grad_norm": "Norm of the gradient before clipping.",
@@ -137,8 +155,30 @@ class UpdateMetrics:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     """What a user should know of the batch."""
+    log_ratios: tuple[tuple[LogRatios | None, ...], ...] = ()
+    """log_ratios[p][g] of group p's member g, one for each of its tokens; None where this rank computed none of it.
+    `together` has those of all ranks: there None is a completion that had no part in the loss."""
 
     @property
     def tokens_per_s(self) -> float | None:
         """`num_tokens` a second of the update; None where no time was taken."""
         return self.num_tokens / self.seconds if self.seconds > 0 else None
+
+
+def together(updates: Sequence[UpdateMetrics]) -> UpdateMetrics:
+    """The first rank's answer, with what each of them says of the tokens that it computed.
+
+    Args:
+        updates: Of one step, in the order of ranks.
+    """
+    rows = [update.log_ratios for update in updates]
+    return replace(
+        updates[0],
+        log_ratios=tuple(tuple(_known(row) for row in zip(*group, strict=True)) for group in zip(*rows, strict=True)),
+    )
+
+
+def _known(rows: Sequence[LogRatios | None]) -> LogRatios | None:
+    """Of one completion, whose pieces may have gone to several ranks."""
+    known = [row for row in rows if row is not None]
+    return known[0] if len(known) == 1 else LogRatios(map(max, *known)) if known else None

@@ -29,6 +29,7 @@ from learner.step.metrics import MetricTotals, over_iterations
 from learner.step.microbatches import WorkModel, plan_ranks
 from learner.step.passes import Microbatch, Microbatches, loss_of_step, make_microbatch, run_pass
 from learner.step.plan import StepPlan, plan_step, refuse_stale
+from learner.step.ratios import log_ratios
 from learner.step.share import gradient_share
 from learner.tree.attention import kind_on
 from learner.tree.prefix_tree import TokenSequence, build_tree
@@ -164,6 +165,7 @@ class LearnerRank:
             values=values,
             seconds=time.perf_counter() - begun,
             warnings=() if warning is None else (warning,),
+            log_ratios=log_ratios(groups, plan, microbatches),
         )
         return self._last_update
 

@@ -34,7 +34,8 @@ class Microbatch:
     """1 on completion tokens; all 0 in a pass that adds nothing and only keeps the ranks in step."""
     advantages_B: Tensor
     sampling_logprobs_BT: Tensor
-    num_sequences: int
+    indices: tuple[int, ...]
+    """Of its sequences in the plan; empty in a pass that adds nothing."""
     num_tokens: int
     """Completion tokens in the loss."""
     num_distinct_tokens: int
@@ -98,7 +99,7 @@ def make_microbatch(plan: StepPlan, indices: Sequence[int], config: LearnerConfi
         mask_BT=inputs.mask_BT if indices else torch.zeros_like(inputs.mask_BT),
         advantages_B=on_device(torch.tensor([plan.advantages[i] for i in indices] or [0.0]), device),
         sampling_logprobs_BT=on_device(sampling_BT, device),
-        num_sequences=len(indices),
+        indices=tuple(indices),
         num_tokens=sum(len(plan.sampling_logprobs[index]) for index in indices),
         num_distinct_tokens=tree.num_tokens,
     )

@@ -29,6 +29,8 @@ class StepPlan:
     """Of the sampled tokens."""
     places: tuple[tuple[int, int], ...]
     """Whose they are: the group, and the member of the group."""
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+    """Where their sampled tokens are among the tokens of that member's completion, [start, stop) each."""
     group_advantages: tuple[tuple[float | None, ...], ...]
     """Of every member of every group; None: not scored. Of one whose turns have each their own, the mean over its
     sampled tokens."""
@@ -93,6 +95,7 @@ def plan_step(
         advantages=tuple(one.advantage for one in computed),
         sampling_logprobs=tuple(one.sampling_logprobs for one in computed),
         places=tuple(one.place for one in computed),
+        spans=tuple(one.spans for one in computed),
         group_advantages=tuple(tuple(None if math.isnan(value) else value for value in row) for row in rows),
         num_items=max(1, sum(one.num_sampled for one in in_loss)),
         num_sequences=max(1, len(counted)),
@@ -107,6 +110,7 @@ class _Counted(NamedTuple):
     scored: ScoredCompletion
     sequence: TokenSequence
     sampling_logprobs: Logprobs
+    spans: tuple[tuple[int, int], ...]
     advantage: float
 
     @property
@@ -131,13 +135,13 @@ def _counted(
                 sampled=spans if completion.is_episode else None,
             )
             parts = [completion.sampling_logprobs[a:b] for _, (a, b) in inside]
-            yield _Counted(place, scored, sequence, _joined(parts), advantage)
+            yield _Counted(place, scored, sequence, _joined(parts), tuple(span for _, span in inside), advantage)
             continue
         for index, (a, b) in inside:
             sequence = TokenSequence(
                 prompt_token_ids=prompt + completion.token_ids[start:a], completion_token_ids=completion.token_ids[a:b]
             )
-            yield _Counted(place, scored, sequence, completion.sampling_logprobs[a:b], advantage[index])
+            yield _Counted(place, scored, sequence, completion.sampling_logprobs[a:b], ((a, b),), advantage[index])
 
 
 def _joined(parts: Sequence[Logprobs]) -> Logprobs:

@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from learner.checkpoint import find_checkpoint
 from learner.errors import LearnerError, RankDiedError
-from learner.types import ScoredGroup, UpdateMetrics
+from learner.types import ScoredGroup, UpdateMetrics, together
 from orchestration.cluster.actors import LearnerActor
 from orchestration.cluster.adapter import RayAdapter
 from orchestration.cluster.calls import Pending, RemoteActor, shared
@@ -214,7 +214,7 @@ class RayLearner:
             answer = await before(watch, self._all(LearnerActor.update, timeout_s, batch, staleness, step))
             if answer is None:
                 raise RemoteTimeoutError(f"the learner's update {step} {watch.result()}")
-            return answer[0][0]
+            return together(answer[0])
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)

@@ -7,7 +7,7 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,7 +36,6 @@ from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.rewards import check_rewards
 from orchestration.run.scorer import make_scorers
 from orchestration.run.start import StartClock
-from orchestration.run.summary import Summary
 from orchestration.settings.config import RunConfig
 from orchestration.storage.cache import Progress
 from orchestration.tracking.reporter import TrackingReporter
@@ -92,7 +91,7 @@ async def _train(config: RunConfig) -> int:
         folder = RunFolder.create(config, lambda path: where_to_go_on(path, config, source.digest()))
         try:
             async with AsyncExitStack() as stack:
-                reporter = stack.enter_context(closing(tracked_reporter(config, folder, shown)))
+                reporter = stack.enter_context(closing(tracked_reporter(config, folder, shown, model_path)))
                 rooms = await _unless_stopped(
                     stop,
                     _start_rooms(
@@ -105,20 +104,21 @@ async def _train(config: RunConfig) -> int:
                         f"{len(held_out.skipped)} held-out prompts are longer than the context and were skipped",
                     )
                 summary = await TrainingLoop(config, rooms, folder, reporter, stop).run()
-                _give_away(folder, model_path, config, summary, reporter)
         finally:
             _seal(folder, shown)
             folder.close()
     return 0 if summary["status"] == "finished" else 130
 
 
-def tracked_reporter(config: RunConfig, folder: RunFolder, reporter: Reporter) -> TrackingReporter:
-    """A reporter that tells the run's trackers too, and writes its page at the end."""
+def tracked_reporter(config: RunConfig, folder: RunFolder, reporter: Reporter, model_path: Path) -> TrackingReporter:
+    """A reporter that tells the run's trackers too. At the end it makes the adapter portable and then writes the page,
+    which cuts tokens by the tokenizer beside the adapter."""
     settings = flat_settings(config.model_dump(mode="json"))
     name = config.run_name or folder.path.name
     run = Tracked(project=config.project, name=name, folder=folder.path, settings=settings)
 
-    def kept() -> list[Path]:
+    def kept(summary: Mapping[str, Any]) -> list[Path]:
+        _give_away(folder, model_path, config, summary, reporter)
         try:
             page = [write_report([folder.path])]
             reporter.note("info", f"the run's page is {page[0]}")
@@ -131,7 +131,9 @@ def tracked_reporter(config: RunConfig, folder: RunFolder, reporter: Reporter) -
     return TrackingReporter(reporter, open_trackers(config.report_to, run), kept)
 
 
-def _give_away(folder: RunFolder, model_path: Path, config: RunConfig, summary: Summary, reporter: Reporter) -> None:
+def _give_away(
+    folder: RunFolder, model_path: Path, config: RunConfig, summary: Mapping[str, Any], reporter: Reporter
+) -> None:
     try:
         make_portable(folder.adapter_path, model_path, config, summary)
     except (OSError, ValueError) as error:

@@ -22,6 +22,7 @@ from orchestration.run.ledger.names import (
     SUMMARY_FILE,
     config_of,
 )
+from orchestration.run.ledger.tables import RATIOS
 
 Row = Mapping[str, Any]
 
@@ -168,19 +169,20 @@ def _explain(path: Path, completions: Sequence[dict[str, Any]]) -> None:
 
 
 def _cut(path: Path, completions: Sequence[dict[str, Any]]) -> None:
-    """The tokens' lengths and probabilities go into `cut`, in place of the tokens."""
+    """The tokens' lengths, probabilities and ratios go into `cut`, in place of the tokens."""
     pieces = pieces_of(path) if completions else None
     if sum(row.get("num_tokens") or 0 for row in completions) > MOST_TOKENS:
         pieces = None
     for row in completions:
         token_ids, logprobs = row.pop("token_ids", None), row.pop("sampling_logprobs", None)
+        ratios = row.pop(RATIOS, None)
         if pieces is None or token_ids is None or logprobs is None:
             continue
         for turn in row.get("turns") or []:
             own = slice(turn["start"], turn["stop"])
-            turn["cut"] = cut(turn["text"], token_ids[own], logprobs[own], pieces)
+            turn["cut"] = cut(turn["text"], token_ids[own], logprobs[own], ratios and ratios[own], pieces)
         if not row.get("turns"):
-            row["cut"] = cut(row["completion"], token_ids, logprobs, pieces)
+            row["cut"] = cut(row["completion"], token_ids, logprobs, ratios, pieces)
 
 
 def shown_completion(row: Row) -> dict[str, Any]:

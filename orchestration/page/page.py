@@ -273,8 +273,6 @@ def _browser(runs: Sequence[Run]) -> str:
     shown, total = len(rows), sum(run.num_completions for run in runs)
     told = f"The latest {shown:,} of {total:,} completions." if shown < total else f"All {total:,} completions."
     data = {"runs": [run.name for run in runs], "rows": rows}
-    if any("k" in row for row in rows):
-        told += " Tokens are coloured by the probability that the sampler gave them, the less likely the stronger."
     return (
         f'<p>{told}</p>{_asset("page.form.html")}<script type="application/json" id=completions>{_json(data)}</script>'
     )

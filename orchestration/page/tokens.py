@@ -1,4 +1,4 @@
-"""A completion cut into its tokens, each with the probability that the sampler gave it."""
+"""A completion cut into its tokens, each with the probability that the sampler gave it and the learner's over it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,33 @@ def pieces_of(run_dir: Path) -> Pieces | None:
     return lambda token_ids: [piece(token) for token in token_ids]
 
 
-def cut(text: str, token_ids: Sequence[int], logprobs: Sequence[float], pieces: Pieces) -> dict[str, Any]:
-    """Lengths of the tokens in the text, and a digit for each: its probability in tenths, rounded down. Empty where the
-    tokens one by one do not make the text, as with characters of several tokens."""
+def cut(
+    text: str,
+    token_ids: Sequence[int],
+    logprobs: Sequence[float],
+    log_ratios: Sequence[float] | None,
+    pieces: Pieces,
+) -> dict[str, Any]:
+    """What a page needs to colour a text by its tokens. Empty where the tokens one by one do not make the text, as with
+    characters of several tokens.
+
+    Args:
+        text: of a completion, or of a turn of one.
+        token_ids: of this text.
+        logprobs: the sampler's, nats; NaN where it could not say.
+        log_ratios: learner's - sampler's, nats; NaN where there is none, None where there is none of any.
+        pieces: gives the tokens' texts.
+
+    Returns:
+        `l`, the lengths of the tokens in characters; `k`, a digit for each: its probability in tenths, rounded down;
+        `-`: not known; and where any token has a ratio `o`, its logarithm in hundredths, None: none.
+    """
     found = pieces(token_ids)
     if "".join(found) != text or len(found) != len(logprobs):
         return {}
-    bins = "".join(map(_tenths, logprobs))
-    return {"l": [len(piece) for piece in found], "k": bins}
+    shown = {"l": [len(piece) for piece in found], "k": "".join(map(_tenths, logprobs))}
+    ratios = [None if math.isnan(one) else round(100 * one) for one in log_ratios or ()]
+    return shown | ({"o": ratios} if any(one is not None for one in ratios) else {})
 
 
 def _tenths(logprob: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,8 +72,23 @@ def trace_completion(run_dir: Path, completion_id: str) -> dict[str, Any]:
             "adapter_before": adapters.of(step - 1),
             "adapter_after": adapters.of(step),
         },
+        "importance": _importance(row),
         "gradient": None,
     }
+
+
+def _importance(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """exp(learner's - sampler's log-prob) of its tokens, before the update; None where it had no part in the loss, or
+    the run is of before these were kept."""
+    logs = row.get("importance_log_ratios") or []
+    ratios = [None if math.isnan(log) else math.exp(log) for log in logs]
+    known = [(ratio, token) for token, ratio in enumerate(ratios) if ratio is not None]
+    if not known:
+        return None
+    (low, lowest), (high, highest) = min(known), max(known)
+    mean = sum(ratio for ratio, _ in known) / len(known)
+    extremes = {"min": low, "min_token": lowest, "max": high, "max_token": highest}
+    return {"mean": mean, **extremes, "token_ids": row["token_ids"], "ratios": ratios}
 
 
 def _find(run: TracedRun, step: int, group: int, member: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:

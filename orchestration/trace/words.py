@@ -24,6 +24,7 @@ def completion_in_words(found: Mapping[str, Any]) -> str:
             *_rewards(found),
             *_audit(found["audit"]),
             *_group(found),
+            _line("importance", _importance(found["importance"])),
             *_update(found),
             _line("gradient", _gradient(found["gradient"])),
         ]
@@ -126,6 +127,15 @@ def _update(found: Mapping[str, Any]) -> Iterator[str]:
     yield _line("update", f"step {update['step']}: {figures}{of_all}")
     yield _line("adapter", f"before {_digest(update['adapter_before'])}")
     yield _line("", f"after  {_digest(update['adapter_after'])}")
+
+
+def _importance(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "not known: no part in the loss, or the run is of before it was kept"
+    return (
+        f"learner's probability over the sampler's: mean {found['mean']:.3f}, from {found['min']:.3f} (token "
+        f"{found['min_token']}) to {found['max']:.3f} (token {found['max_token']})"
+    )
 
 
 def _gradient(gradient: Mapping[str, Any] | None) -> str:

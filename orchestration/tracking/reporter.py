@@ -22,11 +22,14 @@ class TrackingReporter:
     Args:
         reporter: the one that shows the run.
         sinks: opened trackers by name; they are closed with it.
-        artefacts: called at the run's end; files and folders to be kept.
+        artefacts: called at the run's end with its summary; files and folders to be kept.
     """
 
     def __init__(
-        self, reporter: Reporter, sinks: Mapping[str, Sink], artefacts: Callable[[], Iterable[Path]] = tuple
+        self,
+        reporter: Reporter,
+        sinks: Mapping[str, Sink],
+        artefacts: Callable[[Mapping[str, Any]], Iterable[Path]] = lambda summary: (),
     ) -> None:
         self._reporter = reporter
         self._sinks = [Guarded(name, sink) for name, sink in sinks.items()]
@@ -66,7 +69,7 @@ class TrackingReporter:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         self._reporter.finish(summary)
-        for path in self._artefacts():
+        for path in self._artefacts(summary):
             for sink in self._sinks:
                 sink.put(lambda sink, path=path: sink.artefact(path, path.name))  # type: ignore[misc]
         self._end(finished=summary.get("status") == "finished")

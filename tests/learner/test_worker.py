@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from torch.testing import assert_close
 from learner.config import LearnerConfig, LossConfig
 from learner.errors import LearnerError, NonFiniteLossError, NothingToLearnError, StaleSampleError
 from learner.step.passes import loss_of_step
-from learner.types import UPDATE_METRICS, ScoredGroup, UpdateMetrics
+from learner.types import UNKNOWN, UPDATE_METRICS, ScoredGroup, UpdateMetrics, together
 from learner.worker import LearnerRank
+from rollout_server.arrays import Logprobs
 from rollout_server.types import AdapterPayload, FinishReason
-from tests.learner.helpers import make_group, make_rank, random_groups, run_ranks
+from tests.learner.helpers import make_group, make_rank, random_episodes, random_groups, run_ranks
 from tests.learner.policy.families import build
 
 BASE = {"learning_rate": 1e-2, "num_threads": 1}
@@ -91,6 +93,32 @@ def test_an_update_moves_the_adapter_and_says_so(tiny_model: str) -> None:
     assert metrics.values["num_loss_tokens"] > 0
     assert 0 < metrics.values["effective_sample_share"] < 1
     assert 0 < metrics.values["entropy"] < math.log(96)
+    nats = [unit / 1000 for row in metrics.log_ratios for ratios in row if ratios is not None for unit in ratios]
+    assert len(nats) == metrics.values["num_loss_tokens"]
+    assert sum(nats) / len(nats) == pytest.approx(-metrics.values["kl_to_sampler"], abs=5e-4)
+
+
+def test_of_an_episode_the_ratios_lie_where_it_was_sampled(llama: str) -> None:
+    groups = random_episodes(3)
+    first = groups[0].members[0]
+    unknown = Logprobs((math.nan, *first.completion.sampling_logprobs[1:]))
+    member = replace(first, completion=replace(first.completion, sampling_logprobs=unknown))
+    groups = (replace(groups[0], members=(member, *groups[0].members[1:])), *groups[1:])
+    with started(llama, loss=LossConfig(beta=0.1)) as rank:
+        found = update(rank, groups).log_ratios
+    with started(llama, loss=LossConfig(beta=0.1), max_tokens_per_microbatch=1) as rank:
+        alone = update(rank, groups).log_ratios
+    for group, row, others in zip(groups, found, alone, strict=True):
+        for member, ratios, other in zip(group.members, row, others, strict=True):
+            sampled = {t for start, stop in member.completion.sampled for t in range(start, stop)}
+            if not sampled:
+                assert ratios is None
+                continue
+            assert ratios is not None
+            known = {t for t, unit in enumerate(ratios) if unit != UNKNOWN}
+            assert known == {t for t in sampled if not math.isnan(member.completion.sampling_logprobs[t])}
+            assert other is not None
+            assert all(abs(a - b) <= 1 for a, b in zip(ratios, other, strict=True))
 
 
 @pytest.mark.parametrize("loss_type", ["cispo", "vespo"])
@@ -397,6 +425,9 @@ def test_two_ranks_are_one(llama: str, zero_stage: int) -> None:
     for a, b, c in zip(metrics, others, expected_metrics, strict=True):
         assert a.values == b.values
         assert a.advantages == c.advantages
+        for ratios, same in zip(chain(*together((a, b)).log_ratios), chain(*c.log_ratios), strict=True):
+            assert (ratios is None) == (same is None)
+            assert all(abs(x - y) <= 5 for x, y in zip(ratios or (), same or (), strict=True))
         for name in (
             *("loss", "grad_norm", "kl_to_sampler", "entropy", "ratio_max", "kl_to_ref"),
             *("effective_sample_share", "num_loss_tokens"),

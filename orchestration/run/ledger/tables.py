@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import accumulate, zip_longest
+from itertools import accumulate, chain, zip_longest
 from typing import Any
 
-from learner.types import ScoredCompletion
+from learner.types import UNITS_PER_NAT, UNKNOWN, LogRatios, ScoredCompletion
 from orchestration.run.ledger.records import StepRecord, encodable
 from rollout_server.arrays import Packed
 
 _NUMBERS = ("token_ids", "sampling_logprobs")
+RATIOS = "importance_log_ratios"
 _TURN = (
     ("start", "int32"),
     ("stop", "int32"),
@@ -38,6 +39,10 @@ def completions_table(record: StepRecord) -> Any:
 
     Rewards are columns `reward_NAME`; null is "could not be scored", and `reason_NAME` says why. `reference` and
     `metadata` are the JSON that they were given, `item_id` is what the reward service's audit log calls the completion.
+
+    Numbers go along with `token_ids`: `sampling_logprobs`, and `importance_log_ratios`, learner's log-prob before the
+    update - sampler's, nats, in thousandths; NaN of a token that has none, null of a completion that had no part in the
+    loss.
     """
     import pyarrow as pa
 
@@ -95,7 +100,17 @@ def completions_table(record: StepRecord) -> Any:
     for name, kind in zip(_NUMBERS, (pa.int32(), pa.float32()), strict=True):
         column = _lists(kind, [getattr(completion, name) for completion in completions])
         table = table.append_column(pa.field(name, pa.list_(kind)), column)
-    return table
+    ratios = record.update.log_ratios or [[None] * len(group.members) for group in groups]
+    return table.append_column(RATIOS, pa.array(map(_nats, chain(*ratios)), type=pa.list_(pa.float32())))
+
+
+def _nats(ratios: LogRatios | None) -> Any:
+    import numpy as np
+
+    if ratios is None:
+        return None
+    units = np.asarray(ratios)
+    return np.where(units == UNKNOWN, np.nan, units / UNITS_PER_NAT).astype(np.float32)
 
 
 def _turns(member: ScoredCompletion) -> list[dict[str, Any]]:
@@ -114,7 +129,7 @@ def table_bytes(record: StepRecord) -> bytes:
     from pyarrow import BufferOutputStream, parquet
 
     table, sink = completions_table(record), BufferOutputStream()
-    with_dictionary = [name for name in table.column_names if name not in _NUMBERS]
+    with_dictionary = [name for name in table.column_names if name not in _NUMBERS] + [f"{RATIOS}.list.element"]
     parquet.write_table(table, sink, compression="zstd", use_dictionary=with_dictionary)
     content: bytes = sink.getvalue().to_pybytes()
     return content

@@ -113,6 +113,9 @@ def test_every_update_was_served_and_on_policy(trained: Path) -> None:
         assert row["probe_difference"] < 1e-3
         table = pyarrow.parquet.read_table(trained / "completions" / f"step-{row['step']:06d}.parquet")
         assert set(table["adapter_version"].to_pylist()) == {row["step"] - 1}
+        ratios = [ratio for own in table["importance_log_ratios"].to_pylist() for ratio in own or ()]
+        assert len(ratios) == row["num_loss_tokens"]
+        assert max(map(abs, ratios)) <= row["sampling_logprob_difference_max"] + 1e-3
 
 
 def test_the_runs_own_rates_and_lengths_explain_its_steps(trained: Path) -> None:

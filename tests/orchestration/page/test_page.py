@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from learner.types import ScoredCompletion, ScoredGroup
+from learner.types import UNKNOWN, LogRatios, ScoredCompletion, ScoredGroup
 from orchestration.cli import main
 from orchestration.page.chart import Line, chart, label, ticks
 from orchestration.page.data import read_run
@@ -46,7 +46,8 @@ def write_run(path: Path, *, finished: bool = True, gain: float = 0.1) -> Path:
         given = {
             g.prompt_id: json.dumps({"reference": {}, "metadata": {"difficulty": i % 2}}) for i, g in enumerate(groups)
         }
-        folder.write_table(replace(record_of(step, groups, prompts, names), references=given))
+        record = replace(record_of(step, groups, prompts, names), references=given)
+        folder.write_table(replace(record, update=replace(record.update, log_ratios=ratios(groups))))
     folder.append_event({"kind": "evaluation", "step": 3, "accuracies": {"strict": 0.5}})
     for _ in range(2):  # as of a step that was made again
         folder.append_event(ALARM)
@@ -58,6 +59,19 @@ def write_run(path: Path, *, finished: bool = True, gain: float = 0.1) -> Path:
         folder.write_summary({"status": "finished", "steps": STEPS, "accuracy": {"strict": accuracy}, "wall_s": 61.0})
     folder.close()
     return path
+
+
+def ratios(groups: list[ScoredGroup]) -> tuple[tuple[LogRatios | None, ...], ...]:
+    """Nothing was learned from the first group."""
+    return tuple(
+        tuple(
+            LogRatios((300, UNKNOWN, 0)) if member.completion.turns else LogRatios((0, -800))
+            for member in group.members
+        )
+        if index
+        else (None,) * len(group.members)
+        for index, group in enumerate(groups)
+    )
 
 
 def group(step: int, index: int) -> ScoredGroup:
@@ -215,7 +229,7 @@ def choose(page: Page, name: str, value: str) -> str:
     """Fills in a field of the filter and gives what is said of the result."""
     page.evaluate(
         f"{{const f = document.getElementById('filter'); f.elements['{name}'].value = '{value}';"
-        f"f.dispatchEvent(new Event('input'))}}"
+        f"f.elements['{name}'].dispatchEvent(new Event('input', {{bubbles: true}}))}}"
     )
     return str(page.evaluate("document.querySelector('output').textContent"))
 
@@ -242,7 +256,16 @@ def test_an_alarm_leads_to_its_completions_and_their_tokens(page: Page) -> None:
     page.evaluate("{location.hash = '#id=2/1/1'; window.dispatchEvent(new Event('hashchange'))}")
     assert page.evaluate("document.querySelectorAll('article').length") == 2
     tokens = "[...document.querySelector('article > pre').children].map(one => one.textContent + one.className).join()"
+    assert page.evaluate(tokens) == "ak,bk down4"
+    assert "up to 0.50" in page.evaluate("document.getElementById('legend').textContent")
+    page.evaluate("document.querySelectorAll('article > pre > span')[1].click()")
+    said = "document.getElementById('told').textContent"
+    assert page.evaluate(said) == '"b": ratio 0.449 · sampler\'s probability 0.3 or more'
+    page.evaluate("document.body.click()")
+    assert page.evaluate("document.getElementById('told').hidden")
+    assert choose(page, "colour", "probability") == "1 to 2 of 2"  # the same are shown
     assert page.evaluate(tokens) == "ak k3,bk k3"
+    assert choose(page, "colour", "ratio") == "1 to 2 of 2"
     page.evaluate("{location.hash = ''}")
     assert choose(page, "text", "") == "1 to 20 of 192"
 
@@ -260,16 +283,20 @@ def test_an_episode_is_shown_turn_by_turn(page: Page) -> None:
     ]
     assert page.evaluate("document.querySelector('pre.given').textContent") == "a <b>wall</b>"
     tokens = "[...document.querySelectorAll('article:first-child > pre > span')].map(one => one.className).join()"
-    assert page.evaluate(tokens) == "k k3,k k3,k k9"
+    assert page.evaluate(tokens) == "k up3,k,k"
+    titles = page.evaluate("[...document.querySelectorAll('article:first-child > pre > span')].map(one => one.title)")
+    assert [title.split(" · ")[0] for title in titles] == ["ratio 1.35", "not learned from", "ratio 1"]
     page.evaluate("{location.hash = ''}")
     assert choose(page, "text", "") == "1 to 20 of 192"
 
 
 def test_tokens_that_do_not_make_the_text_are_not_coloured() -> None:
-    pieces = {1: "a", 2: "b"}
+    pieces, nan = {1: "a", 2: "b"}, float("nan")
     cutter: Pieces = lambda ids: [pieces[one] for one in ids]  # noqa: E731
-    assert cut("ab", [1, 2], [-0.01, float("nan")], cutter) == {"l": [1, 1], "k": "9-"}
-    assert cut("a b", [1, 2], [-0.01, -9.0], cutter) == {}
+    assert cut("ab", [1, 2], [-0.01, nan], None, cutter) == {"l": [1, 1], "k": "9-"}
+    assert cut("ab", [1, 2], [-0.01, -1.0], [nan, nan], cutter) == {"l": [1, 1], "k": "93"}
+    assert cut("ab", [1, 2], [-0.01, -1.0], [-9.0, 0.001], cutter)["o"] == [-900, 0]
+    assert cut("a b", [1, 2], [-0.01, -9.0], None, cutter) == {}
 
 
 @pytest.mark.parametrize("width", [360, 1400])

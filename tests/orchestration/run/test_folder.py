@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from learner.types import ScoredCompletion, ScoredGroup
+from learner.types import LogRatios, ScoredCompletion, ScoredGroup
 from orchestration.errors import ConfigError, MachineError, RlvrError
 from orchestration.run.ledger.folder import RunFolder
 from orchestration.settings.config import RunConfig, load_config
@@ -227,6 +227,7 @@ def test_completions_are_parquet_with_a_row_each(tmp_path: Path) -> None:
     (unscored,) = scored_group("bad \ud800", None).members
     groups = [scored_group(), replace(scored_group(), members=(replace(unscored, reasons=("timeout",)),))]
     record = record_of(12, groups, {"p": "What is 2+2?"}, advantages=((0.5,), (None,)))
+    record = replace(record, update=replace(record.update, log_ratios=((LogRatios((250, -1000, 0)),), (None,))))
     folder.write_table(replace(record, references={"p": '{"reference": {"final_answer": "4"}, "metadata": {}}'}))
     assert parquet.read_table(tmp_path / "completions" / "step-000012.parquet").to_pylist() == [
         {
@@ -250,6 +251,7 @@ def test_completions_are_parquet_with_a_row_each(tmp_path: Path) -> None:
             "failure": None,
             "token_ids": [5, 6, 7],
             "sampling_logprobs": pytest.approx([-0.1, -0.2, -0.3]),
+            "importance_log_ratios": None if index else [0.25, -1.0, 0.0],
         }
         for index, (completion, reward, reason, advantage) in enumerate(
             (("#### 4", 1.0, None, 0.5), ("bad ?", None, "timeout", None))

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from learner.checkpoint import write_checkpoint
-from learner.types import ScoredGroup
+from learner.types import UNKNOWN, LogRatios, ScoredGroup, UpdateMetrics
 from orchestration.cli import main
 from orchestration.cluster.reward.deployment import reward_client
 from orchestration.run.ledger.folder import RunFolder
@@ -31,6 +31,7 @@ from tests.orchestration.fakes import record_of
 
 STEPS = 3
 ADVANTAGES = (0.5, -1.5, 1.0)
+RATIOS = ((None, None, None), (LogRatios((0, 693)), LogRatios((0, UNKNOWN)), LogRatios((0, 0))))
 PROBLEMS = [Problem(problem_id=f"p{n}", question=f"Repeat {n}.", reference={"final_answer": str(n)}) for n in (4, 7)]
 
 
@@ -42,9 +43,10 @@ async def write_run(config: RunConfig) -> None:
             weights = f"adapter {step}".encode()
             groups = [await scored(scorer, problem, step) for problem in PROBLEMS]
             record = replace(
-                record_of(step, groups, reward_names=scorer.reward_names, advantages=(ADVANTAGES,) * len(groups)),
+                record_of(step, groups, reward_names=scorer.reward_names),
                 references={problem.problem_id: given_to_rewards(problem) for problem in PROBLEMS},
                 adapter=hashlib.sha256(weights).hexdigest(),
+                update=UpdateMetrics(step=step, advantages=(ADVANTAGES,) * len(groups), log_ratios=RATIOS),
                 row={"step": step, "reward_mean": 0.5, "grad_norm": 0.25, "step_s": 1.0},
             )
             folder.write_record(record)
@@ -171,6 +173,9 @@ def test_a_completion_from_prompt_to_update(run: Path) -> None:
     assert found["advantage"] == 0.5
     assert found["group"]["advantages"] == list(ADVANTAGES)
     assert found["update"]["share_of_absolute_advantage"] == pytest.approx(0.5 / 6)
+    assert found["importance"]["mean"] == pytest.approx(1.5, abs=1e-3)
+    assert trace_completion(run, "2/1/1")["importance"]["ratios"] == [1.0, None]
+    assert trace_completion(run, "2/0/0")["importance"] is None
     assert found["update"]["adapter_after"] == hashlib.sha256(b"adapter 2").hexdigest()
 
 
@@ -179,6 +184,9 @@ def test_it_is_told_in_words(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     said = capsys.readouterr().out
     assert "chain verified; prompt, completion and scores are those of the log" in said
     assert "by version 0 (adapter none: the base model): 2 tokens" in said
+    assert "importance  not known: no part in the loss" in said
+    assert main(["trace", str(run), "1/1/0"]) == 0
+    assert "mean 1.500, from 1.000 (token 0) to 2.000 (token 1)" in capsys.readouterr().out
     assert main(["trace", str(run), "1/0/0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["update"]["step"] == 1
 

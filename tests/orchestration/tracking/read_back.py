@@ -30,7 +30,7 @@ def tell(names: tuple[str, ...], folder: Path) -> list[str]:
     (folder / "adapter" / "adapter_config.json").write_text("{}")
     inner = SilentReporter()
     paths = (folder / "report.html", folder / "adapter")
-    reporter = TrackingReporter(inner, open_trackers(names, run), lambda: paths)
+    reporter = TrackingReporter(inner, open_trackers(names, run), lambda summary: paths)
     reporter.start(config, "here")
     reporter.evaluation("before", {"strict": 0.25}, 4)
     for step in range(1, STEPS + 1):

@@ -94,7 +94,7 @@ class Sink:
 
 def test_one_that_fails_is_said_once_and_the_others_go_on() -> None:
     inner, good, bad = SilentReporter(), Sink(), Sink(fails_at=2)
-    reporter = TrackingReporter(inner, {"good": good, "bad": bad}, lambda: [Path("page")])
+    reporter = TrackingReporter(inner, {"good": good, "bad": bad}, lambda summary: [Path("page")])
     for step in range(1, 6):
         reporter.step({"step": step, "loss": 1.0})
     reporter.finish({"status": "stopped"})
@@ -175,12 +175,15 @@ def test_a_run_is_tracked_by_its_settings(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(TRACKERS, "mlflow", (open_it, "json", "json"))  # type: ignore[arg-type]
     words = ["report_to=[mlflow]", "project=ours", "run_name=mine", f"track_adapter={track_adapter}"]
     folder = RunFolder.create(config := load_config("tiny", [*words, f"run_dir={tmp_path}/run"]))
-    folder.adapter_path.mkdir()
-    reporter = tracked_reporter(config, folder, inner := SilentReporter())  # type: ignore[arg-type]
+    folder.write_adapter([("adapter_config.json", b"{}")])
+    (model := tmp_path / "model").mkdir()
+    (model / "tokenizer.json").write_text("{}")
+    reporter = tracked_reporter(config, folder, inner := SilentReporter(), model)  # type: ignore[arg-type]
     reporter.finish({"status": "finished"})
     reporter.close()
     folder.close()
     assert [(run.project, run.name, run.folder) for run in told] == [("ours", "mine", folder.path)]
     assert sink.kept == ["report.html", *(["adapter"] if track_adapter else [])]
     assert sink.closed == [True]
+    assert (folder.adapter_path / "tokenizer.json").is_file()  # before the page, whose tokens it cuts
     assert inner.notes == [f"info: the run's page is {folder.path}/report.html"]
