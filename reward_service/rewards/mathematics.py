@@ -66,7 +66,7 @@ _OPERATORS: Final = re.compile(r"\\(?:sum|prod|int|iint|oint|lim)(?![A-Za-z])") 
 _DECIMAL_COMMA: Final = re.compile(r"[-+]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")  # beside one number it cannot be a list
 _LONG_NUMBER: Final = re.compile(r"[0-9](?:[ ,]?[0-9]){100}")
 _NUMERIC_TOWER: Final = re.compile(r"[0-9][ ]*[})]?[ ]*(?:\^|\*\*)[ ]*[{(]*[ ]*[0-9.]+[ ]*(?:\^|\*\*|!)")
-_BIG_EXPONENT: Final = re.compile(r"(?:\^|\*\*)[ ]*[{(]*[ ]*-?[0-9]{6}|[0-9]{5}[ ]*!|[0-9]+[ ]*!!")
+_BIG_EXPONENT: Final = re.compile(r"(?:\^|\*\*)[ ]*[{(]*[ ]*-?[0-9]{6}|[0-9]{5}[ ]*!")
 
 
 class Params(AnswerParams):

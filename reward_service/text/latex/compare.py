@@ -15,10 +15,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from reward_service.text.expressions import equivalent
+from reward_service.text.latex.matrices import by_name, components
 from reward_service.text.latex.quantities import same_quantities
 from reward_service.text.latex.regions import as_region, variables
 from reward_service.text.latex.settle import (
     CONTRADICTION,
+    as_number,
     as_quotient,
     as_ratio,
     is_asked_for,
@@ -42,12 +44,18 @@ def same(gold: Value, answer: Value, digits: int = 6) -> bool:
         return same_quantities(gold, answer, digits)
     if isinstance(gold, Words) != isinstance(answer, Words):
         gold, answer = as_ratio(gold), as_ratio(answer)
+    if isinstance(gold, Words) != isinstance(answer, Words):
+        gold, answer = as_number(gold), as_number(answer)
+        if isinstance(gold, Quantity) and isinstance(answer, Quantity):
+            return same_quantities(gold, answer, digits)
     if isinstance(gold, Quantity) != isinstance(answer, Quantity):
         gold, answer = as_quotient(gold), as_quotient(answer)
         if isinstance(gold, Quantity) and isinstance(answer, Quantity):
             return same_quantities(gold, answer, digits)
     if isinstance(gold, Words) or isinstance(answer, Words):
         return _same_words(gold, answer)
+    if isinstance(gold, Quantity) != isinstance(answer, Quantity):
+        return _same_unit_vectors(gold, answer, digits)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
         return _same_matrices(gold, answer, digits)
     if isinstance(gold, Region) or isinstance(answer, Region) or _is_condition(gold) != _is_condition(answer):
@@ -158,8 +166,20 @@ def _same_matrices(gold: Value, answer: Value, digits: int) -> bool:
             return False
         rows = zip(gold.rows, answer.rows, strict=True)
         return all(_in_order(one, other, digits) for one, other in rows)
-    vectors = [_as_vector(value) for value in (gold, answer)]
-    return vectors[0] is not None and vectors[1] is not None and _in_order(vectors[0], vectors[1], digits)
+    return _same_vectors(_as_vector(gold), _as_vector(answer), digits)
+
+
+def _same_vectors(one: tuple[Value, ...] | None, other: tuple[Value, ...] | None, digits: int) -> bool:
+    return one is not None and other is not None and _in_order(one, other, digits)
+
+
+def _same_unit_vectors(gold: Value, answer: Value, digits: int) -> bool:
+    """`2i + 3j` beside a vector."""
+    vector = _as_vector(answer if isinstance(gold, Quantity) else gold)
+    if vector is None:
+        return False
+    pair = [components(one, len(vector)) if isinstance(one, Quantity) else vector for one in (gold, answer)]
+    return _same_vectors(pair[0], pair[1], digits)
 
 
 def _same_collections(gold: Value, answer: Value, digits: int) -> bool:
@@ -196,6 +216,10 @@ def _as_vector(value: Value) -> tuple[Value, ...] | None:
 
 def _same_sequences(gold: Sequence, answer: Sequence, digits: int) -> bool:
     kinds = {gold.kind, answer.kind}
+    if kinds == {"set"}:  # where nothing counts twice
+        return _within(gold.items, answer.items, digits) and all(
+            any(same(one, other, digits) for one in gold.items) for other in answer.items
+        )
     if len(gold.items) != len(answer.items):
         return False
     if kinds == {"ratio"}:
@@ -206,8 +230,12 @@ def _same_sequences(gold: Sequence, answer: Sequence, digits: int) -> bool:
         if {gold.connector, answer.connector} == {"and", "or"}:
             return False
         return _matched(gold.items, answer.items, digits)
-    pairs = zip(gold.items, answer.items, strict=True)
+    pairs = zip(gold.items, by_name(answer.items), strict=True)
     return all(same(_right(one), _right(other), digits) for one, other in pairs)
+
+
+def _within(golds: tuple[Value, ...], answers: tuple[Value, ...], digits: int) -> bool:
+    return all(any(same(gold, answer, digits) for answer in answers) for gold in golds)
 
 
 def _right(value: Value) -> Value:
@@ -240,7 +268,7 @@ def _matched(golds: tuple[Value, ...], answers: tuple[Value, ...], digits: int) 
     )
     if relations in ((True, False), (False, True)):  # x = 1, y = 2 against 1, 2: their order is what is left
         return len(golds) == len(answers) and all(
-            same(_right(one), _right(other), digits) for one, other in zip(golds, answers, strict=True)
+            same(_right(one), _right(other), digits) for one, other in zip(golds, by_name(answers), strict=True)
         )
     for gold in golds:
         index = next((index for index, answer in enumerate(rest) if same(gold, answer, digits)), None)

@@ -69,6 +69,22 @@ def factorial(operand: Any) -> Any:
     return sympy.factorial(operand)
 
 
+def double_factorial(operand: Any) -> Any:
+    """`7!!` is 7 * 5 * 3: not the factorial of a factorial, which needs brackets."""
+    import sympy
+
+    if operand.is_number and not (operand.is_Integer and 0 <= operand <= MAX_FACTORIAL):
+        raise ExpressionError(f"a double factorial is of a whole number up to {MAX_FACTORIAL} only")
+    return sympy.factorial2(operand)
+
+
+def remainder(left: Any, right: Any) -> Any:
+    """`17 \\bmod 6`, of whole numbers."""
+    if not (left.is_Integer and right.is_Integer and right.is_positive):
+        raise ExpressionError("a remainder is of whole numbers only")
+    return left % right
+
+
 def binomial(above: Any, below: Any) -> Any:
     """Worked out for numbers up to MAX_FACTORIAL."""
     import sympy
@@ -88,6 +104,8 @@ def apply(name: str, arguments: list[Any], base: Any = None) -> Any:
         name, arguments = "log", [*arguments, sympy.Integer(10)]
     if name in ("exp", "sinh", "cosh") and arguments[0].is_number and not abs(arguments[0].evalf(5)) <= MAX_EXPONENT:
         raise ExpressionError(f"the argument of {name} is too large")
+    if name == "cis":
+        return sympy.cos(arguments[0]) + sympy.I * sympy.sin(arguments[0])
     if name == "gcd" or name == "lcm":
         if not all(one.is_Integer for one in arguments):
             raise ExpressionError(f"{name} is of whole numbers only")

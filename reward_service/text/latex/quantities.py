@@ -43,6 +43,8 @@ def _readings(gold: Quantity, answer: Quantity) -> list[tuple[Any, Any]]:
         readings.append((left / 100, right) if gold.percent else (left, right / 100))
     if gold.degrees != answer.degrees:
         radians = sympy.pi / 180
+        if "rad" in (gold.unit, answer.unit):  # 45 radians are not 45 degrees
+            readings = []
         readings.append((left * radians, right) if gold.degrees else (left, right * radians))
     return readings
 

@@ -11,7 +11,18 @@ import re
 from typing import Any, Final
 
 from reward_service.text.expressions import ExpressionError
-from reward_service.text.latex.operations import apply, binomial, bounded, factorial, number, power, quotient, repeating
+from reward_service.text.latex.operations import (
+    apply,
+    binomial,
+    bounded,
+    double_factorial,
+    factorial,
+    number,
+    power,
+    quotient,
+    remainder,
+    repeating,
+)
 from reward_service.text.latex.tokens import CURRENCIES, SCALES, Token
 
 MAX_DEPTH: Final = 40
@@ -83,11 +94,14 @@ class Reader:
         if kind in ("^", "**") and binding < _POWER:
             self.advance()
             return power(left, self._script(depth))
+        if kind in ("\\bmod", "\\mod") and binding < _PRODUCT:
+            self.advance()
+            return remainder(left, self.read(_PRODUCT, depth + 1))
         if kind in (*_TIMES, "/", "\\div") and binding < _PRODUCT:
             self.advance()
             right = self.read(_PRODUCT, depth + 1)
             return bounded(left * right) if kind in _TIMES else quotient(left, right)
-        if binding < _PRODUCT and kind in _OPENERS:
+        if binding < _PRODUCT and (kind in _OPENERS or (kind == "number" and self.peek(-1).kind == "!")):
             return bounded(left * self.read(_PRODUCT, depth + 1))
         if kind in ("+", "-", "\\pm", "\\mp") and binding < _SUM:
             self.advance()
@@ -116,9 +130,10 @@ class Reader:
         if kind == "scale":
             return left * 10 ** SCALES[text]
         if kind == "!":
-            if self.kind == "!":
-                raise ExpressionError("double factorials are not read")
-            return factorial(left)
+            if self.kind != "!":
+                return factorial(left)
+            self.advance()
+            return double_factorial(left)
         if kind == "%":
             return left / 100
         if kind == "'":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from reward_service.text.latex.matrices import every_sign
 from reward_service.text.latex.quantities import same_quantities
 from reward_service.text.latex.regions import as_region, variables
 from reward_service.text.latex.units import denies
@@ -28,6 +29,8 @@ def settled(value: Value) -> Value:
         return Sequence("list", pairs) if pairs else value
     if isinstance(value, Sequence) and value.kind in ("list", "set", "tuple") and value.items:
         return _of_sequence(value)
+    if isinstance(value, Relation) and _is_false(value):
+        return CONTRADICTION
     if isinstance(value, Relation) and value.sign == "=" and is_name(value.right) and not is_name(value.left):
         return Relation(value.right, "=", value.left)
     return value
@@ -53,6 +56,8 @@ def _of_sequence(value: Sequence) -> Value:
     items = value.items
     if value.kind == "set" and len(items) == 1:
         return items[0]
+    if value.kind == "tuple" and isinstance(signed := every_sign(value), Sequence) and signed.kind == "list":
+        return signed
     if value.kind in ("list", "set"):  # plus-minus within
         flat: list[Value] = []
         for item in items:
@@ -82,9 +87,24 @@ def _of_chain(chain: Chain) -> Value:
     if len(relations) == 1:
         return settled(relations[0])
     signs = {one.sign for one in relations}
+    if any(map(_is_false, relations)):
+        return CONTRADICTION
     if signs == {"="}:
         return settled(Relation(relations[0].left, "=", relations[-1].right))
     return CONTRADICTION if "~" in signs else Chain(tuple(relations))
+
+
+def _is_false(relation: Relation) -> bool:
+    """`5 + 8 = 12`: an equation of two numbers that are not the same, nor one of them rounded."""
+    left, right = relation.left, relation.right
+    return (
+        relation.sign == "="
+        and isinstance(left, Quantity)
+        and isinstance(right, Quantity)
+        and bool(left.expression.is_number and right.expression.is_number)
+        and (not left.unit or not right.unit or left.unit == right.unit)
+        and not _approximates(left, right)
+    )
 
 
 def _is_number(value: Value) -> bool:
@@ -177,3 +197,24 @@ def as_quotient(value: Value) -> Value:
         if isinstance(above, Quantity) and isinstance(below, Quantity) and not below.expression.is_zero:
             return Quantity(above.expression / below.expression)
     return value
+
+
+_ONES: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEENS: Final = (
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS: Final = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_NUMBER_WORDS: Final = {word: number for number, word in enumerate(("zero", *_ONES, *_TEENS))} | {
+    f"{ten} {one}".strip(): 10 * tens + ones
+    for tens, ten in enumerate(_TENS, 2)
+    for ones, one in enumerate(("", *_ONES))
+}
+
+
+def as_number(value: Value) -> Value:
+    """`thirty-two` as 32, beside a number."""
+    import sympy
+
+    if not isinstance(value, Words) or value.text not in _NUMBER_WORDS:
+        return value
+    return Quantity(sympy.Integer(_NUMBER_WORDS[value.text]))

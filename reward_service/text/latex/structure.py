@@ -9,6 +9,7 @@ import re
 from typing import Final
 
 from reward_service.text.expressions import ExpressionError
+from reward_service.text.latex.matrices import added, scaled, transposed
 from reward_service.text.latex.read import Reader
 from reward_service.text.latex.regions import as_region, variables
 from reward_service.text.latex.shapes import (
@@ -145,6 +146,12 @@ class _Structure(Reader):
 
     def _side(self) -> Value:
         left = self._item()
+        while isinstance(left, Matrix) and self.kind in ("+", "-"):
+            factor = 1 if self.advance().kind == "+" else -1
+            right = self._item()
+            if not isinstance(right, Matrix):
+                raise ExpressionError("a matrix and what is none are added")
+            left = added(left, right, factor)
         while self.kind in _SET_SIGNS or (self.kind == "-" and isinstance(left, Region)):
             sign = self.advance().kind
             left = combined(left, sign, self._item())
@@ -153,6 +160,8 @@ class _Structure(Reader):
     def _item(self) -> Value:
         if (value := self._special()) is not None:
             return value
+        if (point := self._point()) is not None:
+            return point
         start = self.at
         if self.kind in (*BRACKETS, "]", "environment"):
             try:
@@ -161,10 +170,42 @@ class _Structure(Reader):
                 if self.tokens[start].kind in ("]", "\\lbrace", "\\langle"):
                     raise
                 value = None
-            if value is not None and self._at_end():
+            if value is not None and (self._at_end() or (isinstance(value, Matrix) and self.kind in ("+", "-"))):
                 return value
             self.at, self.degrees, self.signs = start, 0, []
-        return self._quantity()
+        return self._multiple()
+
+    def _point(self) -> Value | None:
+        """`A(1, 2)`, a point with its name: the tuple, if that is all there is."""
+        if self.at > 0 or self.kind != "letter" or not self.text.isupper() or self.peek().kind != "(":
+            return None
+        self.advance()
+        try:
+            value = self._bracketed()
+        except ExpressionError:
+            value = None
+        numbers = isinstance(value, Sequence) and all(
+            isinstance(item, Quantity) and item.expression.is_number for item in value.items
+        )
+        if numbers and self.kind == "end":
+            return value
+        self.at = 0
+        return None
+
+    def _multiple(self) -> Value:
+        """An expression, or the matrix that it is a factor of."""
+        negative = self.kind == "-" and self.peek().kind == "environment"
+        if negative:
+            self.advance()
+        left: Value = Quantity(-1 if negative else 1) if self.kind == "environment" else self._quantity()
+        if self.kind in ("\\cdot", "*") and self.peek().kind == "environment":
+            self.advance()
+        if self.kind != "environment" or "\\begin" not in self.text:
+            return left
+        matrix = self._matrix()
+        if not isinstance(matrix, Matrix):
+            raise ExpressionError("something else than a matrix stands behind a factor")
+        return scaled(left, matrix)
 
     def _at_end(self) -> bool:
         return (
@@ -263,7 +304,15 @@ class _Structure(Reader):
             if len(rows[0]) > 1:
                 raise ExpressionError("cases with conditions are not read")
             return Sequence("list", tuple(row[0] for row in rows), "and")
-        return determinant(rows) if "vmatrix" in begin else Matrix(tuple(rows))
+        if "vmatrix" in begin:
+            return determinant(rows)
+        return self._transposed(Matrix(tuple(rows)))
+
+    def _transposed(self, matrix: Matrix) -> Matrix:
+        if self.kind == "^" and self.peek().text in ("T", "\\top"):
+            self.at += 2
+            return transposed(matrix)
+        return matrix
 
     def _quantity(self) -> Value:
         import sympy
@@ -312,7 +361,7 @@ class _Structure(Reader):
                 parts.append(f"/ {self.advance().text}")
             elif parts and self.kind == "letter" and parts[-1] == "per":
                 parts.append(self.advance().text)
-            elif parts and self.kind in ("\\cdot",) and self.peek().kind in ("text", "unit"):
+            elif parts and self.kind in ("\\cdot", "\\times") and self.peek().kind in ("text", "unit"):
                 self.advance()
             else:
                 return unit_name(" ".join(parts))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from reward_service.text.latex.spelling import respelled
+
 _SUPERSCRIPTS: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
 _VULGAR: Final = {
     **{"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5)},
@@ -22,6 +24,8 @@ _LOOKALIKES: Final = {
     **{vulgar: rf"\frac{{{above}}}{{{below}}}" for vulgar, (above, below) in _VULGAR.items()},
     **{
         "…": r"\ldots ",
+        "⁄": "/",
+        **dict.fromkeys("✓✔", " "),
         "∠": r"\angle ",
         "\u00a0": " ",
         "\u202f": " ",
@@ -39,9 +43,11 @@ _STYLES: Final = re.compile(
 )
 _NULL_DELIMITER: Final = re.compile(r"\\(?:left|right)\s*\.")
 _WRAPPERS: Final = re.compile(
-    r"\\(?:math(?:bf|it|sf|tt|normal|cal|scr|frak)|boldsymbol|bm|pmb|underline|textcolor\{[a-z]*\}|color\{[a-z]*\})(?![A-Za-z])\s*"
+    r"\\(?:math(?:bf|it|sf|tt|normal|cal|scr|frak)|boldsymbol|bm|pmb|underline|ensuremath|textcolor\{[a-z]*\}|color\{[a-z]*\})(?![A-Za-z])\s*"
 )
-_TEXTS: Final = re.compile(r"\\(?:text(?:normal|bf|it|rm|sf|tt|sc|up|md)?|mathrm|mbox|hbox|operatorname\*?)\s*(?=\{)")
+_TEXTS: Final = re.compile(
+    r"\\(?:text(?:normal|bf|it|rm|sf|tt|sc|up|md)?|mathrm|mbox|hbox|emph|operatorname\*?)\s*(?=\{)"
+)
 _FRACTIONS: Final = re.compile(r"\\[dtc]frac(?![A-Za-z])|\\(?:over|nice)frac(?![A-Za-z])|\\sfrac(?![A-Za-z])")
 _INFIX: Final = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
 _SPACES: Final = re.compile(
@@ -108,7 +114,7 @@ def surface(text: str) -> str:
     text = _WRAPPERS.sub("", text)
     text = _TEXTS.sub(r"\\text", text)
     text = _FRACTIONS.sub(r"\\frac", text)
-    text = _prefix_off(text.strip())
+    text = respelled(_prefix_off(text.strip()))
     text = numbers_joined(text)
     text = _DECIMAL_DOTS.sub(r"\1", _GOES_ON.sub(r"\1\\overline{\3}", text))
     text = _TIMES_TEN.sub(r"\\times ", _UNION.sub(r"\\cup ", text))
@@ -160,6 +166,7 @@ def _comma_group(match: re.Match[str], text: str) -> str:
 def plain(text: str) -> str:
     """`text` for comparison letter by letter: its surface without blanks and without the marks of text."""
     text = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", surface(text)).strip(" ")
+    text = re.sub(r"\{ ?(\w) ?\}", r" \1", _COUNTED_ON.sub(r"\1", text))
     return re.sub(r"(?<![A-Za-z0-9]) +| +(?![A-Za-z0-9])|\"", "", text)
 
 
@@ -171,8 +178,10 @@ def same_text(one: str, other: str) -> bool:
     if not (_WORDS.fullmatch(left) and _WORDS.fullmatch(right)) or left.lower() != right.lower():
         return False
     # Case is part of a name in mathematics: AB is not ab. Of a word it is not, and \\text says that it is one.
-    return len(left) > 3 or left.lower() in _SHORT_WORDS or ("\\text" in one and "\\text" in other)
+    short = left.lower() in _SHORT_WORDS or (len(left) == 3 and {left, right} == {left.lower(), left.capitalize()})
+    return len(left) > 3 or short or ("\\text" in one and "\\text" in other)
 
 
 _WORDS: Final = re.compile(r"[A-Za-z][A-Za-z \\-]*")
+_COUNTED_ON: Final = re.compile(r"\b(days?|weeks?|years?|hours?|minutes?|dollars?|feet|pounds?),? +and +(?=[0-9])")
 _SHORT_WORDS: Final = frozenset(("yes", "no", "odd", "one", "two", "six", "ten", "mon", "tue", "dne"))

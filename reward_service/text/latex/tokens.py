@@ -26,6 +26,7 @@ FUNCTIONS: Final = {
         "Re": "re",
         "Im": "im",
         "arg": "arg",
+        "cis": "cis",
     },
     **{"gcd": "gcd", "lcm": "lcm", "max": "Max", "min": "Min"},
 }

@@ -27,13 +27,14 @@ _SYNONYMS: Final = {
     **dict.fromkeys(("liter", "litre", "l"), "L"),
     **dict.fromkeys(("milliliter", "millilitre", "ml"), "mL"),
     **dict.fromkeys(("usd", "USD"), "dollar"),
+    **dict.fromkeys(("radian",), "rad"),
     **dict.fromkeys(("women",), "woman"),
     **dict.fromkeys(("men",), "man"),
     **dict.fromkeys(("children",), "child"),
     **dict.fromkeys(("mph",), "mi/h"),
     **dict.fromkeys(("kph", "kmph", "kmh"), "km/h"),
 }
-_EMPTY_UNITS: Final = frozenset(("unit", "", "degree", "radian", "rad"))
+_EMPTY_UNITS: Final = frozenset(("unit", "", "degree"))
 
 
 _SAY_SOMETHING: Final = re.compile(  # of the number before them, and so are no units
@@ -51,14 +52,36 @@ def unit_name(words: str) -> str:
     """
     if len(words.split()) > _MAX_WORDS or _SAY_SOMETHING.search(words.lower()):
         raise ExpressionError(f"{words:.30} is no unit")
-    words = re.sub(r"\bper\b", "/", words.strip(" .")).replace("-", " ")
+    words = re.sub(r"\bper\b", "/", words.strip(" ."))
+    words = re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])", " ", words)
     words = re.sub(r"\b(?:square|sq)\.? (\w+)", r"\1 ^2", words)
     words = re.sub(r"\bcubic (\w+)", r"\1 ^3", words)
     words = re.sub(r"\b(\w+) (squared|cubed)\b", lambda m: f"{m[1]} ^{2 if m[2] == 'squared' else 3}", words)
     words = re.sub(r"\b([a-z]{1,2})([23])\b", r"\1 ^\2", words)
     parts = [_one_unit(part) for part in re.findall(r"[A-Za-z°µ]+|\^-?\d+|/", words)]
-    name = "".join(parts) if any(part[0] in "^/" for part in parts) else " ".join(parts)
+    name = _product(parts) if any("/" in part or part[0] == "^" for part in parts) else " ".join(parts)
     return "" if name in _EMPTY_UNITS else re.sub(r"^unit(\^\d)$", "", name)
+
+
+def _product(parts: list[str]) -> str:
+    """`m s ^-2` and `m / s ^2` as `m/s^2`: what is multiplied, then what is divided by."""
+    powers: dict[str, int] = {}
+    sign, last = 1, ""
+    for part in (piece for one in parts for piece in re.split(r"(/)", one) if piece):
+        if part == "/":
+            sign = -1
+        elif part[0] == "^" and last:
+            powers[last] += (int(part[1:]) - 1) * (1 if powers[last] > 0 else -1)
+        elif part[0] != "^":
+            powers[part] = powers.get(part, 0) + sign
+            sign, last = 1, part
+    above, below = ([one for one in powers.items() if one[1] * side > 0] for side in (1, -1))
+    return "/".join(["·".join(map(_power, above)), *map(_power, below)])
+
+
+def _power(unit: tuple[str, int]) -> str:
+    name, exponent = unit
+    return name if abs(exponent) == 1 else f"{name}^{abs(exponent)}"
 
 
 def _one_unit(part: str) -> str:

@@ -117,7 +117,7 @@ def test_numbers(what: str, completion: str, math: float, symbolic: float, exact
         ("1000", "1,000", 1.0),
         ("72", r"72\text{ cm}", 1.0),
         ("72", r"72\%", 1.0),
-        ("72", "71 = 72", 1.0),  # the last side of a chain counts; there is one only
+        ("72", "71 = 72", 0.0),  # which is false
         ("72", "72 = 71", 0.0),
         (r"\text{Evelyn}", "Evelyn", 1.0),
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}", 1.0),
@@ -186,9 +186,11 @@ CHOICES: list[tuple[str, float, float]] = [
         for answer in ("B", "b", "(B)", "B.", "B)", "B:", "**B**", "$B$", r"\boxed{B}", r"\text{(B)}")
     ),
     *((answer, 1.0, 1.0) for answer in ("option B", "Option (B).")),
-    *((answer, 0.0, 1.0) for answer in ("B. Paris", "(B) paris", r"\textbf{(B) Paris}", "Paris", "**Paris**.")),
+    *((answer, 1.0, 1.0) for answer in ("B. Paris", "(B) paris", r"\textbf{(B) Paris}")),
+    *((answer, 0.0, 1.0) for answer in ("Paris", "**Paris**.")),
+    ("B. London", 1.0, 0.0),
     *((answer, 0.0, 0.0) for answer in ("A", "A or B", "A, B", "A/B", "B or", "not B", "AB", "BB", "B B", "(B", "[B]")),
-    *((answer, 0.0, 0.0) for answer in ("B. London", "A. Paris", "London or Paris", "B, C and D", "none", "", "2")),
+    *((answer, 0.0, 0.0) for answer in ("A. Paris", "London or Paris", "B, C and D", "none", "", "2")),
     *((answer, 0.0, 0.0) for answer in ("Β", "Ｂ", "В", "ⓑ", "B\u200b", "\u200bB", "B\0", "B" * 5000)),
 ]
 
