@@ -159,7 +159,7 @@ def judge(index: int, max_parts: int, say: Callable[..., None]) -> None:
     except OtherSideGoneError:
         return
     except ImportError as error:
-        if is_from_there(error):
+        if is_from_there(error) or error.name == "solution":  # which lacks what the test imports from it
             raise
         say("no_test", values.encode(f"{type(error).__name__}: {error}"[:200]))
 
