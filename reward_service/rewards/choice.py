@@ -3,8 +3,8 @@
 An answer names an option by its letter, in any case: `B`, `(B)`, `B.`, `B)`, `**B**`, `\\boxed{B}`, `\\mathbf{B}`,
 `option B`, `Answer: B`. If the reference has the options' texts, also by letter and text (`B. Paris`: both must be of
 one option) or by the text alone, where only one option has it; case, blanks and LaTeX's marks do not matter there.
-Without the options' texts a value may stand behind the letter where LaTeX marks that: `\\textbf{(B)}\\ 5`. Anything
-else names none: "A or B", "A, B", "not B", "AB", a letter beyond the last option, letters of other scripts.
+Without the options' texts a value may stand behind the letter where a sign sets it off: `\\textbf{(B)}\\ 5`, `B. 5`.
+Anything else names none: "A or B", "A, B", "not B", "AB", a letter beyond the last option, letters of other scripts.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`), and
 all of them must name the right option, each one only.
@@ -25,10 +25,13 @@ from reward_service.types import ReferenceKeys, RewardScore
 
 MAX_ANSWER_CHARS: Final = 2000
 
-_LABEL: Final = r"(?:(?:(?:the|final|correct|my)\s+)*(?:option|choice|answer)(?:\s+is)?\s*:?\s*)?"
+_LABEL: Final = (
+    r"(?:(?:(?:so|thus|therefore|the|final|correct|best|right|my)[\s,]+)*(?:option|choice|answer)"
+    r"(?:\s+(?:is|(?:would|must|should)\s+be))?\s*:?\s*(?:(?:option|choice)\s+)?)?"
+)
 _LABELLED: Final = re.compile(rf"(?i:{_LABEL})(?=\S)")
 _LETTER: Final = re.compile(
-    r"(?P<open>[(\[{])?(?P<letter>[A-Za-z])(?(open)[)\]}]|(?![A-Za-z0-9]))[.:)]?(?:\s+(?P<text>\S.*))?",
+    r"(?P<open>[(\[{])?(?P<letter>[A-Za-z])(?(open)[)\]}]|(?![A-Za-z0-9]))(?P<mark>[.:)])?(?:\s+(?P<text>\S.*))?",
     re.DOTALL,
 )
 _MARKED: Final = re.compile(
@@ -69,7 +72,8 @@ def named_option(answer: str, options: Mapping[str, str | None]) -> str | None:
     if match is not None and match["open"] in (None, "(") and (letter := match["letter"].upper()) in options:
         if match["text"] is None:
             return letter
-        if options[letter] is None and marked and not _names_another(match["text"]):
+        set_off = marked or match["open"] is not None or match["mark"] is not None
+        if options[letter] is None and set_off and not _names_another(match["text"]):
             return letter
         if options[letter] is not None and _plain(match["text"]) == options[letter]:
             return letter

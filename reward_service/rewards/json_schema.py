@@ -1,4 +1,6 @@
-"""1.0 if the completion is a JSON document that a schema (Draft 2020-12) accepts, `parse_credit` if it only is JSON.
+"""1.0 if the completion is a JSON document that a schema accepts, `parse_credit` if it only is JSON.
+
+The schema's draft is the one that its `$schema` names, 2020-12 without one.
 
 The document is the whole text, or with `document_in = "fenced"` what stands in its only fenced block (``` or
 ```json), or with `auto` the block if there is a fence and else the whole text. Two blocks are two documents: 0.
@@ -166,19 +168,35 @@ def _validator(reference: Reference, params: Params) -> Any:
 
 @lru_cache(maxsize=64)  # checking a schema costs more than validating a small document
 def _make_validator(text: str) -> Any:
-    from jsonschema import Draft202012Validator, validators
+    from jsonschema import validators
     from jsonschema.exceptions import SchemaError
     from jsonschema_specifications import REGISTRY
 
+    plain = json.loads(text)
+    draft = _draft(plain)
     try:
-        Draft202012Validator.check_schema(json.loads(text))
+        draft.check_schema(plain)
         schema = json.loads(text, parse_float=_decimal)
     except (SchemaError, RecursionError, _RefusedError) as error:
-        raise InvalidReferenceError(f"the schema is not one of Draft 2020-12: {error!s:.100}") from None
-    types = Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer)
-    exact = validators.extend(Draft202012Validator, {"multipleOf": _multiple_of}, type_checker=types)
+        named = draft.META_SCHEMA["$schema"]
+        raise InvalidReferenceError(f"the schema is not one of {named}: {error!s:.100}") from None
+    types = draft.TYPE_CHECKER.redefine("integer", _is_integer)
+    rules = {name: _multiple_of for name in ("multipleOf", "divisibleBy") if name in draft.VALIDATORS}
+    exact = validators.extend(draft, rules, type_checker=types)
     # A registry of its own: the default one fetches what it does not know.
     return exact(schema, registry=REGISTRY)
+
+
+def _draft(schema: Any) -> Any:
+    """The rules of the draft that `$schema` names; 2020-12 where none is named."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import validator_for
+
+    named = schema.get("$schema") if isinstance(schema, dict) else None
+    draft = validator_for({"$schema": named} if isinstance(named, str) else {}, default=None)
+    if draft is None and named is not None:
+        raise InvalidReferenceError(f"$schema {named!r:.100} is not the address of a draft")
+    return Draft202012Validator if named is None else draft
 
 
 def _is_integer(_: Any, instance: Any) -> bool:

@@ -4,17 +4,17 @@ A number is, in this order and with single blanks where shown:
 
     [sign][currency [blank]] magnitude [scale word or part] [% or currency] [unit] [.]
 
-- sign: `+`, `-` or U+2212, before or after the currency sign (`-$5`, `$-5`);
+- sign: `+`, `-`, U+2212 or the words `minus` and `negative`, before or after the currency sign (`-$5`, `$-5`);
 - magnitude: an integer or decimal, thousands separated in groups of three or not at all (`1,234.5`, `.5`), by commas or
   by the blanks that typesetters use (no-break, thin); by a plain blank where the last group is 000, which is no number
   of its own (`1 000 000`); scientific (`1.5e3`, `1.5 x 10^3`); a fraction of integers (`3/4`, `¾`); a mixed number
   (`1 1/2`, `1½`); a power (`10^-7`, `2**10`, `10³`);
-- scale word: hundred, thousand, million, billion, trillion, k or bn: it multiplies; so do K, M, B and T where a
+- scale word: dozen, hundred, thousand, million, billion, trillion, k or bn: it multiplies; so do K, M, B and T where a
   currency or one of a few units says that they are no units themselves (`$300K`, `300K people`; `300 K` is kelvin);
 - part: thirds to ninths, tenths, hundredths ... billionths: it divides; `and a half` adds a half;
 - `%` does not divide by 100: "50%" is 50, as in the data sets this is used with;
-- unit: one word of at most 16 letters, `square`, `sq` or `cubic` before it or `^2` behind it; behind that or alone
-  `per` or `/` and one more word (`$15/hour`);
+- unit: one word of at most 16 letters, not x, y, z, n or i, which are variables, `square`, `sq` or `cubic` before it
+  or `^2` behind it; behind that or alone `per` or `/` and one more word (`$15/hour`);
 - one full stop at the end: a sentence may end.
 
 Digits are the ASCII ones. Everything else is not a number: `nan`, `inf`, whatever a double cannot hold (`1e999`),
@@ -38,6 +38,7 @@ _SMALL: Final = Decimal("0.1")
 _MAX_ADJUSTED_EXPONENT: Final = 307  # below 1e308 every value fits in a double
 _BLANKS: Final = " \t\r\n"
 _CONTEXT: Final = Context(prec=50, traps=[])  # no traps: a division by zero gives infinity, which is then refused
+_DOZEN: Final = "dozen"
 _SCALES: Final = {"hundred": 2, "thousand": 3, "k": 3, "million": 6, "billion": 9, "bn": 9, "trillion": 12}
 
 _ABBREVIATIONS: Final = {"K": 3, "M": 6, "B": 9, "T": 12}
@@ -60,7 +61,7 @@ _INTEGER = (
     r"(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]{1,3}(?:[\u00a0\u2009\u202f][0-9]{3}(?!\d))++"
     r"|[1-9][0-9]{0,2}(?:[ ][0-9]{3}){0,4}[ ]000(?![\d,.]*\d)|[0-9]++)"
 )
-_WORD = r"[A-Za-z°µ][A-Za-z²³]{0,15}+"
+_WORD = r"(?![xyzni](?![A-Za-z]))[A-Za-z°µ][A-Za-z²³]{0,15}+"
 _SIGNED = rf"(?:(?:(?<![\w)\]])(?P<sign>{_SIGN}))?(?:{_CURRENCY}[ ]?)?|{_CURRENCY}(?P<inner_sign>{_SIGN}))"
 _MAGNITUDE = rf"""(?:
     (?P<whole>[0-9]++)[ ](?P<mixed_numerator>[0-9]++)/(?P<mixed_denominator>[0-9]++)
@@ -70,7 +71,7 @@ _MAGNITUDE = rf"""(?:
     |[ ]?(?:\^|\*\*)[ ]?[{{(]?(?P<exponent>{_SIGN}?[0-9]{{1,4}}+)[)}}]?(?![ ]?\^))?
 )"""
 _SCALE = rf"""(?:(?=[ ]?[A-Za-z])(?:
-    [ ]?(?P<scale>(?i:{"|".join(word for word in _SCALES if word != "k")})|[kKMBT])(?![A-Za-z^²³])
+    [ ]?(?P<scale>(?i:{"|".join(word for word in _SCALES if word != "k")})|dozen|[kKMBT])(?![A-Za-z^²³])
   | [ ](?P<part>{"|".join(re.escape(word) + ("" if word.endswith("s") else "s?") for word in _PARTS)})(?![A-Za-z])
   | [ ]and[ ](?:a|one)[ ](?P<half>{"|".join(_HALVES)})(?![A-Za-z])
 ))?"""
@@ -86,6 +87,12 @@ _NUMBER_IN_TEXT: Final = re.compile(rf"{_SIGNED}(?<!\d)(?>{_MAGNITUDE}){_SCALE}(
 # Nor is the 2 of `18 m2`.
 _BEFORE_EXPONENT: Final = re.compile(
     rf"(?:\^|[\w)]\*\*|(?<=[A-Za-z])_)[{{(]?{_SIGN}?$|[0-9][ ]?(?:[cdkm]?m|ft|in|yd|mi)$"
+)
+# `12:30`, `3:5`, `2024-01-05`, `1.2.3`: the last part of a time, a ratio, a date, a version is no number of its own.
+_PART_OF_A_DATE: Final = re.compile(r"[0-9]:$|[0-9]{1,4}[-/][0-9]{1,2}$|[0-9]-[0-9]{1,2}-$|[0-9]\.[0-9]+(?:\.[0-9]*)?$")
+_NEGATIVE: Final = re.compile(  # but `10 minus 5`
+    r"(^|\b(?:is|are|was|be|equals|of|to|gives|gets?|answer)[:=]? |[=:(*] ?)(?:minus|negative) (?=[$€£¥₹]?\.?[0-9])",
+    re.IGNORECASE,
 )
 _MAX_EXPONENTS: Final = 8  # at the end of a text, that are looked past
 
@@ -107,7 +114,7 @@ def _in_line(text: str) -> str:
 
 def parse_number(text: str) -> Decimal | None:
     """Reads `text` as one number, as a whole; None if it is not one (see the module's grammar)."""
-    text = _in_line(text.strip(_BLANKS))
+    text = _NEGATIVE.sub(r"\1-", _in_line(text.strip(_BLANKS)))
     if not 0 < len(text) <= MAX_NUMBER_CHARS:
         return None
     if text.isascii() and text.isdigit():  # the usual case
@@ -122,7 +129,7 @@ def last_number(text: str) -> tuple[Decimal | None, str | None]:
     (None, written) if the last one is written like a number but has no value (`1e999`, `1/0`, too many digits).
     Units and percent signs are passed over.
     """
-    text = _in_line(text)
+    text = _NEGATIVE.sub(r"\1-", _in_line(text))
     end = len(text)
     for _ in range(_MAX_EXPONENTS):
         last_digit = max([text.rfind(digit, 0, end) for digit in "0123456789"])
@@ -133,6 +140,8 @@ def last_number(text: str) -> tuple[Decimal | None, str | None]:
         start = max(0, last_digit - MAX_NUMBER_CHARS)
         if (match := _last_match(text[start : last_digit + 24])) is not None:
             if match.start() == 0 and start > 0:  # it began before the window
+                return None, match.group()
+            if _PART_OF_A_DATE.search(text[start : start + match.start()]):
                 return None, match.group()
             return _value(match), match.group().strip(_BLANKS)
         end = start if start > 0 else 0
@@ -182,6 +191,8 @@ def _magnitude(match: re.Match[str]) -> Decimal:
 
 def _scaled(match: re.Match[str], value: Decimal) -> Decimal:
     if (scale := match["scale"]) is not None:
+        if scale == _DOZEN:
+            return value * 12
         if scale not in _ABBREVIATIONS:
             return _CONTEXT.scaleb(value, _SCALES[scale.lower()])
         return _CONTEXT.scaleb(value, _ABBREVIATIONS[scale]) if _counts_thousands(match) else value
