@@ -52,7 +52,7 @@ soak: setup ## ten minutes of items that hang, die and eat memory, ten of a trai
 	RLVR_SOAK=1 $(BIN)/python -m pytest tests/reward_service/pool/test_processor.py \
 	  tests/orchestration/cluster/test_hosts.py
 
-kills: setup ## a run killed at 20 random moments beside an undisturbed one, bit for bit; by hand. ARGS="--points 5"
+kills: setup ## a run killed or stopped at 20 random moments beside an undisturbed one, bit for bit; by hand. ARGS="--points 5"
 	$(BIN)/python -m tests.orchestration.cluster.kill_points $(ARGS)
 
 check: setup ## lint and types alone

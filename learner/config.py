@@ -258,7 +258,8 @@ class LearnerConfig(BaseModel):
     stall_timeout_s: float = Field(
         300.0,
         gt=0,
-        description="Ranks that do not answer, or end no pass of an update, for so long are started again, seconds.",
+        description="Ranks that do not answer, or end no pass of an update and no file of a checkpoint, for so long "
+        "are started again, seconds.",
     )
 
     @model_validator(mode="after")

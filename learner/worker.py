@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -52,7 +52,8 @@ class LearnerRank:
         max_completion_length: The sampler's: dr_grpo divides by it, and `overlong_cache` counts back from it.
         max_steps: Batches of the run: where schedules with an end come to it; None: there is no end.
         reward_weights: Of each reward in the run's order, for `normalize_then_sum`; 1 each if not given.
-        on_progress: Told how many passes there were, after each: while it does not grow in an update, the rank hangs.
+        on_progress: Told how many passes there were and files of checkpoints, after each: while it does not grow in an
+            update or a checkpoint, the rank hangs.
 
     Raises:
         ValueError: The temperature is not above 0, or the configuration does not fit the other arguments.
@@ -89,7 +90,7 @@ class LearnerRank:
         # Batches learned from: the policy's version. It is counted here alone; everybody else is told.
         self._step = 0
         self._last_update: UpdateMetrics | None = None
-        self._num_passes, self._on_progress = 0, on_progress
+        self._progress, self._on_progress = 0, on_progress
         self._probes = ProbeHistory()
         self._format: AdapterFormat | None = None
 
@@ -274,8 +275,16 @@ class LearnerRank:
         content = (*self._files(dict(training.parameters)).files, *files.items())
         made_with = settings_that_bind(self._model_path, self._config)
         write_checkpoint(
-            folder, self._step, chain(content, state_files(state, made_with)), keep=self._config.keep_checkpoints
+            folder,
+            self._step,
+            self._told(chain(content, state_files(state, made_with))),
+            keep=self._config.keep_checkpoints,
         )
+
+    def _told(self, files: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+        for file in files:
+            self._tell_progress()
+            yield file
 
     def _plan(self, groups: Sequence[ScoredGroup]) -> StepPlan:
         return plan_step(
@@ -358,8 +367,8 @@ class LearnerRank:
         return result
 
     def _tell_progress(self) -> None:
-        self._num_passes += 1
-        self._on_progress(self._num_passes)
+        self._progress += 1
+        self._on_progress(self._progress)
 
     def _logprobs_of_probe(self, use_adapter: bool) -> tuple[float, ...]:
         tokens = TokenIds(self._probes.tokens)

@@ -118,6 +118,7 @@ class LearnerActor:
         self._steps = 0
         self._thread = ThreadPoolExecutor(1, "rank")
         self._kept_port: socket.socket | None = None
+        self._update: asyncio.Future[UpdateMetrics] | None = None
         self._ahead: tuple[asyncio.Future[AdapterPayload], asyncio.Future[AdapterProbe]] | None = None
         """The adapter of the last update and its probe, which every update is asked for next: begun before it is."""
 
@@ -158,7 +159,7 @@ class LearnerActor:
         return await self._in_turn(self._started.notes)
 
     async def heartbeat(self) -> int:
-        """A number that grows with every pass of an update."""
+        """A number that grows with every pass of an update and every file of a checkpoint."""
         return self._steps
 
     async def update(self, batch: bytes, max_staleness: int, step: int) -> UpdateMetrics:
@@ -166,7 +167,8 @@ class LearnerActor:
         gauges."""
         groups: Sequence[ScoredGroup] = pickle.loads(batch)
         self._ahead = None
-        metrics = await self._in_turn(lambda: self._started.update(groups, max_staleness=max_staleness, step=step))
+        self._update = self._begun(lambda: self._started.update(groups, max_staleness=max_staleness, step=step))
+        metrics = await asyncio.shield(self._update)  # that is done when the thread is, and not before
         self._ahead = self._begun(self._started.export_adapter), self._begun(self._started.probe_adapter)
         seconds = metrics.num_tokens / metrics.tokens_per_s if metrics.tokens_per_s else 0.0
         self._gauges(
@@ -197,7 +199,8 @@ class LearnerActor:
         return await self._in_turn(lambda: self._started.load_checkpoint(folder))
 
     async def shutdown(self) -> None:
-        if self._rank is not None:
+        """In the middle of an update, which can take long, it is left to the end of the process."""
+        if self._rank is not None and (self._update is None or self._update.done()):
             await self._in_turn(self._rank.shutdown)
 
     @property

@@ -115,7 +115,12 @@ class RayLearner:
         timeout_s = self._config.learner.update_timeout_s
 
         async def save() -> None:
-            await self._kept_alive(lambda: self._all(LearnerActor.save_checkpoint, timeout_s, folder, files))
+            await self._kept_alive(
+                lambda: self._watched(
+                    f"checkpoint of step {step}",
+                    self._all(LearnerActor.save_checkpoint, timeout_s, folder, files),
+                )
+            )
 
         await when_there_is_room(save, retry_io_s=self._config.retry_io_s, note=self._note)
         self._since = {made: batch for made, batch in self._since.items() if made > step}
@@ -200,8 +205,12 @@ class RayLearner:
         return steps[0]
 
     async def _update(self, batch: bytes, step: int) -> UpdateMetrics:
-        """Ends in a RemoteTimeoutError when the ranks make no progress."""
         timeout_s, staleness = self._config.learner.update_timeout_s, self._config.max_staleness
+        work = self._all(LearnerActor.update, timeout_s, batch, staleness, step)
+        return together(await self._watched(f"update {step}", work))
+
+    async def _watched(self, what: str, work: Awaitable[Result]) -> Result:
+        """The result of `work`; ends in a RemoteTimeoutError when the ranks make no progress."""
         watch = asyncio.ensure_future(
             until_stalled(
                 self._heartbeat,
@@ -211,10 +220,10 @@ class RayLearner:
             )
         )
         try:
-            answer = await before(watch, self._all(LearnerActor.update, timeout_s, batch, staleness, step))
+            answer = await before(watch, work)
             if answer is None:
-                raise RemoteTimeoutError(f"the learner's update {step} {watch.result()}")
-            return together(answer[0])
+                raise RemoteTimeoutError(f"the learner's {what} {watch.result()}")
+            return answer[0]
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)

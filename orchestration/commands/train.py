@@ -218,6 +218,7 @@ async def _start_rooms(
         )
         client = await _timed(start, "reward_service", service)
     placement = await connecting
+    _take_back_sigterm()
     reporter.start(config, f"{placement.mode}: {cluster.describe()}")
     if in_cluster:
         reporter.phase("starting", "the reward service")
@@ -301,6 +302,12 @@ def signals_set(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+
+
+def _take_back_sigterm() -> None:
+    """Ray's start has put its own handler below Python's, one that prints a stack and aborts the process."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    signal.siginterrupt(signal.SIGTERM, False)
 
 
 def _leave_terminal() -> None:

@@ -41,7 +41,12 @@ KINDS: Final = {
 """Part of a command line → who that is; the first that fits."""
 FATAL: Final = ("raylet", "GCS", "driver")
 """What ends the run, which then is started again."""
-SIGNALS: Final = (signal.SIGKILL, signal.SIGSTOP)
+SIGNALS: Final = {
+    "raylet": (signal.SIGKILL,),
+    "GCS": (signal.SIGKILL,),
+    "driver": (signal.SIGKILL, signal.SIGTERM),
+}
+"""What is sent to whom; to the others SIGKILL or SIGSTOP."""
 _SETTINGS: Final = (
     "dashboard=false",
     "rollout.num_workers=2",
@@ -146,7 +151,7 @@ def _disturb(
             continue
         kind = draw.choice(sorted({kind for kind, _ in victims}))
         victim = draw.choice([process for name, process in victims if name == kind])
-        number = signal.SIGKILL if kind in FATAL else draw.choice(SIGNALS)
+        number = draw.choice(SIGNALS.get(kind, (signal.SIGKILL, signal.SIGSTOP)))
         try:
             os.kill(victim.pid, number)
         except ProcessLookupError:

@@ -2,9 +2,10 @@
 
     python -m tests.orchestration.cluster.kill_points --points 20 --seed 1
 
-The driver is killed (SIGKILL) at a random moment of its start, or after a random step: in an evaluation, in generation,
-scoring, update, publish or checkpoint. What the two runs must share: each step's groups, rewards,
-advantages and figures, and the adapter after it.
+The driver is killed (SIGKILL), or asked to stop (SIGTERM, one time in `--orderly`), at a random moment of its start, or
+after a random step: in an evaluation, in generation, scoring, update, publish or checkpoint. What the two runs must
+share: each step's groups, rewards, advantages and figures, and the adapter after it. What is asked to stop has to have
+ended within 20 s, and to have told of nothing that failed.
 """
 
 from __future__ import annotations
@@ -81,16 +82,21 @@ def end_all_of(folder: Path) -> None:
             continue
 
 
+ORDERLY_S = 20.0
+"""What a run that is asked to stop may take to its end."""
+
+
 def is_step(line: str) -> bool:
     """Whether the line tells of a step that is done, as in "12:00:01 step 3 of 12 …"."""
     return line.split()[1:2] == ["step"]
 
 
-def killed_once(run: Path, words: Sequence[str], chance: random.Random) -> str:
-    """Start, kill at a random moment, and say where that was; or that the run had finished.
+def disturbed_once(run: Path, words: Sequence[str], chance: random.Random, orderly: float) -> str:
+    """Start, send a signal at a random moment, and say where that was; or that the run had finished.
 
-    One kill in five falls into the start; the others into the one or two steps after one to three of this start's own,
-    anywhere between generation and checkpoint: most of a short run's lines, and of its time, are its start."""
+    One signal in five falls into the start; the others into the one or two steps after one to three of this start's
+    own, anywhere between generation and checkpoint: most of a short run's lines, and of its time, are its start."""
+    number = signal.SIGTERM if chance.random() < orderly else signal.SIGKILL
     starting = chance.random() < 0.2
     wanted, share = chance.randint(1, 9) if starting else chance.randint(1, 3), chance.uniform(0.0, 1.5)
     with training(run, words) as process:
@@ -105,13 +111,24 @@ def killed_once(run: Path, words: Sequence[str], chance: random.Random) -> str:
                 break
         else:
             return "finished" if process.wait() == 0 else f"FAILED: {heard[-5:]}"
-        threading.Thread(target=process.stdout.read, daemon=True).start()
+        rest: list[str] = []
+        reading = threading.Thread(target=lambda: rest.extend(process.stdout or ()), daemon=True)
+        reading.start()
         after = share * (1.0 if starting or wanted == 1 else moments[-1] - moments[-2])
         time.sleep(after)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    row = len((run / "metrics.jsonl").read_bytes().splitlines()) if (run / "metrics.jsonl").is_file() else 0
-    return f"{after:.2f} s after {heard[-1][:60]!r}: {row} rows, records up to {max(recorded_steps(run), default=0)}"
+        process.send_signal(number)
+        asked = time.monotonic()
+        code = process.wait()
+        took = time.monotonic() - asked
+        if number == signal.SIGTERM:
+            reading.join()
+            if code not in (0, 130) or took > ORDERLY_S or any("Traceback" in line for line in rest):
+                return f"FAILED: ended with {code} {took:.1f} s after SIGTERM: {heard[-5:]} {rest}"
+    rows = len((run / "metrics.jsonl").read_bytes().splitlines()) if (run / "metrics.jsonl").is_file() else 0
+    return (
+        f"{number.name} {after:.2f} s after {heard[-1][:60]!r}, ended in {took:.1f} s: {rows} rows, "
+        f"records up to {max(recorded_steps(run), default=0)}"
+    )
 
 
 def main() -> int:
@@ -119,6 +136,7 @@ def main() -> int:
     parser.add_argument("--points", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--orderly", type=float, default=0.25, help="share of SIGTERM among the signals")
     parser.add_argument("--folder", type=Path, default=None, help="goes on with what an earlier call left there")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no further start after so long")
     arguments = parser.parse_args()
@@ -135,7 +153,7 @@ def main() -> int:
         while read_status(disturbed / str(rounds)) == "finished":
             rounds += 1
         target = disturbed / str(rounds)
-        told = killed_once(target, words, chance)
+        told = disturbed_once(target, words, chance, arguments.orderly)
         if told == "finished":
             print(told, flush=True)
         elif told.startswith("FAILED"):

@@ -7,11 +7,14 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -22,14 +25,17 @@ import pyarrow.parquet
 import pytest
 import ray
 
+from learner.checkpoint import checkpoint_steps
 from orchestration.cluster.cluster import Cluster
 from orchestration.evals import lm_eval
 from orchestration.models.prompting import make_prompt_builder
 from orchestration.models.resolve import resolve_model
+from orchestration.run.ledger.names import AUDIT_FILE
 from orchestration.run.ledger.records import record_path, recorded_steps
 from orchestration.settings.config import load_config
 from rollout_server.types import Prompt, SamplingParams
 from tests.orchestration.cluster.kill_points import differing_steps, training
+from tests.orchestration.cluster.test_faults import fork_server
 from tests.reward_service.clients.callers.installed import installed, run_script
 from tests.reward_service.clients.test_callers_lm_eval import LM_EVAL
 from tests.waiting import until
@@ -197,21 +203,26 @@ def test_a_claim_of_the_run_and_lm_evals_own_model_on_the_same_prompts(trained: 
         assert lm_eval.flexible_extract(text, answer) == row["score_flexible_extract"]
 
 
-def test_a_run_that_is_killed_again_and_again_makes_the_same_steps_bit_for_bit(trained: Path, tmp_path: Path) -> None:
-    """SIGKILL as soon as a step is recorded, before its row is written; as soon as one is written, in the next step's
-    generation; and in the middle of a checkpoint. The other run was never disturbed, and had its rewards elsewhere."""
+def test_a_run_that_is_ended_again_and_again_makes_the_same_steps_bit_for_bit(trained: Path, tmp_path: Path) -> None:
+    """SIGKILL as soon as a step is recorded, before its row is written; Ctrl-C as soon as one is written, in the next
+    step's generation; and SIGKILL in the middle of a checkpoint, beside a step that was asked for twice. The other run
+    was never disturbed, and had its rewards elsewhere."""
     run = tmp_path / "run"
     words = ("tiny", "dashboard=false", "save_every=4", *CURRICULUM)
-    moments: tuple[Callable[[], bool], ...] = (
-        lambda: record_path(run, 1).is_file(),
-        lambda: (run / "metrics.jsonl").is_file() and len(rows(run)) >= 3,
-        lambda: any((run / "checkpoints").glob("*step-000004*")),
-    )
-    for moment in moments:
-        with training(run, words) as process:
-            wait_until(moment, process)
-            process.kill()
-    assert recorded_steps(run)[-1] >= 4
+    with training(run, words) as process:
+        wait_until(lambda: record_path(run, 1).is_file(), process)
+        process.kill()
+    with training(run, words) as process:
+        wait_until(lambda: (run / "metrics.jsonl").is_file() and len(rows(run)) >= 3, process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    stopped_after = json.loads((run / "summary.json").read_text())["steps"]
+    assert stopped_after in checkpoint_steps(run / "checkpoints")
+    with training(run, words) as process:
+        wait_until(lambda: any((run / "checkpoints").glob("*step-000004*")), process)
+        process.kill()
+    assert recorded_steps(run)[-1] >= max(4, stopped_after)
     assert differing_steps(trained, run) == []
 
 
@@ -249,26 +260,29 @@ def test_modules_trained_whole_beside_a_4_bit_base_are_served(tmp_path: Path) ->
     assert not torch.equal(embeddings.weight, embeddings.original_module.weight)
 
 
-def test_ctrl_c_leaves_an_adapter_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    settings = ("tiny", f"run_dir={run}", "dashboard=false", "data.num_eval=8", "eval_at_ends=false", "audit=true")
-    process = subprocess.Popen(
-        [*RLVR, "train", *settings, "max_steps=1000"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    wait_until(lambda: (run / "metrics.jsonl").is_file() and len(rows(run)) >= 1, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
-    output, _ = process.communicate(timeout=120)
+def test_sigterm_in_an_update_that_hangs_loses_that_update_alone(tmp_path: Path) -> None:
+    run, grace_s = tmp_path / "run", 3.0
+    settings = ("tiny", "dashboard=false", "data.num_eval=8", "eval_at_ends=false", "audit=true")
+    with training(run, [*settings, "max_steps=1000", f"stop_grace_s={grace_s}"]) as process:
+        wait_until(lambda: record_path(run, 1).is_file(), process, poll_s=0.01)
+        rank = newest_rank()
+        wait_until(lambda: (run / "metrics.jsonl").is_file() and len(rows(run)) >= 1, process, poll_s=0.01)
+        rank.suspend()  # early in the generation of step 2
+        wait_until(lambda: num_scored(run, version=1) == 64, process)  # all that its update waits for
+        asked = time.monotonic()
+        process.terminate()
+        wait_until((run / "summary.json").is_file, process)
+        assert time.monotonic() - asked < grace_s + 5
+        output, _ = process.communicate(timeout=120)
+        print(f"ended {time.monotonic() - asked:.1f} s after SIGTERM")
     assert process.returncode == 130, output
+    assert "step 2 was abandoned: its update took over stop_grace_s=3 s" in output
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["status"] == "stopped"
+    assert (summary["status"], summary["steps"], recorded_steps(run)) == ("stopped", 1, [1])
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
 
     steps = summary["steps"] + 1
-    done = rlvr("train", *settings, f"max_steps={steps}")
+    done = rlvr("train", *settings, f"run_dir={run}", f"max_steps={steps}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert [row["step"] for row in rows(run)] == list(range(1, steps + 1))
     assert f"going on after step {steps - 1}" in done.stdout
@@ -283,12 +297,27 @@ def test_ctrl_c_leaves_an_adapter_and_the_same_command_goes_on(tmp_path: Path) -
         assert traced["gradient"]["step_norm"] == pytest.approx(rows(run)[0]["grad_norm"], rel=1e-4)
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 300.0) -> None:
+def newest_rank() -> psutil.Process:
+    """The learner's process: of those that the fork server of these tests made, the newest that has no engine core."""
+    ranks = [process for process in fork_server().children() if not process.children()]
+    return max(ranks, key=lambda process: process.create_time())
+
+
+def num_scored(run: Path, *, version: int) -> int:
+    """Completions of an adapter that the audit log holds."""
+    with closing(sqlite3.connect(f"file:{run / AUDIT_FILE}?mode=ro", uri=True)) as log:
+        asked = log.execute("SELECT num_items FROM audit_records WHERE policy_version = ?", (version,))
+        return sum(number for (number,) in asked)
+
+
+def wait_until(
+    condition: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 300.0, poll_s: float = 0.2
+) -> None:
     def is_met() -> bool:
         assert process.poll() is None, process.communicate()[0]
         return condition()
 
-    until(is_met, timeout_s, poll_s=0.2)
+    until(is_met, timeout_s, poll_s=poll_s)
 
 
 async def test_names_and_metrics_in_the_dashboard() -> None:

@@ -114,12 +114,17 @@ def pid_of(actor: Any) -> int:
     return int(actor.process.pid)
 
 
-def engine_processes() -> list[psutil.Process]:
-    """vLLM's cores, those of the newest engine last."""
+def fork_server() -> psutil.Process:
+    """What these tests' engines and ranks are forked from."""
     server = Path(os.environ[ADDRESS]).parent.name
     family = [p for p in psutil.process_iter(["cmdline"]) if any(server in word for word in p.info["cmdline"] or ())]
     (root,) = [p for p in family if p.ppid() not in {other.pid for other in family}]
-    return [core for host in root.children() for core in host.children()]
+    return root
+
+
+def engine_processes() -> list[psutil.Process]:
+    """vLLM's cores, those of the newest engine last."""
+    return [core for host in fork_server().children() for core in host.children()]
 
 
 async def all_answered(site: Site, fault: Callable[[], None], names: list[str]) -> list[Completion]:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from learner.checkpoint import write_checkpoint
+from learner.checkpoint import checkpoint_steps, write_checkpoint
 from learner.errors import NonFiniteLossError
 from learner.types import UpdateMetrics
 from orchestration.cluster.actors import LearnerActor
@@ -62,6 +62,8 @@ class Rank:
         return UpdateMetrics(step=step)
 
     async def _save_checkpoint(self, folder: str, files: dict[str, bytes]) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
         write_checkpoint(Path(folder), len(self.policy), [("policy", repr(self.policy).encode())], keep=2)
 
     async def _load_checkpoint(self, folder: str) -> int:
@@ -144,10 +146,14 @@ async def test_after_a_checkpoint_only_what_came_later_is_learned_again(crew: Cr
     assert [name for name, _, _ in crew.lives[1][0].asked] == ["load_checkpoint", "update", "update"]
 
 
-async def test_one_that_makes_no_progress_is_started_again(crew: Crew) -> None:
+async def test_one_that_makes_no_progress_is_started_again(crew: Crew, tmp_path: Path) -> None:
     crew.lives[0][1].hangs = True
     assert (await crew.update("a")).step == 1
     assert "the learner's update 1 made no step with work under way for 0.2 s" in crew.notes[0]
+    crew.lives[1][0].hangs = True
+    await crew.learner.save_checkpoint(str(tmp_path), {})
+    assert "the learner's checkpoint of step 1 made no step with work under way for 0.2 s" in crew.notes[2]
+    assert checkpoint_steps(tmp_path) == [1]
 
 
 async def test_a_connection_that_is_gone_is_asked_after(crew: Crew) -> None:
