@@ -122,10 +122,17 @@ def _started(held: Held, errors: IO[str]) -> subprocess.Popen[str]:
             stderr=errors,
             text=True,
             start_new_session=True,  # Ctrl-C is for the run, which ends episodes in order
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PATH": bins},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PATH": bins} | _no_proxies(),
         )
     except OSError as error:
         raise ConfigError(f"data.python={python!r} cannot be started: {error.strerror}") from error
+
+
+def _no_proxies() -> dict[str, str]:
+    """What it asks of the model stays on this machine."""
+    known = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    without = ",".join(filter(None, (known, "127.0.0.1", "localhost")))
+    return {"NO_PROXY": without, "no_proxy": without}
 
 
 def _python(held: Held) -> tuple[str, list[str]]:
