@@ -1,4 +1,4 @@
-"""Environments, ours and other people's, from the task to an update: one real engine, learner and service for all."""
+"""Tasks and environments, ours and other people's, to an update: one real engine, learner and service for all."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ class Rooms:
 async def rooms(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Rooms]:
     config = load_config("guess", ENGINE)
     model_path = Path(resolve_model("tiny", None))
-    served = ServiceSettings(
-        port=0, rewards=("environment", "code", "python", "gsm8k_correctness", "last_number", "reasoning_gym")
-    )
+    names = ("environment", "code", "python", "symbolic", "regex", "repetition", "math")
+    names += ("gsm8k_correctness", "last_number", "reasoning_gym")
+    served = ServiceSettings(port=0, rewards=names)
     log = tmp_path_factory.mktemp("service") / "service.log"
     async with AsyncExitStack() as stack:
         service = stack.enter_context(start_in_subprocess(served, log_path=log))
@@ -174,6 +174,14 @@ async def test_an_environment_of_verifiers_plays_by_itself(rooms: Rooms, monkeyp
     assert cut.done  # its last turn: the environment says what that is worth
     assert cut.reward is not None
     await world.close()
+
+
+@pytest.mark.parametrize("task", ["code", "symbolic"])
+async def test_code_and_expressions_are_learned_from(rooms: Rooms, task: str) -> None:
+    step = await stepped(rooms, "tiny", f"data={task}", "data.num_eval=4", "rollout.max_completion_length=24")
+    assert len(step.members) == 8
+    assert all(member.rewards[0] is not None and member.total is not None for member in step.members)
+    assert "strict" in step.accuracies
 
 
 async def test_a_data_set_of_reasoning_gym_is_named_in_one_word(rooms: Rooms) -> None:

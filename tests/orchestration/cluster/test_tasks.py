@@ -71,16 +71,6 @@ def test_a_task_and_a_reward_of_ones_own_are_trained_on_and_evaluated(tmp_path: 
     assert json.loads(done.stdout)["held_out"]["sides"]["adapter"]["greedy"].keys() >= {"strict"}
 
 
-@pytest.mark.parametrize("task", ["code", "symbolic"])
-def test_code_and_expressions_are_learned_from(task: str, tmp_path: Path) -> None:
-    words = ("rollout.max_completion_length=24", "data.num_eval=4", "rollout.num_generations=4")
-    row, summary = trained(tmp_path / "run", "tiny", f"data={task}", *SMALL, *words)
-    assert row["num_completions"] == 8
-    assert row["num_unscored"] == 0
-    assert row[f"reward_{task}_mean"] is not None
-    assert summary["accuracy"]["strict"]["before"] is not None
-
-
 def test_episodes_of_several_turns_are_learned_from(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ("rollout.num_generations=8", "data.num_eval=4", "learner.learning_rate=1e-3", "rollout.block_size=32")
