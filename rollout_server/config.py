@@ -52,7 +52,7 @@ class RolloutConfig(BaseModel):
     max_model_len: int = Field(2048, ge=16, description="Context: prompt and completion tokens together.")
     max_num_seqs: int = Field(64, ge=1, description="Sequences an engine decodes at once.")
     max_num_batched_tokens: int | None = Field(
-        None, ge=16, description="Tokens of one engine step; vLLM's choice if unset."
+        None, ge=16, description="Tokens of one engine step; unset: on CPUs 256, elsewhere vLLM's choice."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the served base; auto: float32 on CPUs, bfloat16 on GPUs."

@@ -10,7 +10,7 @@ from rollout_server.config import Device, RolloutConfig
 _SUPPORTED_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks vLLM allocates for (`vllm.config.lora.MaxLoRARanks`)."""
 
-_SCHEDULER = "rollout_server.publishing.probes_alone.ProbesAlone"
+_SCHEDULERS = "rollout_server.publishing.probes_alone"
 
 _SMALL_MACHINE_CPUS = 4
 """vLLM keeps one core free for its scheduler process. Up to this many cores that costs more than it gives: on two
@@ -62,7 +62,8 @@ def engine_arguments(model_path: str, config: RolloutConfig, device: Device, see
         arguments["max_num_batched_tokens"] = config.max_num_batched_tokens
     if device == "cpu":
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
-        arguments["scheduler_cls"] = _SCHEDULER
+        short = config.max_num_batched_tokens is None
+        arguments["scheduler_cls"] = f"{_SCHEDULERS}.{'ShortSteps' if short else 'ProbesAlone'}"
     else:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     return arguments

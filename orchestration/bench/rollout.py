@@ -51,9 +51,11 @@ _FIXED = {
     "dashboard": "false",
     "rollout.num_workers": "1",
     "learner.num_ranks": "1",
-    "rollout.max_num_batched_tokens": "2048",  # vLLM's own choice differs between its two ways in
     "rollout.gpu_memory_utilization": "0.4",  # two engines share the GPU
 }
+
+# vLLM's scheduler is its own, and a step of as many tokens as it would give a worker: through `LLM` it takes others.
+_PLAIN: dict[str, Any] = {"max_num_batched_tokens": 2048, "scheduler_cls": None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +115,7 @@ async def _measure(config: RunConfig, progress: Progress, neighbours: int, num_s
             await member.actor.call(RolloutActor.publish, timeout_s=config.rollout.publish_timeout_s)(payload)
         begin("starting plain vLLM")
         plain = await asyncio.to_thread(
-            PlainVllm, str(model_path), config.rollout, placement.device, config.seed * 1000
+            PlainVllm, str(model_path), config.rollout, placement.device, config.seed * 1000, **_PLAIN
         )
         stack.callback(plain.shutdown)
         rounds = [

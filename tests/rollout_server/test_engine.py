@@ -195,7 +195,7 @@ async def test_metrics_are_pushed(served):
 
 
 async def test_what_begins_together_is_the_same_in_whatever_order_it_comes(served):
-    """Bit for bit; the prompts are more than one engine step takes, so that one of them is prefilled in parts."""
+    """Bit for bit; the prompts are more than one engine step takes, so that some are prefilled in parts."""
     sampling = SamplingParams(num_generations=2, max_completion_length=12)
     prompts = [
         Prompt(prompt_id=f"p{i}", token_ids=tuple(5 + (7 * i + 3 * j) % 300 for j in range(240)), seed=1000 * i)
@@ -216,6 +216,10 @@ async def test_what_begins_together_is_the_same_in_whatever_order_it_comes(serve
         }
         return [await groups[i] for i in range(len(prompts))]
 
+    one = SamplingParams(num_generations=1, max_completion_length=1)
+    before = await served.worker.heartbeat()
+    await asyncio.gather(*(served.worker.generate(prompt, one) for prompt in prompts))
+    assert await served.worker.heartbeat() - before >= 12 * 240 // 256
     first = await drawn("first", list(range(12)))
     assert await drawn("second", [*range(7, 12), *range(7)]) == first
     others = await drawn("third", list(range(12)), seed=500_000)

@@ -6,9 +6,12 @@ from rollout_server.config import RolloutConfig
 from rollout_server.engine_settings import engine_arguments, import_environment
 
 
-def test_the_tokens_of_an_engine_step_are_vllms_choice_unless_set() -> None:
-    assert "max_num_batched_tokens" not in engine_arguments("model", RolloutConfig(), "cpu", seed=0)
+def test_the_tokens_of_an_engine_step_are_few_on_cpus_unless_set() -> None:
     bounded = RolloutConfig(max_num_batched_tokens=512)
+    assert "max_num_batched_tokens" not in engine_arguments("model", RolloutConfig(), "cpu", seed=0)
+    for config, scheduler in ((RolloutConfig(), "ShortSteps"), (bounded, "ProbesAlone")):
+        assert engine_arguments("model", config, "cpu", seed=0)["scheduler_cls"].endswith(f".{scheduler}")
+        assert "scheduler_cls" not in engine_arguments("model", config, "cuda", seed=0)
     assert engine_arguments("model", bounded, "cuda", seed=0)["max_num_batched_tokens"] == 512
 
 
