@@ -22,7 +22,8 @@ class TreeShape:
     completion: int
 
     def __str__(self) -> str:
-        return f"{self.header}, {self.num_questions} x {self.question}, {self.num_completions} x {self.completion}"
+        questions = f"{self.num_questions} questions of {self.question}"
+        return f"header of {self.header}, {questions}, {self.num_completions} completions of {self.completion} each"
 
     def prompts(self, *, vocabulary: int) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
         """Each prompt with its completions; neighbours begin differently, so that they share what they are to share."""
