@@ -3,7 +3,7 @@
 (() => {
   const source = document.getElementById("completions");
   if (!source) return;
-  const { runs, rows } = JSON.parse(source.textContent);
+  const { runs, prompts, rows } = JSON.parse(source.textContent);
   const [form, list, PAGE] = [document.getElementById("filter"), document.getElementById("list"), 20];
   const paid = rows.map((row) => row.w).filter((value) => value !== null);
   const [most, least] = [paid.reduce((a, b) => Math.max(a, b), -Infinity), paid.reduce((a, b) => Math.min(a, b), Infinity)];
@@ -52,6 +52,7 @@
     }[form.elements.colour.value];
     document.getElementById("legend").replaceChildren(...(parts ? parts().flatMap((part) => [part, " "]) : []));
   };
+  const beginning = (line) => (line.length > 160 ? `${line.slice(0, 160).replace(/\s\S*$/, "")} …` : line);
   const number = (value) => (value === null || value === undefined ? "no score" : Number(value.toFixed(4)).toString());
 
   // An episode: of each turn what the model said, what it was paid, and what the environment answered.
@@ -85,8 +86,8 @@
         `total ${number(row.w)}`, row.a === null ? "" : `advantage ${number(row.a)}`, `${row.n} tokens`, row.e, `sampled at version ${row.v}`];
       card.append(element("header", parts.filter(Boolean).join(" · ")));
       const prompt = document.createElement("details");
-      prompt.append(element("summary", row.q.trim().split("\n").pop().slice(0, 160) || "prompt"),
-        element("pre", (row.f ? `(${row.f} characters before)\n` : "") + row.q, "prompt"));
+      prompt.append(element("summary", beginning(prompts[row.q].trim().split("\n").pop()) || "prompt"),
+        element("pre", (row.f ? `(${row.f} characters before)\n` : "") + prompts[row.q], "prompt"));
       card.append(prompt, ...(row.g ? played(row) : [coloured(row.t, row)]));
       if (row.d) card.append(element("p", `the episode failed: ${row.d}`, "why"));
       const why = [...Object.entries(row.z || {}), ...Object.entries(row.x || {})];
@@ -100,10 +101,10 @@
 
   const filter = () => {
     const { step, text, paid: earned, category } = Object.fromEntries(new FormData(form));
-    const sought = text.toLowerCase();
+    const [sought, lower] = [text.toLowerCase(), text ? prompts.map((prompt) => prompt.toLowerCase()) : []];
     found = rows.filter((row) =>
       (!step || row.s === Number(step)) &&
-      (!sought || row.t.toLowerCase().includes(sought) || row.q.toLowerCase().includes(sought) || row.p === text || row.i === text) &&
+      (!sought || row.t.toLowerCase().includes(sought) || lower[row.q].includes(sought) || row.p === text || row.i === text) &&
       (!category || row.c === category) &&
       (!earned || (earned === "null" ? row.w === null : row.w !== null && (earned === "most" ? row.w >= most : row.w <= least))));
     start = 0;

@@ -272,7 +272,11 @@ def _browser(runs: Sequence[Run]) -> str:
         return ""
     shown, total = len(rows), sum(run.num_completions for run in runs)
     told = f"The latest {shown:,} of {total:,} completions." if shown < total else f"All {total:,} completions."
-    data = {"runs": [run.name for run in runs], "rows": rows}
+    prompts = {
+        prompt: index for index, prompt in enumerate(dict.fromkeys(row["q"] for row in rows))
+    }  # a group's is one
+    rows = [row | {"q": prompts[row["q"]]} for row in rows]
+    data = {"runs": [run.name for run in runs], "prompts": [*prompts], "rows": rows}
     return (
         f'<p>{told}</p>{_asset("page.form.html")}<script type="application/json" id=completions>{_json(data)}</script>'
     )

@@ -45,7 +45,7 @@ class Page:
 @contextmanager
 def opened(chromium: str, uri: str) -> Iterator[Page]:
     """A page, loaded; the browser ends with the block."""
-    with tempfile.TemporaryDirectory() as profile:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:  # its children may still be writing
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
         command = [chromium, *options, f"--user-data-dir={profile}", uri]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
