@@ -75,7 +75,15 @@ class ProbeHistory:
 
 
 def probe_tolerance(dtype: torch.dtype, setting: float | None) -> float:
-    """The largest difference between served and trained log-probabilities, nats: the setting, or the precision's."""
+    """The largest difference between served and trained log-probabilities that a publish may show.
+
+    Args:
+        dtype: Of the learner's base model.
+        setting: `learner.probe_tolerance`; None or 0: what the precision allows.
+
+    Returns:
+        Nats.
+    """
     return setting or _TOLERANCE[dtype]
 
 
@@ -87,6 +95,13 @@ def probe_tokens(group: ScoredGroup, dtype: torch.dtype) -> tuple[int, ...]:
     fill the engine's whole context, which has to have room for one more token.
 
     Of an episode that has a second turn: its beginning, behind what was given before it and the end of the first.
+
+    Args:
+        group: Of the run's first batch.
+        dtype: Of the learner's base model.
+
+    Returns:
+        At least 2 tokens, or a fixed few where the group has less.
     """
     members = [member.completion for member in group.members]
     first = next((one for one in members if _second_turn(one) is not None), members[0])

@@ -109,14 +109,23 @@ class TrainingEngine:
         return self._engine(*args, **kwargs)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Adds the loss's gradient; `last` ends the step's accumulation. A non-finite loss spoils the gradient on
-        purpose, so that `step` refuses on every rank alike, without a collective of its own."""
+        """Adds the loss's gradient. A non-finite loss spoils the gradient on purpose, so that `step` refuses on every
+        rank alike, without a collective of its own.
+
+        Args:
+            loss: This rank's part, times the number of ranks: gradients are averaged over them.
+            last: Ends the step's accumulation. At ZeRO 2 and 3 every rank has to come to it with as many calls.
+        """
         self._engine.set_gradient_accumulation_boundary(last)
         loss = loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> StepOutcome:
-        """Clips, moves the optimizer and the schedule, drops the gradients. A non-finite gradient moves nothing."""
+        """Clips, moves the optimizer and the schedule, drops the gradients. A non-finite gradient moves nothing.
+
+        Returns:
+            Whether it moved; the gradient's norm over all ranks before clipping; the rate that was used.
+        """
         learning_rate = float(self._schedule.get_last_lr()[0])
         if self._stage == 0:
             grads = [parameter.grad for _, parameter in self._named if parameter.grad is not None]
@@ -132,7 +141,15 @@ class TrainingEngine:
         return StepOutcome(applied=applied, grad_norm=grad_norm if applied else math.nan, learning_rate=learning_rate)
 
     def all_reduce(self, values: list[float], *, op: str = "sum") -> list[float]:
-        """Element-wise `sum`, `max` or `min` of the values over the ranks."""
+        """The values put together over the ranks, element by element, in float64. Every rank must call it.
+
+        Args:
+            values: This rank's, of the same number on each.
+            op: `sum`, `max` or `min`.
+
+        Returns:
+            The same on every rank; with one rank the values as they are.
+        """
         if self._world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=self._device)

@@ -64,7 +64,12 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: LearnerConfig, *, ma
 
 
 def move_to(schedule: LambdaLR, num_steps: int) -> None:
-    """Sets the schedule, and its optimizer's rate, to where it stands after `num_steps` optimizer steps."""
+    """Sets a schedule, and its optimizer's rate, to where it stands after so many steps, without making them.
+
+    Args:
+        schedule: Of any number of parameter groups.
+        num_steps: Optimizer steps, not batches: `num_iterations` of a batch count each.
+    """
     rates = [rate * factor(num_steps) for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
     schedule.last_epoch = num_steps
     schedule._step_count = num_steps + 1

@@ -55,7 +55,15 @@ class LearnerState:
 
 
 def state_files(state: LearnerState, made_with: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """(name, content), made one by one: with trained embeddings they are large."""
+    """A learner's state as files of a checkpoint, made one by one: with trained embeddings they are large.
+
+    Args:
+        state: Where training stands, of all ranks.
+        made_with: What `settings_that_bind` gives, by which a start with other settings is refused.
+
+    Returns:
+        (name, content): one JSON and four safetensors files.
+    """
     from safetensors.torch import save
 
     training = state.training
@@ -139,6 +147,13 @@ def settings_that_bind(model_path: str, config: LearnerConfig) -> dict[str, Any]
     """What the saved tensors mean nothing without: the base model's weights and the adapter's make.
 
     Rates, losses, schedules, dropout, ranks and ZeRO stage may change from one start to the next.
+
+    Args:
+        model_path: Folder of the base model; of its weights the names, sizes, first and last bytes are taken.
+        config: Has rank, scale and targets of the adapter, and the quantization.
+
+    Raises:
+        LearnerError: The folder holds no weights.
     """
     lora = config.lora
     return {

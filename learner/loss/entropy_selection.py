@@ -13,8 +13,14 @@ def step_entropy_threshold(entropies: Tensor, top_entropy_quantile: float) -> fl
     """The entropy that the top `top_entropy_quantile` of the tokens reach: their (1 − top_entropy_quantile) quantile,
     linear between neighbours, as `torch.quantile` has it, which refuses more than 16 million values.
 
-    `entropies`: those of all completion tokens of the step, over all micro-batches and ranks, any shape. Infinite where
-    there are none. Example: entropies 0, 1, 2, 3, 4 and 0.5: threshold 2, and three of the five are kept.
+    Example: entropies 0, 1, 2, 3, 4 and 0.5: threshold 2, and three of the five are kept.
+
+    Args:
+        entropies: Those of all completion tokens of the step, over all micro-batches and ranks, any shape; nats.
+        top_entropy_quantile: The share of them that is kept, above 0.
+
+    Returns:
+        Infinity where there are no tokens.
     """
     values = entropies.flatten().to(torch.promote_types(entropies.dtype, torch.float32))
     if not len(values):

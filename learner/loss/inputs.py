@@ -40,7 +40,15 @@ def loss_inputs(
     sampling_logprobs_BT: Tensor | None,
     entropies_BT: Tensor | None,
 ) -> LossInputs:
-    """The arguments of `policy_loss` of the same names. Raises ValueError for shapes that do not fit."""
+    """The arguments of `policy_loss` of the same names, checked and cleaned.
+
+    Returns:
+        All of shape (B, T) or (B, 1), 0 outside the mask. A sequence whose advantage is NaN leaves the mask. Where no
+        old log-probs are given they are the learner's own, without gradient.
+
+    Raises:
+        ValueError: A shape is not that of `logprobs_BT`, or the advantages are not one a sequence.
+    """
     _check_shapes(
         logprobs_BT,
         advantages_B,

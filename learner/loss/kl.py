@@ -19,8 +19,16 @@ def kl_estimates(logprobs_BT: Tensor, ref_BT: Tensor, *, estimator: KlEstimator,
     it is multiplied by the ratio; k2's is d, on samples of the policy itself the reverse KL's own gradient; k3's is
     1 − exp(−d), the forward KL's.
 
-    `clamp` = c holds d within ±c and then the estimate within ±c. Either way a token beyond it has no gradient. verl
-    bounds k3 alike, d by 20 and the estimate by 10; SkyRL has the second bound only, open-instruct the first (40).
+    Args:
+        logprobs_BT: The learner's, which carry the gradient.
+        ref_BT: The base model's.
+        estimator: One of the three.
+        clamp: c holds d within ±c and then the estimate within ±c. Either way a token beyond it has no gradient. verl
+            bounds k3 alike, d by 20 and the estimate by 10; SkyRL has the second bound only, open-instruct the first
+            (40).
+
+    Returns:
+        Shape (B, T), nats.
     """
     difference_BT = logprobs_BT - ref_BT
     if clamp is not None:

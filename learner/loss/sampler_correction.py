@@ -57,10 +57,18 @@ def sampler_weights(old_BT: Tensor, sampling_BT: Tensor, mask_BT: Tensor, config
 def on_policy_B1(
     logprobs_BT: Tensor, behaviour_BT: Tensor, mask_BT: Tensor, advantages_B1: Tensor, *, threshold: float
 ) -> Tensor:
-    """True where a sequence stays in the policy loss: A ≥ 0, or the mean of (behaviour − lp) over its tokens is at most
-    `threshold` (DeepSeek-V3.2, arXiv 2512.02556). Shape (B, 1).
+    """Which sequences stay in the policy loss: those with A ≥ 0, or of which the mean of (behaviour − lp) over the
+    tokens is at most `threshold` (DeepSeek-V3.2, arXiv 2512.02556).
 
-    `behaviour_BT` are the sampler's log-probs where there are any, else the old ones.
+    Args:
+        logprobs_BT: The learner's now.
+        behaviour_BT: The sampler's where there are any, NaN where it could not say; else the old ones.
+        mask_BT: 1 on completion tokens.
+        advantages_B1: A.
+        threshold: Nats a token.
+
+    Returns:
+        Shape (B, 1), True for those that stay.
     """
     difference_BT = torch.where(behaviour_BT.isnan(), 0.0, behaviour_BT - logprobs_BT) * mask_BT
     mean_B1 = difference_BT.sum(dim=1, keepdim=True) / mask_BT.sum(dim=1, keepdim=True).clamp(min=1)

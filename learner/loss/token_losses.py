@@ -26,8 +26,12 @@ _VESPO_LOG_FLOOR = math.log(1e-8)
 
 
 def importance_ratio(inputs: LossInputs, config: LossConfig) -> Tensor:
-    """r = exp(lp − old), shape (B, T); at the level `sequence` exp of the mean of (lp − old) over a sequence's tokens,
-    shape (B, 1) (GSPO, arXiv 2507.18071)."""
+    """What the policy has moved by since the old log-probs were taken.
+
+    Returns:
+        r = exp(lp − old), shape (B, T); at the level `sequence` exp of the mean of (lp − old) over a sequence's tokens,
+        shape (B, 1) (GSPO, arXiv 2507.18071). It carries the gradient.
+    """
     log_ratio_BT = inputs.logprobs_BT - inputs.old_BT
     if config.importance_sampling_level == "token":
         return torch.exp(log_ratio_BT)
@@ -87,13 +91,20 @@ def vespo_losses(inputs: LossInputs, ratio: Tensor, weights: Tensor | None, conf
 
 @torch.no_grad()
 def vespo_phi(inputs: LossInputs, sampler_weights: Tensor | None, config: LossConfig) -> Tensor:
-    """φ(w) = e^λ·w^k·e^(−λw), which is 1 at w = 1. Shape (B, 1).
+    """φ(w) = e^λ·w^k·e^(−λw), which is 1 at w = 1: VESPO's weight of a sequence (arXiv 2602.10693).
 
-    w is the whole sequence's importance weight: log w = Σ_t (lp − old) + Σ log of the sampler's weights (one a token,
-    or one a sequence), so the sampler correction is in w and does not multiply the loss. (k, λ) are `vespo_k_pos`,
-    `vespo_lambda_pos` where A ≥ 0, else `vespo_k_neg`, `vespo_lambda_neg`. For the exponentials' sake log-ratios of
-    tokens are held within ±20, logs of the sampler's weights and log w within log 1e-8 … 20; a sampler weight of 0
-    (the mask modes) counts as 1e-8.
+    w is the whole sequence's importance weight: log w = Σ_t (lp − old) + Σ log of the sampler's weights, so the sampler
+    correction is in w and does not multiply the loss. (k, λ) are `vespo_k_pos`, `vespo_lambda_pos` where A ≥ 0, else
+    `vespo_k_neg`, `vespo_lambda_neg`. For the exponentials' sake log-ratios of tokens are held within ±20, logs of the
+    sampler's weights and log w within log 1e-8 … 20; a sampler weight of 0 (the mask modes) counts as 1e-8.
+
+    Args:
+        inputs: Log-probs, mask and advantages.
+        sampler_weights: One a token, (B, T), or one a sequence, (B, 1), as `config.sampler_correction` says; None: 1.
+        config: Has k and λ.
+
+    Returns:
+        Shape (B, 1), without gradient; 0 where it is not finite.
     """
     log_ratio_BT = (inputs.logprobs_BT - inputs.old_BT).clamp(-_VESPO_LOG_BOUND, _VESPO_LOG_BOUND)
     log_w_B1 = (log_ratio_BT * inputs.mask_BT).sum(dim=1, keepdim=True)

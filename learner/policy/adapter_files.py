@@ -52,9 +52,15 @@ class AdapterFormat:
         return cls(config=_config(peft_model, base_model), names=names)
 
     def files(self, tensors: Mapping[str, Tensor], *, tied_once: bool = False) -> AdapterFiles:
-        """The files of the adapter whose parameters are these, under the names that the format was made with.
+        """The files of an adapter whose parameters are these, under the names that the format was made with.
 
-        `tied_once`: a tied tensor is stored under the first of its names; else under each, as plain peft wants it.
+        Args:
+            tensors: By the names of parameters that `of` was given.
+            tied_once: A tied tensor is stored under the first of its names, and `tied` says the others; else under
+                each, as plain peft wants it.
+
+        Returns:
+            `ADAPTER_CONFIG` and `ADAPTER_WEIGHTS`; the same tensors give the same bytes.
         """
         first: dict[str, str] = {}
         stored, tied = {}, []
@@ -90,7 +96,15 @@ def _head_of(layout: tuple[tuple[str, torch.dtype, tuple[int, ...]], ...]) -> tu
 
 
 def stored_names(peft_model: Any, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name in a peft folder → name in `peft_model`, of the adapter's parameters."""
+    """How peft's folder calls the adapter's parameters.
+
+    Args:
+        peft_model: The model with its adapter.
+        tensors: Of the adapter, by their names in `peft_model`; of tied ones, one name.
+
+    Returns:
+        Name in a peft folder → name in `peft_model`; several names of a folder may have one of the model.
+    """
     from peft import get_peft_model_state_dict
 
     own = {id(tensor): name for name, tensor in tensors.items()}

@@ -69,9 +69,19 @@ class Policy(nn.Module):
         return self.alone_beyond is not None and num_tokens > self.alone_beyond
 
     def forward(self, inputs: TreeInputs, temperature: float, use_adapter: bool = True) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (R,) of the tree's predictions at `temperature`, and entropies (R,) without gradient.
+        """What the policy gives the tree's predictions.
 
-        With `use_adapter=False` the adapter is switched off: the base model's, the reference of the KL term.
+        Args:
+            inputs: A tree on the policy's device; R predictions.
+            temperature: That logits are divided by.
+            use_adapter: False switches it off: the base model's, the reference of the KL term.
+
+        Returns:
+            Log-probabilities, nats, and entropies without gradient; shape (R,) each.
+
+        Raises:
+            ValueError: The temperature is not above 0, or the inputs were made for another attention than the policy
+                has.
         """
         if temperature <= 0:
             raise ValueError(f"log-probabilities need a temperature above 0, got {temperature}")

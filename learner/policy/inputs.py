@@ -36,7 +36,16 @@ class TreeInputs:
 
 
 def tree_inputs(tree: PrefixTree, device: torch.device, attention: AttentionKind = "auto") -> TreeInputs:
-    """Moves a tree to the device and plans its attention; for `own`, a tree in which nothing is shared."""
+    """Moves a tree to the device and plans its attention.
+
+    Args:
+        tree: Packed sequences; for `own` one in which nothing is shared.
+        device: Where it goes, from pinned memory to a GPU.
+        attention: `own`: each sequence is a row of its own, and the model's kernels see to it.
+
+    Returns:
+        Of B sequences and T predicted tokens of the longest; `mask_BT` is 1 on those.
+    """
     width = max((len(row) for row in tree.rows), default=0) or 1
     row_BT = torch.zeros(len(tree.rows), width, dtype=torch.long)
     mask_BT = torch.zeros(len(tree.rows), width)

@@ -87,7 +87,11 @@ def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device,
 
 
 def base_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on CPUs (bfloat16 is several times slower there) and bfloat16 elsewhere."""
+    """The precision that the base model is held in.
+
+    Returns:
+        `config.dtype`; for `auto` float32 on CPUs (bfloat16 is several times slower there) and bfloat16 elsewhere.
+    """
     if config.dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]

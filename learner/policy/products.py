@@ -10,7 +10,11 @@ _WHOLE = "cuda"
 
 
 def whole_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b; of 16-bit numbers in float32 where the device gives its sums whole, else rounded to their precision."""
+    """a @ b, as exact as the device gives it without more work.
+
+    Returns:
+        Of 16-bit numbers float32 where the device gives its sums whole (a GPU), else rounded to their precision.
+    """
     if a.device.type == _WHOLE and a.dtype.itemsize < 4:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a @ b

@@ -66,8 +66,15 @@ class TokenBudget:
         return self._tokens or DEFAULT_TOKENS_PER_MICROBATCH
 
     def warning(self, longest: int, tokens: int) -> str | None:
-        """What to say of a sequence of `longest` tokens, which goes through alone where it is over the budget; None:
-        nothing, or nothing new."""
+        """What to say of a sequence that is over the budget, and goes through alone.
+
+        Args:
+            longest: Its tokens: the longest of the step.
+            tokens: The budget.
+
+        Returns:
+            A sentence with the memory that it needs; None where there is nothing to say, or nothing new.
+        """
         if longest <= max(tokens, self._longest_said):
             return None
         self._longest_said = longest
@@ -88,7 +95,18 @@ class TokenBudget:
 
 
 def measure(policy: Policy, config: LearnerConfig, device: torch.device, meter: Meter) -> PassMemory:
-    """Runs passes of two sizes, every token of which is predicted; gradients and random numbers are left alone."""
+    """Runs passes of two sizes, every token of which is predicted; gradients and random numbers are left alone.
+
+    Args:
+        policy: Whose passes they are.
+        config: Its attention and checkpointing.
+        device: Where it lies.
+        meter: Runs what it is given, and says how many bytes it took at most.
+
+    Returns:
+        The line through the two; the larger pass has `MEASURED_TOKENS`, or the model's whole context where that is
+        less.
+    """
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     text = policy.model.get_base_model().config.get_text_config()
 

@@ -10,8 +10,12 @@ from torch import Tensor
 
 
 def on_device(values: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, or on CPUs the values themselves. To a GPU from pinned memory: a copy from any other waits
-    until the GPU has done what was asked before."""
+    """Values on a device, without waiting for it.
+
+    Returns:
+        A copy, or on CPUs the values themselves. To a GPU from pinned memory: a copy from any other waits until the GPU
+        has done what was asked before.
+    """
     tensor = values if isinstance(values, Tensor) else torch.from_numpy(values)
     if device.type != "cuda":
         return tensor.to(device)

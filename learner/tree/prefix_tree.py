@@ -102,9 +102,15 @@ class PrefixTree:
         return path[::-1]
 
     def sees(self, queries: IntArray, keys: IntArray, *, window: int | None = None) -> NDArray[np.bool_]:
-        """Which keys are ancestors of (or equal to) which queries; shape (queries, keys).
+        """Which tokens attend to which.
 
-        With `window` only those less than so many positions back: a sliding window follows the path, not the packing.
+        Args:
+            queries: Packed indices.
+            keys: Packed indices.
+            window: Only ancestors less than so many positions back: a sliding window follows the path, not the packing.
+
+        Returns:
+            Shape (queries, keys): True where the key is an ancestor of the query, or the query itself.
         """
         q, k = queries[:, None], keys[None, :]
         sees = (k <= q) & (q < self.exit_N[keys][None, :])
