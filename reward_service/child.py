@@ -29,7 +29,11 @@ class RunningService:
         self.log_path = log_path
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """Asks it to end what it has accepted, and kills it if it has not ended after `timeout_s`."""
+        """Asks it to end what it has accepted. Safe to call twice.
+
+        Args:
+            timeout_s: After so long it is killed.
+        """
         if self.process.poll() is not None:
             return
         self.process.terminate()

@@ -224,10 +224,15 @@ class KeyRing:
         return f"KeyRing({str(self._path)!r}, {len(self._keys)} keys)"
 
     def check(self, authorization: str | None, x_api_key: str | None = None) -> Caller:
-        """Who sent these headers: `Authorization: Bearer KEY`, `X-API-Key: KEY`, or Basic with the key as password.
+        """Who sent these headers; the key file is read again where it has changed.
 
-        Raises UnauthorizedError, with the same words for an unknown, a wrong, a revoked and an expired key, and
-        KeysUnavailableError if the file cannot be read.
+        Args:
+            authorization: `Bearer KEY`, or Basic with the key as password; None: was not sent.
+            x_api_key: The key itself, which goes before; None: was not sent.
+
+        Raises:
+            UnauthorizedError: With the same words for an unknown, a wrong, a revoked and an expired key.
+            KeysUnavailableError: The file cannot be read now.
         """
         if self._clock() >= self._look_again_at:
             self._refresh()
@@ -269,9 +274,15 @@ class KeyRing:
 
 
 def presented_key(authorization: str | None, x_api_key: str | None) -> str | None:
-    """The key that the headers carry, unchecked; None if there is none.
+    """The key that the headers carry, unchecked.
 
-    Basic: the password, or the user name where the password is empty, as in `http://KEY@host`.
+    Args:
+        authorization: Bearer, or Basic: the password, or the user name where the password is empty, as in
+            `http://KEY@host`.
+        x_api_key: Goes before it.
+
+    Returns:
+        None where there is none.
     """
     if x_api_key is not None:
         return x_api_key.strip()[:_MAX_HEADER_CHARS]
@@ -289,7 +300,15 @@ def presented_key(authorization: str | None, x_api_key: str | None) -> str | Non
 
 
 def binding_refusal(host: str, *, has_keys: bool) -> str | None:
-    """Why the service may not listen on `host`, None if it may: without keys it is loopback only."""
+    """Why the service may not listen on an address: without keys it is loopback only.
+
+    Args:
+        host: An IP address, or `localhost`.
+        has_keys: Whether callers need a key.
+
+    Returns:
+        One sentence with the remedy; None: it may.
+    """
     if has_keys or host == "localhost":
         return None
     try:

@@ -172,7 +172,15 @@ class ServiceSettings(_Settings):
         return self
 
     def deadline_of(self, name: str, own_s: float | None) -> float:
-        """Seconds that the reward `name`, which asks for `own_s` itself, has for one item."""
+        """How long a reward may take.
+
+        Args:
+            name: The reward's.
+            own_s: What it asks for itself; None: nothing.
+
+        Returns:
+            Seconds for one item: of `deadlines_s`, else its own, else `deadline_s`.
+        """
         return self.deadlines_s.get(name, own_s if own_s is not None else self.deadline_s)
 
 

@@ -94,5 +94,13 @@ class Balancer:
 
 
 def prefix_key(token_ids: Sequence[int], *, num_tokens: int = 128) -> int:
-    """A number for the first tokens of a prompt; `num_tokens` is vLLM's cache block on CPUs, the largest there is."""
+    """A number for the beginning of a prompt: groups of the same one go where it is cached, if that costs no wait.
+
+    Args:
+        token_ids: The prompt's.
+        num_tokens: How many of them count; vLLM's cache block on CPUs, the largest there is.
+
+    Returns:
+        Equal for equal beginnings, within one process.
+    """
     return hash(tuple(token_ids[:num_tokens]))

@@ -91,16 +91,39 @@ class RolloutConfig(BaseModel):
         return self.min_workers is not None or self.max_workers is not None
 
     def workers_within(self, num_workers: int) -> int:
-        """As many as so, no fewer and no more than the settings allow."""
+        """The nearest number of workers that the settings allow.
+
+        Args:
+            num_workers: As many as there is room for.
+
+        Returns:
+            At least `min_workers` (or 1) and at most `max_workers`, where they are set.
+        """
         return min(max(num_workers, self.min_workers or 1), self.max_workers or num_workers)
 
     def generation_limit_s(self, num_sequences: int) -> float:
-        """Within which an engine that is given so many sequences has ended all of them: they take its places in order,
-        and each ends within `generate_timeout_s`. So the longest wait for a place is bounded, too."""
+        """Within which an engine has ended all that it was given: sequences take its places in order, and each ends
+        within `generate_timeout_s`. So the longest wait for a place is bounded, too.
+
+        Args:
+            num_sequences: Given at once; an engine has `max_num_seqs` places.
+
+        Returns:
+            Seconds.
+        """
         return self.generate_timeout_s * math.ceil(num_sequences / self.max_num_seqs)
 
     def check_run(self, *, max_steps: int, placement: str) -> None:
-        """Raises ValueError when these settings do not fit a run of so many steps, and how it divides its GPUs."""
+        """Looks at what these settings have to do with others.
+
+        Args:
+            max_steps: Updates of the run; 0: it only samples, and any part of the distribution will do.
+            placement: How the run divides its GPUs.
+
+        Raises:
+            ValueError: The numbers of workers do not go together or with the placement, or a learner would be given
+                samples of a part of the distribution.
+        """
         self._check_workers(placement)
         if max_steps:
             self._refuse_cut_distribution()

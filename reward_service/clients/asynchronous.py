@@ -174,7 +174,14 @@ class RewardClient:
         raise kind(f"reward service {self._shown_url}: no usable answer in {tried}; the last: {last}")
 
     async def health(self, timeout_s: float) -> None:
-        """Waits until the service says it is ready; RewardServiceUnavailable if it does not within `timeout_s`."""
+        """Waits until the service says it is ready, however often it has to be asked.
+
+        Args:
+            timeout_s: In all.
+
+        Raises:
+            RewardServiceUnavailable: It was not ready by then; the message has the last answer.
+        """
         last = "no answer"
         try:
             async with asyncio.timeout(timeout_s):

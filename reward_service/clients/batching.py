@@ -38,7 +38,15 @@ class Batcher:
         self._sending: set[asyncio.Task[None]] = set()
 
     async def score(self, call: ScoreCall) -> list[ItemResult]:
-        """The results of this call's items."""
+        """Scores a call's items in a request together with others of the same head that come within the window. A call
+        that fills a request alone is sent at once.
+
+        Returns:
+            The results of this call's items, in their order.
+
+        Raises:
+            Whatever `send` raises for the request, or for this call alone where the request was refused.
+        """
         if len(call.items) >= self._max_items:
             return await self._send(call)
         loop = asyncio.get_running_loop()

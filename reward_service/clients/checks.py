@@ -48,7 +48,15 @@ def ask_for_rewards(settings: ClientSettings) -> Rewards | None:
 
 
 def check_names(rewards: Rewards, specs: Sequence[RewardSpec]) -> None:
-    """ValueError for a reward that is not served."""
+    """Looks whether all rewards are served.
+
+    Args:
+        rewards: What the service has, by name.
+        specs: What is asked of it.
+
+    Raises:
+        ValueError: The first that is not, with the names of those that are.
+    """
     for spec in specs:
         if spec.name not in rewards:
             raise ValueError(f"there is no reward {spec.name!r}; the service has {', '.join(sorted(rewards))}")

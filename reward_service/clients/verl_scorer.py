@@ -194,7 +194,22 @@ def make_compute_score(url: str, **settings: Any) -> VerlScorer:
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Any, extra_info: Mapping[str, Any] | None = None, **settings: Any
 ) -> dict[str, float]:
-    """For the managers that ask for one at a time."""
+    """verl's interface, for the managers that ask for one completion at a time; blocks.
+
+    Args:
+        data_source: Names the data set, by which rewards are chosen.
+        solution_str: The completion.
+        ground_truth: The reference answer.
+        extra_info: What else the data set has of the problem.
+        settings: Fields of `VerlSettings` (verl's `reward_kwargs`); what is missing comes from the environment.
+
+    Returns:
+        `score`, the weighted total, and each reward's score by name.
+
+    Raises:
+        UnscorableError: It has no score, and the setting `unscorable` names no number for that.
+        ValueError: A setting is missing or unknown, or the data source has no rewards.
+    """
     return _scorer(settings)(data_source, solution_str, ground_truth, extra_info)
 
 
@@ -217,7 +232,15 @@ async def compute_score_async(
 
 
 def read_settings(settings: Mapping[str, Any], environment: Mapping[str, str]) -> VerlSettings:
-    """`settings`, then what the environment says. ValueError names what is missing or does not fit."""
+    """The client's settings from both places where they may stand.
+
+    Args:
+        settings: From verl's configuration; these hold.
+        environment: Variables of the names of the settings, in capitals behind a prefix; `rewards` as JSON.
+
+    Raises:
+        ValueError: Names what is missing, unknown, or does not fit.
+    """
     values: dict[str, Any] = {}
     for name in VerlSettings.__struct_fields__:
         variable = _VARIABLE_PREFIX + name.upper()

@@ -41,7 +41,18 @@ def make_call(
     policy_version: int | None,
     deadline: float,
 ) -> ScoreCall:
-    """Encodes a request; ValueError if something in it is not for JSON."""
+    """Encodes a request. NumPy's scalars and arrays, and tensors, become numbers and lists.
+
+    Args:
+        items: To be scored.
+        rewards: By which each of them is scored.
+        run_id: For the audit log, as is the next.
+        policy_version: That sampled the completions.
+        deadline: On the event loop's clock, seconds; of several calls in one request the earliest holds.
+
+    Raises:
+        ValueError: Something in it is not for JSON.
+    """
     head = {"rewards": list(rewards), "run_id": run_id, "policy_version": policy_version}
     return ScoreCall(
         items=tuple(items),
@@ -85,7 +96,19 @@ _encode = msgspec.json.Encoder(enc_hook=_plain).encode
 
 
 def decode_response(body: bytes, items: Sequence[RewardItem], rewards: Sequence[RewardSpec]) -> list[ItemResult]:
-    """One result an item, in the items' order. BadAnswerError says what is wrong with anything else."""
+    """Reads an answer and compares it with what was asked.
+
+    Args:
+        body: Of the answer.
+        items: Those asked about.
+        rewards: By which.
+
+    Returns:
+        One result an item, in the items' order.
+
+    Raises:
+        BadAnswerError: It is no JSON, has another number of results, other items or rewards, or a score that is none.
+    """
     try:
         answer = msgspec.json.decode(body)
     except (ValueError, RecursionError) as error:

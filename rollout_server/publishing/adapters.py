@@ -112,9 +112,15 @@ class AdapterStore:
 
 
 def remove_leftovers(root: Path) -> list[str]:
-    """Delete the folders of runs of which no process on this node is left; returns their names.
+    """Delete the folders of runs of which no process on this node is left.
 
-    A folder without a lock file beside it is not one of ours, whatever its name, and stays.
+    A folder without a lock file beside it is not one of ours, whatever its name, and stays; so does another user's.
+
+    Args:
+        root: Where runs have their folders, as `adapter_dir` or /dev/shm.
+
+    Returns:
+        The names of those deleted.
     """
     removed = []
     for lock_path in sorted(root.glob(f"{_PREFIX}*.lock")):
@@ -158,13 +164,21 @@ class AdapterTable:
         return None if number == 0 else self._versions[number]
 
     def add(self, version: AdapterVersion) -> None:
-        """Take a version in, without serving it yet."""
+        """Take a version in, without serving it yet.
+
+        Raises:
+            ValueError: It is live already, or has the number 0, the base model's.
+        """
         if version.number < 1 or version.number in self._versions:
             raise ValueError(f"adapter version {version.number} cannot be added to live versions {list(self.live)}")
         self._versions[version.number] = version
 
     def make_current(self, number: int) -> None:
-        """Give this version to new requests."""
+        """Give this version to new requests; those under way keep theirs.
+
+        Raises:
+            ValueError: It is not live.
+        """
         if number not in self._versions:
             raise ValueError(f"adapter version {number} is not among the live ones {list(self.live)}")
         self._current = number

@@ -45,7 +45,15 @@ class Gap:
 
 
 def gap(first: Sequence[float], second: Sequence[float]) -> Gap:
-    """Between two sequences of log-probabilities of the same predictions."""
+    """How far two engines are apart on the same predictions.
+
+    Args:
+        first: Log-probabilities, nats.
+        second: Of as many predictions, in the same order.
+
+    Returns:
+        Infinite where a difference is not finite.
+    """
     differences = [a - b for a, b in zip(first, second, strict=True)]
     if not all(map(math.isfinite, differences)):
         return Gap(math.inf, math.inf)
@@ -115,7 +123,16 @@ def check_agreement(
 
 def is_clearly_fresh(served: Sequence[float], served_before: Sequence[float], probe: AdapterProbe) -> bool:
     """Whether the engine has moved to where the update points, by more than what engine and learner, or two batches of
-    the engine's, disagree by. If not, nothing is said."""
+    the engine's, disagree by: |d_served − d_trained| ≤ |d_served|, d the change since the version before.
+
+    Args:
+        served: Log-probabilities of the probe's predictions under the new version.
+        served_before: The same under the version before.
+        probe: The learner's of both.
+
+    Returns:
+        False says nothing: the update may be too small to be seen.
+    """
     previous = probe.previous_training_logprobs
     if previous is None or math.dist(probe.training_logprobs, previous) <= _CLEAR * math.dist(served_before, previous):
         return False
