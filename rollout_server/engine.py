@@ -173,15 +173,11 @@ class VllmEngine:
         vLLM's prefix cache. They go before completions that wait for a place.
 
         Args:
-            token_ids: At least 2, fewer than `max_model_len`.
+            token_ids: Fewer than `max_model_len`, else ValueError.
             versions: Adapters to take them under, in one engine step where there is room; None: the base.
 
         Returns:
-            For each version log p(token_ids[i+1] | token_ids[:i+1]) at temperature 1, natural log: one less than
-            tokens.
-
-        Raises:
-            ValueError: They do not fit the context.
+            Of each log p(token_ids[i+1] | token_ids[:i+1]) at temperature 1, natural log: one less than tokens.
         """
         if len(token_ids) >= self.config.max_model_len:
             raise ValueError(
@@ -241,11 +237,8 @@ class VllmEngine:
             looking.cancel()
 
     async def same_adapters(self, first: AdapterVersion, second: AdapterVersion | None) -> bool:
-        """Whether two loaded adapters are one and the same in the engine's memory, on all of its ranks.
-
-        Args:
-            first: A loaded version.
-            second: Another; None: whether the first changes nothing of the base.
+        """Whether two loaded adapters are one and the same in the engine's memory; for None, whether the first changes
+        nothing of the base.
         """
         numbers = first.number, None if second is None else second.number
         with self._naming_death():

@@ -74,9 +74,13 @@ class Curriculum:
         return CurriculumState(drawn=dict(self._drawn), positions=positions, rates=dict(self._rates))
 
     def observe(self, problem_id: str, pass_rate: float) -> None:
-        """The share of right completions in a group of a problem; kept only where an option asks for it.
+        """Takes in how often a group's problem was answered right; kept only where an option asks for it.
 
         Example: rates 1, 0 and 1 give 1, then 0.5, then 0.75.
+
+        Args:
+            problem_id: Of a training problem.
+            pass_rate: The share of right completions, 0 to 1.
         """
         if not self._measures:
             return

@@ -28,10 +28,13 @@ class NearDuplicate:
 
 
 def similarity(first: str, second: str) -> float:
-    """Share of the three-word sequences of either that both have (Jaccard), case and numbers aside: 1 for the same
-    story with other numbers.
+    """How alike two texts are: the share of the three-word sequences of either that both have (Jaccard), case and
+    numbers aside.
 
     Example: "Ann has 3 red pens." and "Ann has 4 red hats." share `ann has #` and `has # red` of four in all: 0.5.
+
+    Returns:
+        0 to 1; 1 for the same story with other numbers.
     """
     return _jaccard(_shingles(first), _shingles(second))
 
@@ -39,9 +42,17 @@ def similarity(first: str, second: str) -> float:
 def near_duplicates(
     firsts: Sequence[Problem], seconds: Sequence[Problem], *, at_least: float = 0.7
 ) -> list[NearDuplicate]:
-    """Pairs of one question of each list that are at least so alike, the most alike first.
+    """Pairs of questions that are much alike, one of each list.
 
     Pairs that share nothing but very common three-word sequences are not compared.
+
+    Args:
+        firsts: Problems.
+        seconds: Problems.
+        at_least: Their `similarity`.
+
+    Returns:
+        The most alike first.
     """
     shingles = [_shingles(problem.text) for problem in seconds]
     places: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)

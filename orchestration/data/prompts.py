@@ -143,7 +143,14 @@ class PromptBuilder:
         return tuple(after) if len(after) == 1 else ()
 
     def build(self, problem: Problem) -> BuiltPrompt | None:
-        """The problem's prompt, or None when it is longer than allowed."""
+        """A problem's prompt, header and examples included.
+
+        Returns:
+            None when it is longer than allowed.
+
+        Raises:
+            DataError: The model's chat template refuses the conversation.
+        """
         if isinstance(problem.question, str) or self._style == "plain":
             text = self._header + self._lead + problem.text.strip() + self._trailer
         else:
@@ -156,7 +163,8 @@ class PromptBuilder:
 
     def messages(self, problem: Problem) -> list[dict[str, str]]:
         """The conversation that a problem's prompt is, instruction and examples included. A question that begins with a
-        system message has that in place of the instruction."""
+        system message has that in place of the instruction.
+        """
         if isinstance(problem.question, str):
             return [*self._messages, {"role": "user", "content": problem.text.strip()}]
         turns = self.as_turns(problem.question)
@@ -332,7 +340,16 @@ class MixedPromptBuilder(PromptBuilder):
 
 
 def plain_prompt(problem: Problem, shots: Sequence[Problem], layout: PromptLayout) -> str:
-    """A problem's whole prompt as plain text."""
+    """A problem's whole prompt as plain text, for models without a chat template.
+
+    Args:
+        problem: The question.
+        shots: Worked examples that stand before it, in their order.
+        layout: The instruction, and the words around question and answer.
+
+    Returns:
+        Text that ends where the answer begins, without a space: that is part of the answer's first token.
+    """
     joint = layout.answer_joint.rstrip(" ")  # a space is part of the answer's first token
     return f"{_plain_header(shots, layout, layout.instruction)} {problem.text.strip()}\n{layout.answer_label}{joint}"
 

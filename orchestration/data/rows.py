@@ -92,7 +92,15 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
 
 
 def cell(row: Row, column: str) -> Any:
-    """A column of a row; `a.b` reaches into an object. Raises KeyError with the column's name."""
+    """A column of a row.
+
+    Args:
+        row: Column → value.
+        column: Its name; `a.b` reaches into an object, unless there is a column of that name.
+
+    Raises:
+        KeyError: There is none; with the column's name.
+    """
     if column in row:
         return row[column]
     value: Any = row

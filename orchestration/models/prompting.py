@@ -12,7 +12,12 @@ from rollout_server.types import SamplingParams
 
 
 def training_sampling(config: RunConfig, builder: PromptBuilder) -> SamplingParams:
-    """How the run's groups are drawn; a completion ends where the settings or the prompt's layout say."""
+    """How the run's groups are drawn.
+
+    Args:
+        config: Has the sampler's settings.
+        builder: Has strings and tokens at which the prompt's layout ends a completion, beside those of the settings.
+    """
     rollout = config.rollout
     return SamplingParams(
         num_generations=rollout.num_generations,

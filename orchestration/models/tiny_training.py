@@ -44,7 +44,14 @@ _LIKELIEST, _OTHER = 0.5, 0.35
 
 
 def make_tiny_model(settings: TinySettings, folder: Path, progress: Progress) -> None:
-    """Write the model and its tokenizer into `folder`. The same settings on the same machine give the same weights."""
+    """Write the tiny model and its tokenizer. The same settings on the same machine give the same weights; torch's
+    random state is left alone.
+
+    Args:
+        settings: Its size, and what its warm start is.
+        folder: Is there, and empty.
+        progress: Told what is done and the share done.
+    """
     progress("training the tiny tokenizer", 0.05)
     tokenizer = _train_tokenizer(settings)
     with torch.random.fork_rng(devices=[]), _one_thread():

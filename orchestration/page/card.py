@@ -58,7 +58,18 @@ def base_model_name(name: str, model_path: Path) -> str:
 
 
 def make_portable(adapter: Path, model_path: Path, config: RunConfig, summary: Mapping[str, Any]) -> None:
-    """Add to an adapter's folder what it needs elsewhere. Raises OSError; the adapter is whole all the same."""
+    """Add to an adapter's folder what it needs elsewhere: tokenizer, card, and a base model's name that means something
+    there.
+
+    Args:
+        adapter: A peft folder.
+        model_path: Of the base model; has the tokenizer.
+        config: The run's.
+        summary: How it ended.
+
+    Raises:
+        OSError: Something cannot be written; the adapter is whole all the same.
+    """
     base = base_model_name(config.model.name, model_path)
     path = adapter / ADAPTER_CONFIG
     settings = json.loads(path.read_bytes()) | {"base_model_name_or_path": base, "revision": config.model.revision}

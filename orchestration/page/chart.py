@@ -68,7 +68,16 @@ def chart(
 
 
 def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, few of them; `whole`: whole numbers between them."""
+    """Round numbers for an axis, few of them.
+
+    Args:
+        low: The smallest value.
+        high: The largest; may be the same.
+        whole: Whole numbers alone, and none outside.
+
+    Returns:
+        In order; but for `whole` from at most `low` to at least `high`.
+    """
     if high - low <= 1e-6 * max(abs(low), abs(high)):  # a constant, but for rounding
         middle, around = (low + high) / 2, max(0.5, abs(high) / 10)
         low, high = (

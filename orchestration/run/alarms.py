@@ -38,7 +38,16 @@ class Alarms:
         self._watch = Watch(flat_steps=config.flat_steps_alarm)
 
     def look(self, batch: Batch, update: UpdateMetrics, row: Mapping[str, Number]) -> int:
-        """At a step that was just made; how many alarms hold."""
+        """Looks at a step that was just made, and tells what there is to tell.
+
+        Args:
+            batch: That was learned from; of many groups the first `MOST_GROUPS`.
+            update: What the learner said of it; its warnings are passed on.
+            row: The step's figures.
+
+        Returns:
+            How many alarms hold.
+        """
         for warning in update.warnings:
             self._reporter.note("warning", warning)
         if self._config.example_every and (update.step - 1) % self._config.example_every == 0:

@@ -87,7 +87,17 @@ class _Admitted:
 
 
 def group_seed(run_seed: int, version: int, number: int, prompt_id: str) -> int:
-    """Of the `number`th group that begins on a version: 62 bits, the same in every start of a run."""
+    """The seed that a group's completions are drawn by, the same in every start of a run.
+
+    Args:
+        run_seed: The run's.
+        version: Of the adapter that the group begins on.
+        number: Of the group among those that begin on it.
+        prompt_id: Of its prompt.
+
+    Returns:
+        62 bits.
+    """
     digest = hashlib.sha256(f"group/{run_seed}/{version}/{number}/{prompt_id}".encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:8], "big") >> 2
 

@@ -83,8 +83,16 @@ def bootstrap_difference(before: Sequence[bool | float], after: Sequence[bool | 
 
 
 def mcnemar_exact(won: int, lost: int) -> float:
-    """Two-sided p of McNemar's exact test: how likely so uneven a split of the problems that changed is if either way
-    were as likely (McNemar 1947; binomial, by `scipy.stats.binomtest`). 1 where none changed."""
+    """How likely so uneven a split of the problems that changed is if either way were as likely (McNemar 1947;
+    binomial, by `scipy.stats.binomtest`).
+
+    Args:
+        won: Problems that were wrong and are right.
+        lost: Problems that were right and are wrong.
+
+    Returns:
+        The two-sided p; 1 where none changed.
+    """
     from scipy import stats
 
     return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0

@@ -69,8 +69,15 @@ def own_modules(config: RunConfig) -> Iterator[str]:
 def reward_item(
     problem: Problem, *, prompt: str, completion: str, item_id: str = "", episode: Mapping[str, Any] | None = None
 ) -> RewardItem:
-    """What the service is sent of a completion: the problem's reference and metadata go as they are, with the
-    `episode` that it was, if it was one."""
+    """What the service is sent of a completion.
+
+    Args:
+        problem: Its reference and metadata go as they are; its id names the group.
+        prompt: Text.
+        completion: Text; of an episode the last turn's.
+        item_id: By which the audit log calls it.
+        episode: What it was (`episode_of`), in the metadata under that name; None: it was none.
+    """
     return RewardItem(
         id=item_id,
         prompt=prompt,

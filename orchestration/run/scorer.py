@@ -51,10 +51,18 @@ class HttpScorer:
     async def score(
         self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
     ) -> Sequence[ScoredCompletion]:
-        """Rewards of each completion; an item that could not be scored has None, never 0, and so has each of an episode
-        that failed, about which nobody is asked.
+        """Asks the service about the completions of one problem. About an episode that failed nobody is asked.
 
-        Raises RewardsUnavailableError when the service does not answer sensibly until the client's deadline.
+        Args:
+            problem: Its reference and metadata go along.
+            prompt_text: As the model saw it.
+            completions: Of the problem's group.
+
+        Returns:
+            One each, in their order; an item that could not be scored has None, never 0, and a reason.
+
+        Raises:
+            RewardsUnavailableError: The service does not answer sensibly until the client's deadline.
         """
         items = [
             reward_item(
@@ -263,7 +271,16 @@ class RandomControlScorer:
 
 
 def make_scorers(config: RunConfig, client: RewardsClient, *, run_id: str) -> tuple[Scorer, dict[str, Scorer]]:
-    """What training learns from, and by name what evaluations are decided by."""
+    """What training learns from, and what evaluations are decided by.
+
+    Args:
+        config: Rewards, verifier, turns' credit, and the control experiment, each of which amends the one before.
+        client: Asks the service.
+        run_id: By which the service's log knows the run.
+
+    Returns:
+        The scorer of training, and the judges by name.
+    """
     scorer: Scorer = _by_part(
         {part: HttpScorer(client, config.rewards_of(part), run_id=run_id) for part in config.parts()}, config
     )
@@ -282,7 +299,16 @@ def _by_part(scorers: dict[str, HttpScorer], config: RunConfig) -> Scorer:
 
 
 def make_judges(config: RunConfig, client: RewardsClient, *, run_id: str) -> dict[str, Scorer]:
-    """What evaluations are decided by, `strict` and `lenient`; each asked apart, as both may be one reward."""
+    """What evaluations are decided by; each is asked apart, as both may be one reward.
+
+    Args:
+        config: Has the judges, of a mixture's tasks each its own.
+        client: Asks the service.
+        run_id: By which the service's log knows the run.
+
+    Returns:
+        By `strict` and `lenient`.
+    """
 
     def judge(name: str) -> Scorer:
         scorers = {part: HttpScorer(client, (config.judges_of(part)[name],), run_id=run_id) for part in config.parts()}

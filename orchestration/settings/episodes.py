@@ -54,7 +54,16 @@ class EpisodeConfig(Section):
         return self.max_concurrent is None or self.max_concurrent >= number
 
     def check_run(self, rewards: Sequence[RewardSpec], learner: LearnerConfig, num_generations: int) -> None:
-        """Raises ValueError where a group has no room, or turns cannot be judged each."""
+        """Looks at what these settings have to do with others.
+
+        Args:
+            rewards: The run's.
+            learner: How it makes advantages.
+            num_generations: Episodes of a group, which begin together.
+
+        Raises:
+            ValueError: A group has no room, or turns cannot be judged each.
+        """
         if not self.takes(num_generations):
             raise ValueError(
                 f"episodes.max_concurrent={self.max_concurrent} has no room for the {num_generations} episodes of a "

@@ -86,8 +86,16 @@ def is_trl(tree: Mapping[str, Any]) -> bool:
 
 
 def take_overrides(overrides: Sequence[str], tree: dict[str, Any], own: Collection[str]) -> list[str]:
-    """Writes those overrides into a TRL file's tree that such a file could hold, and that are no settings here (`own`,
-    by their first level); gives the others."""
+    """Writes into a TRL file's tree those overrides that such a file could hold and that are no settings here.
+
+    Args:
+        overrides: `key=value`.
+        tree: Of the TRL file; is changed.
+        own: First levels of the settings here, which go before TRL's of the same name.
+
+    Returns:
+        The other overrides, in their order.
+    """
     others = []
     for override in overrides:
         key, value = parse_override(override)

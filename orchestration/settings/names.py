@@ -69,7 +69,15 @@ def here_it_is(name: str, keys: list[str]) -> str | None:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean 'learner.loss.beta'?`, or nothing when no known key is like it."""
+    """What a mistaken key may have meant, for the end of a message.
+
+    Args:
+        word: As it was written.
+        known: All dotted keys.
+
+    Returns:
+        `; did you mean 'learner.loss.beta'?`, or nothing when no known key is like it.
+    """
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     if not close:  # the right leaf in the wrong section
         leaf = word.rpartition(".")[2]

@@ -77,7 +77,17 @@ def _scientific(text: str) -> str:
 
 
 def assign(tree: dict[str, Any], dotted: str, value: Any, override: str) -> None:
-    """Write a value at its dotted place; raises ConfigError naming `override` when a value is in the way."""
+    """Write a value at its dotted place; sections on the way are made.
+
+    Args:
+        tree: Is changed.
+        dotted: As `learner.loss.beta`.
+        value: Any that YAML has.
+        override: What the user wrote, for the message.
+
+    Raises:
+        ConfigError: A value is where a section would have to be.
+    """
     try:
         put(tree, dotted, value)
     except ValueError as error:

@@ -34,7 +34,14 @@ class S3Place:
 
 
 def parse(uri: str) -> S3Place:
-    """Raises DataError when it is not s3://BUCKET/KEY."""
+    """A place on S3 from its address.
+
+    Args:
+        uri: `s3://BUCKET/KEY`; the key may be empty.
+
+    Raises:
+        DataError: It is not of that form.
+    """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not uri.startswith(SCHEME) or not bucket:
         raise DataError(f"{uri!r} is no place on S3; write s3://BUCKET/KEY")
@@ -42,9 +49,14 @@ def parse(uri: str) -> S3Place:
 
 
 def local_file(path: str, setting: str) -> Path:
-    """A data file as a path of this machine: as it is, fetched from S3, or the only file of a channel's folder.
+    """A data file as a path of this machine.
 
-    Raises DataError naming the setting.
+    Args:
+        path: A file; a place on S3, which is fetched; or a folder with one file, as SageMaker's channels are.
+        setting: That names it, for messages.
+
+    Raises:
+        DataError: The folder has none or several files, or S3 does not give it.
     """
     if path.startswith(SCHEME):
         return fetch_file(path, setting)

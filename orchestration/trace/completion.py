@@ -21,7 +21,17 @@ _UPDATE = ("loss", "grad_norm", "learning_rate", "num_loss_tokens")
 
 
 def parse_id(text: str) -> tuple[int, int, int]:
-    """(step, group, member) of a `completion_id`. Raises ConfigError."""
+    """A `completion_id` in its parts.
+
+    Args:
+        text: STEP/GROUP/MEMBER, as 12/0/3.
+
+    Returns:
+        (step, group, member); the last two from 0.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
     match = _ID.fullmatch(text)
     if match is None:
         raise ConfigError(

@@ -27,7 +27,11 @@ class TracedRun:
 
     @classmethod
     def open(cls, path: Path) -> TracedRun:
-        """Raises ConfigError where this is no run's folder."""
+        """A run's folder and its trail, which may be none.
+
+        Raises:
+            ConfigError: This is no run's folder.
+        """
         config_of(path)
         return cls(path=path, trail=tuple(read_trail(path)))
 
@@ -52,7 +56,14 @@ class TracedRun:
         return sorted(int(match[1]) for match in matches if match is not None)
 
     def completions(self, step: int) -> list[dict[str, Any]]:
-        """A step's table, a mapping a completion. DataError where it cannot be read."""
+        """A step's table.
+
+        Returns:
+            A mapping a completion, by column.
+
+        Raises:
+            DataError: It cannot be read.
+        """
         from pyarrow import ArrowException, parquet
 
         path = self.table_path(step)
@@ -91,7 +102,11 @@ class Adapters:
     by_version: Mapping[int, str] = field(default_factory=dict)
 
     def of(self, version: int) -> str | None:
-        """Hexadecimal; empty: the base model alone; None: not known."""
+        """The checksum of a version's tensors.
+
+        Returns:
+            Hexadecimal; empty: the base model alone, version 0; None: not known.
+        """
         if version == 0:
             return ""
         return self.by_version.get(version) or None

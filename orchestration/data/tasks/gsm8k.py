@@ -158,7 +158,17 @@ def read_gsm8k_file(path: Path, setting: str, split: str, prefix: str = ANSWER_P
 
 
 def read_gsm8k_hub(split: str, prefix: str = ANSWER_PREFIX, *, setting: str) -> list[Problem]:
-    """All items of one of the hub's two splits, `train` and `test`. Raises ConfigError and DataError."""
+    """All items of one of the hub's two splits.
+
+    Args:
+        split: `train` or `test`.
+        prefix: What stands before the answer in the worked solutions of the examples.
+        setting: That asked for it, for messages.
+
+    Raises:
+        ConfigError: What reads the hub is not installed.
+        DataError: It cannot be read, or an item is not GSM8K's.
+    """
     rows = hub_rows(HUB_DATASET, HUB_SUBSET, split, setting=setting)
     where = f"{HUB_DATASET}, split {split}, row"
     return [_problem(row, f"{where} {number}", f"{split}/{number}", prefix) for number, row in enumerate(rows, 1)]

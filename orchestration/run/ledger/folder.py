@@ -191,7 +191,17 @@ class RunFolder:
         return self.adapter_path
 
     def write_summary(self, summary: Mapping[str, Any]) -> Path:
-        """Write `summary.json`; a `status` other than "finished" leaves the folder open for another start."""
+        """Write `summary.json`.
+
+        Args:
+            summary: A `status` other than "finished" leaves the folder open for another start.
+
+        Returns:
+            Where it lies.
+
+        Raises:
+            RlvrError: It could not be written; an earlier one is whole.
+        """
         path = self.path / SUMMARY_FILE
         with _explained(path):
             atomic_write(path, to_json(summary, indent=2) + b"\n")

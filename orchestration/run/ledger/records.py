@@ -88,7 +88,14 @@ def record_path(run_dir: Path, step: int) -> Path:
 
 
 def write_record(run_dir: Path, record: StepRecord) -> Path:
-    """Write it; an earlier one of the same step is replaced. Raises OSError, and then nothing has changed."""
+    """Write a step's record; an earlier one of the same step is replaced.
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        OSError: It could not be written, and nothing has changed.
+    """
     path = record_path(run_dir, record.step)
     path.parent.mkdir(exist_ok=True)
     content = packed(record)
@@ -97,7 +104,11 @@ def write_record(run_dir: Path, record: StepRecord) -> Path:
 
 
 def read_record(run_dir: Path, step: int) -> StepRecord:
-    """Raises DataError when there is none or it is damaged."""
+    """A step's record, its checksum compared.
+
+    Raises:
+        DataError: There is none, it is damaged, or it is another step's.
+    """
     path = record_path(run_dir, step)
     try:
         content = path.read_bytes()
@@ -138,7 +149,16 @@ def packed(value: object) -> bytes:
 
 
 def unpacked(content: bytes, kind: type[Value]) -> Value:
-    """The reverse of `packed`. Raises OSError or msgspec.MsgspecError where it is something else."""
+    """The reverse of `packed`.
+
+    Args:
+        content: Compressed MessagePack.
+        kind: What it is; a field that an earlier version had not written has its default.
+
+    Raises:
+        OSError: It is not compressed so.
+        msgspec.MsgspecError: It is something else.
+    """
     from pyarrow import BufferReader, CompressedInputStream
 
     with CompressedInputStream(BufferReader(content), _CODEC) as stream:

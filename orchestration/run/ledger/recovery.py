@@ -50,7 +50,16 @@ async def catch_up(
 
 
 def records_of(run_dir: Path, first: int, last: int) -> Iterator[StepRecord]:
-    """The records that there are of these steps, one at a time; damaged ones are passed over."""
+    """The records that there are of some steps, one at a time; damaged ones are passed over.
+
+    Args:
+        run_dir: The run's folder.
+        first: Step.
+        last: Step, included.
+
+    Returns:
+        By step.
+    """
     for step in recorded_steps(run_dir):
         if first <= step <= last:
             with suppress(DataError):

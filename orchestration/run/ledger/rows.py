@@ -79,7 +79,15 @@ class RowsFile:
 
 
 def to_json(value: Mapping[str, Any], indent: int | None = None) -> bytes:
-    """JSON knows no NaN and no infinity: they become null, at any depth."""
+    """JSON that any reader takes: it knows no NaN and no infinity, which become null at any depth.
+
+    Args:
+        value: Names → numbers, texts, lists and mappings.
+        indent: Spaces a level; None: all on one line.
+
+    Returns:
+        UTF-8; what has no form in it is replaced.
+    """
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent).encode("utf-8", "replace")
 
 
