@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 import pytest
 import pytest_asyncio
@@ -15,7 +15,7 @@ from orchestration.cluster.cluster import Cluster
 from orchestration.settings.config import load_config
 from rollout_server.arrays import TokenIds
 from rollout_server.types import Prompt, SamplingParams
-from tests.orchestration.cluster.hosts import Hosts, hosts, refused
+from tests.orchestration.cluster.hosts import Hosts, Node, hosts, refused
 from tests.orchestration.cluster.test_faults import Site
 from tests.waiting import until_async
 
@@ -79,14 +79,17 @@ async def test_an_adapter_goes_to_a_host_once_however_many_workers_it_has(site: 
     assert rank.process is not None
     assert rank.process.node_id not in nodes_of(site)
     assert len(nodes_of(site)) == 1
-    samplers = network.nodes[0]
     await site.step()
+    await assert_each_gets_it_once(site, network.nodes[:1])
+
+
+async def assert_each_gets_it_once(site: Site, samplers: Sequence[Node]) -> None:
     payload = await (await site.learner.export_adapter()).fetch()
-    before, size = samplers.received_bytes(), sum(len(content) for _, content in payload.files)
+    before, size = [host.received_bytes() for host in samplers], sum(len(content) for _, content in payload.files)
     await site.publish()
-    received = samplers.received_bytes() - before
-    print(f"an adapter of {size} bytes: {received} came to a host with two workers")
-    assert size < received < 1.5 * size
+    received = [host.received_bytes() - earlier for host, earlier in zip(samplers, before, strict=True)]
+    print(f"an adapter of {size} bytes: {received} came to the hosts with workers")
+    assert all(size < number < 1.5 * size for number in received)
 
 
 async def test_a_host_is_lost_and_another_joins(site: Site, network: Hosts) -> None:
@@ -108,6 +111,15 @@ async def test_a_host_is_lost_and_another_joins(site: Site, network: Hosts) -> N
     assert {completion.adapter_version for answer in answers for completion in answer} == {site.version}
     await site.step()
     assert added in network.nodes
+
+
+@by_hand
+async def test_four_hosts_three_of_which_sample(site: Site, network: Hosts) -> None:
+    for _ in range(2):
+        await asyncio.to_thread(network.add, resources=["rollout"])
+    await until_async(lambda: len(nodes_of(site)) == 3, 240)
+    await site.step()
+    await assert_each_gets_it_once(site, network.nodes[1:])
 
 
 @by_hand
