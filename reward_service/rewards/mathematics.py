@@ -5,10 +5,10 @@ Answers are LaTeX or one line of plain mathematics, read by `reward_service.text
 conditions, matrices, equations, words. They are compared exactly, with sympy: 1/2 is 0.5, `x = 5` is 5, `\\{1,2\\}` is
 `2, 1`, `(2,\\infty)` is `x > 2`, 72\\% is 72 and 0.72, 30^\\circ is 30; but `1/2006!` is not `1/2004!`, `A and B` not
 `A or B`, `4c` not 4, `5 cm` not `5 m`. A decimal may stand for an exact value that rounds to it, from `float_rounding`
-significant digits on; a decimal in the reference stands for what rounds to it, if it has three digits or more. What
-contradicts itself (`7 \\approx 7.0001`) is wrong. `\\log` without a base is the natural or the decimal logarithm, the
-same throughout answer and reference, as books differ: `\\log 100` is 2 and is `\\ln 100`. Sums, integrals and limits
-are left to Math-Verify.
+significant digits on; a decimal in the reference stands for what rounds to it, if it has three digits or more.
+What contradicts itself (`7 \\approx 7.0001`, `5 + 8 = 12`) is wrong. `\\log` without a base is the natural
+or the decimal logarithm, the same throughout answer and reference, as books differ: `\\log 100` is 2 and is `\\ln 100`.
+Sums, integrals and limits are left to Math-Verify.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`).
 Every one must be right: answers that disagree score 0, whichever comes last. An answer scores 0 unread if it is

@@ -27,6 +27,7 @@ from reward_service.text.latex.settle import (
     is_name,
     same_name,
     settled,
+    with_counter_of,
     without_domain,
 )
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
@@ -38,6 +39,7 @@ def same(gold: Value, answer: Value, digits: int = 6) -> bool:
     """Whether `answer` says what `gold` says."""
     gold, answer = settled(gold), settled(answer)
     gold, answer = without_domain(gold, answer), without_domain(answer, gold)
+    answer = with_counter_of(gold, answer)
     if isinstance(gold, Relation | Chain) or isinstance(answer, Relation | Chain):
         return _same_relations(gold, answer, digits)
     if isinstance(gold, Quantity) and isinstance(answer, Quantity):

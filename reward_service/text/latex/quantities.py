@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Final
 
@@ -15,9 +16,28 @@ _FEW: Final = 3
 def same_quantities(gold: Quantity, answer: Quantity, digits: int) -> bool:
     """Whether two numbers or expressions are the same, units, percent and degree signs included."""
     gold, answer = _with_unit(gold, answer), _with_unit(answer, gold)
+    answer = _with_constant(gold, answer)
     if gold.unit and answer.unit and gold.unit != answer.unit:
         return False
     return any(_same_numbers(one, gold.digits, other, answer.digits, digits) for one, other in _readings(gold, answer))
+
+
+def _with_constant(gold: Quantity, answer: Quantity) -> Quantity:
+    """`x^2 + c` beside `x^2 + C`: of an integral the constant has any name; `3 + 4j` beside what has an i."""
+    import sympy
+
+    constant, imaginary = sympy.Symbol("C", real=True), sympy.Symbol("j", real=True)
+    theirs, ours = gold.expression, answer.expression
+    if theirs.has(sympy.I) and not theirs.free_symbols and ours.free_symbols == {imaginary}:
+        return replace(answer, expression=ours.subs(imaginary, sympy.I))
+    if not (theirs.is_Add and constant in theirs.args and ours.is_Add) or ours.has(constant):
+        return answer
+    for name in ("c", "K", "k", "C_1", "C_0", "c_1"):
+        symbol = sympy.Symbol(name, real=True)
+        rest = ours - symbol
+        if symbol in ours.args and not rest.has(symbol) and not theirs.has(symbol):
+            return replace(answer, expression=rest + constant)
+    return answer
 
 
 def _with_unit(quantity: Quantity, other: Quantity) -> Quantity:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, Final
 
 from reward_service.text.latex.matrices import every_sign
 from reward_service.text.latex.quantities import same_quantities
 from reward_service.text.latex.regions import as_region, variables
-from reward_service.text.latex.units import denies
+from reward_service.text.latex.units import NUMBER_WORDS, denies
 from reward_service.text.latex.values import Chain, Quantity, Region, Relation, Sequence, Value, Words
 
 CONTRADICTION: Final = Words("\0")
@@ -170,6 +171,30 @@ def without_domain(value: Value, other: Value) -> Value:
     return settled(rest[0] if len(rest) == 1 else Sequence("list", tuple(rest), value.connector))
 
 
+def with_counter_of(gold: Value, answer: Value) -> Value:
+    """`\\pi n, n \\in \\mathbb{Z}` beside `\\pi k, k \\in \\mathbb{Z}`: the name of what counts is nobody's choice."""
+    counters = [
+        value.items[-1].left
+        for value in (gold, answer)
+        if isinstance(value, Sequence) and value.items and isinstance(value.items[-1], Relation)
+        if _names_whole_numbers(value.items[-1])
+    ]
+    if len(counters) < 2 or counters[0] == counters[1] or variables(counters[0]) & variables(answer):
+        return answer
+    ours, theirs = (one.expression for one in counters if isinstance(one, Quantity))
+    return _renamed(answer, theirs, ours)
+
+
+def _renamed(value: Value, name: Any, other: Any) -> Value:
+    if isinstance(value, Quantity):
+        return replace(value, expression=value.expression.subs(name, other))
+    if isinstance(value, Sequence):
+        return replace(value, items=tuple(_renamed(item, name, other) for item in value.items))
+    if isinstance(value, Relation):
+        return replace(value, left=_renamed(value.left, name, other), right=_renamed(value.right, name, other))
+    return value
+
+
 def _names_whole_numbers(value: Value) -> bool:
     import sympy
 
@@ -199,22 +224,10 @@ def as_quotient(value: Value) -> Value:
     return value
 
 
-_ONES: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TEENS: Final = (
-    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-)
-_TENS: Final = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_NUMBER_WORDS: Final = {word: number for number, word in enumerate(("zero", *_ONES, *_TEENS))} | {
-    f"{ten} {one}".strip(): 10 * tens + ones
-    for tens, ten in enumerate(_TENS, 2)
-    for ones, one in enumerate(("", *_ONES))
-}
-
-
 def as_number(value: Value) -> Value:
     """`thirty-two` as 32, beside a number."""
     import sympy
 
-    if not isinstance(value, Words) or value.text not in _NUMBER_WORDS:
+    if not isinstance(value, Words) or value.text not in NUMBER_WORDS:
         return value
-    return Quantity(sympy.Integer(_NUMBER_WORDS[value.text]))
+    return Quantity(sympy.Integer(NUMBER_WORDS[value.text]))

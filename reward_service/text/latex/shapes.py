@@ -103,6 +103,17 @@ def both_signs(quantity: Quantity, signs: list[Any]) -> Value:
     return items[0] if len(items) == 1 else Sequence("list", items, ",")
 
 
+def with_greek_unit(expression: Any, unit: str) -> tuple[Any, str]:
+    r"""`6\Omega` and `6\mu\text{m}` as 6 with its unit: the letter is no variable there."""
+    import sympy
+
+    for name, whole in (("Omega", "ohm" if not unit else ""), ("mu", f"µ{unit}" if len(unit) == 1 else "")):
+        symbol = sympy.Symbol(name, real=True)
+        if whole and expression.has(symbol) and (number := expression / symbol).is_number and number != 1:
+            return number, whole
+    return expression, unit
+
+
 def significant_digits(written: list[Token]) -> int | None:
     """How many significant digits a decimal has, alone or times a power of ten; None if there is no decimal, 0 if there
     is one within a term."""

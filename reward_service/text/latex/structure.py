@@ -21,10 +21,11 @@ from reward_service.text.latex.shapes import (
     listed,
     named_region,
     significant_digits,
+    with_greek_unit,
 )
 from reward_service.text.latex.surface import surface
 from reward_service.text.latex.tokens import CURRENCIES, FUNCTIONS, GREEK, RELATIONS, UNITS, WORDS, tokens
-from reward_service.text.latex.units import folded, unit_name
+from reward_service.text.latex.units import NUMBER_WORDS, folded, unit_name
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
 MAX_TOKENS: Final = 600
@@ -72,7 +73,11 @@ def _words(smooth: str) -> Value | None:
     if _CLOCK.fullmatch(smooth):
         clock = re.sub(r"\\text|[ {}.]", "", smooth).lower()
         return Words(clock.removeprefix("0") if re.match(r"0[0-9]:", clock) else clock)
-    if smooth == "DNE" or (_SENTENCE.fullmatch(smooth) and not set(smooth.lower().split()) & _KNOWN_WORDS):
+    if (
+        smooth == "DNE"
+        or folded(smooth) in NUMBER_WORDS
+        or (_SENTENCE.fullmatch(smooth) and not set(smooth.lower().split()) & _KNOWN_WORDS)
+    ):
         return _named_set(folded(smooth))
     return None
 
@@ -329,6 +334,7 @@ class _Structure(Reader):
         if degrees:
             expression = expression * 180 / sympy.pi
         unit = self._unit() or self.currency
+        expression, unit = with_greek_unit(expression, unit)
         if self.kind == ":" and not self.names_set:
             return self._ratio(Quantity(expression))
         quantity = Quantity(expression, significant_digits(written), unit, percent, degrees)

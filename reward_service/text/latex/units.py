@@ -98,3 +98,15 @@ def folded(words: str) -> str:
     """Words in lower case, single blanks, no punctuation at their ends and no article."""
     words = re.sub(r"^(?:the|an?) (?=\w)", "", " ".join(words.lower().replace("-", " ").split()).strip(" .,'\""))
     return {"dne": "does not exist"}.get(words, words)
+
+
+_ONES: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEENS: Final = (
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS: Final = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+NUMBER_WORDS: Final = {word: number for number, word in enumerate(("zero", *_ONES, *_TEENS))} | {
+    f"{ten} {one}".strip(): 10 * tens + ones
+    for tens, ten in enumerate(_TENS, 2)
+    for ones, one in enumerate(("", *_ONES))
+}

@@ -72,7 +72,7 @@ NUMBER_CASES: list[tuple[str, str, float, float, float]] = [
     ("infinity", r"\boxed{\infty}", 0.0, 0.0, 0.0),
     ("1e999", f"{LINE}1e999", 0.0, 0.0, 0.0),
     ("division by zero", r"\boxed{72/0}", 0.0, 0.0, 0.0),
-    ("words", r"\boxed{\text{seventy-two}}", 0.0, 0.0, 0.0),
+    ("words", r"\boxed{\text{seventy-two}}", 1.0, 0.0, 0.0),
     ("the reference echoed", f'{LINE}{{"final_answer": "72"}}', 0.0, 0.0, 0.0),
     # floods
     ("#### flood", "####" * 1000, 0.0, 0.0, 0.0),
