@@ -201,7 +201,7 @@ def _alarms(runs: Sequence[Run]) -> str:
         for name in dict.fromkeys(alarm["name"] for alarm in run.alarms)
     ]
     head = "<tr><th>alarm</th><th>steps at which it was told</th><th>what it says, completions that show it</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>" if rows else ""
+    return f"<table class=alarms>{head}{''.join(rows)}</table>" if rows else ""
 
 
 def _alarm(run: Run, told: Sequence[Mapping[str, Any]]) -> str:
@@ -261,8 +261,13 @@ def _times(runs: Sequence[Run]) -> str:
             f'title="{phase}: {duration(spent)} ({percent(spent / total)})"></span>'
             for index, (phase, spent) in enumerate(seconds.items())
         )
-        told = ", ".join(f"{phase} {percent(spent / total)}" for phase, spent in seconds.items() if spent)
-        rows.append(f"<tr><td>{escape(run.name)}</td><td><div class=bars>{bars}</div>{escape(told)}</td></tr>")
+        told = "".join(
+            f'<span class="c{index}">{phase} {percent(spent / total)}</span>'
+            for index, (phase, spent) in enumerate(seconds.items())
+            if spent
+        )
+        legend = f"<div class=legend>{told}</div>"
+        rows.append(f"<tr><td>{escape(run.name)}</td><td><div class=bars>{bars}</div>{legend}</td></tr>")
     return f"<table>{''.join(rows)}</table>" if rows else ""
 
 
