@@ -90,7 +90,7 @@ class Run:
                 found[row[kind]][row["step"]].append(row[column])
         return {
             name: [(step, sum(values) / len(values)) for step, values in sorted(steps.items())]
-            for name, steps in sorted(found.items())
+            for name, steps in sorted(found.items(), key=lambda item: _in_order(item[0]))
         }
 
 
@@ -142,6 +142,11 @@ def _completions(folder: Path, most: int) -> tuple[list[dict[str, Any]], int]:
     for row in found:
         row["difficulty"] = _difficulty(row.pop("metadata", None))
     return found[max(0, len(found) - most) :], number
+
+
+def _in_order(name: str) -> tuple[float, str]:
+    """Numbers by their size, before words."""
+    return (float(name) if name.replace(".", "", 1).isdecimal() else math.inf), name
 
 
 def _difficulty(metadata: str | None) -> str:

@@ -28,7 +28,14 @@ def pieces_of(run_dir: Path) -> Pieces | None:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception:  # of its own, without a common ancestor: a page without colours is a page
         return None
-    piece = cache(lambda token: str(tokenizer.decode([token])))
+    return pieces_by(tokenizer)
+
+
+def pieces_by(tokenizer: Any) -> Pieces:
+    """As `pieces_of`. Each token is decoded behind another: some tokenizers drop the blank that a text begins with."""
+    anchor = tokenizer.encode("a", add_special_tokens=False).ids[-1:] if tokenizer.decoder else []
+    before = len(tokenizer.decode(anchor))
+    piece = cache(lambda token: str(tokenizer.decode([*anchor, token]))[before:])
     return lambda token_ids: [piece(token) for token in token_ids]
 
 
@@ -54,6 +61,8 @@ def cut(
         `-`: not known; and where any token has a ratio `o`, its logarithm in hundredths, None: none.
     """
     found = pieces(token_ids)
+    if found and found[0][:1] == " " and "".join(found) == f" {text}":
+        found[0] = found[0][1:]
     if "".join(found) != text or len(found) != len(logprobs):
         return {}
     shown = {"l": [len(piece) for piece in found], "k": "".join(map(_tenths, logprobs))}

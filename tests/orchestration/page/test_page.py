@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from learner.types import UNKNOWN, LogRatios, ScoredCompletion, ScoredGroup
@@ -18,7 +18,7 @@ from orchestration.cli import main
 from orchestration.page.chart import Line, chart, label, ticks
 from orchestration.page.data import read_run
 from orchestration.page.page import render
-from orchestration.page.tokens import Pieces, cut
+from orchestration.page.tokens import Pieces, cut, pieces_by
 from orchestration.run.ledger.folder import RunFolder
 from orchestration.settings.config import load_config
 from rollout_server.arrays import TokenIds
@@ -288,6 +288,19 @@ def test_an_episode_is_shown_turn_by_turn(page: Page) -> None:
     assert [title.split(" · ")[0] for title in titles] == ["ratio 1.35", "not learned from", "ratio 1"]
     page.evaluate("{location.hash = ''}")
     assert choose(page, "text", "") == "1 to 20 of 192"
+
+
+def test_tokens_of_a_tokenizer_that_drops_leading_blanks_keep_theirs() -> None:
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "▁", *"abc", "▁b"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("▁", "b")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first", split=False)
+    ids = tokenizer.encode("b a bc").ids
+    pieces = pieces_by(tokenizer)
+    assert pieces(ids) == [" b", " ", "a", " b", "c"]
+    logprobs = [-0.1] * len(ids)
+    assert cut(" b a bc", ids, logprobs, None, pieces)["l"] == [2, 1, 1, 2, 1]
+    assert cut("b a bc", ids, logprobs, None, pieces)["l"] == [1, 1, 1, 2, 1]
 
 
 def test_tokens_that_do_not_make_the_text_are_not_coloured() -> None:
