@@ -103,7 +103,9 @@ _RAISED_DIGITS: Final = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-01
 
 
 def _in_line(text: str) -> str:
-    """Raised digits and fractions of one character, as they are written in a line: `10³` as `10^3`, `1½` as `1 1/2`."""
+    """What is written in another way, as it is in a line: `10³` as `10^3`, `1½` as `1 1/2`, `minus 5` as `-5`."""
+    if "us " in text or "US " in text or "ive " in text or "IVE " in text:
+        text = _NEGATIVE.sub(r"\1-", text)
     if text.isascii():
         return text
     text = _RAISED.sub(lambda match: f"^{match.group().translate(_RAISED_DIGITS)}", text)
@@ -114,7 +116,7 @@ def _in_line(text: str) -> str:
 
 def parse_number(text: str) -> Decimal | None:
     """Reads `text` as one number, as a whole; None if it is not one (see the module's grammar)."""
-    text = _NEGATIVE.sub(r"\1-", _in_line(text.strip(_BLANKS)))
+    text = _in_line(text.strip(_BLANKS))
     if not 0 < len(text) <= MAX_NUMBER_CHARS:
         return None
     if text.isascii() and text.isdigit():  # the usual case
@@ -129,7 +131,7 @@ def last_number(text: str) -> tuple[Decimal | None, str | None]:
     (None, written) if the last one is written like a number but has no value (`1e999`, `1/0`, too many digits).
     Units and percent signs are passed over.
     """
-    text = _NEGATIVE.sub(r"\1-", _in_line(text))
+    text = _in_line(text)
     end = len(text)
     for _ in range(_MAX_EXPONENTS):
         last_digit = max([text.rfind(digit, 0, end) for digit in "0123456789"])
