@@ -53,7 +53,7 @@ class Host:
     """One environment and its episodes."""
 
     def __init__(self, env: vf.Env, seat: str) -> None:
-        self._env, self._seat = env, seat
+        self.env, self._seat = env, seat
         self._left = iter(env.taskset)
         self._tasks: list[vf.Task] = []
         self._playing: dict[str, Playing] = {}
@@ -78,7 +78,7 @@ class Host:
     async def begin(self, request: web.Request) -> web.Response:
         asked = await request.json()
         if (most := asked.get("max_turns")) is not None:
-            seat = agent_config_fields(self._env.config)[self._seat]
+            seat = agent_config_fields(self.env.config)[self._seat]
             seat.max_turns = most if seat.max_turns is None else min(most, seat.max_turns)
         name = str(next(self._numbers))
         playing = self._playing[name] = Playing()
@@ -119,9 +119,9 @@ class Host:
     async def _played(self, name: str, task: vf.Task) -> dict[str, Any]:
         endpoint = f"http://127.0.0.1:{self.port}/episodes/{name}/v1"
         client = vf.EvalClientConfig(base_url=endpoint, api_key_var="RLVR_NO_KEY")
-        (slot,) = self._env.slots(task)
+        (slot,) = self.env.slots(task)
         try:
-            episode = await self._env.run_slot(slot, vf.ModelContext(model="rlvr", client=client))
+            episode = await self.env.run_slot(slot, vf.ModelContext(model="rlvr", client=client))
         except Exception as error:  # environments of many authors
             return {"error": f"{type(error).__name__}: {error}"}
         wrong = [*episode.errors, *(error for trace in episode.traces for error in trace.errors)]
@@ -169,7 +169,7 @@ async def _serve(config: dict[str, Any], tell: Any) -> None:
     app.add_routes(host.routes())
     runner = web.AppRunner(app, shutdown_timeout=1.0)
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(host._env.serving())
+        await stack.enter_async_context(host.env.serving())
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)
