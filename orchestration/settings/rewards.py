@@ -96,6 +96,10 @@ class RewardConfig(Section):
         60.0, gt=0, description="A service of the run's own that is not ready for so long is started again, seconds."
     )
     max_concurrency: int = Field(32, ge=1, description="Calls under way at once.")
+    batch_window_s: float = Field(
+        0.01, ge=0, description="A group waits so long for others to be sent with, seconds; 0: a call for each group."
+    )
+    batch_items: int = Field(64, ge=1, description="Most completions of groups that are sent together.")
     start_timeout_s: float = Field(60.0, gt=0, description="Limit on the start of the run's own service, seconds.")
 
     @model_validator(mode="after")

@@ -245,6 +245,8 @@ async def _ready_client(config: RewardConfig, url: str, api_key: str | None) -> 
             timeout_s=config.timeout_s,
             deadline_s=config.deadline_s,
             max_concurrency=config.max_concurrency,
+            batch_window_s=config.batch_window_s,
+            batch_items=config.batch_items,
             api_key=api_key,
             use_proxy=config.use_proxy,
         )

@@ -247,9 +247,12 @@ class TestTheActor:
 async def test_the_local_service_has_the_runs_rewards_and_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "settings.yaml"
     file.write_text("custom_rewards: [{name: mine, target: 'tests.reward_service.clients.client_rewards:distance'}]")
-    config = RewardConfig(settings_file=file, rewards=(OwnReward(name="mine"),))
+    config = RewardConfig(settings_file=file, rewards=(OwnReward(name="mine"),), batch_window_s=0.2, batch_items=3)
     async with reward_client(RunConfig(reward=config), tmp_path / "logs") as keeper:
         assert await served(keeper.client) == {"mine", "gsm8k_correctness", "last_number"}
+        await asyncio.gather(*(keeper.client.score([ITEM], PAIR[1:]) for _ in range(4)))
+        text = (await keeper.client._http.get(f"{keeper.client._url}/metrics")).text
+        assert 'reward_requests_total{endpoint="/v1/score",status="200"} 2.0' in text, text  # of three, and the fourth
 
 
 async def served(client: RewardClient) -> set[str]:
