@@ -23,8 +23,10 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",  # forking after the tokenizer's threads started warns and may hang
 )
 
-# A shell without job control starts what it puts in the background deaf to Ctrl-C, and children inherit that.
+# A shell without job control starts what it puts in the background deaf to Ctrl-C, nohup what it starts to a terminal
+# that hangs up, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 ROOM = Path(__file__).parent
