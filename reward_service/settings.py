@@ -127,6 +127,12 @@ class ServiceSettings(_Settings):
         30.0, gt=0, description="Time a connection may be idle, or leave an answer unread, seconds."
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body, bytes; beyond it 413.")
+    max_body_keys: int = Field(
+        300_000,
+        ge=1,
+        description="Most keys of objects in a request body, in text of its strings too; beyond it 413. A million are "
+        "a second and a half during which nobody else is served.",
+    )
     max_bodies_bytes: int = Field(
         512 * 2**20, ge=1024, description="Most bytes of all bodies that are being read or scored; beyond it 429."
     )

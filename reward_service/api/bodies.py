@@ -75,6 +75,7 @@ class Bodies:
                 ) from None
             except ClientDisconnect:  # who hangs up in the middle is no error of ours
                 raise ClientGoneError("the client hung up before its body was whole") from None
+            self._admit_keys(body)
             yield bytes(body)
         finally:
             self.held_bytes -= len(body)
@@ -119,6 +120,13 @@ class Bodies:
             raise QueueFullError(
                 f"requests of {self.held_bytes} bytes are being scored, and max_bodies_bytes = {limit_together};"
                 " try again soon"
+            )
+
+    def _admit_keys(self, body: bytearray) -> None:
+        limit = self._settings.max_body_keys
+        if len(body) > min(_SMALL_BYTES, 3 * limit) and (number := body.count(b'":')) > limit:
+            raise BodyTooLargeError(
+                f"the body has {number} keys, more than max_body_keys = {limit}; send fewer items in a request"
             )
 
 

@@ -195,6 +195,12 @@ async def test_errors_name_the_place_and_keep_the_input_to_themselves(client: ht
     ("settings", "items", "status", "limit"),
     [
         ({"max_body_bytes": 1024}, [item("x" * 1024)], 413, "max_body_bytes = 1024"),
+        (
+            {"max_body_keys": 99},
+            [item(metadata=dict.fromkeys(map(str, range(100)), 0))],
+            413,
+            "keys, more than max_body_keys",
+        ),
         ({"max_bodies_bytes": 1024}, [item("x" * 1024)], 429, "max_bodies_bytes = 1024"),
         ({"max_items": 2}, [item()] * 3, 422, "max_items = 2"),
         ({"max_text_chars": 100}, [item(), item("x" * 101)], 422, "max_text_chars = 100"),
