@@ -39,7 +39,8 @@ def where_to_go_on(run_dir: Path, config: RunConfig, problems: str) -> Resumable
     bound = {name: values for name, values in changed.items() if _binds(name) and not (same and _is_path(values))}
     differences = _listed(bound)
     if not same and not any(name.startswith("data.") for name in bound):
-        differences = "; ".join(filter(None, [differences, "its training problems were others"]))
+        others = "its training problems were others, by their files or by the code that makes them"
+        differences = "; ".join(filter(None, [differences, others]))
     if differences:
         raise ConfigError(
             f"run_dir={str(run_dir)!r} was begun otherwise: {differences}. Set it back to go on, or choose another "

@@ -23,11 +23,13 @@ class Clock:
         Time in which the longest-waiting thread of each process waited for a processor does not count, unless the
         test's own processes had it.
         """
+        # First what ran: whoever loses the processor between the two looks would see, the other way round, a test that
+        # has just run, and not the wait before it.
+        ran_s = _ran_s(_others() if os.getpid() == 1 else self._pids)
         waited_s, ready = 0.0, False
         for pid in self._pids:
             longest_s, is_ready = _waited(pid)
             waited_s, ready = waited_s + longest_s, ready or is_ready
-        ran_s = _ran_s(_others() if os.getpid() == 1 else self._pids)
         left_s = self._wall_s - charged_s(wall_s, waited_s, ran_s)
         # a wait is written down when it is over; until then, one that is ready and does not run is waiting
         waiting, self._ran_s = ready and ran_s == self._ran_s, ran_s

@@ -142,8 +142,9 @@ async def test_a_worker_that_sleeps_is_replaced_and_stays_when_it_is_done() -> N
     async with running(num_workers=1) as pool:
         await score(pool, ["x"], "hangs")
         work = asyncio.create_task(score(pool, ["slow", "slow"], "hangs"))
+        await until_async(lambda: pool._stuck)
+        [held_up] = pool._stuck
         await until_async(lambda: pool.num_workers == 2)  # another took its place
-        [held_up] = pool._jobs
         assert [item.scores for item in await work] == [[1.0]] * 2
         await until_async(lambda: pool.num_workers == 1)
         assert pool._workers == {held_up}  # it has done more than the other

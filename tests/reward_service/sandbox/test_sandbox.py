@@ -20,8 +20,7 @@ import pytest
 
 from reward_service.sandbox import probe
 from reward_service.sandbox.bubblewrap import arguments
-from reward_service.sandbox.inside import seccomp
-from reward_service.sandbox.inside.clock import charged_s
+from reward_service.sandbox.inside import clock, seccomp
 from reward_service.sandbox.layout import outermost
 from reward_service.sandbox.probe import resolve
 from reward_service.sandbox.run import SandboxUnavailableError, TestOutcome, _outcomes, run_tests
@@ -431,6 +430,28 @@ def test_time_without_a_processor_is_not_the_tests_fault(backend: Any) -> None:
         os.sched_setaffinity(0, before)
 
 
+def test_a_test_that_runs_between_two_looks_is_not_charged_for_its_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran_s, waited_s = 0.5, 0.0
+
+    def gets_the_processor() -> None:
+        nonlocal ran_s, waited_s
+        ran_s, waited_s = 0.6, 3.0
+
+    def look_at_waits(pid: int) -> tuple[float, bool]:
+        seen = waited_s
+        gets_the_processor()
+        return seen, True
+
+    def look_at_runs(pids: list[int]) -> float:
+        seen = ran_s
+        gets_the_processor()
+        return seen
+
+    monkeypatch.setattr(clock, "_waited", look_at_waits)
+    monkeypatch.setattr(clock, "_ran_s", look_at_runs)
+    assert clock.Clock([1], 2.0).left_s(3.5) > 0
+
+
 @pytest.mark.parametrize(
     ("wall_s", "waited_s", "ran_s", "charged"),
     [
@@ -441,7 +462,7 @@ def test_time_without_a_processor_is_not_the_tests_fault(backend: Any) -> None:
     ],
 )
 def test_only_time_that_was_used_or_slept_counts(wall_s: float, waited_s: float, ran_s: float, charged: float) -> None:
-    assert charged_s(wall_s, waited_s, ran_s) == charged
+    assert clock.charged_s(wall_s, waited_s, ran_s) == charged
 
 
 def test_memory_of_many_processes_counts_together(backend: Any) -> None:
