@@ -274,8 +274,10 @@ class WorkerPool:
         self._trim()
 
     def _trim(self) -> None:
-        """Lets workers go that are too many: those that have done least, as the others are warm."""
-        while self._idle and self._num_active() > self._settings.num_workers:
+        """Lets workers go that are too many: those that have done least, as the others are warm. One that is not ready
+        yet does not push out a warm one: it goes itself once it is."""
+        starting = sum(not worker.was_ready for worker in self._workers)
+        while self._idle and self._num_active() - starting > self._settings.num_workers:
             worker = min(self._idle, key=lambda one: one.num_items)
             self._idle.remove(worker)
             self._let_go(worker)
