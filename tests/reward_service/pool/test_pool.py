@@ -17,6 +17,7 @@ import pytest
 from reward_service.errors import QueueFullError, ShuttingDownError
 from reward_service.pool.messages import ScoredItem
 from reward_service.pool.pool import WorkerPool
+from reward_service.pool.process import WorkerProcess
 from reward_service.pool.request import Chunk, PoolRequest, Verdict
 from reward_service.registry import BUILTIN_REWARDS
 from reward_service.schemas import ScoreItem
@@ -158,6 +159,18 @@ async def test_a_worker_that_became_warm_stays() -> None:
         pids = [msgspec.json.decode(one.result)["rewards"]["cold"]["details"]["pid"] for one in answers]
         assert len(set(pids)) == 1
         assert pool.statistics.restarts == {}
+
+
+async def test_a_warm_worker_is_not_let_go_for_one_that_is_not_ready_yet() -> None:
+    async with running(num_workers=1) as pool:
+        is_ready, late = pool._on_ready, list[WorkerProcess]()
+        pool._on_ready = late.append  # type: ignore[method-assign]
+        [warm] = pool._workers
+        await score(pool, ["7"], "cold", deadline_s=30.0)
+        await until_async(lambda: late)
+        assert pool._idle == [warm]
+        is_ready(late[0])
+        await until_async(lambda: pool._workers == {warm})
 
 
 async def test_workers_are_forked_warm() -> None:
