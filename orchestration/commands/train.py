@@ -225,12 +225,7 @@ async def _start_rooms(
         service = stack.enter_async_context(cluster.reward_client(folder.path / "logs"))
         client = await _timed(start, "reward_service", service)
     scorer, judges = make_scorers(config, client, run_id=folder.path.name)
-    if config.learner.lora.modules_to_save:
-        reporter.note(
-            "info",
-            f"modules_to_save={', '.join(config.learner.lora.modules_to_save)}: what is trained whole cannot be served "
-            f"in several versions, so every publish waits until generation has drained",
-        )
+    _tell_of_whole_modules(config, reporter)
     if config.ray_address is None:  # the workers would do it in silence; on other nodes they have to
         progress = _progress_to(reporter)
         await asyncio.to_thread(served_model, model_path, config, device=placement.device, progress=progress)
@@ -260,6 +255,15 @@ async def _start_rooms(
         sampling=training_sampling(config, builder),
         start=start,
     )
+
+
+def _tell_of_whole_modules(config: RunConfig, reporter: TrackingReporter) -> None:
+    if whole := ", ".join(config.learner.lora.modules_to_save or ()):
+        reporter.note(
+            "info",
+            f"modules_to_save={whole}: what is trained whole cannot be served in several versions, so every publish "
+            f"waits until generation has drained",
+        )
 
 
 async def _timed(start: StartClock, phase: str, work: Awaitable[Result]) -> Result:
