@@ -88,3 +88,10 @@ def _signal_handlers_kept() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():  # no other may
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+def take_back_sigterm() -> None:
+    """The same where another thread has started Ray, which may not: by the main thread, after it. Until then Ray's
+    handler lies below Python's, prints a stack and aborts the process."""
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    signal.siginterrupt(signal.SIGTERM, False)

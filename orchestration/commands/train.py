@@ -201,6 +201,7 @@ async def _start_rooms(
     held_out: tuple[BuiltPrompt, ...],
 ) -> Rooms:
     from orchestration.cluster.cluster import Cluster  # loads ray, a second or two: not before the cheap checks
+    from orchestration.cluster.joining import take_back_sigterm
     from orchestration.cluster.showing.board import Board
 
     if config.monitor:
@@ -218,7 +219,7 @@ async def _start_rooms(
         )
         client = await _timed(start, "reward_service", service)
     placement = await connecting
-    _take_back_sigterm()
+    take_back_sigterm()
     reporter.start(config, f"{placement.mode}: {cluster.describe()}")
     if in_cluster:
         reporter.phase("starting", "the reward service")
@@ -306,12 +307,6 @@ def signals_set(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
-
-
-def _take_back_sigterm() -> None:
-    """Ray's start has put its own handler below Python's, one that prints a stack and aborts the process."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    signal.siginterrupt(signal.SIGTERM, False)
 
 
 def _leave_terminal() -> None:
