@@ -104,6 +104,11 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _one_service(self) -> RewardConfig:
+        if self.batch_window_s >= self.deadline_s:
+            raise ValueError(
+                f"reward.batch_window_s={self.batch_window_s:g} must be below reward.deadline_s={self.deadline_s:g}, "
+                f"within which a group is to be scored"
+            )
         if self.api_key is not None and self.api_key_file is not None:
             raise ValueError("reward.api_key and reward.api_key_file are two ways to say one thing: leave one out")
         if self.url is None:

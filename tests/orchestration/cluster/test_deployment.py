@@ -54,6 +54,7 @@ class TestSettings:
         ("words", "message"),
         [
             (["reward.deployment=pod"], "'pod'"),
+            (["reward.batch_window_s=120"], "reward.batch_window_s=120 must be below reward.deadline_s=120"),
             (["reward.deployment=local", "reward.deployment.num_cpus=2"], "of another kind of 'reward.deployment'"),
             (["reward.deployment=actor", "reward.deployment.resources.GPU=1"], "resource GPU is Ray's own"),
             (["reward.deployment=actor", "reward.deployment.num_cpus=0"], "greater than 0"),
