@@ -58,6 +58,13 @@ async def before(end: asyncio.Future[Any], work: Awaitable[Result]) -> tuple[Res
         await asyncio.gather(task, return_exceptions=True)
 
 
+async def kept_on(work: asyncio.Future[Result]) -> Result:
+    """The result of `work`, which goes on when its waiter is cancelled. Should it fail after that, nobody asks for its
+    failure, and asyncio would print it with a traceback: it is taken as seen."""
+    work.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return await asyncio.shield(work)
+
+
 async def at_most(timeout_s: float, work: Callable[[], object]) -> None:
     """Run `work` in a thread, and wait for it no longer than so. Errors are passed over, and a thread that hangs does
     not keep the process from ending, as one of the event loop's own would."""

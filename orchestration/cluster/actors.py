@@ -17,6 +17,7 @@ from learner.config import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.cluster.hosted_rank import HostedRank, Rank, fork_server_here
 from orchestration.cluster.upkeep.whereabouts import Whereabouts
+from orchestration.concurrency import kept_on
 from orchestration.models.here import model_here
 from orchestration.settings.config import RunConfig
 from rollout_server.types import (
@@ -168,7 +169,7 @@ class LearnerActor:
         groups: Sequence[ScoredGroup] = pickle.loads(batch)
         self._ahead = None
         self._update = self._begun(lambda: self._started.update(groups, max_staleness=max_staleness, step=step))
-        metrics = await asyncio.shield(self._update)  # that is done when the thread is, and not before
+        metrics = await kept_on(self._update)  # that is done when the thread is, and not before
         self._ahead = self._begun(self._started.export_adapter), self._begun(self._started.probe_adapter)
         seconds = metrics.num_tokens / metrics.tokens_per_s if metrics.tokens_per_s else 0.0
         self._gauges(
@@ -183,13 +184,13 @@ class LearnerActor:
     async def export_adapter(self) -> tuple[int, AdapterPayload]:
         """The version, and the adapter as `learner.worker.LearnerRank.export_adapter`."""
         begun = self._ahead[0] if self._ahead is not None else self._begun(self._started.export_adapter)
-        payload = await asyncio.shield(begun)
+        payload = await kept_on(begun)
         return payload.version, payload
 
     async def probe_adapter(self) -> AdapterProbe:
         """As `learner.worker.LearnerRank.probe_adapter`."""
         begun = self._ahead[1] if self._ahead is not None else self._begun(self._started.probe_adapter)
-        return await asyncio.shield(begun)
+        return await kept_on(begun)
 
     async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         await self._in_turn(lambda: self._started.save_checkpoint(folder, files))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from orchestration.cluster.calls import Pending
+from orchestration.concurrency import kept_on
 from rollout_server.types import AdapterPayload, AdapterProbe
 
 
@@ -37,7 +38,7 @@ class RayAdapter:
         """What the learner says of it: the same for all workers, and for those that come later."""
         if self._probe is None:
             self._probe = asyncio.create_task(self._ask())
-        return await asyncio.shield(self._probe)
+        return await kept_on(self._probe)
 
     async def fetch(self) -> AdapterPayload:
         return await self._exported.result(timeout_s=self._timeout_s)

@@ -64,6 +64,7 @@ class Turns:
             self._over.append(turn.key)
             self._gatherings.pop(turn.key, None)
             gathering.begun = asyncio.ensure_future(self._begin_all(gathering, turn.goes_on))
+            gathering.begun.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if all leave
         await asyncio.shield(gathering.begun)
 
     async def _begin_all(self, gathering: _Gathering, goes_on: bool) -> None:

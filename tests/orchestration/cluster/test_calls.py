@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
 
+from orchestration.cluster.adapter import RayAdapter
 from orchestration.cluster.calls import RemoteActor
-from orchestration.errors import RemoteTimeoutError
+from orchestration.errors import MachineError, RemoteTimeoutError
 
 
 class Counter:
@@ -74,3 +76,26 @@ async def test_who_does_not_answer_is_named_with_what_it_was_asked() -> None:
 async def test_an_actors_own_error_arrives_as_it_is() -> None:
     with pytest.raises(KeyError, match="no such thing"):
         await ACTOR.call(Counter.fail, timeout_s=5)()
+
+
+async def test_a_probe_that_fails_when_nobody_waits_for_it_any_more_is_not_told_by_asyncio() -> None:
+    """As when Ray's raylet dies in a publish: the workers are given up first, and then the learner."""
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    fails = asyncio.Event()
+
+    async def probe() -> Any:
+        await fails.wait()
+        raise MachineError("the raylet is gone")
+
+    adapter = RayAdapter(ACTOR.begin(Counter.export)(4), probe, timeout_s=5)
+    waiting = asyncio.create_task(adapter.probe())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    fails.set()
+    while len(asyncio.all_tasks()) > 1:
+        await asyncio.sleep(0)
+    del adapter, waiting
+    gc.collect()
+    assert told == []
