@@ -105,7 +105,7 @@ FLOORS = {
         ("__main__",),
     ),
     "orchestration": (
-        ("errors", "section", "concurrency", "noise"),
+        ("errors", "section", "concurrency", "noise", "control_tokens"),
         ("types", "extras", "watch", "sockets"),
         ("storage",),
         ("environments",),

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestration.data.near_duplicates import NearDuplicate, near_duplicates
 from orchestration.data.problems import Problems, question_key
-from orchestration.data.prompts import plain_prompt, turns
+from orchestration.data.prompts import plain_header, turns
 from orchestration.data.task import PromptLayout
 from orchestration.errors import DataError
 from orchestration.types import Problem
@@ -107,3 +107,18 @@ def row(problem: Problem, shots: Sequence[Problem], layout: PromptLayout, prefix
         "final_answer": final_answer,
         "prompt": prompt,
     }
+
+
+def plain_prompt(problem: Problem, shots: Sequence[Problem], layout: PromptLayout) -> str:
+    """A problem's whole prompt as plain text, for models without a chat template.
+
+    Args:
+        problem: The question.
+        shots: Worked examples that stand before it, in their order.
+        layout: The instruction, and the words around question and answer.
+
+    Returns:
+        Text that ends where the answer begins, without a space: that is part of the answer's first token.
+    """
+    joint = layout.answer_joint.rstrip(" ")  # a space is part of the answer's first token
+    return f"{plain_header(shots, layout, layout.instruction)} {problem.text.strip()}\n{layout.answer_label}{joint}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from orchestration.control_tokens import as_letters, not_the_models
 from orchestration.data.task import PromptLayout, PromptStyle
 from orchestration.environments.tools.calls import OPENING, describe, write_call
 from orchestration.environments.tools.tool import Schema
@@ -32,6 +33,8 @@ class Tokenizer(Protocol):
     chat_template: str | None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str: ...
 
@@ -79,8 +82,10 @@ class PromptBuilder:
         if style == "auto":
             style = "chat" if tokenizer.chat_template else "plain"
         self._tokenizer, self._layout = tokenizer, layout
+        self.as_letters = as_letters(tokenizer)
+        """Writes what is no control token, whatever it spells."""
         self._style: PromptStyle = style
-        self._max_prompt_tokens = max_prompt_tokens
+        self.max_prompt_tokens = max_prompt_tokens
         self._tools, self._template_kwargs = list(tools), dict(template_kwargs or {})
         self._folds_system = style == "chat" and self._loses_system()
         self.template_takes_tools = self._takes_tools()
@@ -151,8 +156,10 @@ class PromptBuilder:
         Raises:
             DataError: The model's chat template refuses the conversation.
         """
-        if isinstance(problem.question, str) or self._style == "plain":
-            text = self._header + self._lead + problem.text.strip() + self._trailer
+        plain = self._style == "plain"
+        if isinstance(problem.question, str) or plain:
+            asked = problem.text.strip()
+            text = self._header + self._lead + (asked if plain else self.as_letters(asked)) + self._trailer
         else:
             text = self.rendered(self.messages(problem))
         token_ids = self._whole(text)
@@ -228,7 +235,8 @@ class PromptBuilder:
 
         ours = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._tokenizer.apply_chat_template(messages, **{**self._template_kwargs, **options, **ours})
+            told = not_the_models(messages, self.as_letters)
+            return self._tokenizer.apply_chat_template(told, **{**self._template_kwargs, **options, **ours})
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages)
             raise DataError(
@@ -269,7 +277,7 @@ class PromptBuilder:
 
     def fits(self, token_ids: Sequence[int]) -> bool:
         """Whether a prompt is as short as it has to be."""
-        return self._max_prompt_tokens is None or len(token_ids) <= self._max_prompt_tokens
+        return self.max_prompt_tokens is None or len(token_ids) <= self.max_prompt_tokens
 
     def build_all(self, problems: Iterable[Problem]) -> PromptSet:
         """The prompts of all problems that fit, and the ids of those that do not.
@@ -286,7 +294,7 @@ class PromptBuilder:
                 built.append(prompt)
         if skipped and not built:
             raise DataError(
-                f"all {len(skipped)} prompts are longer than {self._max_prompt_tokens} tokens; lower data.num_shots or "
+                f"all {len(skipped)} prompts are longer than {self.max_prompt_tokens} tokens; lower data.num_shots or "
                 f"raise rollout.max_model_len"
             )
         return PromptSet(prompts=tuple(built), skipped=tuple(skipped))
@@ -296,7 +304,7 @@ class PromptBuilder:
         if self._style == "plain":
             joint = self._layout.answer_joint.rstrip(" ")  # a space is part of the answer's first token
             said = [replace(shot, question=_question(shot, self.as_turns)) for shot in shots]
-            return _plain_header(said, self._layout, self._instruction), f"\n{self._layout.answer_label}{joint}"
+            return plain_header(said, self._layout, self._instruction), f"\n{self._layout.answer_label}{joint}"
         messages = [*self._messages, {"role": "user", "content": _MARKER}]
         text = self.rendered(messages)
         header, marker, trailer = text.partition(_MARKER)
@@ -313,8 +321,8 @@ class MixedPromptBuilder(PromptBuilder):
     def __init__(self, builders: Mapping[str, PromptBuilder]) -> None:
         """By the name that stands in `Problem.part`; at least one."""
         self._builders = dict(builders)
-        self._max_prompt_tokens = min(
-            (builder._max_prompt_tokens for builder in builders.values() if builder._max_prompt_tokens is not None),
+        self.max_prompt_tokens = min(
+            (builder.max_prompt_tokens for builder in builders.values() if builder.max_prompt_tokens is not None),
             default=None,
         )
 
@@ -337,21 +345,6 @@ class MixedPromptBuilder(PromptBuilder):
 
     def build(self, problem: Problem) -> BuiltPrompt | None:
         return self._builders[problem.part].build(problem)
-
-
-def plain_prompt(problem: Problem, shots: Sequence[Problem], layout: PromptLayout) -> str:
-    """A problem's whole prompt as plain text, for models without a chat template.
-
-    Args:
-        problem: The question.
-        shots: Worked examples that stand before it, in their order.
-        layout: The instruction, and the words around question and answer.
-
-    Returns:
-        Text that ends where the answer begins, without a space: that is part of the answer's first token.
-    """
-    joint = layout.answer_joint.rstrip(" ")  # a space is part of the answer's first token
-    return f"{_plain_header(shots, layout, layout.instruction)} {problem.text.strip()}\n{layout.answer_label}{joint}"
 
 
 def turns(shots: Sequence[Problem], instruction: str) -> list[dict[str, str]]:
@@ -388,7 +381,8 @@ def _exchanges(shot: Problem) -> list[tuple[str, str]]:
     return [*found, ("\n".join(asked) or shot.text.strip(), shot.solution)]
 
 
-def _plain_header(shots: Sequence[Problem], layout: PromptLayout, instruction: str) -> str:
+def plain_header(shots: Sequence[Problem], layout: PromptLayout, instruction: str) -> str:
+    """What a plain prompt has in front of its question."""
     parts = [instruction] if instruction else []
     question, answer = layout.question_label, f"{layout.answer_label}{layout.answer_joint}"
     for shot in shots:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 from orchestration.concurrency import within
+from orchestration.environments.asking import begun, stepped, whole
 from orchestration.environments.environment import (
     Conversation,
     Environment,
@@ -18,7 +19,7 @@ from orchestration.environments.environment import (
     shown_after,
 )
 from orchestration.episodes.rendering import TurnRenderer
-from orchestration.errors import EnvironmentLostError, WorkerDiedError, one_line
+from orchestration.errors import DataError, EnvironmentLostError, WorkerDiedError, one_line
 from orchestration.settings.episodes import EpisodeConfig
 from orchestration.types import Problem
 from rollout_server.arrays import Logprobs, TokenIds
@@ -79,10 +80,10 @@ class Episode:
         try:
             if isinstance(self.environment, Prepared):
                 await self._told("begin", self.environment.ready())
-            shown = await self._asked("reset", self.environment.reset(self.problem))
+            shown = await self._asked("reset", begun(self.environment, self.problem))
             if shown is not None:
                 self._show(shown)
-        except EpisodeFailedError as error:
+        except (EpisodeFailedError, DataError) as error:  # the latter: its messages are none that the template takes
             self._fail(error)
 
     async def begin_again(self, environment: Environment) -> None:
@@ -104,6 +105,10 @@ class Episode:
         await self.begin()
 
     def _show(self, observation: Observation) -> None:
+        if self.renderer.is_endless(observation):
+            raise EpisodeFailedError(
+                f"its environment began with {len(as_text(observation))} characters, too many to read"
+            )
         if isinstance(observation, Conversation):
             self.history = self.renderer.conversation(observation.messages)
         else:
@@ -156,7 +161,7 @@ class Episode:
         self.turns.append(turn)
         try:
             await self._answer(turn)
-        except EpisodeFailedError as error:
+        except (EpisodeFailedError, DataError) as error:  # the latter: its messages are none that the template takes
             self._fail(error)
 
     def _cacheable(self, context: TokenIds, sampled: Completion) -> int:
@@ -167,7 +172,7 @@ class Episode:
         return same // sampled.cache_block * sampled.cache_block
 
     async def _answer(self, turn: EpisodeTurn) -> None:
-        step = await self._asked("step", self.environment.step(turn.text))
+        step = await self._asked("step", stepped(self.environment, turn.text))
         self.turns[-1] = turn = replace(turn, reward=step.reward)
         if step.done:
             self.finish_reason = FinishReason.STOP
@@ -180,6 +185,9 @@ class Episode:
 
     def _give(self, turn: EpisodeTurn, observation: Observation) -> None:
         """Put what the environment answered behind what was sampled, if there is room for it and another turn."""
+        if self.renderer.is_endless(observation, self._longest - len(self.context)):
+            self.finish_reason = FinishReason.LENGTH
+            return
         if isinstance(observation, Conversation):
             given: tuple[int, ...] = ()
             history, rewrites = self.renderer.conversation(observation.messages), True
@@ -221,8 +229,8 @@ class Episode:
         except Exception as error:
             raise EpisodeFailedError(f"{what} of its environment: {type(error).__name__}: {error}") from error
 
-    def _fail(self, error: EpisodeFailedError) -> None:
-        self.failure, self.finish_reason = one_line(error), FinishReason.FAILED
+    def _fail(self, error: Exception) -> None:
+        self.failure, self.finish_reason = whole(one_line(error)), FinishReason.FAILED
 
     async def close(self) -> None:
         """Close the environment; never raises."""

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from orchestration.concurrency import gather_or_cancel
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.task import Task
+from orchestration.environments.asking import opened
 from orchestration.environments.environment import Enters, Environment, Scoring, Surroundings
 from orchestration.episodes.episode import Episode
 from orchestration.episodes.lockstep import Lockstep
@@ -122,7 +124,8 @@ class EpisodeGenerator:
     ) -> None:
         self._lockstep = lockstep
         self._places = places or Places(settings.max_concurrent)
-        self._inner, self._problems, self._open, self._settings = inner, problems, open_environment, settings
+        self._inner, self._problems, self._settings = inner, problems, settings
+        self._open = partial(opened, open_environment)
         self._builder, self._renderer = builder, TurnRenderer(builder)
 
     @property

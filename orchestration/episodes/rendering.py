@@ -6,15 +6,18 @@ tokens as they were sampled.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from orchestration.data.prompts import PromptBuilder
 from orchestration.environments.environment import Observation, as_messages, as_text
 from orchestration.types import Message
 from rollout_server.arrays import TokenIds
 
-_MARKER = "\u2063TURN\u2063"
+_MARKER = f"\u2063{secrets.token_hex(8)}\u2063"
+"""Nobody can say it, to be taken for the end of the model's turn."""
 
 Messages = Sequence[dict[str, str]]
 
@@ -55,6 +58,17 @@ class TurnRenderer:
         """Whether a prompt leaves room for a completion."""
         return self._builder.fits(token_ids)
 
+    def is_endless(self, observation: Observation, num_tokens: int | None = None) -> bool:
+        """Whether it has more characters than so many tokens can say (None: than a prompt may have). Encoded, a few
+        megabytes of them would hold all other episodes for seconds.
+        """
+        most = self._builder.max_prompt_tokens if num_tokens is None else num_tokens
+        return most is not None and len(as_text(observation)) > most * self._longest_token
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self._builder.tokenizer.get_vocab()))
+
     def between(self, history: Messages, said: str, last_token_id: int, observation: Observation) -> Given:
         """What stands between a turn and the next.
 
@@ -86,7 +100,8 @@ class TurnRenderer:
     def _plain(self, said: str, observation: Observation) -> str:
         layout = self._builder.layout
         gap = "" if said.endswith("\n\n") else "\n\n"
-        return f"{gap}{layout.question_label} {as_text(observation).strip()}\n{layout.answer_label}\n"
+        answered = self._builder.as_letters(as_text(observation).strip())
+        return f"{gap}{layout.question_label} {answered}\n{layout.answer_label}\n"
 
 
 def _assistant(content: str) -> dict[str, str]:

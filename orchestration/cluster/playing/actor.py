@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from orchestration.cluster.upkeep.whereabouts import Whereabouts
+from orchestration.environments.asking import begun, stepped
 from orchestration.environments.environment import Environment, Observation, Step
 from orchestration.errors import EnvironmentLostError
 from orchestration.settings.config import RunConfig
@@ -36,13 +37,13 @@ class EnvironmentActor:
         environment = self._config.data.part(problem.part).environment()
         assert environment is not None, "a task has one for all its problems or for none"
         self._open[number] = environment
-        return await self._in_turn(number, environment.reset(problem))
+        return await self._in_turn(number, begun(environment, problem))
 
     async def step(self, number: int, action: str) -> Step:
         """As `Environment.step`."""
         if number not in self._open:
             raise EnvironmentLostError(f"{self._name} has no environment {number} any more")
-        return await self._in_turn(number, self._open[number].step(action))
+        return await self._in_turn(number, stepped(self._open[number], action))
 
     async def close(self, number: int) -> None:
         """Close one, whatever it is doing; harmless where there is none."""
