@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from orchestration.run.rewards import answer_of
 from reward_service.audit.reading import all_decisions, find_decision, verify_log
 from reward_service.errors import AuditError
 
@@ -57,8 +58,9 @@ def differences(row: Row, decision: Decided, *, control: bool) -> list[str]:
     Args:
         control: totals were drawn at random, and the log has those of the real rewards.
     """
-    texts = (("prompt", decision.prompt_sha256), ("completion", decision.completion_sha256))
-    other = [f"another {name}" for name, digest in texts if hashlib.sha256(row[name].encode()).hexdigest() != digest]
+    asked = {"prompt": row["prompt"], "completion": answer_of(row)[0]}
+    digests = (("prompt", decision.prompt_sha256), ("completion", decision.completion_sha256))
+    other = [f"another {name}" for name, digest in digests if sha256(asked[name].encode()).hexdigest() != digest]
     for name, said in decision.rewards.items():
         if row.get(f"reward_{name}") != said.get("score"):
             other.append(f"{name} {said.get('score')}, and not {row.get(f'reward_{name}')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from orchestration.run.rewards import answer_of, check_rewards, episode_of, rewa
 from orchestration.run.scorer import TurnCreditScorer
 from orchestration.settings.config import load_config
 from orchestration.settings.episodes import EpisodeConfig
+from orchestration.trace.audit import Decided, differences
 from orchestration.types import Problem
 from reward_service.commands import score_one
 from reward_service.rewards.environment import Params, paid
@@ -338,6 +340,9 @@ def test_a_row_of_a_runs_table_is_scored_again_as_the_episode_that_it_was(tokeni
     rows = completions_table(record_of(1, [group], {"p": "Q"}, ("environment",))).to_pylist()
     assert [answer_of(row) for row in rows] == [(one.last_text, episode_of(one)) for one in episodes]
     assert [turn["total"] for turn in rows[0]["turns"]] == [1.0, 0.5]
+    question, said = (sha256(text.encode()).hexdigest() for text in ("Q", episodes[0].last_text))
+    decided = Decided(1, None, prompt_sha256=question, completion_sha256=said, rewards={}, total=1.0)
+    assert differences(rows[0], decided, control=False) == []  # what the audit log has of an episode is its last turn
     assert answer_of({"completion": "7", "turns": [], "failure": None}) == ("7", None)
 
 
