@@ -7,7 +7,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -292,3 +292,14 @@ async def test_a_program_is_mended_after_what_its_tests_say(service: str) -> Non
         assert lines[1] == f"{name}({', '.join(map(repr, calls[0]['args']))}): IndexError: tuple index out of range"
         assert (await played(problem.solution))[0].done
         assert [step.done for step in await played("I cannot.", broken)] == [False, True]
+
+
+@pytest.mark.parametrize("operations", [1, 2])
+def test_functions_of_operations_have_solutions_that_are_right(operations: Literal[1, 2]) -> None:
+    for problem in CodeRepair(operations=operations, num_train=100).make(0):
+        names: dict[str, Any] = {}
+        exec(problem.solution.strip("`").removeprefix("python"), names)
+        function = names[problem.reference["entry_point"]]
+        assert [function(*call["args"]) for call in problem.reference["calls"]] == [
+            call["expected"] for call in problem.reference["calls"]
+        ], problem.solution
