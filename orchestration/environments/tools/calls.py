@@ -84,7 +84,7 @@ def _described(schema: Schema) -> str:
 
 def _tagged(body: str) -> Call:
     try:
-        said = json.loads(body)
+        said = _json(body)
     except ValueError as error:
         return Call(wrong=f"the tool call is not JSON: {error}")
     if not isinstance(said, dict) or not isinstance(said.get("name"), str):
@@ -95,7 +95,7 @@ def _tagged(body: str) -> Call:
 def _from_fence(name: str, body: str, only: str | None) -> Call:
     body = body.strip("\n")
     try:
-        said = json.loads(body)
+        said = _json(body)
     except ValueError as error:
         return Call(name, {only: body}) if only else Call(name, wrong=f"the arguments of {name} are not JSON: {error}")
     if only is not None and not (isinstance(said, dict) and only in said):
@@ -103,10 +103,18 @@ def _from_fence(name: str, body: str, only: str | None) -> Call:
     return _with_arguments(name, said)
 
 
+def _json(text: str) -> Any:
+    """Raises ValueError, also for what is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def _with_arguments(name: str, arguments: Any) -> Call:
     if isinstance(arguments, str):  # some write them as a text of JSON
         try:
-            arguments = json.loads(arguments)
+            arguments = _json(arguments)
         except ValueError:
             arguments = None
     if not isinstance(arguments, dict):

@@ -7,8 +7,9 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from orchestration.errors import ConfigError, one_line
 
@@ -55,16 +56,18 @@ class Tool:
             ToolOutOfOrderError: it cannot work at all.
         """
         self._check(arguments)
+        members = enums_of(self.function)
+        given = {name: _member(members.get(name), value) for name, value in arguments.items()}
         try:
             if inspect.iscoroutinefunction(self.function):
-                said = await self.function(**arguments)
+                said = await self.function(**given)
             else:  # in a thread, so that one that waits holds up nobody else
-                said = await asyncio.to_thread(self.function, **arguments)
+                said = await asyncio.to_thread(self.function, **given)
+            return shortened(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False, default=str))
         except ToolOutOfOrderError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return shortened(f"{self.name} failed: {type(error).__name__}: {one_line(error)}")
-        return shortened(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False, default=str))
 
     def _check(self, arguments: Mapping[str, Any]) -> None:
         import jsonschema
@@ -82,17 +85,45 @@ class Tool:
 
 @lru_cache(maxsize=256)
 def schema_of(function: Callable[..., Any]) -> Schema:
-    """A function's schema, as `tools=[function]` of TRL and of chat templates has it. Raises ConfigError."""
+    """A function's schema, as `tools=[function]` of TRL and of chat templates has it; an argument that is one of an
+    Enum is one of its values. Raises ConfigError."""
     from transformers.utils import get_json_schema
 
     try:
-        found: Schema = get_json_schema(function)
+        found: dict[str, Any] = get_json_schema(function)
+        _check_kinds(function)
+        members = enums_of(function)
     except Exception as error:
         raise ConfigError(
             f"{function.__qualname__} is no tool: {one_line(error)}; it needs type hints, and a docstring with a line "
-            f"for each argument under `Args:`"
+            f"`name: what it is` for each argument under `Args:`"
         ) from error
+    for name, argument in found["function"]["parameters"].get("properties", {}).items():
+        if name in members:
+            del argument["type"]
+            argument["enum"] = [member.value for member in members[name]]
     return found
+
+
+def _check_kinds(function: Callable[..., Any]) -> None:
+    """Raises TypeError where an argument has no name to be called by."""
+    for argument in inspect.signature(function).parameters.values():
+        if argument.kind in (argument.VAR_POSITIONAL, argument.POSITIONAL_ONLY):
+            raise TypeError(f"its argument {argument} cannot be given by name")
+
+
+def enums_of(function: Callable[..., Any]) -> dict[str, type[Enum]]:
+    """The arguments that are one of an Enum, or that or None."""
+    found = {}
+    for name, hint in get_type_hints(function).items():
+        for one in (hint, *get_args(hint)):
+            if isinstance(one, type) and issubclass(one, Enum) and name != "return":
+                found[name] = one
+    return found
+
+
+def _member(members: type[Enum] | None, value: Any) -> Any:
+    return value if members is None or value is None else members(value)
 
 
 def shortened(text: str) -> str:

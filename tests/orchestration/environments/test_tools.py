@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,7 @@ from orchestration.environments.tools.calls import Call, describe, read_calls, w
 from orchestration.environments.tools.load import load_tools
 from orchestration.environments.tools.python import Python
 from orchestration.environments.tools.search import open_search
-from orchestration.environments.tools.tool import Tool, schema_of
+from orchestration.environments.tools.tool import Tool, WrongCallError, schema_of
 from orchestration.environments.tools.use import ToolUse
 from orchestration.episodes.rendering import TurnRenderer
 from orchestration.errors import ConfigError
@@ -79,6 +81,7 @@ def test_a_call_that_is_written_is_read(name: str, arguments: dict[str, Any], fe
         ('```scale\n{"values": ["a"], "name": null}\n```', True, "scale: argument 'values': 'a' is not of type"),
         ('```scale\n{"values": [1], "factor": 0}\n```', True, "scale failed: ZeroDivisionError: by nothing"),
         ("```scale\n1, 2\n```", True, "the arguments of scale are not JSON"),
+        ("<tool_call>" + "[" * 10**5, False, "the tool call is not JSON: it is nested too deeply"),
         ("```calculator\nimport os\n```", True, "calculator failed: ValueError: 'import os' is no arithmetic"),
         ('```scale\n{"values": [1, 2]}\n```', True, "[2, 4]"),
         ('```calculator\n{"expression": "2 + 3"}\n```', True, "5"),
@@ -93,6 +96,58 @@ async def test_a_call_is_answered_and_a_wrong_one_told_why(text: str, fenced: bo
     assert isinstance(step.observation, list)
     assert step.observation[0]["role"] == "tool"
     assert step.observation[0]["content"].startswith(said)
+
+
+class Unit(Enum):
+    METRE, FOOT = "m", 12
+
+
+def measure(length: float, unit: Unit, other: Unit | None = None) -> Any:
+    """Say a length.
+
+    Args:
+        length: How long.
+        unit: In what.
+        other: In what else.
+    """
+    if length < 0:
+        sys.exit(2)
+    endless: list[Any] = []
+    endless.append(endless)
+    return [unit.name, None if other is None else other.name] if length else endless
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"length": 1, "unit": "m"}, '["METRE", null]'),
+        ({"length": 1, "unit": 12, "other": "m"}, '["FOOT", "METRE"]'),
+        ({"length": 1, "unit": "m", "other": None}, '["METRE", null]'),
+        ({"length": -1, "unit": "m"}, "measure failed: SystemExit: 2"),
+        ({"length": 0, "unit": "m"}, "measure failed: ValueError: Circular reference"),
+    ],
+)
+async def test_an_enum_is_given_by_its_values_and_nothing_that_a_tool_does_ends_more(
+    arguments: dict[str, Any], said: str
+) -> None:
+    tool = Tool(measure)
+    assert tool.parameters["properties"]["unit"] == {"enum": ["m", 12], "description": "In what."}
+    assert (await tool.call(arguments)).startswith(said)
+    with pytest.raises(WrongCallError, match=r"argument 'unit': 'yard' is not one of \['m', 12\]"):
+        await tool.call({"length": 1, "unit": "yard"})
+
+
+def test_an_argument_that_no_call_can_name_is_refused() -> None:
+    def total(*numbers: int) -> int:
+        """Add.
+
+        Args:
+            numbers: Any.
+        """
+        return sum(numbers)
+
+    with pytest.raises(ConfigError, match=r"its argument \*numbers.* cannot be given by name"):
+        schema_of(total)
 
 
 async def test_what_calls_nothing_is_the_answer() -> None:
