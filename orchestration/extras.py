@@ -35,6 +35,12 @@ def make_importable(folder: Path) -> None:
         os.environ["PYTHONPATH"] = f"{inherited}{os.pathsep}{place}" if inherited else place
 
 
+def is_found(module: str) -> bool:
+    """Whether there is a module; imports none."""
+    top = module.partition(".")[0]
+    return top.isidentifier() and find_spec(top) is not None
+
+
 def own_file(module: str) -> Path | None:
     """The file that holds a module of one's own, or the whole folder of its package, to be sent along with a run.
 

@@ -166,6 +166,11 @@ class Task(Section):
         """Of what the model may call, as chat templates take them. Raises ConfigError where one cannot be had."""
         return tuple(schema_of(getattr(tool, "__func__", tool)) for tool in load_tools(self.tools, self.corpus))
 
+    def named_modules(self) -> tuple[str, ...]:
+        """Modules that its settings name, which may lie in the current folder or beside the recipe: a run finds them
+        there, and a job takes them along. Its own class's is not among them."""
+        return tuple(name.partition(":")[0] for name in self.tools if ":" in name)
+
     def asks(self) -> tuple[RewardSpec, ...]:
         """What its environment has the reward service do as it goes."""
         return (RUNS,) if "python" in self.tools else ()

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestration.data.problems import Problems
 from orchestration.errors import ConfigError, DataError
-from orchestration.extras import make_importable
+from orchestration.extras import is_found, make_importable
 from orchestration.settings.config import RunConfig
 from orchestration.types import Problem
 from reward_service.commands import describe_rewards, find_lacks, read_settings, score_one
@@ -56,11 +56,13 @@ def service_settings(config: RunConfig, *, audit_log: Path | None = None) -> dic
 
 
 def own_modules(config: RunConfig) -> Iterator[str]:
-    """The modules that tasks and rewards of the run come from, ours and installed ones too. Raises ConfigError.
+    """The modules that tasks, tools, environments and rewards of the run come from, ours and installed ones too. Raises
+    ConfigError. One that is not here is passed over where its task says what it lacks, or has other packages.
 
     A settings file that is not on this machine is passed over: what it names is where it is.
     """
     yield from (type(task).__module__ for task in (config.data, *config.data.parts().values()))
+    yield from (module for module in config.data.named_modules() if is_found(module))
     file = config.reward.settings_file
     if config.reward.url is None and (file is None or file.is_file()):
         yield from (spec["target"].partition(":")[0] for spec in service_settings(config).get("custom_rewards", ()))

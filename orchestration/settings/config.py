@@ -329,9 +329,10 @@ def load_settings(recipe: str = "arithmetic", overrides: Sequence[str] = ()) -> 
     if is_from_trl:
         name_columns(tree.get("data"), all_of_them=bool(dict(tree.get("reward") or {}).get("custom_rewards")))
     beside = Path(recipe).parent
-    tree["data"] = _task(tree.get("data", {}), beside=beside)
-    if dict(tree.get("reward") or {}).get("custom_rewards"):
-        make_importable(beside)
+    tree["data"] = task = _task(tree.get("data", {}), beside=beside)
+    if task.named_modules() or dict(tree.get("reward") or {}).get("custom_rewards"):
+        for folder in (beside, Path()):
+            make_importable(folder)
     submit = {name: tree.pop(name) for name in SubmitConfig.model_fields if name in tree}
     run = _validated(RunConfig, tree)
     if run.num_train_epochs is not None or run.warmup_ratio is not None:

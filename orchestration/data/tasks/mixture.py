@@ -96,6 +96,9 @@ class Mixture(Task):
     def tool_schemas(self) -> tuple[Schema, ...]:
         return tuple(schema for task in self.tasks.values() for schema in task.tool_schemas())
 
+    def named_modules(self) -> tuple[str, ...]:
+        return tuple(module for task in self.tasks.values() for module in task.named_modules())
+
     def asks(self) -> tuple[RewardSpec, ...]:
         return tuple({spec.name: spec for task in self.tasks.values() for spec in task.asks()}.values())
 

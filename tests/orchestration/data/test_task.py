@@ -103,6 +103,31 @@ def test_its_files_and_its_module_are_sent_along(beside: Path) -> None:
         own_file("nowhere.at_all")
 
 
+@pytest.mark.parametrize(
+    ("data", "module"),
+    [
+        ("{kind: arithmetic, tools: [calculator, 'mine:add']}", "mine"),
+        ("{kind: mixture, tasks: {arithmetic: {tools: ['mine:add']}, copy: {}}}", "mine"),
+        ("'trl:mine.worlds:World'", "mine.worlds"),
+        ("'gymnasium:mine:World-v0'", "mine"),
+        ("'verifiers:me/Mine@0.1'", "mine"),
+    ],
+)
+def test_modules_that_settings_name_are_found_beside_the_recipe_and_sent_along(
+    beside: Path, data: str, module: str
+) -> None:
+    (beside / "mine.py").write_text("")
+    (beside / "recipe.yaml").write_text(f"{{model: {{name: tiny}}, data: {data}}}")
+    modules = [name for name in own_modules(load_config(str(beside / "recipe.yaml"))) if "orchestration" not in name]
+    assert modules == [module]
+    assert own_file(modules[0]) == beside / "mine.py"
+
+
+@pytest.mark.parametrize("data", ["verifiers:not-here", "gymnasium:FrozenLake-v1", "trl", "trl::Wrong"])
+def test_what_is_not_here_is_passed_over_until_it_is_needed(data: str) -> None:
+    assert [name for name in own_modules(load_config("tiny", [f"data={data}"])) if "orchestration" not in name] == []
+
+
 def test_a_file_can_be_named_instead_of_a_module(beside: Path) -> None:
     assert find_task(f"{beside / 'doubling_task.py'}:Doubling").__name__ == "Doubling"
 

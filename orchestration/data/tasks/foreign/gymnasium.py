@@ -25,3 +25,7 @@ class GymnasiumTask(SeededTask):
 
     def environment(self) -> GymnasiumEnvironment:
         return GymnasiumEnvironment(self.environment_id, self.options)
+
+    def named_modules(self) -> tuple[str, ...]:
+        module, colon, _ = self.environment_id.partition(":")
+        return (module,) if colon else ()

@@ -48,6 +48,9 @@ class TrlTask(SeededTask):
     def environment(self) -> TrlEnvironment:
         return TrlEnvironment(self._factory())
 
+    def named_modules(self) -> tuple[str, ...]:
+        return (self.factory.partition(":")[0],) if self.factory else ()
+
     def tool_schemas(self) -> tuple[Schema, ...]:
         return tuple(schema_of(getattr(tool, "__func__", tool)) for tool in tool_methods(self._factory()()))
 

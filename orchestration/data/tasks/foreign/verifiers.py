@@ -43,6 +43,11 @@ class VerifiersTask(SeededTask):
     def environment(self) -> VerifiersEnvironment:
         return VerifiersEnvironment(self._host(), self.layout().instruction)
 
+    def named_modules(self) -> tuple[str, ...]:
+        """The taskset's, by the rule of verifiers: of `owner/my-env@1.0` it is `my_env`."""
+        name = self.environment_id.rpartition("/")[2].partition("@")[0]
+        return (name.replace("-", "_").lower(),) if name else ()
+
     def tool_schemas(self) -> tuple[Schema, ...]:
         return tuple(self._host().tools)
 
