@@ -1,10 +1,11 @@
 """What the driver can carry: tokens a second, and processor time a group, from the prompt to the step's record.
 
 Everything on the driver's side is the real thing: flow, pool and balancer, calls through Ray, learner port, metrics,
-record and table. Behind the calls are stubs: two actors answer for all rollout workers with random tokens at once, and
-one for all ranks takes a batch and learns nothing; scores are made up in the driver. So what is measured is the driver
-and nothing else. Its processor time is that of its whole process, Ray's threads included; `tokens_per_s` is completion
-tokens over it: what one core can carry. The stubs share the machine, so wall time says less.
+record and table, and so is scoring: the actors that answer for all rollout workers, with random tokens at once, ask a
+real reward service about them as a worker's actor does. One stub for all ranks takes a batch and learns nothing. So
+what is measured is the driver and nothing else; `scored_beside` is the share of groups that came with their scores.
+Its processor time is that of its whole process, Ray's threads included; `tokens_per_s` is completion tokens over it:
+what one core can carry. The stubs share the machine, so wall time says less.
 """
 
 from __future__ import annotations
@@ -26,16 +27,21 @@ import ray
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
 from orchestration.bench.machine import machine_line
 from orchestration.cluster.calls import RemoteActor
-from orchestration.cluster.generator import RayMember
+from orchestration.cluster.generator import RayMember, ScoringPool
 from orchestration.cluster.joining import join_ray
 from orchestration.cluster.learner import RayLearner
-from orchestration.cluster.reward.deployment import new_restarts
+from orchestration.cluster.nodes import own_node_id
+from orchestration.cluster.reward.beside import BesideScorer
+from orchestration.cluster.reward.deployment import new_restarts, reward_client
+from orchestration.cluster.reward.keeper import RewardKeeper
 from orchestration.cluster.upkeep.pool import RolloutPool
 from orchestration.cluster.upkeep.whereabouts import Whereabouts
 from orchestration.run.flow import Batch, FlowSettings, RolloutFlow
 from orchestration.run.ledger.records import RunState, StepRecord, write_record
 from orchestration.run.ledger.tables import table_bytes
 from orchestration.run.metrics import PhaseClock, step_row
+from orchestration.run.ports import Scorer
+from orchestration.run.scorer import make_scorers
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.storage.atomic import atomic_write
 from orchestration.storage.cache import Progress
@@ -47,6 +53,7 @@ _NUM_ACTORS = 2
 _PROMPT_TOKENS = 200
 _VOCABULARY = 150_000
 _SEED = 0
+_RUN = "bench-driver"
 _MAX_STALENESS = 1
 
 
@@ -65,8 +72,8 @@ class DriverBench:
 class StubEngines:
     """Answers for many rollout workers."""
 
-    def __init__(self) -> None:
-        self._steps = 0
+    def __init__(self, config: RunConfig) -> None:
+        self._steps, self._scorer = 0, BesideScorer(config)
         self._made: dict[tuple[int, int], list[Completion]] = {}
 
     async def here(self) -> Whereabouts:
@@ -75,14 +82,14 @@ class StubEngines:
     async def start(self) -> None:
         """Has nothing to load."""
 
-    async def generate(self, asked: bytes) -> bytes:
-        prompt, sampling = pickle.loads(asked)
+    async def generate_scored(self, asked: bytes) -> bytes:
+        prompt, sampling, problem, text, address = pickle.loads(asked)
         self._steps += 1
         key = sampling.num_generations, sampling.max_completion_length
         if key not in self._made:
             self._made[key] = [_completion(sampling.max_completion_length, index) for index in range(key[0])]
         answer = [replace(completion, prompt_id=prompt.prompt_id) for completion in self._made[key]]
-        return pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(await self._scorer.score(problem, text, answer, address), pickle.HIGHEST_PROTOCOL)
 
     async def heartbeat(self) -> int:
         return self._steps
@@ -118,19 +125,17 @@ class StubRank:
         return self._steps
 
 
-class MadeUpScores:
-    """A scorer that looks at nothing."""
+class CountingScorer:
+    """The driver's scorer, and how many groups it was left."""
 
-    reward_names = ("first", "second")
+    def __init__(self, inner: Scorer) -> None:
+        self._inner, self.reward_names, self.num_groups = inner, inner.reward_names, 0
 
     async def score(
         self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
     ) -> Sequence[ScoredCompletion]:
-        del problem, prompt_text
-        return [
-            ScoredCompletion(completion=one, rewards=(float(index % 2), 0.5), total=index % 2 + 0.5)
-            for index, one in enumerate(completions)
-        ]
+        self.num_groups += 1
+        return await self._inner.score(problem, prompt_text, completions)
 
 
 class NewProblems:
@@ -163,10 +168,12 @@ def run(options: DriverBench, progress: Progress) -> dict[str, Any]:
 
 async def _measure(options: DriverBench, progress: Progress) -> dict[str, Any]:
     config = load_config("tiny", ["dashboard=false", f"max_staleness={_MAX_STALENESS}"])
-    progress("starting Ray", 0.0)
+    progress("starting Ray and a reward service", 0.0)
     await asyncio.to_thread(join_ray, config, namespace=f"rlvr-bench-driver-{os.getpid()}")
     try:
-        return await _measured(_Driver(config, options), options, progress)
+        with tempfile.TemporaryDirectory(prefix="rlvr-bench-driver-") as logs:
+            async with reward_client(config, Path(logs)) as keeper:
+                return await _measured(_Driver(config, options, keeper), options, progress)
     finally:
         ray.shutdown()
 
@@ -186,12 +193,13 @@ async def _measured(driver: _Driver, options: DriverBench, progress: Progress) -
         progress(f"steps of {groups} groups", 0.6)
         found = await driver.steps(groups=groups, length=shortest, at_least=2048)
         figures[f"cpu_us_a_group_of_{groups}"] = found.cpu_us
+    figures["scored_beside"] = driver.scored_beside()
     await driver.close()
     settings = {
         "workers": options.num_workers,
         "stub_actors": _NUM_ACTORS,
         "num_generations": options.num_generations,
-        "stubs": "engines and learner in actors on this machine; scores made up in the driver",
+        "stubs": "engines, which ask a real reward service, and learner, in actors on this machine",
         "max_staleness": _MAX_STALENESS,
     }
     return {"machine": machine_line(), "settings": settings, "figures": figures}
@@ -209,10 +217,12 @@ class _Cost:
 class _Driver:
     """The driver's parts, put together as a run does it."""
 
-    def __init__(self, config: RunConfig, options: DriverBench) -> None:
-        self._config, self._options = config, options
+    def __init__(self, config: RunConfig, options: DriverBench, keeper: RewardKeeper) -> None:
+        self._config, self._options, self._keeper = config, options, keeper
+        self._scorer = CountingScorer(make_scorers(config, keeper, run_id=_RUN)[0])
+        self._num_groups = 0
         engines, rank = ray.remote(StubEngines), ray.remote(StubRank)
-        self._engines = [engines.options(num_cpus=0, max_concurrency=10_000).remote() for _ in range(_NUM_ACTORS)]
+        self._engines = [engines.options(num_cpus=0, max_concurrency=10_000).remote(config) for _ in range(_NUM_ACTORS)]
         self._rank: RemoteActor[Any] = RemoteActor("stub-rank", rank.options(num_cpus=0, max_concurrency=16).remote())
         self._source = NewProblems()
 
@@ -225,6 +235,7 @@ class _Driver:
             new_restarts=lambda: new_restarts(self._config),
         )
         await self._pool.start()
+        self._generator = ScoringPool(self._pool, self._keeper, self._config, run_id=_RUN, node_id=own_node_id())
         self._learner = RayLearner(self._ranks, self._nothing, self._config, restarts=restarts)
         await self._learner.start()
 
@@ -240,6 +251,10 @@ class _Driver:
     @staticmethod
     async def _nothing(*arguments: object) -> None:
         del arguments
+
+    def scored_beside(self) -> float:
+        """The share of all groups until now that came with their scores."""
+        return 1.0 - self._scorer.num_groups / self._num_groups
 
     async def close(self) -> None:
         await self._pool.close()
@@ -257,7 +272,7 @@ class _Driver:
             max_batches=num_steps + 1,
         )
         flow = RolloutFlow(
-            generator=self._pool, scorer=MadeUpScores(), source=self._source, settings=settings, clock=PhaseClock()
+            generator=self._generator, scorer=self._scorer, source=self._source, settings=settings, clock=PhaseClock()
         )
         books = 0.0
         with tempfile.TemporaryDirectory(prefix="rlvr-bench-driver-") as folder:
@@ -267,7 +282,9 @@ class _Driver:
                 batch = await flow.next_batch()
                 update = await self._learner.update(batch.scored_P)
                 flow.learned()
-                books += await asyncio.to_thread(_keep_books, batch, update, Path(folder))
+                self._num_groups += groups
+                names = self._scorer.reward_names
+                books += await asyncio.to_thread(_keep_books, batch, update, names, Path(folder))
                 flow.published(step + 1)
             cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         await flow.close()
@@ -275,13 +292,13 @@ class _Driver:
         return _Cost(cpu_us=cpu * each, wall_us=wall * each, books_us=books * each)
 
 
-def _keep_books(batch: Batch, update: UpdateMetrics, folder: Path) -> float:
+def _keep_books(batch: Batch, update: UpdateMetrics, reward_names: Sequence[str], folder: Path) -> float:
     """The step's row, record and table; how long they took of this thread's processor time, seconds."""
     began = time.thread_time()
     row: Mapping[str, Any] = step_row(
         batch.scored_P,
         update,
-        MadeUpScores.reward_names,
+        reward_names,
         {"generation": 1.0},
         generated_tokens=batch.num_generated_tokens,
         step_seconds=1.0,
@@ -290,7 +307,7 @@ def _keep_books(batch: Batch, update: UpdateMetrics, folder: Path) -> float:
         groups_P=batch.scored_P,
         prompt_texts={group.built.prompt.prompt_id: group.built.text for group in batch.groups_P},
         seeds=tuple(group.seed for group in batch.groups_P),
-        reward_names=MadeUpScores.reward_names,
+        reward_names=tuple(reward_names),
         update=update,
         row=dict(row),
         adapter="",

@@ -23,11 +23,15 @@ from orchestration.settings.config import RunConfig
 from rollout_server.types import (
     AdapterPayload,
     AdapterProbe,
+    Completion,
     EngineStep,
+    Prompt,
     PublishReport,
+    SamplingParams,
 )
 
 if TYPE_CHECKING:
+    from orchestration.cluster.reward.beside import BesideScorer
     from rollout_server.worker import RolloutWorker
 
 Gauges = Callable[[str], Callable[[Mapping[str, float]], None]]
@@ -55,6 +59,8 @@ class RolloutActor:
         self._config, self._settings = config, settings
         self._started: RolloutWorker | None = None
         self._probes: dict[int, asyncio.Future[AdapterProbe]] = {}
+        self._scorer: BesideScorer | None = None
+        self._num_generating = self._num_scoring = self._num_waits = 0
 
     def __repr__(self) -> str:  # Ray puts it in front of log lines
         return self._name
@@ -80,7 +86,34 @@ class RolloutActor:
         """Of a pickled prompt and how it is sampled the pickled completions: what Ray pickles itself, object by object,
         takes five times as long."""
         prompt, sampling = pickle.loads(asked)
-        return pickle.dumps(await self._worker.generate(prompt, sampling), pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(await self._generate(prompt, sampling), pickle.HIGHEST_PROTOCOL)
+
+    async def generate_scored(self, asked: bytes) -> bytes:
+        """As `generate`, of what is asked with the problem, its prompt's text, and where the service is: a pickled
+        `Drawn`. A dead service costs this actor's groups their scores from here, and nothing else."""
+        prompt, sampling, problem, text, address = pickle.loads(asked)
+        completions_G = await self._generate(prompt, sampling)
+        self._num_scoring += 1
+        try:
+            drawn = await self._beside.score(problem, text, completions_G, address)
+        finally:
+            self._num_scoring -= 1
+        return pickle.dumps(drawn, pickle.HIGHEST_PROTOCOL)
+
+    async def _generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
+        self._num_generating += 1
+        try:
+            return await self._worker.generate(prompt, sampling)
+        finally:
+            self._num_generating -= 1
+
+    @property
+    def _beside(self) -> BesideScorer:
+        if self._scorer is None:
+            from orchestration.cluster.reward.beside import BesideScorer  # an HTTP client, which ranks do without
+
+            self._scorer = BesideScorer(self._config)
+        return self._scorer
 
     async def publish(self, payload: AdapterPayload) -> PublishReport:
         """As `rollout_server.worker.RolloutWorker.publish`, proven by what `tell_probe` tells before or meanwhile."""
@@ -98,7 +131,9 @@ class RolloutActor:
         return self._probes.setdefault(version, asyncio.get_running_loop().create_future())
 
     async def heartbeat(self) -> int:
-        return await self._worker.heartbeat()
+        """Grows with every step of the engine; where all that is under way waits for scores, by itself."""
+        self._num_waits += bool(self._num_scoring and not self._num_generating)
+        return await self._worker.heartbeat() + self._num_waits
 
     async def recent_steps(self) -> Sequence[EngineStep]:
         return await self._worker.recent_steps()

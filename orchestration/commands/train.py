@@ -201,7 +201,9 @@ async def _start_rooms(
     held_out: tuple[BuiltPrompt, ...],
 ) -> Rooms:
     from orchestration.cluster.cluster import Cluster  # loads ray, a second or two: not before the cheap checks
+    from orchestration.cluster.generator import ScoringPool
     from orchestration.cluster.joining import take_back_sigterm
+    from orchestration.cluster.nodes import own_node_id
     from orchestration.cluster.showing.board import Board
 
     if config.monitor:
@@ -231,7 +233,7 @@ async def _start_rooms(
         progress = _progress_to(reporter)
         await asyncio.to_thread(served_model, model_path, config, device=placement.device, progress=progress)
     reporter.phase("starting", "vLLM engines and learner ranks")
-    generator, learner = await cluster.start_both(
+    pool, learner = await cluster.start_both(
         _timed(start, "engines", cluster.start_rollout()), _timed(start, "learner", cluster.start_learner())
     )
     board = Board(config, run_id=run_id, folder=folder.path, groups=groups)
@@ -240,7 +242,7 @@ async def _start_rooms(
         reporter.note("info", note)
     return Rooms(
         generator=acting(
-            generator,
+            ScoringPool(pool, client, config, run_id=folder.path.name, node_id=own_node_id(), note=reporter.note),
             config,
             problems,
             builder,

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from learner.types import ScoredGroup
 from orchestration.run.lookahead import Lookahead
-from orchestration.run.ports import Generator, Scorer
+from orchestration.run.metrics import Block
+from orchestration.run.ports import Drawn, Generator, Scorer, ScoringGenerator
 from orchestration.types import BuiltPrompt
 from rollout_server.types import Prompt, SamplingParams, Turn
 
@@ -30,7 +31,7 @@ class Source(Protocol):
 class Clock(Protocol):
     """Books wall time on phases."""
 
-    def phase(self, name: str) -> AbstractContextManager[None]: ...
+    def phase(self, name: str) -> AbstractContextManager[Block]: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -292,17 +293,26 @@ class RolloutFlow:
         self._changed.set()
 
     async def _generate_and_score(self, built: BuiltPrompt, prompt: Prompt) -> ScoredGroup:
-        with self._clock.phase("generation"):
-            completions_G = await self._generator.generate(prompt, self._settings.sampling)
-        self._generated_tokens += sum(completion.num_sampled for completion in completions_G)
-        with self._clock.phase("scoring"):
-            members_G = await self._scorer.score(built.problem, built.text, completions_G)
+        with self._clock.phase("generation") as generating:
+            drawn = await self._draw_group(built, prompt)
+            generating.was_later("scoring", drawn.scoring_s)
+        self._generated_tokens += sum(completion.num_sampled for completion in drawn.completions_G)
+        members_G = drawn.members_G
+        if members_G is None:
+            with self._clock.phase("scoring"):
+                members_G = await self._scorer.score(built.problem, built.text, drawn.completions_G)
         return ScoredGroup(
             prompt_id=built.prompt.prompt_id,
             prompt_token_ids=built.prompt.token_ids,
             members=tuple(members_G),
             category=built.problem.category,
         )
+
+    async def _draw_group(self, built: BuiltPrompt, prompt: Prompt) -> Drawn:
+        generator, sampling = self._generator, self._settings.sampling
+        if isinstance(generator, ScoringGenerator):
+            return await generator.generate_scored(built, prompt, sampling)
+        return Drawn(completions_G=await generator.generate(prompt, sampling))
 
     def _throw_away(self, group: ScoredGroup) -> bool:
         bound = self._settings.max_refills * self._settings.prompts_per_step

@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import itemgetter
 from types import MappingProxyType
 
 from learner.types import UPDATE_METRICS, ScoredCompletion, ScoredGroup, UpdateMetrics
@@ -259,6 +261,18 @@ def _rate(count: int, seconds: float) -> float | None:
     return count / seconds if seconds > 0 else None
 
 
+@dataclass(slots=True)
+class Block:
+    """An open block of a phase."""
+
+    later: str = ""
+    later_s: float = 0.0
+
+    def was_later(self, name: str, seconds: float) -> None:
+        """The last seconds before its end belong to another phase, as somebody says who was there."""
+        self.later, self.later_s = name, seconds
+
+
 class PhaseClock:
     """Splits wall time into phases, also when many tasks are in several phases at once.
 
@@ -284,21 +298,26 @@ class PhaseClock:
         self._now = now
         self._last = now()
         self._active = dict.fromkeys(PHASES, 0)
+        self._changes: list[tuple[float, str, int]] = []
+        """When, of which phase, and by how many blocks more or less."""
         self._seconds: dict[str, float] = dict.fromkeys((*PHASES, OTHER), 0.0)
         self._busy: dict[str, float] = dict.fromkeys(PHASES, 0.0)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> Iterator[Block]:
         """Be in a phase for the length of the block; any number of blocks may be open at once."""
         if name not in self._active:
             raise ValueError(f"unknown phase {name!r}; phases are: {', '.join(PHASES)}")
-        self._advance()
-        self._active[name] += 1
+        began, block = self._now(), Block()
+        self._changes.append((began, name, 1))
         try:
-            yield
+            yield block
         finally:
-            self._advance()
-            self._active[name] -= 1
+            ended = self._now()
+            left = max(began, ended - block.later_s)
+            self._changes.append((left, name, -1))
+            if block.later:
+                self._changes += (left, block.later, 1), (ended, block.later, -1)
 
     def seconds(self) -> dict[str, float]:
         """Wall time since the clock was made, by phase and `other`, up to now."""
@@ -311,9 +330,19 @@ class PhaseClock:
         return dict(self._busy)
 
     def _advance(self) -> None:
-        """Charge the time since the last change to those who were active during it."""
-        now = self._now()
-        elapsed, self._last = now - self._last, now
+        """Charge the time since the last look to those who were active during it. What is told later of a time before
+        that look stays charged as it was."""
+        for at, name, more in sorted(self._changes, key=itemgetter(0)):
+            self._charge(at)
+            self._active[name] += more
+        self._changes.clear()
+        self._charge(self._now())
+
+    def _charge(self, until: float) -> None:
+        elapsed = until - self._last
+        if elapsed <= 0:
+            return
+        self._last = until
         active = [phase for phase in PHASES if self._active[phase]]
         for phase in active:
             self._busy[phase] += elapsed

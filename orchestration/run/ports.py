@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
-from orchestration.types import Problem
+from orchestration.types import BuiltPrompt, Problem
 from rollout_server.types import (
     AdapterPayload,
     Completion,
@@ -34,6 +35,29 @@ class Generator(Protocol):
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]: ...
 
     async def publish(self, adapter: AdapterHandle) -> Sequence[PublishReport]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """Completions of one prompt, as they come from their worker."""
+
+    completions_G: Sequence[Completion]
+    members_G: Sequence[ScoredCompletion] | None = None
+    """Scored there; None: still to be scored."""
+    scoring_s: float = 0.0
+    """How much of the time they took was spent on scores, the last of it; seconds."""
+    problem: str = ""
+    """Why they were not scored there."""
+
+
+@runtime_checkable
+class ScoringGenerator(Protocol):
+    """What a `Generator` may do besides: have groups scored where they were made."""
+
+    async def generate_scored(self, built: BuiltPrompt, prompt: Prompt, sampling: SamplingParams) -> Drawn:
+        """As `Generator.generate`, of the problem's prompt with a seed and a turn; with scores as the run's `Scorer`
+        gives them, where the service answers there at the first try. For all else there is the `Scorer`."""
+        ...
 
 
 class Scorer(Protocol):

@@ -50,6 +50,7 @@ class RewardClient:
         timeout_s: float = 30.0,
         deadline_s: float = 300.0,
         max_concurrency: int = 16,
+        max_tries: int | None = None,
         api_key: str | None = None,
         ca_file: str | Path | None = None,
         batch_window_s: float = 0.0,
@@ -64,6 +65,7 @@ class RewardClient:
             timeout_s: time of one try.
             deadline_s: time of a call with all its tries, waiting for a place included.
             max_concurrency: calls that are under way at a time.
+            max_tries: of a call; None: as many as the deadline allows.
             api_key: sent as a bearer token.
             ca_file: certificates (PEM) to trust, instead of the public ones.
             batch_window_s: how long a call waits for others to be sent with; 0 sends each by itself.
@@ -87,7 +89,8 @@ class RewardClient:
         self._url = url.rstrip("/")
         self._shown_url = shown_url(parsed)
         self._timeout_s = timeout_s
-        self._deadline_s = deadline_s
+        self._deadline_s, self._max_tries = deadline_s, max_tries
+        self.api_key = api_key
         self._places = asyncio.Semaphore(max_concurrency)
         headers = {"accept-encoding": "identity", "content-type": "application/json"}
         if api_key is not None:
@@ -164,7 +167,7 @@ class RewardClient:
                 raise RetryLaterError(error) from None
 
         try:
-            return await retry(attempt, deadline=call.deadline, holding=self._places)
+            return await retry(attempt, deadline=call.deadline, max_tries=self._max_tries, holding=self._places)
         except GaveUpError as error:
             num_tries, last = error.num_tries, error.last
         if last is None:

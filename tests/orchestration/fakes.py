@@ -13,6 +13,7 @@ from learner.errors import LearnerError
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
 from orchestration.errors import RemoteTimeoutError
 from orchestration.run.ledger.records import RunState, StepRecord
+from orchestration.run.metrics import Block
 from orchestration.settings.config import RunConfig
 from orchestration.types import BuiltPrompt, CurriculumState, Problem
 from rollout_server.types import (
@@ -120,8 +121,8 @@ class FakeScorer:
 class FakeClock:
     """Measures nothing."""
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
-        return nullcontext()
+    def phase(self, name: str) -> AbstractContextManager[Block]:
+        return nullcontext(Block())
 
 
 class FakeAdapter:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
 from orchestration.cluster.reward.actor import LOG_NAME, ClusterNode, RewardServiceActor, ServiceEndpoint, ServiceOrder
+from orchestration.cluster.reward.beside import client_for
 from orchestration.cluster.reward.keeper import RewardKeeper, Service, kept
 from orchestration.cluster.upkeep.restarts import Restarts
 from orchestration.errors import ConfigError, MachineError, RemoteTimeoutError, WorkerDiedError
@@ -240,16 +241,7 @@ def _api_key(config: RewardConfig) -> str | None:
 
 async def _ready_client(config: RewardConfig, url: str, api_key: str | None) -> RewardClient:
     try:
-        client = RewardClient(
-            url,
-            timeout_s=config.timeout_s,
-            deadline_s=config.deadline_s,
-            max_concurrency=config.max_concurrency,
-            batch_window_s=config.batch_window_s,
-            batch_items=config.batch_items,
-            api_key=api_key,
-            use_proxy=config.use_proxy,
-        )
+        client = client_for(config, url, api_key)
     except ValueError as error:
         raise ConfigError(f"reward.url={url!r}: {error}") from error
     try:

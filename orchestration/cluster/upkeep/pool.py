@@ -25,12 +25,7 @@ from orchestration.errors import RemoteTimeoutError, RlvrError, WorkerDiedError,
 from orchestration.run.ports import AdapterHandle
 from orchestration.run.reporter import Note
 from rollout_server.balancing import Balancer, prefix_key
-from rollout_server.errors import (
-    EngineDeadError,
-    EngineSpoiledError,
-    GenerationError,
-    RolloutTimeoutError,
-)
+from rollout_server.errors import EngineDeadError, EngineSpoiledError, GenerationError, RolloutTimeoutError
 from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams
 
 Result = TypeVar("Result")
@@ -81,7 +76,7 @@ class RolloutPool(Generic[Worker]):
     ) -> None:
         self._make, self._note = make, note
         self._counts = {} if counts is None else counts
-        self._num_workers, self._new_restarts, self._max_num_seqs = num_workers, new_restarts, max_num_seqs
+        self.num_workers, self._new_restarts, self._max_num_seqs = num_workers, new_restarts, max_num_seqs
         self._stall_timeout_s, self._beat_s, self._retry_io_s = stall_timeout_s, beat_s, retry_io_s
         self._least, self._has_room = least, has_room
         self._too_few: asyncio.TimerHandle | None = None
@@ -107,7 +102,7 @@ class RolloutPool(Generic[Worker]):
     async def start(self) -> None:
         """Start all workers that there is room for; returns when each can generate. The first that cannot ends the
         start with its error. The others start when there is room."""
-        self._places = [Place(index=index, restarts=self._new_restarts()) for index in range(self._num_workers)]
+        self._places = [Place(index=index, restarts=self._new_restarts()) for index in range(self.num_workers)]
         with_room = [place for place in self._places if await self._room(place)]
         for place in with_room:
             self._move_in(place)
@@ -124,31 +119,39 @@ class RolloutPool(Generic[Worker]):
 
         Raises RlvrError when the workers cannot be kept alive, and what a worker raises that goes on living.
         """
+        return await self.ask(prompt, sampling.num_generations, lambda member, asked: member.generate(asked, sampling))
+
+    async def ask(
+        self, prompt: Prompt, num_sequences: int, work: Callable[[Worker, Prompt], Awaitable[Result]]
+    ) -> Result:
+        """As `generate`: whatever `work` has a worker make of a prompt, such as a group with its scores."""
         self._count("started")
         try:
-            completions = await self._generate(prompt, sampling)
+            answer = await self._answer(prompt, num_sequences, work)
         except Exception:
             self._count("lost")
             raise
         self._count("finished")
-        return completions
+        return answer
 
     def _count(self, what: str) -> None:
         self._counts[what] = self._counts.get(what, 0) + 1
 
-    async def _generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
-        num_sequences, tries = sampling.num_generations, 0
+    async def _answer(
+        self, prompt: Prompt, num_sequences: int, work: Callable[[Worker, Prompt], Awaitable[Result]]
+    ) -> Result:
+        tries = 0
         prefix = prefix_key(prompt.token_ids) if prompt.affinity is None else prompt.affinity
         while True:
             await self._admitted()
-            asked, among = in_turn(prompt, self._takers.keys(), self._num_workers)
+            asked, among = in_turn(prompt, self._takers.keys(), self.num_workers)
             prompt = replace(prompt, turn=None)  # asked again, it begins alone
             index = self._balancer.begin(
                 prefix=prefix, num_sequences=num_sequences, among=among, stay=prompt.affinity is not None
             )
             place = self._places[index]
             try:
-                return await self._ask(place, self._work(place, place.member.generate(asked, sampling)))
+                return await self._ask(place, self._work(place, work(place.member, asked)))
             except _LostError:
                 pass
             except GenerationError:
@@ -388,7 +391,7 @@ class RolloutPool(Generic[Worker]):
                 member.heartbeat,
                 lambda: place.under_way > 0,
                 stall_timeout_s=self._stall_timeout_s,
-                beat_s=self._beat_s * max(1.0, self._num_workers / MOST_BEATS),
+                beat_s=self._beat_s * max(1.0, self.num_workers / MOST_BEATS),
             )
         except Exception as error:
             self._lose(place, member, told(member, error))

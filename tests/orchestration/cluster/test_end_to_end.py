@@ -97,6 +97,7 @@ def test_training_raises_the_reward(trained: Path) -> None:
 
 def test_the_reward_service_ended_in_order_and_its_key_is_in_no_file(finished: Finished) -> None:
     assert "the reward service is on node " in finished.output
+    assert "did not have its group scored" not in finished.output, "workers ask it themselves, with the key"
     log = (finished.folder / "logs" / "reward_service.log").read_text()
     (pid,) = re.findall(r"Started server process \[(\d+)\]", log)
     assert "Application shutdown complete" in log
