@@ -40,7 +40,7 @@ from orchestration.run.flow import Batch, FlowSettings, RolloutFlow
 from orchestration.run.ledger.records import RunState, StepRecord, write_record
 from orchestration.run.ledger.tables import table_bytes
 from orchestration.run.metrics import PhaseClock, step_row
-from orchestration.run.ports import Scorer
+from orchestration.run.ports import Generator, Scorer
 from orchestration.run.scorer import make_scorers
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.storage.atomic import atomic_write
@@ -82,14 +82,20 @@ class StubEngines:
     async def start(self) -> None:
         """Has nothing to load."""
 
+    async def generate(self, asked: bytes) -> bytes:
+        return pickle.dumps(self._answer(*pickle.loads(asked)), pickle.HIGHEST_PROTOCOL)
+
     async def generate_scored(self, asked: bytes) -> bytes:
         prompt, sampling, problem, text, address = pickle.loads(asked)
+        drawn = await self._scorer.score(problem, text, self._answer(prompt, sampling), address)
+        return pickle.dumps(drawn, pickle.HIGHEST_PROTOCOL)
+
+    def _answer(self, prompt: Prompt, sampling: SamplingParams) -> list[Completion]:
         self._steps += 1
         key = sampling.num_generations, sampling.max_completion_length
         if key not in self._made:
             self._made[key] = [_completion(sampling.max_completion_length, index) for index in range(key[0])]
-        answer = [replace(completion, prompt_id=prompt.prompt_id) for completion in self._made[key]]
-        return pickle.dumps(await self._scorer.score(problem, text, answer, address), pickle.HIGHEST_PROTOCOL)
+        return [replace(completion, prompt_id=prompt.prompt_id) for completion in self._made[key]]
 
     async def heartbeat(self) -> int:
         return self._steps
@@ -158,7 +164,8 @@ def run(options: DriverBench, progress: Progress) -> dict[str, Any]:
 
     Returns:
         `machine`, `settings` and `figures`: `tokens_per_s_LENGTH` of a core, `cpu_us_a_group_LENGTH`, and at the
-        shortest length `cpu_us_a_group_of_GROUPS` a step; `books_us_a_group_LENGTH` of it is row, record and table.
+        shortest length `cpu_us_a_group_of_GROUPS` a step, and what one takes that is scored from the driver;
+        `books_us_a_group_LENGTH` of it is row, record and table.
 
     Raises:
         RlvrError: Ray does not start.
@@ -194,6 +201,9 @@ async def _measured(driver: _Driver, options: DriverBench, progress: Progress) -
         found = await driver.steps(groups=groups, length=shortest, at_least=2048)
         figures[f"cpu_us_a_group_of_{groups}"] = found.cpu_us
     figures["scored_beside"] = driver.scored_beside()
+    progress("groups scored from here", 0.9)
+    found = await driver.steps(groups=base, length=shortest, at_least=2048, generator=driver.pool)
+    figures[f"cpu_us_a_group_{shortest}_scored_from_the_driver"] = found.cpu_us
     await driver.close()
     settings = {
         "workers": options.num_workers,
@@ -228,14 +238,14 @@ class _Driver:
 
     async def start(self) -> None:
         restarts = new_restarts(self._config)
-        self._pool: RolloutPool[RayMember] = RolloutPool(
+        self.pool: RolloutPool[RayMember] = RolloutPool(
             self._member,
             num_workers=self._options.num_workers,
             stall_timeout_s=600.0,
             new_restarts=lambda: new_restarts(self._config),
         )
-        await self._pool.start()
-        self._generator = ScoringPool(self._pool, self._keeper, self._config, run_id=_RUN, node_id=own_node_id())
+        await self.pool.start()
+        self._generator = ScoringPool(self.pool, self._keeper, self._config, run_id=_RUN, node_id=own_node_id())
         self._learner = RayLearner(self._ranks, self._nothing, self._config, restarts=restarts)
         await self._learner.start()
 
@@ -257,10 +267,11 @@ class _Driver:
         return 1.0 - self._scorer.num_groups / self._num_groups
 
     async def close(self) -> None:
-        await self._pool.close()
+        await self.pool.close()
 
-    async def steps(self, *, groups: int, length: int, at_least: int) -> _Cost:
-        """Steps of so many groups, one that is not counted first, until there were `at_least` groups."""
+    async def steps(self, *, groups: int, length: int, at_least: int, generator: Generator | None = None) -> _Cost:
+        """Steps of so many groups, one that is not counted first, until there were `at_least` groups; scored by their
+        workers, unless a generator says otherwise."""
         num_steps = -(-at_least // groups)
         sampling = SamplingParams(num_generations=self._options.num_generations, max_completion_length=length)
         settings = FlowSettings(
@@ -272,7 +283,11 @@ class _Driver:
             max_batches=num_steps + 1,
         )
         flow = RolloutFlow(
-            generator=self._generator, scorer=self._scorer, source=self._source, settings=settings, clock=PhaseClock()
+            generator=generator or self._generator,
+            scorer=self._scorer,
+            source=self._source,
+            settings=settings,
+            clock=PhaseClock(),
         )
         books = 0.0
         with tempfile.TemporaryDirectory(prefix="rlvr-bench-driver-") as folder:
