@@ -63,7 +63,9 @@ _SYMPY_REFUSES: Final = (ArithmeticError, AttributeError, LookupError, TypeError
 
 Readings = tuple[Value | None, ...]
 _OPERATORS: Final = re.compile(r"\\(?:sum|prod|int|iint|oint|lim)(?![A-Za-z])")  # what Math-Verify reads for us
-_DECIMAL_COMMA: Final = re.compile(r"[-+]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})")  # beside one number it cannot be a list
+_DECIMAL_COMMA: Final = re.compile(  # beside one number it cannot be a list
+    r"[-+]?[€£]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,}) ?(?:[€£%]|[A-Za-z]+)?"
+)
 _LONG_NUMBER: Final = re.compile(r"[0-9](?:[ ,]?[0-9]){100}")
 _NUMERIC_TOWER: Final = re.compile(r"[0-9][ ]*[})]?[ ]*(?:\^|\*\*)[ ]*[{(]*[ ]*[0-9.]+[ ]*(?:\^|\*\*|!)")
 _BIG_EXPONENT: Final = re.compile(r"(?:\^|\*\*)[ ]*[{(]*[ ]*-?[0-9]{6}|[0-9]{5}[ ]*!")

@@ -46,7 +46,7 @@ def same(gold: Value, answer: Value, digits: int = 6) -> bool:
         return same_quantities(gold, answer, digits)
     if isinstance(gold, Words) != isinstance(answer, Words):
         gold, answer = as_ratio(gold), as_ratio(answer)
-    if isinstance(gold, Words) != isinstance(answer, Words):
+    if isinstance(gold, Words) or isinstance(answer, Words):
         gold, answer = as_number(gold), as_number(answer)
         if isinstance(gold, Quantity) and isinstance(answer, Quantity):
             return same_quantities(gold, answer, digits)
@@ -89,7 +89,7 @@ def _same_relation(gold: Relation, answer: Relation, digits: int) -> bool:
     if gold.sign == answer.sign and same_name(gold.left, answer.left) and same(gold.right, answer.right, digits):
         return True
     sides = (gold.left, gold.right, answer.left, answer.right)
-    if not all(isinstance(side, Quantity) for side in sides):
+    if not all(isinstance(side, Quantity) and not side.unit for side in sides):
         return False
     one, other = (_difference(relation) for relation in (gold, answer))
     factor = _constant_ratio(one, other)
@@ -229,11 +229,16 @@ def _same_sequences(gold: Sequence, answer: Sequence, digits: int) -> bool:
     if "ratio" in kinds or kinds in ({"set", "tuple"}, {"set", "square"}):
         return False
     if kinds <= {"list", "set"}:
-        if {gold.connector, answer.connector} == {"and", "or"}:
+        if {gold.connector, answer.connector} == {"and", "or"} or _chooses_names(gold) or _chooses_names(answer):
             return False
         return _matched(gold.items, answer.items, digits)
     pairs = zip(gold.items, by_name(answer.items), strict=True)
     return all(same(_right(one), _right(other), digits) for one, other in pairs)
+
+
+def _chooses_names(value: Sequence) -> bool:
+    """`x = 1 or y = 2`, which gives neither a value."""
+    return value.connector == "or" and len({str(one.left) for one in value.items if isinstance(one, Relation)}) > 1
 
 
 def _within(golds: tuple[Value, ...], answers: tuple[Value, ...], digits: int) -> bool:

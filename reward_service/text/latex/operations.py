@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from math import prod
 from typing import Any, Final
 
 from reward_service.text.expressions import ExpressionError, check_power
@@ -69,13 +70,15 @@ def factorial(operand: Any) -> Any:
     return sympy.factorial(operand)
 
 
-def double_factorial(operand: Any) -> Any:
-    """`7!!` is 7 * 5 * 3: not the factorial of a factorial, which needs brackets."""
+def multifactorial(operand: Any, step: int) -> Any:
+    """`7!!` is 7 * 5 * 3, `7!!!` is 7 * 4 * 1: not the factorial of a factorial, which needs brackets."""
     import sympy
 
     if operand.is_number and not (operand.is_Integer and 0 <= operand <= MAX_FACTORIAL):
-        raise ExpressionError(f"a double factorial is of a whole number up to {MAX_FACTORIAL} only")
-    return sympy.factorial2(operand)
+        raise ExpressionError(f"a multifactorial is of a whole number up to {MAX_FACTORIAL} only")
+    if step == 2 or not operand.is_Integer:
+        return sympy.factorial2(operand) if step == 2 else sympy.Function(f"factorial{step}")(operand)
+    return sympy.Integer(prod(range(int(operand), 0, -step)))
 
 
 def remainder(left: Any, right: Any) -> Any:
@@ -104,6 +107,8 @@ def apply(name: str, arguments: list[Any], base: Any = None) -> Any:
         name, arguments = "log", [*arguments, sympy.Integer(10)]
     if name in ("exp", "sinh", "cosh") and arguments[0].is_number and not abs(arguments[0].evalf(5)) <= MAX_EXPONENT:
         raise ExpressionError(f"the argument of {name} is too large")
+    if name == "acot" and arguments[0].is_positive:  # as a quotient of a tangent it is simplified further
+        return sympy.atan(1 / arguments[0])
     if name == "cis":
         return sympy.cos(arguments[0]) + sympy.I * sympy.sin(arguments[0])
     if name == "gcd" or name == "lcm":

@@ -7,17 +7,26 @@ from decimal import Decimal
 from typing import Any, Final
 
 from reward_service.text.expressions import equivalent
+from reward_service.text.latex.forms.amounts import ratio
 from reward_service.text.latex.values import Quantity
 
 _FEW: Final = 3
 """With fewer significant digits a reference's decimal stands for what is within a thousandth; with one, for itself."""
 
+_ONE_WORD: Final = ({"lb", "pound sterling"}, {"yuan yen", "yen"}, {"yuan yen", "yuan"})
+"""What one word or sign stands for both of."""
+
 
 def same_quantities(gold: Quantity, answer: Quantity, digits: int) -> bool:
     """Whether two numbers or expressions are the same, units, percent and degree signs included."""
     gold, answer = _with_unit(gold, answer), _with_unit(answer, gold)
+    answer = _converted(answer, gold.unit)
     answer = _with_constant(gold, answer)
-    if gold.unit and answer.unit and gold.unit != answer.unit:
+    if gold.unit and answer.unit and gold.unit != answer.unit and {gold.unit, answer.unit} not in _ONE_WORD:
+        return False
+    if (gold.compound and not answer.unit) or (answer.compound and not gold.unit):
+        return False
+    if (gold.percent and answer.unit) or (answer.percent and gold.unit):
         return False
     return any(_same_numbers(one, gold.digits, other, answer.digits, digits) for one, other in _readings(gold, answer))
 
@@ -41,13 +50,27 @@ def _with_constant(gold: Quantity, answer: Quantity) -> Quantity:
 
 
 def _with_unit(quantity: Quantity, other: Quantity) -> Quantity:
-    """`5 m` beside `5\\text{ m}` has a unit, not a variable."""
+    """`5 m` beside `5\\text{ m}` or `500\\text{ cm}` has a unit, not a variable."""
+    if quantity.unit or not other.unit or len(names := quantity.expression.free_symbols) != 1:
+        return quantity
+    symbol = next(iter(names))
+    name = "L" if symbol.name == "l" else symbol.name
+    if (name != other.unit and (len(name) > 1 or ratio(name, other.unit) is None)) or (
+        not (number := quantity.expression / symbol).is_number
+    ):
+        return quantity
+    return Quantity(number, quantity.digits, name)
+
+
+def _converted(quantity: Quantity, unit: str) -> Quantity:
+    """An amount in another unit of its kind; what is of no kind or another as it is."""
     import sympy
 
-    symbol = sympy.Symbol(other.unit, real=True) if len(other.unit) == 1 and not quantity.unit else None
-    if symbol is None or not (quantity.expression / symbol).is_number:
+    if not unit or quantity.unit in ("", unit) or (factor := ratio(quantity.unit, unit)) is None:
         return quantity
-    return Quantity(quantity.expression / symbol, quantity.digits, other.unit)
+    return replace(
+        quantity, expression=quantity.expression * sympy.Rational(factor.numerator, factor.denominator), unit=unit
+    )
 
 
 def _readings(gold: Quantity, answer: Quantity) -> list[tuple[Any, Any]]:

@@ -11,12 +11,13 @@ import re
 from typing import Any, Final
 
 from reward_service.text.expressions import ExpressionError
+from reward_service.text.latex.forms.operators import OPERATORS, read_operator
 from reward_service.text.latex.operations import (
     apply,
     binomial,
     bounded,
-    double_factorial,
     factorial,
+    multifactorial,
     number,
     power,
     quotient,
@@ -36,7 +37,7 @@ _MARKED: Final = tuple(
 )
 _OPENERS: Final = (  # what a product may go on with where its sign is left out
     *("(", "{", "letter", "name", "function", "\\frac", "\\sqrt", "\\pi", "\\binom", "\\dbinom", "\\tbinom"),
-    *("\\lfloor", "\\lceil", "\\infty", "\\lvert", *_MARKED),
+    *("\\lfloor", "\\lceil", "\\infty", "\\lvert", *_MARKED, *OPERATORS),
 )
 
 
@@ -128,12 +129,13 @@ class Reader:
         kind, text = self.peek(0)[:2]
         self.advance()
         if kind == "scale":
-            return left * 10 ** SCALES[text]
+            return left * SCALES[text]
         if kind == "!":
-            if self.kind != "!":
-                return factorial(left)
-            self.advance()
-            return double_factorial(left)
+            step = 1
+            while self.kind == "!":
+                self.advance()
+                step += 1
+            return factorial(left) if step == 1 else multifactorial(left, step)
         if kind == "%":
             return left / 100
         if kind == "'":
@@ -214,6 +216,8 @@ class Reader:
         if kind in ("\\binom", "\\dbinom", "\\tbinom"):
             above = self._argument(depth)
             return binomial(above, self._argument(depth))
+        if kind in OPERATORS:
+            return read_operator(self, kind, depth)
         raise ExpressionError(f"{text!r:.30} is not expected here")
 
     def _number(self, token: Token) -> Any:

@@ -21,12 +21,28 @@ def as_region(value: Value) -> Any:
         return _relation_region(value)
     if isinstance(value, Chain):
         return _joined([as_region(one) for one in value.relations], "and") if len(variables(value)) == 1 else None
-    if isinstance(value, Sequence) and value.kind == "list" and len(variables(value)) == 1:
+    if isinstance(value, Sequence) and value.kind == "list" and len(variables(value)) < 2:
         relations = all(isinstance(one, Relation | Chain) for one in value.items)
         signs = {one.sign for one in value.items if isinstance(one, Relation)}
         if relations and signs != {"="}:
-            return _joined([as_region(one) for one in value.items], "or" if value.connector == "or" else "and")
+            shapes = [as_region(one) for one in value.items]
+            both = None if value.connector == "or" else _joined(shapes, "and")
+            # "x < 1, x > 3" can only mean either; with "and" it is what it says
+            either = value.connector == "or" or (value.connector == "," and both is not None and both.is_empty)
+            return _joined(shapes, "or") if either else both
+        if value.connector == "or":
+            return _joined([_unbounded(one) for one in value.items], "or")
     return None
+
+
+def _unbounded(value: Value) -> Any:
+    """An interval, or what can be no point as it has an infinite end."""
+    import sympy
+
+    shape = as_region(value)
+    if isinstance(value, Region) or shape is None:
+        return shape
+    return shape if isinstance(shape, sympy.Interval) and (shape.start.is_infinite or shape.end.is_infinite) else None
 
 
 def _open_interval(value: Sequence) -> Any:

@@ -6,10 +6,11 @@ import re
 from dataclasses import replace
 from typing import Any, Final
 
+from reward_service.text.latex.forms.number_words import spelled
 from reward_service.text.latex.matrices import every_sign
 from reward_service.text.latex.quantities import same_quantities
 from reward_service.text.latex.regions import as_region, variables
-from reward_service.text.latex.units import NUMBER_WORDS, denies
+from reward_service.text.latex.units import denies, unit_name
 from reward_service.text.latex.values import Chain, Quantity, Region, Relation, Sequence, Value, Words
 
 CONTRADICTION: Final = Words("\0")
@@ -55,7 +56,7 @@ def _zipped(left: tuple[Value, ...], right: tuple[Value, ...]) -> list[tuple[Val
 
 def _of_sequence(value: Sequence) -> Value:
     items = value.items
-    if value.kind == "set" and len(items) == 1:
+    if value.kind == "set" and len(items) == 1 and not isinstance(items[0], Region):  # {∅} is not ∅
         return items[0]
     if value.kind == "tuple" and isinstance(signed := every_sign(value), Sequence) and signed.kind == "list":
         return signed
@@ -225,9 +226,15 @@ def as_quotient(value: Value) -> Value:
 
 
 def as_number(value: Value) -> Value:
-    """`thirty-two` as 32, beside a number."""
+    """`thirty-two` as 32, beside a number or another way of saying one."""
     import sympy
 
-    if not isinstance(value, Words) or value.text not in NUMBER_WORDS:
+    if not isinstance(value, Words):
         return value
-    return Quantity(sympy.Integer(NUMBER_WORDS[value.text]))
+    number, unit = spelled(value.text), ""
+    if number is None:
+        before, _, noun = value.text.rpartition(" ")
+        number, unit = spelled(before), noun
+        if number is None or number.denominator > 1 or not noun.isalpha() or spelled(noun) is not None:
+            return value
+    return Quantity(sympy.Rational(number.numerator, number.denominator), unit=unit_name(unit))

@@ -8,7 +8,7 @@ from typing import Any, Final
 from reward_service.text.expressions import ExpressionError
 from reward_service.text.latex.regions import as_region
 from reward_service.text.latex.tokens import CURRENCIES, Token
-from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value
+from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
 BRACKETS: Final = {"(": ")", "[": "]", "\\lbrace": "\\rbrace", "\\langle": "\\rangle", "{": "}"}
 _DECIMAL: Final = re.compile(r"[0-9]*\.[0-9]+")
@@ -76,6 +76,22 @@ def determinant(rows: list[tuple[Value, ...]]) -> Value:
     if not all(len(row) == len(rows) <= _MAX_DETERMINANT for row in entries):
         raise ExpressionError("a determinant is of a small square of expressions")
     return Quantity(sympy.Matrix(entries).det())
+
+
+def piecewise(rows: list[tuple[Value, ...]]) -> Value:
+    """Values with the regions where they hold, in no order; ExpressionError if a condition is not of one variable."""
+    import sympy
+
+    regions = [None if _is_rest(row[-1]) else as_region(row[-1]) for row in rows]
+    if any(region is None and not _is_rest(row[-1]) for region, row in zip(regions, rows, strict=True)):
+        raise ExpressionError("a condition is not read")
+    rest = sympy.S.Reals - sympy.Union(*(region for region in regions if region is not None))
+    pieces = [(row[0], Region(rest if region is None else region)) for region, row in zip(regions, rows, strict=True)]
+    return Sequence("list", tuple(Sequence("tuple", piece) for piece in pieces))
+
+
+def _is_rest(value: Value) -> bool:
+    return isinstance(value, Words) and value.text in ("otherwise", "else", "elsewhere")
 
 
 def named_region(name: str) -> Region:

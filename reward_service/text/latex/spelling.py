@@ -13,9 +13,16 @@ _NUMBERS: Final = "two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen|[
 _IN_BASE: Final = re.compile(
     rf"(?<=[0-9A-F)])(?: *_ *\{{)? *\\text *\{{ *\(? *(?:in )?base[- ]?(?: *\}} *)?({_NUMBERS}) *\)? *\}}? *\}}?$"
 )
-_CURRENCIES: Final = {"rs": "₹", "inr": "₹", "usd": r"\$", "us": r"\$", "eur": "€", "gbp": "£"}
+_CURRENCIES: Final = {
+    **{"rs": "₹", "inr": "₹", "usd": r"\$", "us": r"\$", "eur": "€", "gbp": "£", "jpy": "¥", "rmb": "元", "cny": "元"},
+    **{"krw": "₩", "rub": "₽", "php": "₱", "vnd": "₫", "\\textdollar": r"\$", "\\mathdollar": r"\$", "\\pounds": "£"},
+    **{"\\euro": "€", "\\texteuro": "€", "\\yen": "¥", "\\textyen": "¥", "\\textsterling": "£"},
+}
+_SIGNS: Final = r"\\(?:textdollar|mathdollar|pounds|textsterling|euro|texteuro|yen|textyen)"
 _CURRENCY: Final = re.compile(
-    r"^(?:\\text *\{ *)?(Rs|INR|USD|US|EUR|GBP)\.?(?: *\\?\$)?[ ~\\,]*(?:\} *)?(?=[0-9])", re.IGNORECASE
+    rf"^(?:\\text *\{{ *)?(Rs|INR|USD|US|EUR|GBP|JPY|RMB|CNY|KRW|RUB|PHP|VND|{_SIGNS})\.?"
+    r"(?: *\\?\$)?[ ~\\,]*(?:\} *)?(?=\{?[0-9])",
+    re.IGNORECASE,
 )
 _RATIO: Final = re.compile(r"(?<=[0-9]) *(?:\\text *\{ *to *\}| to ) *(?=[0-9])")
 _COMBINATIONS: Final = re.compile(
@@ -31,17 +38,59 @@ _ALIGNED: Final = re.compile(
 _CELL: Final = re.compile(r"\\begin *\{array\} *\{[lcr]\}([^&\\]*)\\end *\{array\}")
 _ARROWS: Final = re.compile(r"\\(?:overrightarrow|mathvec)(?![A-Za-z])")
 _SHORT_BARS: Final = re.compile(r"\\(?:bar|overbar)(?![A-Za-z])")
+_OVER: Final = re.compile(r"([^{}\\]+)\\over(?![A-Za-z])([^{}\\]+)")
+_UNSEEN: Final = re.compile(
+    r"\\(?:[hv]?phantom|[hv]space\*?) *\{[^{}]*\}|\\(?:math)?strut(?![A-Za-z])|\\hskip *-?[0-9.]+ *[a-z]{2}"
+)
+_ROOT_OF: Final = re.compile(r"\\root *\{?([0-9]+)\}? *\\of(?![A-Za-z])")
+_WRITTEN_SET: Final = re.compile(r"\\[Ss]et *\{([^{}]*)\}")
+_COLUMN: Final = re.compile(r"\[([^\[\]]+)\] *\^ *\{?(?:T|\\top)\}?")
+_DETERMINANT: Final = re.compile(r"\\det *\(? *\\begin\{([pb])matrix\}(.*)\\end\{\1matrix\} *\)?")
+_BARE_DOLLAR: Final = re.compile(r"\$ ?(?=[0-9.][^$]*$)")
+_NEGATIVE: Final = re.compile(
+    r"(?:\\text *\{ *)?(?:minus|negative)\b *(?:\} *)?(?=[0-9.]|\\(?:frac|sqrt|\$))", re.IGNORECASE
+)
+_AND_A_PART: Final = re.compile(r"([0-9]+) +and +(?:a|one) +(half|third|quarter)")
+_BELOW: Final = {"half": 2, "third": 3, "quarter": 4}
+_COMMANDS: Final = {
+    **{"flatfrac": r"\frac", "surd": r"\sqrt ", "cr": r"\\ ", "minus": "-", "bigcup": r"\cup", "bigcap": r"\cap"},
+    **{"lor": r"\text{ or }", "vee": r"\text{ or }", "land": r"\text{ and }", "wedge": r"\text{ and }"},
+    **{name: rf"\mathbb{{{name[0]}}}" for name in ("R", "Reals", "reals", "N", "Z", "Q")},
+    **dict.fromkeys(("bold", "mathop", "mathbin", "mathord"), ""),
+}
+_COMMANDS["reals"] = _COMMANDS["R"]
+_COMMAND: Final = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
+_RARE: Final = re.compile(
+    rf"\\(?:{'|'.join(_COMMANDS)}|[hv]?phantom|[hv]space|hskip|(?:math)?strut|root|[Ss]et|det|over)(?![A-Za-z])"
+)
 _MARKS: Final = re.compile(r"\\checkmark(?![A-Za-z])|&nbsp;|\\square$|\\blacksquare$|\\qed$")
 
 
 def respelled(text: str) -> str:
     """`text` with the common spelling of what is rarer."""
-    text = _ARROWS.sub(r"\\vec", _SHORT_BARS.sub(r"\\overline", _MARKS.sub(" ", text))).strip()
+    text = _MARKS.sub(" ", text).strip()
+    if "\\" in text:
+        text = _ARROWS.sub(r"\\vec", _SHORT_BARS.sub(r"\\overline", text))
+    if _RARE.search(text) is not None:
+        text = _COMMAND.sub(lambda match: _COMMANDS[match[1]], _UNSEEN.sub(" ", text))
+        text = _WRITTEN_SET.sub(r"\\{\1\\}", _ROOT_OF.sub(r"\\sqrt[\1]", text))
+        text = _DETERMINANT.sub(r"\\begin{vmatrix}\2\\end{vmatrix}", text)
+        if (over := _OVER.fullmatch(text)) is not None:
+            text = rf"\frac{{{over[1]}}}{{{over[2]}}}"
+    if "]" in text and (column := _COLUMN.fullmatch(text)) is not None:
+        text = f"({column[1]})"
+    if "and" in text and (part := _AND_A_PART.match(text)) is not None:
+        text = rf"{part[1]}\frac{{1}}{{{_BELOW[part[2]]}}}{text[part.end() :]}"
+    text = _prefixed(_BARE_DOLLAR, r"\$", _prefixed(_NEGATIVE, "-", text))
     text = _CURRENCY.sub(lambda match: _CURRENCIES[match[1].lower()], text)
     text = _CELL.sub(r"\1", _ALIGNED.sub(_rows, text))
     text = _UNIT_QUOTIENT.sub(r"\\text{\1}/\\text{\2}\3", text)
     text = _COMBINATIONS.sub(_combinations, text)
     return _RATIO.sub(":", _IN_BASE.sub(r"_{\1}", text))
+
+
+def _prefixed(pattern: re.Pattern[str], sign: str, text: str) -> str:
+    return text if (match := pattern.match(text)) is None else sign + text[match.end() :]
 
 
 def _rows(match: re.Match[str]) -> str:

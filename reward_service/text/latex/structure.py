@@ -6,11 +6,15 @@ An answer is read as a whole or not at all: what is left over behind an expressi
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from reward_service.text.expressions import ExpressionError
+from reward_service.text.latex.forms.amounts import ratio
+from reward_service.text.latex.forms.bases import in_base
+from reward_service.text.latex.forms.congruences import reduced, without_modulus
+from reward_service.text.latex.forms.number_words import spelled
 from reward_service.text.latex.matrices import added, scaled, transposed
-from reward_service.text.latex.read import Reader
+from reward_service.text.latex.read import _SUM, Reader
 from reward_service.text.latex.regions import as_region, variables
 from reward_service.text.latex.shapes import (
     BRACKETS,
@@ -20,12 +24,13 @@ from reward_service.text.latex.shapes import (
     enclosed,
     listed,
     named_region,
+    piecewise,
     significant_digits,
     with_greek_unit,
 )
 from reward_service.text.latex.surface import surface
 from reward_service.text.latex.tokens import CURRENCIES, FUNCTIONS, GREEK, RELATIONS, UNITS, WORDS, tokens
-from reward_service.text.latex.units import NUMBER_WORDS, folded, unit_name
+from reward_service.text.latex.units import folded, unit_name
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
 MAX_TOKENS: Final = 600
@@ -33,13 +38,6 @@ MAX_ITEMS: Final = 200
 
 _SET_SIGNS: Final = ("\\cup", "\\cap", "\\setminus", "\\backslash")
 _CONNECTORS: Final = {"and": "and", "or": "or", "and/or": "or"}
-_BASES: Final = {
-    **{"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10},
-    **{"twelve": 12, "sixteen": 16, "binary": 2, "octal": 8, "hex": 16},
-}
-_IN_BASE: Final = re.compile(
-    r"\(?(?:\\text ?\{)?([0-9A-F]+|[0-9a-f]{2,})\}?\)? ?_ ?\{? ?\(?(?:\\text ?\{ ?)?([0-9]+|[a-z]+)\)?(?: ?\})*"
-)
 _CLOCK: Final = re.compile(r"[0-9]{1,2} ?: ?[0-9]{2}(?: ?: ?[0-9]{2})?(?: ?(?:\\text ?\{)? ?[apAP]\.?[mM]\.? ?\}?)?")
 
 # Words without \text: one of four letters and more, as the letters of a product would hardly stand like that.
@@ -47,7 +45,7 @@ _SENTENCE: Final = re.compile(r"(?:[A-Za-z]+ )*[A-Za-z][a-z]{3,}(?: [A-Za-z]+)*"
 _KNOWN_WORDS: Final = frozenset(map(str.lower, {*FUNCTIONS, *WORDS, *GREEK, *UNITS, "and", "or"}))
 
 _NAMED_SETS: Final = {
-    **dict.fromkeys(("all real numbers", "all reals", "real numbers", "reals"), "Reals"),
+    **dict.fromkeys(("all real numbers", "all reals", "real numbers", "reals", "all real x"), "Reals"),
     **dict.fromkeys(("empty set", "no solution", "no solutions", "no real solution", "no real solutions"), "EmptySet"),
 }
 
@@ -60,8 +58,10 @@ def read_answer(text: str, log_base: int | None = None) -> Value:
     smooth = surface(text)
     if (words := _words(smooth)) is not None:
         return words
-    if (based := _IN_BASE.fullmatch(smooth)) is not None and (number := _in_base(based)) is not None:
+    if (number := in_base(smooth)) is not None:
         return number
+    if (congruence := without_modulus(smooth)) is not None:
+        return reduced(read_answer(congruence[0], log_base), congruence[1])
     reader = _Structure(tokens(smooth, MAX_TOKENS), log_base)
     value = reader.top()
     if reader.kind != "end":
@@ -75,30 +75,22 @@ def _words(smooth: str) -> Value | None:
         return Words(clock.removeprefix("0") if re.match(r"0[0-9]:", clock) else clock)
     if (
         smooth == "DNE"
-        or folded(smooth) in NUMBER_WORDS
+        or _is_spelled(smooth)
         or (_SENTENCE.fullmatch(smooth) and not set(smooth.lower().split()) & _KNOWN_WORDS)
     ):
         return _named_set(folded(smooth))
     return None
 
 
+def _is_spelled(smooth: str) -> bool:
+    """Whether a number is written in words, alone or before what is counted."""
+    words = folded(smooth)
+    return smooth[:1].isalpha() and (spelled(words) or spelled(words.rpartition(" ")[0])) is not None
+
+
 def _named_set(words: str) -> Value:
     """What words say, as the set that they name if they name one."""
     return named_region(_NAMED_SETS[words]) if words in _NAMED_SETS else Words(words)
-
-
-def _in_base(match: re.Match[str]) -> Quantity | None:
-    import sympy
-
-    base = int(match[2]) if match[2].isdigit() else _BASES.get(match[2], 0)
-    if not 2 <= base <= 36 or not (match[1][0].isdigit() or base > 10):
-        return None
-    if base != 16 and any("a" <= digit <= "z" for digit in match[1]):  # rather a letter with an index
-        return None
-    try:
-        return Quantity(sympy.Integer(int(match[1], base)), base=base)
-    except ValueError:
-        raise ExpressionError(f"{match[1]:.30} has digits that base {base} has not") from None
 
 
 class _Structure(Reader):
@@ -291,7 +283,9 @@ class _Structure(Reader):
             if self.kind == "\\hline":
                 self.advance()
                 continue
-            row.append(self._relation())
+            row.append(self._condition() if row and "cases" in begin else self._relation())
+            if self.kind == "," and self.peek().kind in ("&", "\\newline", "environment"):
+                self.advance()
             if self.kind == "&":
                 self.advance()
             elif self.kind == "\\newline":
@@ -307,11 +301,18 @@ class _Structure(Reader):
             raise ExpressionError("the rows of a matrix are not of one length")
         if "cases" in begin:
             if len(rows[0]) > 1:
-                raise ExpressionError("cases with conditions are not read")
+                return piecewise(rows)
             return Sequence("list", tuple(row[0] for row in rows), "and")
         if "vmatrix" in begin:
             return determinant(rows)
         return self._transposed(Matrix(tuple(rows)))
+
+    def _condition(self) -> Value:
+        """`x > 0`, `\\text{if } x > 0`, `\\text{otherwise}`."""
+        if self.kind == "text" and self.text.lower().strip(" ,") in ("if", "for", "when", "where", "and"):
+            self.advance()
+        items, connector = self._items(("\\newline", "environment", "&", ","))
+        return items[0] if len(items) == 1 else listed(items, connector)
 
     def _transposed(self, matrix: Matrix) -> Matrix:
         if self.kind == "^" and self.peek().text in ("T", "\\top"):
@@ -335,10 +336,31 @@ class _Structure(Reader):
             expression = expression * 180 / sympy.pi
         unit = self._unit() or self.currency
         expression, unit = with_greek_unit(expression, unit)
+        whole, unit = self._with_smaller(expression, unit)
+        compound, expression = whole is not expression, whole
         if self.kind == ":" and not self.names_set:
             return self._ratio(Quantity(expression))
-        quantity = Quantity(expression, significant_digits(written), unit, percent, degrees)
+        digits = None if compound else significant_digits(written)
+        quantity = Quantity(expression, digits, unit, percent, degrees, compound=compound)
         return both_signs(quantity, self.signs) if self.signs else quantity
+
+    def _with_smaller(self, expression: Any, unit: str) -> tuple[Any, str]:
+        """`1 hour and 30 minutes` as one amount, in the smallest unit that it names: of less than one of the larger."""
+        while ratio(unit, unit) is not None:
+            start = self.at
+            if self.kind == "," or (self._at_connector() and self.text.lower() != "or"):
+                self.advance()
+            if self.kind != "number":
+                self.at = start
+                break
+            amount = self.read(_SUM)
+            smaller = self._unit()
+            factor = ratio(unit, smaller)
+            if factor is None or factor <= 1 or not amount.is_number or not 0 <= amount < factor.numerator:
+                self.at = start
+                break
+            expression, unit = expression * factor.numerator + amount, smaller
+        return expression, unit
 
     def _ratio(self, first: Quantity) -> Value:
         parts: list[Value] = [first]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from reward_service.text.latex.forms.amounts import amounts_spelled
 from reward_service.text.latex.spelling import respelled
 
 _SUPERSCRIPTS: Final = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
@@ -61,7 +62,7 @@ _PREFIXED: Final = {"over": "frac", "choose": "binom"}
 _DEGREES: Final = re.compile(
     r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:textdegree|degree|deg)(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|°)\s*\}|(?<=\d)\s*degrees?\b"
 )
-_TEMPERATURE: Final = re.compile(r"\\degree *(?:\\text ?\{ ?)?([CF])(?![A-Za-z])(?: ?\})?")
+_TEMPERATURE: Final = re.compile(r"\\degree *(?:\\text ?\{ ?)?([CF])(?:elsius|ahrenheit)?(?![A-Za-z])(?: ?\})?")
 # 0.333... and 0.1212... repeat; what repeats from further on (2.718281828...) may do so by chance
 _GOES_ON: Final = re.compile(
     r"(?<![0-9])([0-9]*\.(?:[0-9]*?(?=([0-9])\2\2)|))([0-9]{1,6}?)\3+ ?\\(?:ldots|dots|cdots)(?![A-Za-z])"
@@ -89,7 +90,8 @@ _BLANK_GROUPS_ABOVE: Final = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})*?
 _QUOTE_GROUPS: Final = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:'[0-9]{3})+(?![0-9'])")
 _EUROPEAN: Final = re.compile(
     r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3}){2,}(?:(?:,|\{,\})[0-9]+)?(?![0-9.,])|"
-    r"(?<![0-9.,])[0-9]{1,3}\.[0-9]{3}(?:,|\{,\})[0-9]{1,2}(?![0-9.,])"
+    r"(?<![0-9.,])[0-9]{1,3}\.[0-9]{3}(?:,|\{,\})[0-9]{1,2}(?![0-9.,])|"
+    r"(?<![0-9.,])(?<![0-9] )[0-9]{1,3}(?: [0-9]{3})+(?:,|\{,\})[0-9]{1,2}(?![0-9.,])"
 )
 _DECIMAL_COMMA: Final = re.compile(r"(?<=[0-9])\{,\}(?=[0-9])")
 
@@ -123,7 +125,7 @@ def surface(text: str) -> str:
     text = _PERCENT.sub("%", text)
     text = text.replace("\\{", "\\lbrace ").replace("\\}", "\\rbrace ").replace("\\|", "|")
     text = re.sub(r"\\mid(?![A-Za-z])", "|", re.sub(r"\\colon(?![A-Za-z])|\{:\}", ":", text))
-    text = _SPACES.sub(" ", text.replace("\\\\", "\\newline "))
+    text = amounts_spelled(_SPACES.sub(" ", text.replace("\\\\", "\\newline ")).strip())
     text = re.sub(r"\s+", " ", text).strip(" ")
     while text[-1:] in (".", ",", ";", ":", "\\") and text and not text.endswith(".."):
         text = text[:-1].rstrip(" ")
@@ -137,7 +139,7 @@ def _prefix_off(text: str) -> str:
 
 def numbers_joined(text: str) -> str:
     """`text` with its thousands separators out of the numbers; a comma only where no list can be meant."""
-    text = _EUROPEAN.sub(lambda match: match.group().replace(".", "").replace("{,}", ".").replace(",", "."), text)
+    text = _EUROPEAN.sub(lambda match: re.sub(r"\{?,\}?", ".", re.sub(r"[. ]", "", match.group())), text)
     text = _GROUPS.sub(lambda match: match[1] + re.sub(r"[^0-9]", "", match[2]), text)
     text = _QUOTE_GROUPS.sub(lambda match: match.group().replace("'", ""), text)
     text = _BLANK_GROUPS_ABOVE.sub(_above_a_line, text)

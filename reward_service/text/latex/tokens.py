@@ -37,8 +37,14 @@ GREEK: Final = _words(
     upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega ell hbar
     """
 )
-CURRENCIES: Final = {"\\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yen", "₹": "rupee"}
-SCALES: Final = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+CURRENCIES: Final = {
+    **{"\\$": "dollar", "€": "euro", "£": "pound sterling", "¥": "yuan yen", "₹": "rupee", "元": "yuan", "円": "yen"},
+    **{"₩": "won", "₽": "ruble", "₺": "lira", "₫": "dong", "₪": "shekel", "₱": "peso", "฿": "baht", "¢": "cent"},
+}
+SCALES: Final = {
+    **{"dozen": 12, "hundred": 100, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7},
+    **{"billion": 10**9, "trillion": 10**12},
+}
 RELATIONS: Final = {
     **{"=": "=", "<": "<", ">": ">", "<=": "<=", ">=": ">=", "==": "=", "!=": "!=", "=<": "<=", "=>": ">="},
     **{"\\le": "<=", "\\leq": "<=", "\\leqslant": "<=", "\\ge": ">=", "\\geq": ">=", "\\geqslant": ">=", "\\lt": "<"},
@@ -54,7 +60,7 @@ UNITS: Final = _words(
     dollars cent cents euro euros rupee rupees mph kph kmh kmph ml mL liter liters litre litres gallon gallons
     unit units square sq cubic cm2 radians rad degrees Hz kHz MHz kJ kW kWh kPa Pa mol eV people students apples
     men women ways points times per joule joules watt watts newton newtons volt volts ohm ohms amp amps kelvin
-    usd USD EUR
+    usd USD EUR yen yuan won
     """
 )
 
@@ -66,7 +72,7 @@ _TOKEN: Final = re.compile(
     r"|(?P<environment>\\(?:begin|end) ?\{[a-zA-Z*]+\}(?:\{[lcr| ]*\})?)"
     r"|(?P<command>\\[A-Za-z]+)"
     r"|(?P<letters>[A-Za-z]+)"
-    r"|(?P<sign>\*\*|<=|>=|==|!=|~=|:=|=<|=>|[-+*/^!(),=<>|\[\]{}:;_&%'$€£¥₹]|\\[$&#_]))"
+    r"|(?P<sign>\*\*|<=|>=|==|!=|~=|:=|=<|=>|[-+*/^!(),=<>|\[\]{}:;_&%'$€£¥₹元円₩₽₺₫₪₱฿¢]|\\[$&#_]))"
 )
 _NOUN: Final = re.compile(r"(?=[a-z]*[aeiou])[a-z]{4,}")  # behind a blank hardly a product of variables
 

@@ -18,15 +18,27 @@ _SYNONYMS: Final = {
     **dict.fromkeys(("mile",), "mi"),
     **dict.fromkeys(("gram",), "g"),
     **dict.fromkeys(("kilogram",), "kg"),
-    **dict.fromkeys(("pound",), "lb"),
+    **dict.fromkeys(("pound", "lbs"), "lb"),
     **dict.fromkeys(("ounce",), "oz"),
     **dict.fromkeys(("second", "sec"), "s"),
     **dict.fromkeys(("minute",), "min"),
-    **dict.fromkeys(("hour", "hr"), "h"),
+    **dict.fromkeys(("hour", "hr", "hrs"), "h"),
     **dict.fromkeys(("year",), "yr"),
     **dict.fromkeys(("liter", "litre", "l"), "L"),
     **dict.fromkeys(("milliliter", "millilitre", "ml"), "mL"),
     **dict.fromkeys(("usd", "USD"), "dollar"),
+    **dict.fromkeys(("EUR", "eur"), "euro"),
+    **dict.fromkeys(("GBP", "gbp", "quid"), "pound sterling"),
+    **dict.fromkeys(("pence", "pennie"), "penny"),
+    **dict.fromkeys(("JPY", "yens"), "yen"),
+    **dict.fromkeys(("RMB", "CNY", "renminbi"), "yuan"),
+    **dict.fromkeys(("INR", "Rs"), "rupee"),
+    **dict.fromkeys(("reais", "BRL"), "real"),
+    **dict.fromkeys(("RUB",), "ruble"),
+    **dict.fromkeys(("KRW",), "won"),
+    **dict.fromkeys(("CHF",), "franc"),
+    **dict.fromkeys(("min", "mins"), "min"),
+    **dict.fromkeys(("centurie",), "century"),
     **dict.fromkeys(("radian",), "rad"),
     **dict.fromkeys(("women",), "woman"),
     **dict.fromkeys(("men",), "man"),
@@ -98,15 +110,3 @@ def folded(words: str) -> str:
     """Words in lower case, single blanks, no punctuation at their ends and no article."""
     words = re.sub(r"^(?:the|an?) (?=\w)", "", " ".join(words.lower().replace("-", " ").split()).strip(" .,'\""))
     return {"dne": "does not exist"}.get(words, words)
-
-
-_ONES: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TEENS: Final = (
-    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-)
-_TENS: Final = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-NUMBER_WORDS: Final = {word: number for number, word in enumerate(("zero", *_ONES, *_TEENS))} | {
-    f"{ten} {one}".strip(): 10 * tens + ones
-    for tens, ten in enumerate(_TENS, 2)
-    for ones, one in enumerate(("", *_ONES))
-}

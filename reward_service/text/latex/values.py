@@ -18,6 +18,8 @@ class Quantity:
     degrees: bool = False
     """A degree sign stands behind it; the expression is in degrees."""
     base: int | None = None
+    compound: bool = False
+    """It was written as an amount of several units, `1 h 30 min`; the number alone does not say that."""
 
 
 @dataclass(frozen=True, slots=True)
