@@ -6,10 +6,13 @@ Only the standard library and the configuration are loaded here; each command im
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,19 +27,28 @@ from orchestration.commands.submit import add_submit_commands
 from orchestration.commands.trace import add_trace
 from orchestration.commands.watch import add_watch
 from orchestration.errors import ConfigError, RlvrError
+from orchestration.scratch import own_temporary_folder
 from orchestration.settings.config import load_config, load_settings
 from orchestration.settings.tree import recipe_names
 from reward_service.commands import add_commands
 from reward_service.errors import OperatorError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors that say what the user can do about them; others would be ours."""
+_STARTING = frozenset({"train", "replay", "eval", "claim", "sweep", "rescore", "trace", "prepare", "reward", "bench"})
+"""Commands that end all that they start. Others, as `submit`, leave processes behind that go on."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0 done, 1 failed with a reason, 2 wrong usage, 130 interrupted."""
+    _mend_streams()
     arguments = _parse(argv)
     try:
-        return int(arguments.run(arguments) or 0)
+        with own_temporary_folder() if arguments.command in _STARTING else nullcontext():
+            status = int(arguments.run(arguments) or 0)
+            sys.stdout.flush()  # here an error of it is told
+            return status
     except ConfigError as error:
         _complain(error)
         return EXIT_USAGE
@@ -47,7 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("rlvr: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as in `rlvr … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+        return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        _drop_output()
+        place = f"{error.filename} cannot be read or written" if error.filename else "output cannot be written"
+        _complain(f"{place}: {error.strerror}")
         return EXIT_FAILED
 
 
@@ -72,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
         "rewards over HTTP.",
     )
     parser.add_argument("--version", action="version", version=f"rlvr {metadata.version('rlvr')}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     add_submit_commands(commands)
     add_plan_command(commands)
@@ -263,7 +282,24 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return doctor.run(load_config(*recipe_and_overrides(arguments.words)), as_json=arguments.json)
 
 
-def _complain(error: Exception) -> None:
+def _mend_streams() -> None:
+    """One that is closed (`>&-`) goes nowhere, as files opened later would get its number and our words; a letter that
+    the terminal's encoding lacks is a question mark."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """What is left in the buffer would be tried, and fail, once more at the interpreter's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(error: Exception | str) -> None:
     print(f"rlvr: {' '.join(str(error).split())}", file=sys.stderr)
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from orchestration.scratch import shared_temporary_folder
+from rollout_server.forking.leftovers import owned_prefix
 
 
 @contextmanager
@@ -22,10 +26,13 @@ def noise_to_file(prefix: str) -> Iterator[TextIO]:
 
     Yields standard error as it was before, for what a person should read meanwhile.
 
-    The file is removed when the block ends well, or nothing was said; else it is kept, and its path said on standard
-    error.
+    The file is removed when the block ends well or by Ctrl-C, or nothing was said; else it is kept, in the machine's
+    folder for temporary files, and its path said on standard error.
+
+    Args:
+        prefix: Of the name of a file that is kept.
     """
-    descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=".log")
+    descriptor, name = tempfile.mkstemp(prefix=owned_prefix("log"), dir=shared_temporary_folder())
     path = Path(name)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -36,12 +43,17 @@ def noise_to_file(prefix: str) -> Iterator[TextIO]:
         os.close(descriptor)
         with _text(os.dup(saved[1])) as stderr:
             yield stderr
-    except BaseException:
+    except Exception:
         _restore(saved)
         if path.stat().st_size:
-            print(f"rlvr: what the libraries said is in {path}", file=sys.stderr)
+            kept = path.rename(path.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(2)}.log"))
+            print(f"rlvr: what the libraries said is in {kept}", file=sys.stderr)
         else:
             path.unlink()
+        raise
+    except BaseException:
+        _restore(saved)
+        path.unlink(missing_ok=True)
         raise
     _restore(saved)
     path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import ssl
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -35,7 +36,8 @@ _OTHER_FILES = 256
 
 
 def serve(settings: ServiceSettings, *, parent_pid: int | None = None) -> None:
-    """Runs the service until SIGTERM or Ctrl-C, then answers what it has accepted and returns.
+    """Runs the service until SIGTERM or Ctrl-C, then answers what it has accepted. After SIGTERM it raises SystemExit:
+    the process ends well, and what it has in the folder for temporary files goes.
 
     When it listens, one line on standard output says `reward service at http://HOST:PORT`.
 
@@ -116,6 +118,8 @@ def _run(
         threading.Thread(
             target=_end_with_parent, args=(server, parent_pid, settings.shutdown_timeout_s), daemon=True
         ).start()
+    if threading.current_thread() is threading.main_thread():  # uvicorn sends it again when it has ended in order
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     server.run(sockets=[listener])
 
 

@@ -26,7 +26,7 @@ import ray
 
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
 from orchestration.bench.machine import machine_line
-from orchestration.cluster.calls import RemoteActor
+from orchestration.cluster.calls import RemoteActor, session_folder
 from orchestration.cluster.generator import RayMember, ScoringPool
 from orchestration.cluster.joining import join_ray
 from orchestration.cluster.learner import RayLearner
@@ -35,6 +35,7 @@ from orchestration.cluster.reward.beside import BesideScorer
 from orchestration.cluster.reward.deployment import new_restarts, reward_client
 from orchestration.cluster.reward.keeper import RewardKeeper
 from orchestration.cluster.upkeep.pool import RolloutPool
+from orchestration.cluster.upkeep.sessions import remove_session
 from orchestration.cluster.upkeep.whereabouts import Whereabouts
 from orchestration.run.flow import Batch, FlowSettings, RolloutFlow
 from orchestration.run.ledger.records import RunState, StepRecord, write_record
@@ -182,7 +183,10 @@ async def _measure(options: DriverBench, progress: Progress) -> dict[str, Any]:
             async with reward_client(config, Path(logs)) as keeper:
                 return await _measured(_Driver(config, options, keeper), options, progress)
     finally:
+        session = session_folder()
         ray.shutdown()
+        if session is not None:
+            remove_session(session)
 
 
 async def _measured(driver: _Driver, options: DriverBench, progress: Progress) -> dict[str, Any]:

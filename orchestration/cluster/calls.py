@@ -12,6 +12,7 @@ import asyncio
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
@@ -25,6 +26,9 @@ Host = TypeVar("Host")
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
 Receipt = TypeVar("Receipt")
+
+_TOLD: list[str] = []
+"""Folders of Ray's logs that messages have named."""
 
 
 @dataclass(slots=True)
@@ -151,6 +155,17 @@ def shared(value: Result) -> Result:
 
 
 def log_folder() -> str:
-    """Where Ray keeps the actors' logs."""
+    """Where Ray keeps the actors' logs. Who asks tells somebody, so that they stay there for a day."""
     node = ray._private.worker.global_worker.node
-    return str(node.get_logs_dir_path()) if node is not None else "Ray's session folder"
+    if node is None:
+        return "Ray's session folder"
+    _TOLD.append(str(node.get_logs_dir_path()))
+    return _TOLD[-1]
+
+
+def session_folder() -> Path | None:
+    """Ray's folder of this process's session; None when Ray runs for others too, or somebody was told to look there."""
+    node = ray._private.worker.global_worker.node
+    if node is None or not node.is_head() or str(node.get_logs_dir_path()) in _TOLD:
+        return None
+    return Path(node.get_session_dir_path())

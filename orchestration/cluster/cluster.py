@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestration.cluster.actors import Hosted, LearnerActor, RolloutActor, actor_environment
 from orchestration.cluster.bundles import Bundles
-from orchestration.cluster.calls import Host, RemoteActor, log_folder
+from orchestration.cluster.calls import Host, RemoteActor, log_folder, session_folder
 from orchestration.cluster.gauges import RayGauges
 from orchestration.cluster.generator import RayMember
 from orchestration.cluster.joining import join_ray
@@ -42,6 +42,7 @@ from orchestration.cluster.reward.keeper import RewardKeeper
 from orchestration.cluster.upkeep.heartbeat import BEAT_S
 from orchestration.cluster.upkeep.pool import RolloutPool
 from orchestration.cluster.upkeep.restarts import Restarts
+from orchestration.cluster.upkeep.sessions import remove_session
 from orchestration.cluster.upkeep.whereabouts import end_here, end_ray_here
 from orchestration.concurrency import at_most, gather_or_cancel
 from orchestration.errors import MachineError
@@ -331,6 +332,7 @@ class Cluster:
 
     async def shutdown(self, *, timeout_s: float = 20.0) -> None:
         """End the actors, then Ray if it was started here. Never raises: what does not end in time is killed."""
+        session = session_folder()  # what actors say at their end is told nobody
         for pool in self._watched:
             if isinstance(pool, RolloutPool):
                 await pool.close()
@@ -345,6 +347,8 @@ class Cluster:
         await at_most(timeout_s, self._leave)
         await asyncio.to_thread(end_ray_here)
         await asyncio.to_thread(end_here, None)
+        if session is not None:
+            await asyncio.to_thread(remove_session, session)
 
     def _leave(self) -> None:
         if self._bundles is not None:

@@ -7,12 +7,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from orchestration.cluster.actors import actor_environment
 from orchestration.cluster.environment import NODE_ENVIRONMENT, ON_LOOPBACK, without_token
+from orchestration.cluster.upkeep.sessions import claim_session
 from orchestration.cluster.upkeep.whereabouts import claim_node
 from orchestration.errors import MachineError, one_line
 from orchestration.machine.facts import collect
@@ -38,7 +40,7 @@ def join_ray(config: RunConfig, *, namespace: str) -> Any:
     if config.ray_address is not None:
         return _init(config.ray_address, 1, address=config.ray_address, **common)
     with _on_loopback():
-        return _init(
+        context = _init(
             "this machine",
             2,  # its parts wait for each other for no longer than 15 s, which a busy machine may need
             address="local",  # not one that somebody else left running here
@@ -46,6 +48,8 @@ def join_ray(config: RunConfig, *, namespace: str) -> Any:
             object_store_memory=object_store_bytes(model_size(config.model.name), config.learner),
             **common,
         )
+    claim_session(Path(context.address_info["session_dir"]))
+    return context
 
 
 def _init(where: str, tries: int, **options: Any) -> Any:

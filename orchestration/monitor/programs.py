@@ -22,6 +22,7 @@ from orchestration.errors import MachineError
 from orchestration.monitor.asking import ASK_S, ask
 from orchestration.monitor.files import UID, write_files
 from orchestration.monitor.targets import targets_folder
+from orchestration.scratch import outliving
 from orchestration.sockets import LOOPBACK, free_port
 from orchestration.storage.atomic import atomic_write
 from orchestration.storage.state import state_root
@@ -172,7 +173,7 @@ def _begin(name: str, words: list[str], folder: Path, variables: Mapping[str, st
     with (folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             words,
-            env={**os.environ, **(variables or {})},
+            env={**outliving(os.environ), **(variables or {})},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

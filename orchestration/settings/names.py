@@ -83,3 +83,9 @@ def nearest(word: str, known: Sequence[str]) -> str:
         leaf = word.rpartition(".")[2]
         close = [key for key in known if key.rpartition(".")[2] == leaf][:1]
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def with_sections(known: Sequence[str]) -> list[str]:
+    """Dotted keys and the sections that they lie in, `learner.loss` for `learner.loss.beta`."""
+    sections = {key[:place] for key in known for place, sign in enumerate(key) if sign == "."}
+    return [*sorted(sections), *known]

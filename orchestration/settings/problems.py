@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pydantic import ValidationError
 
-from orchestration.settings.names import here_it_is, nearest
+from orchestration.settings.names import here_it_is, nearest, with_sections
 
 
 def first_problem(error: ValidationError, known: Callable[[], list[str]], *, prefix: str = "") -> str:
@@ -27,7 +27,7 @@ def first_problem(error: ValidationError, known: Callable[[], list[str]], *, pre
             return f"unknown setting {dotted!r}; here it is {here!r}"
         if dotted in names:
             return f"{dotted!r} is a setting of another kind of {dotted.rpartition('.')[0]!r}"
-        return f"unknown setting {dotted!r}{nearest(dotted, names)}"
+        return f"unknown setting {dotted!r}{nearest(dotted, with_sections(names))}"
     message = problem["msg"].removeprefix("Value error, ")
     if dotted in ("", "data"):
         return message

@@ -32,11 +32,11 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     name = recipe
     if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
         path = Path(recipe)
-        if not path.is_file():
+        if not path.exists():
             raise ConfigError(
                 f"recipe file {recipe!r} does not exist; shipped recipes are: {', '.join(recipe_names())}"
             )
-        text, name = path.read_text(encoding="utf-8"), path.stem
+        text, name = read_settings_file(path), path.stem
     elif recipe in recipe_names():
         text = (resources.files("orchestration") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
@@ -47,13 +47,27 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {recipe!r} is not valid YAML: {' '.join(str(error).split())}") from error
+        words = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        raise ConfigError(f"recipe {recipe!r} is not valid YAML: {words}") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {recipe!r} must be a mapping of settings, got {type(tree).__name__}")
     tree.setdefault("recipe", name)
     return tree
+
+
+def read_settings_file(path: Path) -> str:
+    """The text of a YAML file of somebody's. Raises ConfigError when it is a folder, not UTF-8, or cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{str(path)!r} is not UTF-8 text (line {line}): save it as UTF-8") from error
+    except IsADirectoryError:
+        raise ConfigError(f"{str(path)!r} is a folder, where a YAML file is wanted") from None
+    except OSError as error:
+        raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}") from error
 
 
 def parse_override(override: str) -> tuple[str, Any]:

@@ -27,6 +27,7 @@ import ray
 
 from learner.checkpoint import checkpoint_steps
 from orchestration.cluster.cluster import Cluster
+from orchestration.cluster.upkeep.sessions import KEEP
 from orchestration.evals import lm_eval
 from orchestration.models.prompting import make_prompt_builder
 from orchestration.models.resolve import resolve_model
@@ -70,7 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     run = tmp_path_factory.mktemp("trained") / "run"
     ray_folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short, as sockets lie in it
     words = ("train", "tiny", f"run_dir={run}", "dashboard=false", "reward.deployment=actor", *CURRICULUM)
-    folders = {"RAY_TMPDIR": str(ray_folder), "TMPDIR": str(ray_folder)}
+    folders = {"RAY_TMPDIR": str(ray_folder), "TMPDIR": str(ray_folder), KEEP: "1"}
     done = rlvr(*words, environment={**os.environ, **folders})
     assert done.returncode == 0, done.stdout + done.stderr
     yield Finished(run, done.stdout + done.stderr, ray_folder)
@@ -107,6 +108,10 @@ def test_the_reward_service_ended_in_order_and_its_key_is_in_no_file(finished: F
     files = [path for folder in (finished.folder, finished.ray_folder) for path in folder.rglob("*") if path.is_file()]
     assert any(path.name.startswith("worker-") for path in files)  # what the actors print
     assert [path for path in files if key.search(path.read_bytes())] == []
+
+
+def test_nothing_but_what_was_asked_for_is_left_among_temporary_files(finished: Finished) -> None:
+    assert [path.name for path in finished.ray_folder.iterdir()] == ["ray"]
 
 
 def test_what_the_learner_made_of_the_model_is_said(finished: Finished) -> None:

@@ -100,6 +100,13 @@ def test_unknown_recipes_and_broken_files(tmp_path: Path) -> None:
     broken.write_text("- 1")
     with pytest.raises(ConfigError, match="must be a mapping"):
         load_config(str(broken))
+    broken.write_bytes(b"seed: 1\nrecipe: \xff")
+    with pytest.raises(ConfigError, match=r"is not UTF-8 text \(line 2\): save it as UTF-8"):
+        load_config(str(broken))
+    with pytest.raises(ConfigError, match="is a folder, where a YAML file is wanted"):
+        load_config(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"'learner\.los'; did you mean 'learner\.loss'"):
+        load_config("tiny", ["learner.los.beta=0"])
 
 
 def test_every_key_has_a_description() -> None:

@@ -1,0 +1,30 @@
+"""Ray's folders that our sessions leave: one of a living process stays, one that ended a day ago goes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from orchestration.cluster.upkeep.sessions import KEPT_S, claim_session, remove_session
+
+CLAIMED = "import sys; from pathlib import Path; from orchestration.cluster.upkeep.sessions import claim_session as c; "
+
+
+def test_what_is_old_and_nobodys_goes(tmp_path: Path) -> None:
+    ours, old, young, foreign = (tmp_path / f"session_{name}" for name in ("ours", "old", "young", "foreign"))
+    for folder in (ours, old, young, foreign):
+        folder.mkdir()
+    claim_session(ours)
+    claims = f"{CLAIMED}[c(Path(folder)) for folder in sys.argv[1:]]"
+    subprocess.run([sys.executable, "-c", claims, str(old), str(young)], check=True, timeout=60)
+    long_ago = time.time() - KEPT_S - 60
+    for folder in (ours, old):
+        os.utime(folder / "rlvr-owner", (long_ago, long_ago))
+    claim_session(young)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["session_foreign", "session_ours", "session_young"]
+    (tmp_path / "session_latest").symlink_to(ours)
+    remove_session(ours)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["session_foreign", "session_young"]
