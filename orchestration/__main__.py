@@ -17,6 +17,9 @@ def main() -> int:
         needed = "the command line needs rlvr[service], and training rlvr[cpu] or rlvr[cuda]"
         print(f"rlvr: {error.name} is not installed here; {needed}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # the imports take a second or two
+        print("rlvr: interrupted", file=sys.stderr)
+        return 130
     return run()
 
 
