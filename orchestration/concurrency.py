@@ -33,7 +33,13 @@ async def within(limit_s: float, work: Awaitable[Result]) -> Result:
 
 
 async def unless_set(stop: asyncio.Event, work: Coroutine[Any, Any, Result], *, grace_s: float = 0.0) -> Result | None:
-    """The result of `work`, or None when `stop` was set so long before; then the work is cancelled."""
+    """The result of `work`, or None when `stop` was set so long before; then the work is cancelled.
+
+    Args:
+        stop: May be set already.
+        work: Begins at once.
+        grace_s: How long `work` may go on after `stop`.
+    """
     task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)

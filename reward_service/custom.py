@@ -84,7 +84,15 @@ class CustomReward(Reward):
 
 
 def load_custom(specs: Iterable[CustomRewardSpec], *, taken: Iterable[str] = ()) -> dict[str, Reward]:
-    """The rewards by name; CustomRewardError for one that cannot be loaded or whose name is in `taken` or twice."""
+    """The rewards by name.
+
+    Args:
+        specs: Each names a target, `module:name`.
+        taken: Names that they may not have.
+
+    Raises:
+        CustomRewardError: One cannot be loaded, or its name is taken or there twice.
+    """
     rewards: dict[str, Reward] = {}
     names = set(taken)
     for spec in specs:

@@ -86,7 +86,14 @@ class Counters:
 async def push_metrics(
     sink: MetricsSink, load_now: Callable[[], EngineLoad], version: Callable[[], int], *, worker: str
 ) -> None:
-    """Feed the sink until cancelled. A sink that fails is reported once and dropped: metrics never stop a run."""
+    """Feed the sink until cancelled. A sink that fails is reported once and dropped: metrics never stop a run.
+
+    Args:
+        sink: Gets gauges by name every `METRICS_PERIOD_S`; rates are those since the time before.
+        load_now: Of the engine; its counters never go down.
+        version: Of the adapter that new requests get.
+        worker: Its name, for the one warning.
+    """
     before, then = load_now().generated_tokens, time.monotonic()
     while True:
         await asyncio.sleep(METRICS_PERIOD_S)

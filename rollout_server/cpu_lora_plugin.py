@@ -71,7 +71,15 @@ def group_rows(slots_T: list[int]) -> tuple[RowGroup, ...]:
 def shrink(
     x_TI: torch.Tensor, lora_a_SRI: torch.Tensor, groups: tuple[RowGroup, ...], y_TR: torch.Tensor, scale: float
 ) -> None:
-    """y = scale · x Aᵀ in `y`'s precision, with each row's own A; rows without an adapter become 0."""
+    """y = scale · x Aᵀ in `y`'s precision, with each row's own A; rows without an adapter become 0.
+
+    Args:
+        x_TI: A row for each token.
+        lora_a_SRI: A of all adapter slots.
+        groups: Which rows use which slot; no row is in two.
+        y_TR: Is written to; may have more columns than the rank R, which stay as they are or 0.
+        scale: Of the product.
+    """
     if not _covers(groups, y_TR.shape[0]):
         y_TR.zero_()
     rank = lora_a_SRI.shape[-2]
@@ -91,6 +99,13 @@ def expand(
     """y += x Bᵀ in `y`'s precision, with each row's own B (`add_inputs=False`: y = x Bᵀ; rows without an adapter 0).
 
     `y` may be a slice of columns of a packed projection, and may be narrower than B, which vLLM pads for logits.
+
+    Args:
+        x_TR: What `shrink` gave.
+        lora_b_SOR: B of all adapter slots.
+        groups: Which rows use which slot; no row is in two.
+        y_TO: Is written to.
+        add_inputs: Add to what is there.
     """
     width = min(y_TO.shape[1], lora_b_SOR.shape[-2])
     y_TW = y_TO[:, :width]

@@ -162,7 +162,15 @@ class HostedEngine:
 
 
 def host_engine(connection: socket.socket, model_path: str, config: RolloutConfig, device: Device, seed: int) -> None:
-    """What a process forked for an engine does: start it, and answer calls to it until the client leaves."""
+    """What a process forked for an engine does: start it, and answer calls to it until the client leaves.
+
+    Args:
+        connection: To the client, a `ForkedProcess`.
+        model_path: A folder that vLLM loads.
+        config: With more than one GPU an engine, its workers are spawned instead of forked.
+        device: `cpu` or `cuda`.
+        seed: Of the engine's sampling.
+    """
 
     from rollout_server.vllm_extension import share_gloo_device, wait_asleep
 

@@ -86,7 +86,13 @@ def working_threads(count: int) -> list[int]:
 
 
 def place(threads: Sequence[int], cores: Sequence[int], *, apart: bool) -> None:
-    """Each thread on a core of its own, or all on all."""
+    """Each thread on a core of its own, or all on all.
+
+    Args:
+        threads: Their numbers in the kernel.
+        cores: As many.
+        apart: Thread i on core i alone; else each may be on any of `cores`.
+    """
     for thread, core in zip(threads, cores, strict=True):
         os.sched_setaffinity(thread, {core} if apart else cores)
 

@@ -167,7 +167,16 @@ def settings_that_bind(model_path: str, config: LearnerConfig) -> dict[str, Any]
 
 
 def refuse_other_settings(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises LearnerError with every difference. The same weights at another path are the same model."""
+    """Refuse to go on from a checkpoint under other settings. The same weights at another path are the same model.
+
+    Args:
+        folder: Of the checkpoint, for the message.
+        then: The settings it was written under; `model` has the weights' fingerprint and their path.
+        now: Those of this run; names that only `then` has do not count.
+
+    Raises:
+        LearnerError: They differ; with every difference.
+    """
     differences = [
         f"{name} was {then.get(name)}, is {now[name]}"
         for name in now

@@ -47,7 +47,13 @@ class LossMetrics:
         self._tensors[name] = (values.detach() * mask_BT).sum() / mask_BT.sum().clamp(min=1)
 
     def spread(self, name: str, values: Tensor, *, among_BT: Tensor | None = None) -> None:
-        """Mean, smallest and largest: `name_mean`, `name_min`, `name_max`."""
+        """Mean, smallest and largest: `name_mean`, `name_min`, `name_max`.
+
+        Args:
+            name: Of the three figures.
+            values: Broadcast to (B, T).
+            among_BT: Which of the mask's tokens count; of none all three are 0.
+        """
         self.mean(f"{name}_mean", values, among_BT=among_BT)
         inside_BT = self._mask_BT > 0 if among_BT is None else (self._mask_BT > 0) & among_BT
         values_BT = values.detach().expand_as(self._mask_BT)

@@ -71,6 +71,14 @@ def cut_into_ranks(line: LineUp, num_ranks: int, cost: Callable[[int], int] = in
     """Ranges of the line, one a rank, whose largest work is the least possible.
 
     Tokens that a range shares with the one before it are its own work, too: those up to position p cost `cost(p)`.
+
+    Args:
+        line: Sequences in an order in which neighbours share most.
+        num_ranks: At least 1; more than sequences leave ranks without any.
+        cost: Work of so many tokens from the root on; grows with them.
+
+    Returns:
+        A range [first, last) of the line for each rank.
     """
     whole = [cost(length) for length in line.lengths]
     saved = [cost(shared) for shared in line.shared]
@@ -103,6 +111,15 @@ def cut_into_microbatches(line: LineUp, first: int, last: int, *, max_tokens: in
 
     Shortest path over the cuts: least[t] is the least price of line[first:t], a cut before i costing shared[i] tokens
     computed twice and `PASS_OVERHEAD_TOKENS`.
+
+    Args:
+        line: As of `cut_into_ranks`.
+        first: Of the range that is cut.
+        last: Behind it.
+        max_tokens: Distinct tokens; a sequence that alone has more is a range of its own.
+
+    Returns:
+        Ranges [first, last) of the line, in its order.
     """
     least, came_from = {first: 0}, dict[int, int]()
     for t in range(first + 1, last + 1):

@@ -84,7 +84,14 @@ class PassResult:
 
 
 def make_microbatch(plan: StepPlan, indices: Sequence[int], config: LearnerConfig, device: torch.device) -> Microbatch:
-    """The sequences `indices` of the plan as one tree on `device`; of none, a pass that adds nothing."""
+    """The sequences `indices` of the plan as one tree on `device`; of none, a pass that adds nothing.
+
+    Args:
+        plan: The step's sequences, advantages and the sampler's log-probs.
+        indices: Of its sequences. None of them: a rank that has nothing to do takes part in collectives all the same.
+        config: Says which attention, and whether prefixes are shared.
+        device: Where the tensors go.
+    """
     sequences = [plan.sequences[index] for index in indices] or [_NOTHING]
     coarse = kind_on(device, config.attention) == "levels"
     tree = build_tree(sequences, share=config.share_prefixes and config.attention != "own", coarse=coarse)

@@ -76,6 +76,11 @@ def block_relations(
     Keys c of a block before the queries [a, b): k ≤ q holds throughout, so some pair is seen exactly when the latest
     exit is after a, and all are when the earliest exit is not before b. With a window, `some` may hold where no pair
     is seen (the test within the block decides); `every` never holds where one is not.
+
+    Args:
+        tree: N tokens, in blocks of `block_size` from the first on; the last block may be shorter.
+        window: Tokens that a query sees back along its own path; None: all of it.
+        block_size: Tokens.
     """
     starts = np.arange(0, tree.num_tokens, block_size)
     stops = np.minimum(starts + block_size, tree.num_tokens)

@@ -90,7 +90,21 @@ def _contents(config: RunConfig, problems: Problems) -> dict[str, bytes]:
 def put_files(
     contents: dict[str, bytes], out: Path | None, upload_to: str | None, kms_key: str | None, progress: Progress
 ) -> list[str]:
-    """Write files (name → content) into a folder, or below an S3 prefix, and say where each is. Raises MachineError."""
+    """Write files (name → content) into a folder, or below an S3 prefix, and say where each is.
+
+    Args:
+        contents: Name → content.
+        out: None: only below `upload_to`.
+        upload_to: `s3://BUCKET/PREFIX`, or None.
+        kms_key: Of the server's encryption there; None: the bucket's own.
+        progress: Is told of each file.
+
+    Returns:
+        Where each is, an address or a path.
+
+    Raises:
+        MachineError: A file cannot be written or uploaded.
+    """
     with ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlvr-data-")))
         try:

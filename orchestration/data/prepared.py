@@ -91,7 +91,17 @@ def divide(
 
 def row(problem: Problem, shots: Sequence[Problem], layout: PromptLayout, prefix: str) -> dict[str, Any]:
     """A problem as GSM8K's `question` and `answer`, with `final_answer` and the whole `prompt`: a text where the layout
-    is plain, else messages with role and content, as TRL reads them."""
+    is plain, else messages with role and content, as TRL reads them.
+
+    Args:
+        problem: With `final_answer` in its reference.
+        shots: Worked examples that stand before it.
+        layout: How they are written.
+        prefix: What stands before an answer in `solution`; what stands before it is the working.
+
+    Raises:
+        DataError: The working holds `####`, which ends one in this format.
+    """
     working = problem.solution.rpartition(prefix)[0].strip()
     if "####" in working:
         raise DataError(f"the solution of {problem.problem_id} holds '####', which ends one in this format")

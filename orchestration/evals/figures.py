@@ -123,8 +123,16 @@ def differences(
 
 
 def difference(before: Values, after: Values, *, seed: int) -> Figure:
-    """After less before over the problems that both have, with its interval; of rights and wrongs also how many were
-    won and lost, and McNemar's exact p."""
+    """After less before over the problems that both have, with its interval.
+
+    Args:
+        before: Values by problem.
+        after: As many or others; what only one side has does not count.
+        seed: Of the bootstrap's draws.
+
+    Returns:
+        `estimate`, `low` and `high` (95 %), `num_problems`; of rights and wrongs `won`, `lost`, and McNemar's `p`.
+    """
     shared = [problem_id for problem_id in before if problem_id in after]
     firsts, seconds = [before[one] for one in shared], [after[one] for one in shared]
     found: Figure = asdict(bootstrap_difference(firsts, seconds, seed=seed)) | {"num_problems": len(shared)}

@@ -51,7 +51,17 @@ def overlaps(problems: Problems) -> list[Overlap]:
 
 
 def overlap(first: str, firsts: Sequence[Problem], second: str, seconds: Sequence[Problem]) -> Overlap:
-    """What two named sets share."""
+    """What two named sets share.
+
+    Args:
+        first: Name of a set.
+        firsts: Its problems.
+        second: Name of another.
+        seconds: Its problems.
+
+    Returns:
+        Pairs whose questions are equal but for case and blanks, and pairs alike to at least `AT_LEAST`, nearest first.
+    """
     by_key = {question_key(problem.text): problem.problem_id for problem in seconds}
     exact = [(problem.problem_id, by_key[key]) for problem in firsts if (key := question_key(problem.text)) in by_key]
     same = {one for one, _ in exact}

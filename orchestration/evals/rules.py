@@ -57,6 +57,11 @@ def article_score(prompt: str, run_on: str, final_answer: str) -> float | None:
     """The AWS article's evaluation: the last integer of the whole decoded text, prompt included, is the answer.
 
     None where the answer is no integer, of which that evaluation has none.
+
+    Args:
+        prompt: As the model was asked, decoded.
+        run_on: What it said, which is not cut at a stop string: the article's evaluation lets it run on.
+        final_answer: Of the problem; thousands may be set apart by commas.
     """
     wanted = final_answer.replace(",", "")
     if not _INTEGER.fullmatch(wanted):

@@ -243,7 +243,16 @@ def _vllm_flavour(libraries: Mapping[str, str]) -> Literal["cpu", "cuda"] | None
 
 def vllm_runner(flavour: str | None, libraries: Mapping[str, str], environment: Mapping[str, str]) -> str | None:
     """vLLM's choice, as its `config/vllm.py` makes it: V2 wherever Triton runs, which PyPI's does on GPUs alone. Up to
-    0.26, models with experts stay with V1, but for a few."""
+    0.26, models with experts stay with V1, but for a few.
+
+    Args:
+        flavour: Of the installed vLLM; None: there is none.
+        libraries: Versions by name.
+        environment: Of the process.
+
+    Returns:
+        Words for the table; None where there is nothing to say.
+    """
     if flavour is None:
         return None
     said = environment.get("VLLM_USE_V2_MODEL_RUNNER", "")

@@ -175,7 +175,13 @@ def microbatch_tokens(config: RunConfig, *, num_ranks: int, cuda: bool) -> int:
     """Distinct tokens of a rank's largest micro-batch, when texts are half as long as they may be: the budget, or the
     rank's whole share of a batch where that is less, but a whole sequence at least, which is not cut.
 
-    A budget that the learner measures takes what is free, so only the passes that measure it, and a sequence, count."""
+    A budget that the learner measures takes what is free, so only the passes that measure it, and a sequence, count.
+
+    Args:
+        config: Of the run.
+        num_ranks: That a batch is cut into.
+        cuda: On GPUs, where the learner may measure the budget.
+    """
     rollout = config.rollout
     if config.learner.max_tokens_per_microbatch is None and config.learner.measures_passes(cuda=cuda):
         return max(MEASURED_TOKENS, rollout.max_model_len // 2)
@@ -188,7 +194,14 @@ def microbatch_tokens(config: RunConfig, *, num_ranks: int, cuda: bool) -> int:
 
 def activation_bytes_per_token(size: ModelSize, learner: LearnerConfig, dtype: str, *, cuda: bool) -> int:
     """What a token of a micro-batch keeps for the backward pass; with gradient checkpointing only its input in each
-    layer, and in one layer at a time the rest."""
+    layer, and in one layer at a time the rest.
+
+    Args:
+        size: Of the base model.
+        learner: Its checkpointing decides, and on GPUs its quantisation and ZeRO stage.
+        dtype: Of the passes.
+        cuda: On a GPU, where less is kept if a layer and its adapter are one operation.
+    """
     layer = _layer_bytes_per_token(size, learner, dtype, cuda=cuda)
     if not learner.gradient_checkpointing:
         return int(size.num_layers * layer)

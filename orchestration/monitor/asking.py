@@ -22,7 +22,15 @@ def ask(url: str) -> bytes:
 
 
 def query(url: str, expr: str) -> list[dict[str, Any]]:
-    """An instant query's series, `{"metric": labels, "value": [seconds, text]}`. Raises MachineError."""
+    """An instant query's series, `{"metric": labels, "value": [seconds, text]}`.
+
+    Args:
+        url: Of Prometheus, without a path.
+        expr: In PromQL.
+
+    Raises:
+        MachineError: Prometheus does not answer, or not in JSON.
+    """
     try:
         answer = json.loads(ask(f"{url}/api/v1/query?{urlencode({'query': expr})}"))
     except (OSError, ValueError) as error:

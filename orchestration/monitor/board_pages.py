@@ -51,7 +51,17 @@ def span_s(since: str) -> float:
 
 
 def series(prometheus: str, panel: Panel, since_s: float, now: float) -> list[Line]:
-    """A panel's lines over minutes before now. Raises MachineError: Prometheus does not answer."""
+    """A panel's lines over minutes before now.
+
+    Args:
+        prometheus: Its URL.
+        panel: May have several queries.
+        since_s: How far back, seconds.
+        now: Seconds since 1970; where the lines end.
+
+    Raises:
+        MachineError: Prometheus does not answer.
+    """
     lines: list[Line] = []
     for query in panel.queries:
         range_of = {"start": now - since_s, "end": now, "step": max(1.0, since_s / _POINTS)}

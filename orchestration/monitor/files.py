@@ -67,7 +67,17 @@ def alerts() -> dict[str, Any]:
 
 
 def write_files(folder: Path, *, targets: Path, prometheus_url: str, scrape_s: float) -> None:
-    """Everything into a folder: `prometheus.yml`, `rules.yml`, `dashboards/rlvr.json`, `grafana/`. Raises OSError."""
+    """Everything into a folder: `prometheus.yml`, `rules.yml`, `dashboards/rlvr.json`, `grafana/`.
+
+    Args:
+        folder: Is made.
+        targets: The folder whose files name what is scraped.
+        prometheus_url: As Grafana reaches it.
+        scrape_s: Between two looks.
+
+    Raises:
+        OSError: One of them cannot be written.
+    """
     source = {**_SOURCE, "name": "Prometheus", "access": "proxy", "url": prometheus_url, "isDefault": True}
     provider = {"name": "rlvr", "type": "file", "options": {"path": str(folder / "dashboards")}}
     texts = {

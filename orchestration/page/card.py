@@ -81,7 +81,13 @@ def make_portable(adapter: Path, model_path: Path, config: RunConfig, summary: M
 
 
 def model_card(base: str, config: RunConfig, summary: Mapping[str, Any]) -> str:
-    """Markdown with the fields that model hubs read."""
+    """Markdown with the fields that model hubs read.
+
+    Args:
+        base: A name that means something elsewhere, such as a hub's.
+        config: Of the run.
+        summary: As `summary.json` has it.
+    """
     head = {"base_model": base, "library_name": "peft", "pipeline_tag": "text-generation", "tags": ["grpo", "rlvr"]}
     return "\n".join(
         [

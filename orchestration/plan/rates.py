@@ -76,6 +76,11 @@ class Rates:
 def prefilled(prompt_tokens: int, num_sequences: int, block: int) -> int:
     """Prompt tokens that are computed for a group: whole blocks once, what is left of the prompt for each.
 
+    Args:
+        prompt_tokens: Of the prompt that all of the group share.
+        num_sequences: Of the group.
+        block: Tokens of a block of the prefix cache.
+
     >>> prefilled(40, 8, 16)
     96
     """
@@ -130,7 +135,17 @@ def kv_bytes(size: ModelSize, bytes_per_weight: float) -> float:
 
 
 def engine_slots(config: RunConfig, size: ModelSize, gpu: Gpu, *, context: float) -> int:
-    """Sequences that an engine decodes at once: as many as it may, and as its cache has room for."""
+    """Sequences that an engine decodes at once: as many as it may, and as its cache has room for.
+
+    Args:
+        config: Bounds them by `rollout.max_num_seqs`.
+        size: Of the model, whose weights take their part of the memory first.
+        gpu: One of `rollout.tensor_parallel_size` that an engine has.
+        context: Mean tokens of a sequence while it is decoded.
+
+    Returns:
+        1 where there is no room at all: the memory's check says so, not this.
+    """
     width, served = config.rollout.tensor_parallel_size, BYTES_PER_WEIGHT[_served(config)]
     room = config.rollout.gpu_memory_utilization * gpu.memory_bytes * width - size.num_parameters * served
     return max(1, min(config.rollout.max_num_seqs, int(max(0.0, room) / (kv_bytes(size, served) * context))))

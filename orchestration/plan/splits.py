@@ -52,7 +52,16 @@ def with_split(config: RunConfig, split: Split) -> RunConfig:
 
 
 def memory_of(config: RunConfig, split: Split, gpu_bytes: int) -> tuple[Memory, Needs]:
-    """What the split asks of each GPU, as `rlvr doctor` counts it."""
+    """What the split asks of each GPU, as `rlvr doctor` counts it.
+
+    Args:
+        config: Of the run; its own numbers of workers and ranks do not count.
+        split: Those that do.
+        gpu_bytes: Of one GPU.
+
+    Returns:
+        A GPU's memory, bytes, and all needs of the run.
+    """
     num_gpus = 0 if split.cpu else gpus_of(config, split)
     needs = needs_of(with_split(config, split), num_gpus=num_gpus)
     rollout = needs.rollout_gpu_bytes
@@ -187,7 +196,14 @@ class _Sample:
 
 
 def estimate_s(config: RunConfig, split: Split, rates: Rates, sample: _Sample) -> float:
-    """A step's seconds, roughly: work over speed, without queues and stragglers."""
+    """A step's seconds, roughly: work over speed, without queues and stragglers.
+
+    Args:
+        config: Of the run.
+        split: Who gets which GPUs.
+        rates: Of the machine.
+        sample: Mean and longest length of completions, tokens of a prompt.
+    """
     sequences = config.prompts_per_step * config.rollout.num_generations / split.workers
     together = min(rates.slots, max(1.0, sequences * (1 + config.max_staleness)))
     steps = max(sequences * sample.length / together, 0.0 if config.max_staleness else sample.longest)

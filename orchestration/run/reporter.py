@@ -21,7 +21,13 @@ class Reporter(Protocol):
         ...
 
     def phase(self, name: str, detail: str = "", total: int | None = None) -> None:
-        """What is done now; with `total`, `progress` will follow."""
+        """What is done now.
+
+        Args:
+            name: As `evaluation`.
+            detail: What of it.
+            total: How much there is to do; with it `progress` will follow.
+        """
         ...
 
     def progress(self, done: int, total: int) -> None:
@@ -33,7 +39,13 @@ class Reporter(Protocol):
         ...
 
     def example(self, prompt_text: str, completion_text: str, rewards: Mapping[str, float | None]) -> None:
-        """One completion, to look at. The texts are untrusted: they may hold anything."""
+        """One completion, to look at. The texts are untrusted: they may hold anything.
+
+        Args:
+            prompt_text: As the model saw it.
+            completion_text: What it said.
+            rewards: By name; None: no score.
+        """
         ...
 
     def note(self, level: Level, message: str) -> None:
@@ -41,8 +53,13 @@ class Reporter(Protocol):
         ...
 
     def evaluation(self, when: str, accuracies: Mapping[str, float], n: int) -> None:
-        """Held-out accuracy by judge (`strict`, `lenient`), as fractions of `n` problems; `when` is "before", "after"
-        or "step 20"."""
+        """Held-out accuracy.
+
+        Args:
+            when: `before`, `after` or `step 20`.
+            accuracies: By judge (`strict`, `lenient`), as fractions of `n`.
+            n: How many problems were judged.
+        """
         ...
 
     def finish(self, summary: Mapping[str, Any]) -> None:

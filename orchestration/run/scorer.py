@@ -106,7 +106,13 @@ class HttpScorer:
 
 def item_id(problem: Problem, completion: Completion, index: int) -> str:
     """By which the service is asked about a completion: problem, version, place in the group, and eight digits of the
-    text's SHA-256, so that an id is never that of two different answers, and the same in every start of a run."""
+    text's SHA-256, so that an id is never that of two different answers, and the same in every start of a run.
+
+    Args:
+        problem: Of the group.
+        completion: Its version and text are part of the id.
+        index: Place in the group, from 0.
+    """
     digest = hashlib.sha256(completion.text.encode("utf-8", "replace")).hexdigest()
     return f"{problem.problem_id}/{completion.adapter_version}/{index}/{digest[:8]}"
 

@@ -325,7 +325,16 @@ def _deepspeed(value: Any, keys: Mapping[str, Any]) -> tuple[dict[str, Any], str
 
 
 def steps_of(epochs: float, num_problems: int, prompts_per_step: int) -> int:
-    """Optimizer steps of so many epochs as TRL counts them: what is left of an epoch's last batch is dropped."""
+    """Optimizer steps of so many epochs as TRL counts them: what is left of an epoch's last batch is dropped.
+
+    Args:
+        epochs: May be a fraction.
+        num_problems: Of the training set.
+        prompts_per_step: More than there are problems: an epoch is a step.
+
+    Returns:
+        At least 1.
+    """
     return max(1, math.ceil(epochs * max(1, num_problems // prompts_per_step)))
 
 

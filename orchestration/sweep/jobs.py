@@ -45,7 +45,18 @@ class Jobs:
         self._running: set[subprocess.Popen[bytes]] = set()
 
     def run(self, jobs: Sequence[Job], at_once: int) -> list[str]:
-        """Sentences about the jobs that failed; the others were done, unless it was stopped meanwhile."""
+        """Do all jobs, so many at once.
+
+        Args:
+            jobs: Begun in this order.
+            at_once: How many at a time.
+
+        Returns:
+            A sentence for each that failed; the others were done.
+
+        Raises:
+            KeyboardInterrupt: After those under way have ended in order; no other was begun.
+        """
         with ThreadPoolExecutor(at_once) as pool:
             futures = [pool.submit(self._run, job) for job in jobs]
             try:

@@ -36,7 +36,19 @@ def read_decisions(log: Path) -> dict[str, Decided]:
 
 
 def find_decided(log: Path, run_ids: Iterable[str], item_id: str) -> dict[str, Any] | None:
-    """The newest decision about an item, as the log describes it. Raises AuditError."""
+    """The newest decision about an item, as the log describes it.
+
+    Args:
+        log: The run's SQLite file.
+        run_ids: Of its starts, looked through in this order.
+        item_id: As the tables have it.
+
+    Returns:
+        None: it has none.
+
+    Raises:
+        AuditError: It cannot be read.
+    """
     found = (find_decision(log, run_id, item_id) for run_id in run_ids)
     return next((one for one in found if one is not None), None)
 

@@ -38,7 +38,13 @@ class TrackingReporter:
         self._closed = False
 
     def add(self, name: str, sink: Sink, first: Callable[[Sink], None]) -> None:
-        """One more sink, opened when the rooms are up; `first` is called on its thread."""
+        """One more sink, opened when the rooms are up.
+
+        Args:
+            name: For the warning when it fails, which leaves it alone from then on.
+            sink: Called on a thread of its own.
+            first: What is called there first.
+        """
         self._sinks.append(Guarded(name, sink))
         self._sinks[-1].put(first)
 

@@ -81,5 +81,12 @@ class Change:
 
 
 def change(before: Moments, after: Moments, *, alpha: float, look: int) -> Change:
-    """From `before` to `after`; without enough values the margin is infinite."""
+    """From `before` to `after`; without enough values the margin is infinite.
+
+    Args:
+        before: Number, mean and spread of the values then.
+        after: Of those since.
+        alpha: Probability of a false finding over all looks together.
+        look: Number of this look, from 1: the margin grows with it.
+    """
     return Change(after.mean - before.mean, deviations(alpha, look) * math.hypot(before.error, after.error))

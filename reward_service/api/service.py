@@ -209,7 +209,18 @@ class RewardService:
     async def explain(
         self, caller: Caller, run_id: str | None, item_id: str | None, limit: int
     ) -> list[dict[str, Any]]:
-        """What was decided of an item, newest first; with keys, only what this caller asked for."""
+        """What was decided of an item, newest first; with keys, only what this caller asked for.
+
+        Args:
+            caller: Who asks now.
+            run_id: None: requests that named no run.
+            item_id: None: all items.
+            limit: Most decisions.
+
+        Raises:
+            NoAuditError: The service keeps no log.
+            AuditError: What is decided does not get into the log in time, or it cannot be read.
+        """
         if self._audit is None or self.settings.audit is None:
             raise NoAuditError("this service keeps no audit log; its setting `audit` turns it on")
         await self._audit.flush(self.settings.audit.room_timeout_s)

@@ -37,7 +37,15 @@ def parse_url(database: str) -> sa.URL:
 
 
 def make_engine(url: sa.URL, busy_timeout_s: float) -> sa.Engine:
-    """Opens nothing yet. Every statement, connection and lock has a time-out; AuditError where a driver is missing."""
+    """Opens nothing yet. Every statement, connection and lock has a time-out.
+
+    Args:
+        url: SQLite's or PostgreSQL's; its password stays out of messages.
+        busy_timeout_s: How long a lock of somebody else is waited for.
+
+    Raises:
+        AuditError: The driver is not installed.
+    """
     try:
         if url.get_backend_name() == "sqlite":
             engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": busy_timeout_s})

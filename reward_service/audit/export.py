@@ -61,7 +61,15 @@ def export_parquet(store: AuditStore, path: Path, *, run_id: str | None = None) 
     """Writes all decisions, or those of one run, beside `path` and renames; gives their number.
 
     One row group is in memory at a time. The file's metadata name the head and how the chain is hashed, so
-    that a whole log can be verified from the file alone. AuditError if pyarrow is missing or it cannot be written.
+    that a whole log can be verified from the file alone.
+
+    Args:
+        store: Read in one transaction: what is written meanwhile is not in the file.
+        path: Its folder must exist.
+        run_id: None: all runs.
+
+    Raises:
+        AuditError: pyarrow is missing, or the file cannot be written.
     """
     try:
         import pyarrow as pa
@@ -89,7 +97,13 @@ def export_parquet(store: AuditStore, path: Path, *, run_id: str | None = None) 
 def row_groups(
     rows: Iterable[Row], *, max_rows: int = _GROUP_ROWS, max_chars: int = _GROUP_CHARS
 ) -> Iterator[list[Row]]:
-    """The rows in lists, each ended by whichever limit it reaches first."""
+    """The rows in lists, each ended by whichever limit it reaches first.
+
+    Args:
+        rows: Of any number; one list of them is in memory at a time.
+        max_rows: Of a list.
+        max_chars: Of the long columns of a list; a single row may have more.
+    """
     group: list[Row] = []
     chars = 0
     for row in rows:

@@ -131,7 +131,13 @@ def record_hash(row: Mapping[str, Any], key: bytes | None = None) -> str:
 
 
 def values_of(batch: ReceivedBatch, *, service_version: str, keep_text: bool) -> Values:
-    """The record of a request. Columns that came as msgpack are taken over as they are: hashing is all the work."""
+    """The record of a request. Columns that came as msgpack are taken over as they are: hashing is all the work.
+
+    Args:
+        batch: As the service took it on, texts and results packed.
+        service_version: What scored it.
+        keep_text: Keep prompts and completions; else their SHA-256 alone, which show later whether a text was the one.
+    """
     prompts, completions = _texts.decode(batch.prompts), _texts.decode(batch.completions)
     return (
         batch.time_us,
@@ -152,7 +158,13 @@ def values_of(batch: ReceivedBatch, *, service_version: str, keep_text: bool) ->
 
 
 def chain(pending: Iterable[Values], head: Head, key: bytes | None) -> tuple[list[Values], Head]:
-    """The records behind `head`, their columns in the order of FIELDS and then `hash`; and the new head."""
+    """The records behind `head`, their columns in the order of FIELDS and then `hash`; and the new head.
+
+    Args:
+        pending: Without number and hashes.
+        head: Number and hash of the newest record.
+        key: Of the HMAC; None: plain SHA-256, which shows a change only to who knows the head.
+    """
     seq, last = head
     rows = []
     for values in pending:

@@ -114,6 +114,14 @@ class AuditStore:
         """Chains and commits the records, and that `messages` of this session are committed; gives the new head.
 
         If as many are committed already (the answer to a commit got lost), nothing is written again.
+
+        Args:
+            pending: In the order in which they are to be numbered.
+            session: Of the writer; a new one each time that it starts.
+            messages: Those of the session so far, these included.
+
+        Raises:
+            AuditError: The log has lost its head, or the database does not take it in time.
         """
         with self._writing() as connection:
             stored = connection.execute(sa.select(HEAD).with_for_update()).one_or_none()
@@ -145,6 +153,15 @@ class AuditStore:
         """The newest decisions of a run (None: of requests that named none) and item (None: any), newest first.
 
         With `caller` only what that caller asked for. As they are stored; `decisions.describe` makes them readable.
+
+        Args:
+            run_id: None: requests that named no run.
+            item_id: None: all items.
+            caller: Name of an API key; None: whoever asked.
+            limit: Most decisions. A record holds all of a request, and is read whole.
+
+        Raises:
+            AuditError: The database does not answer in time.
         """
         statement = sa.select(RECORDS).where(*self._is_run(run_id)).order_by(RECORDS.c.seq.desc())
         if item_id is not None:
@@ -187,7 +204,12 @@ class AuditStore:
     def cut(self, segment: Segment, *, publish: Callable[[], None]) -> None:
         """Takes a segment out of the log: `publish` is called before it is gone.
 
-        AuditError if somebody else took something out since it was read.
+        Args:
+            segment: The oldest records of the log.
+            publish: Puts what was taken out where it is kept; if it raises, the log stays as it was.
+
+        Raises:
+            AuditError: Somebody else took something out since it was read.
         """
         with self._writing() as connection:
             connection.execute(sa.select(HEAD).with_for_update())

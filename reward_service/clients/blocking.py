@@ -87,7 +87,17 @@ class BlockingRewardClient:
         run_id: str | None = None,
         policy_version: int | None = None,
     ) -> Future[list[ItemResult]]:
-        """The same without waiting; `asyncio.wrap_future` makes it awaitable on any event loop."""
+        """The same without waiting; `asyncio.wrap_future` makes it awaitable on any event loop.
+
+        Args:
+            items: Any number; the client cuts them into requests.
+            rewards: At least one.
+            run_id: Stands in the audit log.
+            policy_version: Of the policy that wrote the completions; stands there too.
+
+        Returns:
+            A future of the results, in the order of `items`; it raises what `score` raises.
+        """
         with _lock:
             thread = _thread_of_this_process()
             if self._thread is not thread:

@@ -220,7 +220,21 @@ def compute_score_batch(
     extra_infos: Sequence[Mapping[str, Any] | None] | None = None,
     **settings: Any,
 ) -> list[dict[str, float]]:
-    """For the manager `batch`."""
+    """For the manager `batch`.
+
+    Args:
+        data_sources: Each names the rewards of its item, as `VerlSettings.rewards` has them.
+        solution_strs: The completions, decoded.
+        ground_truths: The references.
+        extra_infos: As verl's data set has them, or None.
+        settings: verl's `reward_kwargs`: `VerlSettings` by name.
+
+    Returns:
+        For each completion `score` and the single rewards.
+
+    Raises:
+        UnscorableError: One has no score, and the setting `unscorable` names no number for that.
+    """
     return _scorer(settings).batch(data_sources, solution_strs, ground_truths, extra_infos)
 
 

@@ -26,10 +26,18 @@ class GradeCache(Generic[T]):
         return len(self._grades)
 
     async def get(self, key: str, make: Callable[[], Awaitable[T]], *, keep: Callable[[T], bool]) -> tuple[T, bool]:
-        """The grade under `key`, and whether it was there; `make` works it out, `keep` says if it is worth keeping.
+        """The grade under `key`, and whether it was there.
 
         Who asks for a key while another is working it out waits and gets the same, kept or not. If that other one is
         cancelled or fails, the next takes over.
+
+        Args:
+            key: A hash of all that the grade depends on.
+            make: Works it out.
+            keep: Whether it is worth keeping.
+
+        Raises:
+            Exception: What `make` raises, to who asked first alone.
         """
         if self._max_entries == 0:
             return await make(), False

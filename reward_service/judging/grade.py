@@ -89,7 +89,16 @@ class Judge:
 
 
 def make_submission(task: Task, params: Params, max_chars: int) -> Submission:
-    """What the judge is to see; NotScorableError if that is too much, or not there."""
+    """What the judge is to see.
+
+    Args:
+        task: Prompt, completion and reference.
+        params: Say what of them is shown.
+        max_chars: Of all texts together.
+
+    Raises:
+        NotScorableError: They are longer, or what is to be shown is not there.
+    """
     reference = None
     if params.show_reference:
         if task.reference is None:
@@ -114,7 +123,14 @@ def cache_key(version: str, params: Params, submission: Submission) -> str:
 def aggregate(
     votes: Sequence[Vote], failures: Sequence[NotScorableError], params: Params, *, reasoning_chars: int
 ) -> RewardScore:
-    """The score of the votes, mapped from the scale to [0, 1]; None if they are too few."""
+    """The score of the votes, mapped from the scale to [0, 1]; None if they are too few.
+
+    Args:
+        votes: On the scale of `params`.
+        failures: Why other votes did not come about; the commonest reason is the score's where votes are too few.
+        params: `needed` votes at least.
+        reasoning_chars: How much of the judge's reasoning goes into the details.
+    """
     failed = Counter(failure.reason for failure in failures)
     details: dict[str, Any] = {"votes": [vote.score for vote in votes]}
     if failed:

@@ -29,7 +29,16 @@ class BadVoteError(NotScorableError):
 
 
 def parse_vote(content: str | None, low: float, high: float) -> Vote:
-    """The vote in a message's content; BadVoteError says what is wrong with it."""
+    """The vote in a message's content.
+
+    Args:
+        content: JSON with `score` and `reasoning`, perhaps in a fence.
+        low: Least score of the scale.
+        high: Largest.
+
+    Raises:
+        BadVoteError: It is empty, no such JSON, or off the scale.
+    """
     if not content:
         raise BadVoteError("the judge's message is empty")
     try:

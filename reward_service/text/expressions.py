@@ -67,7 +67,15 @@ class ExpressionError(ValueError):
 
 
 def parse_expression(text: str, assume: Assumption = "real") -> Any:
-    """`text` as a sympy expression, its variables complex, real or positive; ExpressionError says what is wrong."""
+    """`text` as a sympy expression.
+
+    Args:
+        text: At most MAX_CHARS characters and MAX_TOKENS tokens.
+        assume: What its variables are: complex, real or positive.
+
+    Raises:
+        ExpressionError: What is wrong with it.
+    """
     if len(text) > MAX_CHARS:
         raise ExpressionError(f"it has more than {MAX_CHARS} characters")
     tokens = list(_tokens(text.translate(_LOOKALIKES)))
@@ -203,7 +211,17 @@ def _power(base: Any, exponent: Any) -> Any:
 
 
 def check_power(base: Any, exponent: Any, max_exponent: int, max_bits: int = MAX_BITS) -> None:
-    """ExpressionError if `base**exponent` must not be worked out: more than `max_exponent`, or too many digits."""
+    """ExpressionError if `base**exponent` must not be worked out: more than `max_exponent`, or too many digits.
+
+    Args:
+        base: A sympy expression.
+        exponent: One that is no number is let through: nothing is worked out.
+        max_exponent: Largest absolute value for a base that is a number; for others it is MAX_SYMBOLIC_EXPONENT.
+        max_bits: Of the result.
+
+    Raises:
+        ExpressionError: It is larger.
+    """
     if not exponent.is_number:
         return
     size = abs(exponent.evalf(5))

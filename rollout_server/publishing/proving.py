@@ -140,7 +140,19 @@ class Prover:
         return found
 
     async def prove_again(self, version: AdapterVersion, token_ids: tuple[int, ...], probe: AdapterProbe) -> Gap:
-        """Whether the version that is served still is."""
+        """Whether the version that is served still is.
+
+        Args:
+            version: As it was published.
+            token_ids: Those that the probe was taken on, prompt and completion.
+            probe: The learner's log-probs of the last of them, nats.
+
+        Returns:
+            How far the engine's log-probs are from the learner's now.
+
+        Raises:
+            AdapterMismatchError: Further than the bound; the message names worker and version.
+        """
         (served,) = await self._engine.prompt_logprobs(token_ids, [version])
         served = served[-len(probe.training_logprobs) :]
         return check_agreement(served, probe, self._base_gap, worker=self._worker, version=version.number)

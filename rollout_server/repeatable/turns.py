@@ -44,7 +44,12 @@ class Turns:
 
     async def begin(self, turn: Turn, begin: Begin) -> None:
         """Call `begin`, which hands a request to the engine, when all of its turn are there; returns when they are
-        handed over. Raises what `begin` raised for the first of them that failed."""
+        handed over. Raises what `begin` raised for the first of them that failed.
+
+        Args:
+            turn: Its key names requests that begin together, `size` says how many, `index` the place among them.
+            begin: Of this request; called in the order of the indices.
+        """
         if turn.key in self._over:
             await begin()
             return

@@ -26,6 +26,11 @@ def show_job(name: str, message: str, metadata: Mapping[str, str]) -> None:
     """Put a line and figures beside a submitted job that runs: `message` in its row, `metadata` on its page.
 
     Ray reads a job's record whenever a page asks, and writes it when the job begins and ends; its other fields stay.
+
+    Args:
+        name: The job's submission id; one that does not run is left alone.
+        message: One line.
+        metadata: Added to what is there; values are text.
     """
     key = f"_ray_internal_job_info_{name}".encode()
     kept = _internal_kv_get(key, namespace=_NAMESPACE)

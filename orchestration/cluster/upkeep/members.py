@@ -64,7 +64,13 @@ class Place(Generic[Worker]):
 
 def in_turn(prompt: Prompt, among: Collection[int], num_workers: int) -> tuple[Prompt, Collection[int]]:
     """A prompt with its place among those of one worker, and that worker: the same in every start of a run, as long as
-    all workers are there."""
+    all workers are there.
+
+    Args:
+        prompt: Its turn counts over all prompts of a step.
+        among: Numbers of the workers that are there.
+        num_workers: Of the run, those that are missing included. With some missing any may take the prompt.
+    """
     if prompt.turn is None:
         return prompt, among
     if len(among) < num_workers:

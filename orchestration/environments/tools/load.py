@@ -33,7 +33,15 @@ def load_tools(names: Sequence[str], corpus: str | None = None) -> list[Callable
 
 
 def imported(name: str, *, setting: str) -> Callable[..., Any]:
-    """What `module:name` calls, a function or a class. Raises ConfigError."""
+    """What `module:name` calls, a function or a class.
+
+    Args:
+        name: `module:name`; the module is installed, or beside the recipe.
+        setting: Where the name stands, for messages.
+
+    Raises:
+        ConfigError: It is not of that form, cannot be imported, or is not there.
+    """
     module, colon, attribute = name.partition(":")
     if not colon:
         built_in = f"there are {', '.join(BUILT_IN)}, or" if setting == "data.tools" else "write"

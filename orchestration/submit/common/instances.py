@@ -91,7 +91,17 @@ def gpu_kind(instance_type: str) -> GpuKind | None:
 
 
 def refuse_workers_on_two_hosts(run: RunConfig, *, gpus: int, hosts: int, where: str) -> None:
-    """Raises ConfigError when so many hosts do not hold all of a run's workers, whose GPUs are on one host each."""
+    """Refuse a run whose workers do not fit on the hosts.
+
+    Args:
+        run: Its number of workers, and GPUs of each.
+        gpus: Of a host.
+        hosts: How many.
+        where: The place, for the message.
+
+    Raises:
+        ConfigError: So many hosts do not hold all workers, as each has its GPUs on one.
+    """
     width, workers = run.rollout.tensor_parallel_size, run.rollout.min_workers or run.rollout.num_workers or 1
     if workers > (fitting := gpus // width * hosts):
         raise ConfigError(

@@ -37,7 +37,13 @@ def local_model_folder(run: RunConfig) -> Path | None:
 def refuse_what_stays_here(run: RunConfig, *, place: str, is_here: bool = False) -> None:
     """Refuse what cannot work, or leaks, in a job at `place`, which is another machine unless `is_here`.
 
-    Raises ConfigError naming the setting.
+    Args:
+        run: Not yet changed for its place.
+        place: Named in the message.
+        is_here: It is this machine.
+
+    Raises:
+        ConfigError: Naming the setting and what to do instead.
     """
     if run.ray_address not in (None, "auto"):  # auto: the configuration of a run that was submitted before
         raise ConfigError(f"ray_address={run.ray_address!r} is for `rlvr train`: a submitted run uses {place}'s Ray")

@@ -137,7 +137,15 @@ def runtime_environment(job: JobSpec, *, working_dir: str, stop_timeout_s: float
 
 
 def ray_plan(job: JobSpec, run: RunConfig, *, address: str, stop_timeout_s: float, python: str = "python") -> Plan:
-    """What `send` would give to Ray's job interface at `address`."""
+    """What `send` would give to Ray's job interface at `address`.
+
+    Args:
+        job: Its code and name.
+        run: As its driver will read it.
+        address: Of the dashboard, `http://HOST:8265`.
+        stop_timeout_s: What the job may take to end once it is told to.
+        python: The interpreter there.
+    """
     working_dir = f"uploaded: {job.code.describe()}, and {RUN_FILE}"
     request = {
         "address": address,
@@ -189,7 +197,16 @@ def working_directory(code: CodePackage, run: RunConfig, service_settings: Path 
 
 
 def check_gpus(run: RunConfig, nodes: list[dict[str, float]], *, address: str) -> None:
-    """Raises SubmitError for a run that the cluster, whose `nodes` have so much of each resource, can never place."""
+    """Refuse a run that a cluster has no place for.
+
+    Args:
+        run: To be placed.
+        nodes: What each has of each resource, busy or not.
+        address: For the message.
+
+    Raises:
+        SubmitError: The cluster can never place it.
+    """
     num_gpus = int(sum(node.get("GPU", 0) for node in nodes))
     try:
         place(run, num_gpus=num_gpus)

@@ -111,6 +111,14 @@ def container_inputs(settings: SageMakerConfig, job: JobSpec, layout: Layout) ->
 
     Files on S3 stay where they lie. `config`, `auth` and `code` are always there; the token in `auth` is made when the
     job is submitted.
+
+    Args:
+        settings: Of the place.
+        job: Checked.
+        layout: Where on S3 the job's things lie.
+
+    Returns:
+        Channels by name, uploads, and the settings as the container reads them. Nothing is uploaded yet.
     """
     run = job.run
     channels = {name: Channel(uri=layout.channel(name)) for name in (places.CONFIG, places.AUTH, _CODE)}

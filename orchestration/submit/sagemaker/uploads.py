@@ -45,7 +45,17 @@ def put_all(s3: Any, layout: Layout, uploads: Iterable[Upload], *, kms_key: str 
 
 
 def put(s3: Any, source: Path | bytes, uri: str, kms_key: str | None) -> None:
-    """Put a file where there is none. Raises SubmitError."""
+    """Put a file where there is none.
+
+    Args:
+        s3: A client.
+        source: A file, or what is to be in it.
+        uri: `s3://BUCKET/KEY`.
+        kms_key: None: the bucket's own encryption.
+
+    Raises:
+        SubmitError: It cannot be put there, or (up to what is sent in one piece) there is one already.
+    """
     place, encrypted = parse(uri), encryption(kms_key)
     with explained(f"uploading to {uri}"):
         if isinstance(source, Path) and source.stat().st_size > _LARGE_BYTES:
@@ -58,7 +68,13 @@ def put(s3: Any, source: Path | bytes, uri: str, kms_key: str | None) -> None:
 def check_resumable(s3: Any, layout: Layout, job: str) -> None:
     """Whether an earlier job left something to go on from.
 
-    Raises ConfigError, with what there is, when it did not, or when its run is finished.
+    Args:
+        s3: A client.
+        layout: Where jobs put their things.
+        job: The earlier job's name.
+
+    Raises:
+        ConfigError: It left nothing (with the names of those that did), or its run is finished.
     """
     folder = f"{layout.run_folder(job)}/"
     if not {f"{CHECKPOINTS_FOLDER}/", f"{RECORDS_FOLDER}/"} & _below(s3, folder):

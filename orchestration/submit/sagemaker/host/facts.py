@@ -79,8 +79,16 @@ def by_number(hosts: Iterable[str]) -> tuple[str, ...]:
 
 
 def host_facts(resources: Mapping[str, Any], settings: Mapping[str, Any], *, job_name: str) -> HostFacts:
-    """Who this host is, by `resourceconfig.json` and by `hosts.json`, which `container.host_settings` writes. Raises
-    HostError when the settings name a group that the job does not have."""
+    """Who this host is.
+
+    Args:
+        resources: SageMaker's `resourceconfig.json`.
+        settings: `hosts.json`, which `container.host_settings` writes.
+        job_name: As SageMaker has it.
+
+    Raises:
+        HostError: The settings name a group that the job does not have.
+    """
     name, hosts = resources["current_host"], by_number(resources["hosts"])
     # A job of one instance type has a group as well, and then its name says nothing.
     groups = {g["instance_group_name"]: by_number(g["hosts"]) for g in resources.get("instance_groups") or ()}
