@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestration.run.ledger.names import ADAPTER_FOLDER
+from rollout_server.types import ADAPTER_CONFIG
 
 MOST_TOKENS: Final = 1_000_000
 """Of all completions on a page; beyond them none is cut."""
@@ -18,8 +20,11 @@ Pieces = Callable[[Sequence[int]], list[str]]
 
 
 def pieces_of(run_dir: Path) -> Pieces | None:
-    """Token ids → the text of each, by the tokenizer that lies beside the run's adapter; None where there is none."""
+    """Token ids → the text of each, by the tokenizer that lies beside the run's adapter, while the run is under way by
+    that of its base model; None where there is none."""
     path = run_dir / ADAPTER_FOLDER / "tokenizer.json"
+    if not path.is_file():
+        path = _base_of(run_dir / ADAPTER_FOLDER / ADAPTER_CONFIG) / "tokenizer.json"
     if not path.is_file():
         return None
     from tokenizers import Tokenizer
@@ -29,6 +34,14 @@ def pieces_of(run_dir: Path) -> Pieces | None:
     except Exception:  # of its own, without a common ancestor: a page without colours is a page
         return None
     return pieces_by(tokenizer)
+
+
+def _base_of(adapter_config: Path) -> Path:
+    """The base model's folder on this machine; at the end of a run a name for other machines stands there."""
+    try:
+        return Path(json.loads(adapter_config.read_bytes())["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return adapter_config.parent
 
 
 def pieces_by(tokenizer: Any) -> Pieces:

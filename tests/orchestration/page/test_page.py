@@ -18,7 +18,7 @@ from orchestration.cli import main
 from orchestration.page.chart import Line, chart, label, ticks
 from orchestration.page.data import read_run
 from orchestration.page.page import render
-from orchestration.page.tokens import Pieces, cut, pieces_by
+from orchestration.page.tokens import Pieces, cut, pieces_by, pieces_of
 from orchestration.run.ledger.folder import RunFolder
 from orchestration.settings.config import load_config
 from rollout_server.arrays import TokenIds
@@ -301,6 +301,18 @@ def test_tokens_of_a_tokenizer_that_drops_leading_blanks_keep_theirs() -> None:
     logprobs = [-0.1] * len(ids)
     assert cut(" b a bc", ids, logprobs, None, pieces)["l"] == [2, 1, 1, 2, 1]
     assert cut("b a bc", ids, logprobs, None, pieces)["l"] == [1, 1, 1, 2, 1]
+
+
+def test_a_run_under_way_is_cut_by_its_base_models_tokenizer(tmp_path: Path) -> None:
+    run, base = tmp_path / "run", tmp_path / "base"
+    for folder in (run / "adapter", base):
+        folder.mkdir(parents=True)
+    assert pieces_of(run) is None
+    Tokenizer(WordLevel({"?": 0, "a": 1, "b": 2}, unk_token="?")).save(str(base / "tokenizer.json"))
+    (run / "adapter" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    pieces = pieces_of(run)
+    assert pieces is not None
+    assert pieces([1, 2]) == ["a", "b"]
 
 
 def test_tokens_that_do_not_make_the_text_are_not_coloured() -> None:
