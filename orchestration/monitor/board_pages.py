@@ -85,13 +85,13 @@ def page(drawn: Sequence[tuple[Panel, Sequence[Line]]], *, since_s: float) -> st
     """The HTML of some panels; those without data say so."""
     figures = "".join(_figure(panel, lines) for panel, lines in drawn)
     style = resources.files("orchestration.page").joinpath("page.css").read_text()
-    told = f"{time.strftime('%H:%M:%S')}, minutes before it; the last {since_s / 60:g} of them."
+    told = f"at {time.strftime('%H:%M:%S')}; the axis counts minutes back from then, {since_s / 60:g} at most."
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>rlvr</title>'
         f'<meta http-equiv="refresh" content="{_REFRESH_S}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<style>{style}</style></head><body><main><div class="charts">{figures}</div>'
-        f"<p><small>rlvr's own panels, from Prometheus. {told}</small></p></main></body></html>"
+        f"<p><small>rlvr's own panels, from Prometheus, {told}</small></p></main></body></html>"
     )
 
 
