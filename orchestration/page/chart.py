@@ -79,8 +79,10 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
         In order; but for `whole` from at most `low` to at least `high`.
     """
     if high - low <= 1e-6 * max(abs(low), abs(high)):  # a constant, but for rounding
+        if whole:
+            return [low]
         middle = (low + high) / 2  # drawn from 0 on, as a window of its own would make much of nothing
-        low, high = (middle, middle + 1) if whole else (min(0.0, middle), max(0.0, middle) or 0.5 * (middle == 0.0))
+        low, high = min(0.0, middle), max(0.0, middle) or 0.5 * (middle == 0.0)
     raw = (high - low) / _MOST_TICKS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * (1 - 1e-9))

@@ -196,6 +196,7 @@ def test_what_is_no_run_is_one_sentence(
 )
 def test_ticks_are_round_and_enclose(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high) == pytest.approx(expected)
+    assert ticks(3.0, 3.0, whole=True) == [3.0]
 
 
 def test_labels_tell_neighbours_apart() -> None:
