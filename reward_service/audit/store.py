@@ -155,8 +155,6 @@ class AuditStore:
         With `caller` only what that caller asked for. As they are stored; `decisions.describe` makes them readable.
 
         Args:
-            run_id: None: requests that named no run.
-            item_id: None: all items.
             caller: Name of an API key; None: whoever asked.
             limit: Most decisions. A record holds all of a request, and is read whole.
 
