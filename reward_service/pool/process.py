@@ -187,7 +187,7 @@ class WorkerFactory:
     def __init__(self, settings: ServiceSettings, preload: list[str]) -> None:
         self._settings_json = settings.model_dump_json()
         self._context: ForkServerContext = get_context("forkserver")
-        self._context.set_forkserver_preload(["reward_service.pool.worker", *preload])
+        self._context.set_forkserver_preload(["reward_service.pool.farewell", "reward_service.pool.worker", *preload])
 
     async def start(
         self,

@@ -9,6 +9,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -202,6 +203,7 @@ def test_what_was_accepted_is_answered_on_sigterm(tmp_path: Path) -> None:
             await until_async(lambda: asyncio.to_thread(num_scored, service, "hangs"))
             service.process.send_signal(signal.SIGTERM)
             answer = await work
+            assert await asyncio.to_thread(service.process.wait, 10) == 0
         assert [result["total"] for result in answer.json()["results"]] == [1.0] * 4
 
     with serving(tmp_path, "hangs") as service:
@@ -236,16 +238,21 @@ def test_what_nobody_waits_for_any_more_is_given_up(tmp_path: Path) -> None:
         assert "Traceback" not in service.log_path.read_text()
 
 
-def test_a_killed_service_leaves_no_process(tmp_path: Path) -> None:
+def test_a_killed_service_leaves_no_process_and_no_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = Path(tempfile.mkdtemp(dir="/tmp"))  # short, as a socket lies in it
+    monkeypatch.setenv("TMPDIR", str(temporary))
     with serving(tmp_path, "hangs", audit=AuditSettings(database=str(tmp_path / "a.db"))) as service:
         body = {"rewards": [{"name": "hangs"}], "items": [{"completion": "spins"}, {"completion": "deaf"}]}
         with ThreadPoolExecutor() as executor:
             pending = executor.submit(post, service, body)
             until(lambda: len(workers(service)) >= 4)  # the server of forks, two that hang, the audit writer
             started = workers(service)
+            assert [path.name[:5] for path in temporary.iterdir()] == ["pymp-"]
             service.process.kill()
             assert isinstance(pending.exception(10), httpx.TransportError)
         until(lambda: not any(map(is_running, started)))
+        until(lambda: not any(temporary.iterdir()))
+    temporary.rmdir()
 
 
 def test_too_much_at_once_is_refused_with_the_time_to_come_back(tmp_path: Path) -> None:
