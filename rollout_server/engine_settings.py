@@ -7,6 +7,8 @@ from typing import Any
 
 from rollout_server.config import Device, RolloutConfig
 
+_CPU_BLOCKS = 32
+"""What its attention's kernels on CPUs come in."""
 _SUPPORTED_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks vLLM allocates for (`vllm.config.lora.MaxLoRARanks`)."""
 
@@ -27,7 +29,7 @@ def engine_arguments(model_path: str, config: RolloutConfig, device: Device, see
         seed: Of the engine's sampler.
 
     Raises:
-        ValueError: `max_lora_rank` is more than vLLM serves.
+        ValueError: `max_lora_rank` is more than vLLM serves, or `block_size` nothing that it takes.
     """
     lora_slots = config.max_adapter_versions
     if device == "cpu":
@@ -57,6 +59,8 @@ def engine_arguments(model_path: str, config: RolloutConfig, device: Device, see
         # Logits rounded to 8 bits are an eighth of a nat apart where they are large, and the learner's are not rounded.
         arguments["hf_overrides"] = {"head_dtype": "float32"}
     if config.block_size is not None:
+        if device == "cpu" and config.block_size % _CPU_BLOCKS:
+            raise ValueError(f"rollout.block_size={config.block_size}: on CPUs vLLM takes multiples of {_CPU_BLOCKS}")
         arguments["block_size"] = config.block_size
     if config.max_num_batched_tokens is not None:
         arguments["max_num_batched_tokens"] = config.max_num_batched_tokens

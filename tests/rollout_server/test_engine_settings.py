@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from rollout_server.config import RolloutConfig
 from rollout_server.engine_settings import engine_arguments, import_environment
 
@@ -46,3 +48,10 @@ def test_logits_are_never_rounded_to_16_bits() -> None:
         ("float32", "cuda", None),
     ):
         assert engine_arguments("model", RolloutConfig(dtype=dtype), device, seed=0).get("hf_overrides") == overrides
+
+
+def test_blocks_that_the_kernels_do_not_take_are_refused_before_an_engine_starts() -> None:
+    for size, device in ((64, "cpu"), (16, "cuda")):
+        assert engine_arguments("model", RolloutConfig(block_size=size), device, seed=0)["block_size"] == size
+    with pytest.raises(ValueError, match=r"rollout\.block_size=16: on CPUs vLLM takes multiples of 32"):
+        engine_arguments("model", RolloutConfig(block_size=16), "cpu", seed=0)

@@ -291,6 +291,13 @@ def _seconds(one: _Round) -> float:
     return sum(episode.num_sampled for _, group in one.episodes for episode in group) / one.of_single_turns
 
 
+def recomputed(prompt: Prompt, episode: Completion) -> int:
+    """Tokens of which an engine had keys and values, and computed them again for a later turn; without forks. The last
+    token that a turn samples is not put in: it is the next turn's to compute."""
+    pairs = zip(episode.turns, episode.turns[1:], strict=False)
+    return sum(len(prompt.token_ids) + before.stop - 1 - after.num_cached for before, after in pairs)
+
+
 def _figures(rounds: Sequence[_Round], learned: Sequence[dict[str, float]]) -> dict[str, float]:
     ratios = [one.of_episodes / one.of_single_turns for one in rounds]
     episodes = [completion for one in rounds for _, group in one.episodes for completion in group]
@@ -306,6 +313,9 @@ def _figures(rounds: Sequence[_Round], learned: Sequence[dict[str, float]]) -> d
         "prefix_cache_hit_share": 0.0 if share is None else share,
         "cacheable_tokens_per_episode": statistics.fmean(
             sum(turn.num_cacheable for turn in episode.turns) for episode in episodes
+        ),
+        "recomputed_tokens_per_episode": statistics.fmean(
+            recomputed(prompt, one) for each in rounds for prompt, group in each.episodes for one in group
         ),
         "retokenised_tokens": float(sum(episode.num_retokenised for episode in episodes)),
         "turns_mean": statistics.fmean(len(episode.turns) for episode in episodes),

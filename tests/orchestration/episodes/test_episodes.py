@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from learner.types import ScoredCompletion, ScoredGroup
+from orchestration.bench.runs.episodes import recomputed
 from orchestration.concurrency import gather_or_cancel
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.task import PromptLayout
@@ -278,6 +279,7 @@ def test_what_a_turn_can_find_in_the_cache_is_what_the_turn_before_computed_in_w
     (episode,) = played(engine)
     assert [turn.num_cacheable for turn in episode.turns] == [0, computed // 4 * 4]
     assert hit_share([episode]) == 8 / (computed // 4 * 4)
+    assert recomputed(first, episode) == computed - 8
     assert len(second.token_ids) > computed
 
 
