@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from reward_service.errors import OperatorError, ServiceStartError
 from reward_service.keys import DEFAULT_KEYS_FILE, add_key, read_expiry, read_keys, revoke_key
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from reward_service.settings import ServiceSettings
     from reward_service.types import ItemResult, Lack, RewardDescription, RewardItem, RewardSpec
 
@@ -86,7 +89,6 @@ def read_settings(options: argparse.Namespace) -> ServiceSettings:
     import yaml
     from pydantic import ValidationError
 
-    from reward_service.errors import describe_validation
     from reward_service.settings import ServiceSettings
 
     try:
@@ -102,11 +104,26 @@ def read_settings(options: argparse.Namespace) -> ServiceSettings:
         given |= {name: value for name in flags if (value := getattr(options, name, None)) is not None}
         return ServiceSettings.model_validate(given)
     except ValidationError as error:
-        raise ServiceStartError(f"settings: {describe_validation(error)}") from None
+        raise ServiceStartError(f"settings: {_told(error, ServiceSettings.model_fields)}") from None
     except yaml.YAMLError as error:
         raise ServiceStartError(f"settings: {options.settings} is not YAML: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ServiceStartError(f"cannot read the settings: {error}") from None
+
+
+def _told(error: ValidationError, names: Collection[str]) -> str:
+    """The first finding with the value and, of a name that is none, the one that may be meant."""
+    finding = error.errors(include_url=False)[0]
+    place, value = ".".join(map(str, finding["loc"])), finding["input"]
+    if finding["type"] == "extra_forbidden":
+        near = get_close_matches(str(finding["loc"][-1]), names, n=1) if len(finding["loc"]) == 1 else []
+        hint = f"; is {near[0]} meant?" if near else "; reward_service/settings.py lists them"
+        return f"there is no setting {place!r}{hint}"
+    message = finding["msg"].removeprefix("Value error, ")
+    if not place or "key" in place or not isinstance(value, str | int | float):
+        return f"{place}: {message}" if place else message
+    listed = f"; a list is written {place}='[{value}]'" if finding["type"] == "tuple_type" else ""
+    return f"{place}={value!r:.100}: {message}{listed}"
 
 
 def _set(given: dict[str, Any], word: str) -> None:
@@ -117,7 +134,9 @@ def _set(given: dict[str, Any], word: str) -> None:
 
     path, equals, value = word.partition("=")
     if not equals or not path:
-        raise ServiceStartError(f"{word!r} is not a setting; write key=value, such as port=8301")
+        raise ServiceStartError(
+            f"{word!r} is neither a command (serve, keys, audit) nor a setting, which is key=value, such as port=8301"
+        )
     try:
         put(given, path, yaml.safe_load(value))
     except ValueError as error:

@@ -56,6 +56,13 @@ class LimitExceededError(ServiceError):
     error = "limit_exceeded"
 
 
+class ContentEncodingError(ServiceError):
+    """The request body is compressed."""
+
+    status = 415
+    error = "unsupported_encoding"
+
+
 class BodyTooLargeError(ServiceError):
     """The request body is larger than the service reads."""
 

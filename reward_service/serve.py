@@ -111,7 +111,10 @@ def _run(
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:
-        raise ServiceStartError(f"cannot use the certificate {settings.ssl_certfile}: {error}") from None
+        key = settings.ssl_keyfile or "in the same file, as ssl_keyfile is not given"
+        raise ServiceStartError(
+            f"cannot use the certificate {settings.ssl_certfile} with the key {key}: {error}"
+        ) from None
     hurry_after_s = 0.8 * settings.shutdown_timeout_s
     server = _Server(config, started, hurry=app.state.service.pool.hurry, hurry_after_s=hurry_after_s)
     if parent_pid is not None:

@@ -89,6 +89,12 @@ class ServiceSettings(_Settings):
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; loopback unless there are keys.")
     port: int = Field(8300, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
 
+    root_path: str = Field(
+        "",
+        pattern=r"^(/[^/?#\s]+)*$",
+        description="Prefix under which a proxy in front shows the service, such as /rewards, whether it takes it off"
+        " or not.",
+    )
     ssl_certfile: Path | None = Field(None, description="Certificate chain (PEM); with it the service speaks TLS.")
     ssl_keyfile: Path | None = Field(None, description="Its private key (PEM), if that is not in the same file.")
     keys_file: Path | None = Field(

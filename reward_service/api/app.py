@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -25,6 +25,12 @@ from reward_service.rates import SharedRates
 from reward_service.registry import load_rewards
 from reward_service.schemas import ErrorBody
 from reward_service.settings import ServiceSettings
+
+_MISSED: Final = {
+    404: "there is nothing at the path {path}; GET / says what there is, and the setting root_path names the prefix of"
+    " a proxy in front",
+    405: "the path {path} is not for {method}; GET / says what there is",
+}
 
 
 def create_app(
@@ -57,7 +63,7 @@ def create_app(
     app.include_router(pages.router)
     routes = [route for route in app.routes if isinstance(route, APIRoute) and route.endpoint in BARE]
     straight = {(method, route.path): route.endpoint for route in routes for method in route.methods}
-    app.add_middleware(_Straight, endpoints=straight)
+    app.add_middleware(_Straight, endpoints=straight, root_path=settings.root_path)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -74,14 +80,28 @@ def create_app(
 
 class _Straight:
     """The way to the endpoints that take the request alone: past layers of FastAPI and Starlette that they do not use,
-    and that take as long as ten items."""
+    and that take as long as ten items. The prefix of a proxy in front, which may have left it in the path or not, and a
+    slash at the end make no difference: a redirect of a POST is more than some clients follow."""
 
-    def __init__(self, app: ASGIApp, endpoints: Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]]):
-        self._app, self._endpoints = app, endpoints
+    def __init__(
+        self,
+        app: ASGIApp,
+        endpoints: Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]],
+        root_path: str,
+    ) -> None:
+        self._app, self._endpoints, self._root = app, endpoints, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._endpoints.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        if self._root and path.startswith(self._root) and path[len(self._root) :][:1] in ("", "/"):
+            path = path[len(self._root) :]
+        path = path.rstrip("/") or "/"
+        endpoint = self._endpoints.get((scope["method"], path))
         if endpoint is None:
+            scope = {**scope, "path": self._root + path, "root_path": self._root}
             await self._app(scope, receive, send)
             return
         request = Request(scope, receive, send)
@@ -110,10 +130,12 @@ async def _service_error(_: Request, error: Exception) -> Response:
     return _error_response(error.status, error.error, str(error), error.headers)
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     name = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    return _error_response(error.status_code, name, str(error.detail), error.headers)
+    told = _MISSED.get(error.status_code, str(error.detail))
+    told = told.format(method=request.method, path=ascii(request.url.path[:100]))
+    return _error_response(error.status_code, name, told, error.headers)
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:

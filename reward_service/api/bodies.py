@@ -20,6 +20,7 @@ from reward_service.errors import (
     BodyTimeoutError,
     BodyTooLargeError,
     ClientGoneError,
+    ContentEncodingError,
     InvalidRequestError,
     LimitExceededError,
     QueueFullError,
@@ -60,6 +61,7 @@ class Bodies:
         """The whole body, if it is small enough and arrives soon enough; it counts as held until the block ends."""
         body = bytearray()
         try:
+            _admit_encoding(request.headers.get("content-encoding", "identity"))
             declared = request.headers.get("content-length", "")
             if declared.isascii() and declared.isdigit():
                 self._admit(int(declared) if len(declared) < 18 else 10**18, 0)
@@ -130,6 +132,11 @@ class Bodies:
             )
 
 
+def _admit_encoding(encoding: str) -> None:
+    if encoding.strip().lower() not in ("", "identity"):
+        raise ContentEncodingError(f"the body's content-encoding is {encoding!r:.100}; send it as plain JSON")
+
+
 @dataclass(eq=False, slots=True)
 class _Wanted:
     """A request that is being answered."""
@@ -161,6 +168,17 @@ async def parse_openrlhf_beside(body: bytes) -> tuple[OpenRlhfRequest, dict[int,
     if (sound := _parse_sound(body, OpenRlhfRequest)) is not None:
         return sound, {}
     return await asyncio.get_running_loop().run_in_executor(_LOOKS, parse_openrlhf, body)
+
+
+async def parse_slime_beside(body: bytes) -> tuple[SlimeRequest, dict[int, str]]:
+    """The request, and what cannot be read in its one item, which has no text then; raises as `parse` does."""
+    try:
+        return await parse_beside(body, SlimeRequest), {}
+    except InvalidRequestError:
+        request = await asyncio.get_running_loop().run_in_executor(_LOOKS, _read, body)
+        if not isinstance(request, dict) or not (problem := reading.problem_of(request)):
+            raise
+        return SlimeRequest("", ""), {0: problem}
 
 
 def _parse_sound(body: bytes, kind: type[Body]) -> Body | None:

@@ -12,7 +12,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from reward_service.api import protocols
-from reward_service.api.bodies import parse_beside, parse_openrlhf_beside, unreadable
+from reward_service.api.bodies import parse_beside, parse_openrlhf_beside, parse_slime_beside, unreadable
 from reward_service.api.metrics import CONTENT_TYPE
 from reward_service.api.openapi import returns, takes
 from reward_service.errors import NotReadyError, ServiceError
@@ -39,7 +39,7 @@ router = APIRouter()
 DEFAULT_PROFILE: Final = "gsm8k"
 OPEN: Final[dict[str, Any]] = {"security": []}
 """Of endpoints that ask for no key."""
-REFUSALS: Final = (401, 404, 408, 409, 413, 422, 429, 500, 503)
+REFUSALS: Final = (401, 404, 408, 409, 413, 415, 422, 429, 500, 503)
 
 
 @router.post(
@@ -103,8 +103,9 @@ async def slime_profile(request: Request, profile: str) -> Response:
     service = _service(request)
     settings, specs = service.profile(profile)
     async with _answering(request, "/rm") as (caller, raw):
-        body = await parse_beside(raw, SlimeRequest)
-        scored = await service.score(caller, specs, protocols.from_slime(body, settings))
+        body, problems = await parse_slime_beside(raw)
+        items = protocols.from_slime(body, settings)
+        scored = await service.score(caller, specs, unreadable(items, problems) if problems else items)
         losses = _losses(service, profile, scored)
         response = _json(msgspec.json.encode(protocols.to_slime(scored.results, losses, settings)))
         for loss in losses.values():  # a bare number has no room for it

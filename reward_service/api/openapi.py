@@ -40,6 +40,7 @@ _ERRORS = {
     409: "The parts of the body contradict one another, or a label is not what the profile's rewards compare with.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
+    415: "The body is compressed.",
     422: "Not JSON, against the schema, beyond a limit, or an unknown reward.",
     429: "Too much is waiting, or this key's rate is used up; Retry-After says when to come back.",
     500: "A fault of the service.",

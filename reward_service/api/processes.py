@@ -129,6 +129,8 @@ def run_processes(
                         time.sleep(_RESTART_S)
                         running[index] = start(index)
         finally:
+            for listener in listeners:  # so that who comes now is refused at once, and not cut off in the end
+                listener.close()
             _end([process for process, _ in running], settings.shutdown_timeout_s + _GRACE_S)
 
 

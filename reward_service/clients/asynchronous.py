@@ -219,11 +219,16 @@ class RewardClient:
         except TimeoutError:
             raise RetryLaterError(RewardServiceUnavailable(f"no answer within {self._timeout_s:g} s")) from None
         except httpx.RequestError as error:
+            if _is_distrust(error):  # the next try would end as this one
+                raise RewardServiceUnavailable(
+                    f"reward service {self._shown_url}: its certificate is not trusted ({error}); ca_file, or"
+                    " SSL_CERT_FILE, names the authorities (PEM) that are"
+                ) from None
             raise RetryLaterError(RewardServiceUnavailable(_named(error))) from None
         status = response.status_code
         if status == httpx.codes.OK:
             return bytes(answer)
-        message = f"status {status}, {error_detail(bytes(answer))}"
+        message = f"status {status}, {_elsewhere(response) or error_detail(bytes(answer))}"
         if status in _RETRIED_STATUSES or status >= 500:
             wait_s = retry_after_s(response.headers.get("retry-after"))
             raise RetryLaterError(RewardServiceUnavailable(message), wait_s=wait_s)
@@ -245,6 +250,8 @@ def parse_url(url: str) -> httpx.URL:
         raise ValueError(f"reward service url {shown!r}: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"reward service url {shown!r} is not of the form http://HOST:PORT")
+    if parsed.query or parsed.fragment:
+        raise ValueError(f"reward service url {shown!r} has a query or a fragment; it is http://HOST:PORT[/PREFIX]")
     return parsed
 
 
@@ -259,6 +266,18 @@ def trusting(ca_file: str | Path) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca_file)
     except OSError as error:  # SSLError is one
         raise ValueError(f"ca_file {str(ca_file)!r} cannot be used: {error}; it must hold certificates (PEM)") from None
+
+
+def _is_distrust(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _elsewhere(response: httpx.Response) -> str:
+    """Where a redirect points. It is not followed: completions and keys would go to who knows whom."""
+    where = response.headers.get("location")
+    return f"it points to {where!r:.200}: give the url that answers itself" if where is not None else ""
 
 
 def _named(error: Exception) -> str:

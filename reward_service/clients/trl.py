@@ -22,7 +22,7 @@ from typing import Any
 from reward_service.clients.blocking import BlockingRewardClient, ClientSettings
 from reward_service.clients.checks import Rewards, ask_for_rewards, check_keys, check_names
 from reward_service.text.chat import Messages, transcript, written
-from reward_service.text.labels import FINAL_ANSWER, answer_of
+from reward_service.text.labels import FINAL_ANSWER, reference_of
 from reward_service.types import ItemResult, RewardItem, RewardScore, RewardSpec
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class RemoteReward:
         deadline_s: float = 300.0,
         max_concurrency: int = 16,
         max_items: int = 256,
+        use_proxy: bool = False,
     ) -> None:
         """A reward function for GRPOTrainer.
 
@@ -95,6 +96,7 @@ class RemoteReward:
             deadline_s: time of a call with all its tries.
             max_concurrency: requests that are under way at once.
             max_items: most items of one request.
+            use_proxy: go through the proxies that the environment names, with the key, instead of straight.
 
         Raises:
             ValueError: arguments that cannot work, a reward that is not served, a column that is not there.
@@ -112,6 +114,7 @@ class RemoteReward:
                 deadline_s=deadline_s,
                 max_concurrency=max_concurrency,
                 max_items=max_items,
+                use_proxy=use_proxy,
             )
         )
         self._told: set[str] = set()
@@ -162,11 +165,13 @@ class RemoteReward:
         return [
             RewardItem(
                 id=str(index) if step is None else f"{step}/{index}",
-                prompt="" if prompts is None else transcript(prompts[index]),
+                prompt=transcript(prompt),
                 completion=written(completion),
-                reference=row if self._reference is None else _referenced(row, self._reference),
+                reference=_with_its_answer(row) if self._reference is None else _referenced(row, self._reference),
             )
-            for index, (completion, row) in enumerate(zip(completions, rows, strict=True))
+            for index, (prompt, completion, row) in enumerate(
+                zip([None] * len(rows) if prompts is None else prompts, completions, rows, strict=True)
+            )
         ]
 
     def _said(
@@ -249,13 +254,18 @@ def _rows(columns: Mapping[str, Any], num_rows: int) -> list[dict[str, Any]]:
     """Lists by column → one dictionary an item. What is no list belongs to no item and is passed over."""
     lists = {
         name: values
-        for name, values in columns.items()
-        if name not in _NOT_COLUMNS and isinstance(values, Sequence) and not isinstance(values, str)
+        for name, column in columns.items()
+        if name not in _NOT_COLUMNS and isinstance(values := _list(column), Sequence) and not isinstance(values, str)
     }
     for name, values in lists.items():
         if len(values) != num_rows:
             raise ValueError(f"column {name!r} has {len(values)} entries for {num_rows} completions")
     return [{name: values[index] for name, values in lists.items()} for index in range(num_rows)]
+
+
+def _list(column: Any) -> Any:
+    """Arrays, tensors and pandas' columns as lists."""
+    return column.tolist() if hasattr(column, "tolist") else column
 
 
 def _referenced(row: Row, reference: Mapping[str, Column]) -> dict[str, Any]:
@@ -265,6 +275,12 @@ def _referenced(row: Row, reference: Mapping[str, Column]) -> dict[str, Any]:
             values[key] = column(row) if callable(column) else row[column]
         except KeyError as error:
             raise ValueError(_no_column(str(error.args[0]), key, row.keys())) from None
-    if FINAL_ANSWER in values:
-        values[FINAL_ANSWER] = answer_of(values[FINAL_ANSWER])
-    return values
+    return _with_its_answer(values)
+
+
+def _with_its_answer(reference: dict[str, Any]) -> dict[str, Any]:
+    """With what the label under `final_answer` means."""
+    if FINAL_ANSWER not in reference:
+        return reference
+    label = reference.pop(FINAL_ANSWER)
+    return reference | reference_of(label)

@@ -35,7 +35,7 @@ class RewardChoice(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class VerlSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to ask for, and where; the last six are `RewardClient`'s."""
+    """What to ask for, and where; the last seven are `RewardClient`'s."""
 
     url: str
     rewards: dict[str, Annotated[list[str | RewardChoice], Meta(min_length=1)]] = field(
@@ -56,6 +56,7 @@ class VerlSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_concurrency: int = 16
     batch_window_s: float = 0.002
     """verl's reward loop asks for one completion at a time, from many threads or coroutines at once."""
+    use_proxy: bool = False
 
 
 class Scores(dict[str, float]):
@@ -92,6 +93,7 @@ class VerlScorer:
                 deadline_s=settings.deadline_s,
                 max_concurrency=settings.max_concurrency,
                 batch_window_s=settings.batch_window_s,
+                use_proxy=settings.use_proxy,
             )
         )
 

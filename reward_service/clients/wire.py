@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from reward_service.clients.errors import BadAnswerError
+from reward_service.text.labels import is_missing
 from reward_service.types import ItemResult, RewardItem, RewardScore, RewardSpec
 
 _MAX_SHOWN_CHARS = 200
+_TAG = re.compile(rb"<[^<>]{0,500}>")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +82,8 @@ def merged(calls: Iterable[ScoreCall]) -> ScoreCall:
 def _dumps(value: Any) -> bytes:
     try:
         return _encode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair, which the service answers as that item's fault
+        return json.dumps(msgspec.to_builtins(value, enc_hook=_plain)).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"the request cannot be put into JSON: {error}; references, metadata and params take texts, numbers,"
@@ -86,10 +92,16 @@ def _dumps(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What msgspec does not know: NumPy's scalars and arrays, tensors."""
+    """What msgspec does not know: NumPy's scalars and arrays, tensors, OmegaConf's lists, a table's gaps."""
+    if is_missing(value):
+        return None
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not JSON")
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"{value!r:.100} is not JSON, being a {type(value).__name__}")
 
 
 _encode = msgspec.json.Encoder(enc_hook=_plain).encode
@@ -128,7 +140,7 @@ def error_detail(body: bytes) -> str:
         answer = msgspec.json.decode(body)
         return f"{answer['error']}: {answer['detail']}"[:_MAX_SHOWN_CHARS]
     except (ValueError, RecursionError, TypeError, KeyError):
-        return shown(body)
+        return shown(b" ".join(_TAG.sub(b" ", body).split()))  # a page that a proxy made
 
 
 def shown(body: bytes) -> str:

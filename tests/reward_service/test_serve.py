@@ -123,7 +123,7 @@ def test_bad_settings_are_said_on_one_line(tmp_path: Path, capsys: pytest.Captur
     settings = tmp_path / "settings.json"
     settings.write_text('{"prot": 8300}')
     assert main(["--settings", str(settings)]) == 1
-    assert capsys.readouterr().err == "reward service: settings: prot: Extra inputs are not permitted\n"
+    assert capsys.readouterr().err == "reward service: settings: there is no setting 'prot'; is port meant?\n"
     assert main(["--settings", str(tmp_path / "none")]) == 1
     assert main(["--port", "99999"]) == 1
 

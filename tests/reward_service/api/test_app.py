@@ -255,6 +255,23 @@ async def test_health(client: httpx.AsyncClient) -> None:
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
 
 
+async def test_a_prefix_of_a_proxy_and_a_slash_at_the_end(client: httpx.AsyncClient) -> None:
+    body = {"rewards": PAIR, "items": [item()]}
+    for path in ("/v1/score/", "/v1/score"):
+        assert (await client.post(path, json=body)).status_code == 200
+    told = (await client.post("/rewards/v1/score", json=body)).json()["detail"]
+    assert told.startswith("there is nothing at the path '/rewards/v1/score'; GET / says")
+    async with connect(create_app(ServiceSettings(**FEW, root_path="/rewards"))) as behind:
+        for path in ("/rewards/v1/score", "/v1/score", "/rewards/v1/score/"):
+            assert (await behind.post(path, json=body)).status_code == 200
+            assert (await behind.get(path)).status_code == 405
+        assert (await behind.get("/rewards/v1/rewards")).status_code == 200
+        assert (await behind.post("/rewardsv1/score", json=body)).status_code == 404
+        assert (await behind.get("/rewards/openapi.json")).json()["servers"] == [{"url": "/rewards"}]
+    packed = await client.post("/v1/score", json=body, headers={"content-encoding": "gzip"})
+    assert (packed.status_code, error_of(packed)) == (415, "unsupported_encoding")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "error"),
     [("GET", "/nowhere", 404, "not_found"), ("GET", "/v1/score", 405, "method_not_allowed")],

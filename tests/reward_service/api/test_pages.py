@@ -21,7 +21,9 @@ REFERENCES = re.compile(r"""(?:src|href|spec-url)=["']([^"'#]+)["']|url: '([^']+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("service")
-    settings = ServiceSettings(port=0, num_workers=1, rewards=("gsm8k_format", "gsm8k_correctness"))
+    settings = ServiceSettings(
+        port=0, num_workers=1, rewards=("gsm8k_format", "gsm8k_correctness"), root_path="/rewards"
+    )
     with start_in_subprocess(settings, log_path=folder / "log") as running:
         yield running
 
@@ -38,7 +40,7 @@ def test_the_root_says_what_this_is_and_where_to_go(service: RunningService) -> 
     described = get(f"{service.url}/openapi.json").json()["paths"]
     assert told["post"].keys() <= described.keys()
     page = get(service.url, accept="text/html,*/*").text
-    assert all(f'<a href="{path}">' in page for path in told["get"])
+    assert all(f'<a href="/rewards{path}">' in page for path in told["get"])
     assert all(f"POST {path}" in page for path in told["post"])
 
 

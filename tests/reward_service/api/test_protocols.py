@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,7 +207,16 @@ def test_the_log_says_how_many_it_left_out(caplog: pytest.LogCaptureFixture) -> 
     ]
 
 
-LABELS = ["48 + 24 = <<48+24=72>>72\n#### 72", "so #### 72", 72, 72.0, " 72 ", "$72.00", {"final_answer": 72}]
+LABELS = [
+    "48 + 24 = <<48+24=72>>72\n#### 72",
+    "so #### 72",
+    72,
+    72.0,
+    " 72 ",
+    "$72.00",
+    {"final_answer": 72},
+    ["#### 72"],
+]
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -220,7 +231,24 @@ async def test_labels_whose_meaning_is_plain(service: Service, label: Any) -> No
     assert scores == dict.fromkeys(names, 1.0) | ({"symbolic": None} if label == "$72.00" else {})  # no expression
 
 
-@pytest.mark.parametrize("label", ["", " ", None])
+@pytest.mark.parametrize("label", ['{"final_answer": "#### 72"}', '["72"]'])
+async def test_labels_that_are_json_in_a_text(service: Service, label: str) -> None:
+    assert get_reward(f"{service.url}/get_reward", [GOOD], [label]).json()["rewards"] == [1.5]
+    assert await rm(f"{service.url}/rm", prompt="q", response=GOOD, label=label) == (200, 1.5)
+
+
+def test_slime_is_told_why_what_it_sends_cannot_be_read(service: Service) -> None:
+    for sent, why in (
+        ({"label": math.nan}, "NaN is no number"),
+        ({"response": GOOD + "\ud800"}, "half of a surrogate"),
+    ):
+        body = json.dumps({"prompt": "q", "response": GOOD, "label": "72", **sent})  # as aiohttp writes it
+        answer = requests.post(f"{service.url}/rm", data=body, timeout=30)
+        assert (answer.status_code, answer.json()) == (200, 0.0)
+        assert why in answer.headers["x-reward-unscored"]
+
+
+@pytest.mark.parametrize("label", ["", " ", None, "so #### "])
 async def test_an_empty_label_is_none(service: Service, label: Any) -> None:
     assert get_reward(f"{service.url}/get_reward/format", [GOOD], [label]).json()["rewards"] == [0.5]
     assert await rm(f"{service.url}/rm/format", prompt="q", response=GOOD, label=label) == (200, 0.5)

@@ -17,7 +17,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from reward_service.audit.settings import AuditSettings
 from reward_service.child import RunningService, start_in_subprocess
@@ -98,6 +101,31 @@ def test_chat_messages(service: RunningService) -> None:
         [{"role": "assistant", "content": "#### The final answer is 99"}, {"role": "assistant", "content": GOOD}],
     ]
     assert reward([prompt] * 4, completions, solution=["72"] * 4) == [1.0, 1.0, 1.0, 0.0]
+    blocks = [{"type": "reasoning", "text": "#### The final answer is 99"}, GOOD, {"type": "text", "text": None}]
+    odd: list[Any] = [
+        [{"role": "assistant", "content": blocks}],
+        [{"role": "Assistant", "content": {"type": "text", "text": GOOD}}],
+        np.array([{"role": "model", "content": GOOD}], dtype=object),
+        [{"role": "assistant", "content": None}],
+        [{"role": "assistant", "reasoning_content": "cut off"}],
+        [],
+    ]
+    assert reward([None] * 6, odd, solution=["72"] * 6) == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    for unread in (None, [GOOD], [{"from": "gpt", "value": GOOD}], [{"role": "gpt", "content": GOOD}], GOOD.encode()):
+        with pytest.raises(ValueError, match=r"`role`.*`content`"):
+            reward(["q"], [unread], solution=["72"])
+
+
+def test_columns_as_tables_have_them(service: RunningService) -> None:
+    """Arrays, tensors, a table's columns whose rows have other numbers; one row that has no answer costs that alone."""
+    reward = RemoteReward(service.url, "last_number", reference={"final_answer": "answer"})
+    table = pd.DataFrame({"answer": ["72", "so #### 73"], "text": [GOOD, GOOD]}, index=[7, 3])
+    columns = (table["answer"], np.array([72, 73]), torch.tensor([72, 73]), np.array([["72"], ["73"]], dtype=object))
+    for column in columns:
+        assert reward(table["text"], table["text"], answer=column) == [1.0, 0.0]
+    answers = [72, None, "", "####", math.nan, pd.NA, "72\ud800", b"72", '{"final_answer": 72}']
+    assert reward(["q"] * 9, [GOOD] * 9, answer=answers) == [1.0, *[None] * 6, 1.0, 1.0]
+    assert reward(["q"] * 2, [GOOD + "\ud800", GOOD], answer=[72, 72]) == [None, 1.0]
 
 
 def test_params(service: RunningService) -> None:

@@ -26,7 +26,7 @@ GOOD = "48 + 24 = 72\n#### The final answer is 72"
 ROWS: list[tuple[str, Any]] = [
     (f"{GOOD}<|im_end|>\n", "72"),
     (f"{GOOD}<|im_end|>", "48 + 24 = <<48+24=72>>72\n#### 72"),
-    (f"{GOOD}<|im_end|>", 72),
+    (f"{GOOD}<|im_end|>", ["72"]),
     (f"{GOOD}<|im_end|>", "73"),
     ("no idea<|im_end|>", "72"),
     (f"{GOOD}<|im_end|>", "nobody knows"),

@@ -24,7 +24,11 @@ from verl.trainer.ppo.reward import get_custom_reward_fn, load_reward_manager
 from verl.workers.reward_manager import get_reward_manager_cls
 
 GOOD = "48 + 24 = 72\n#### The final answer is 72"
-ROWS = [(GOOD, "72"), (GOOD, "48 + 24 = <<48+24=73>>73\n#### 73"), ("no idea", 72)]
+ROWS = [
+    (GOOD, np.array(["48 + 24 = <<48+24=72>>72\n#### 72"], dtype=object)),
+    (GOOD, '{"final_answer": "73"}'),
+    ("no idea", b"72"),
+]
 LENGTH = 64
 
 
