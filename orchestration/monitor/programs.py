@@ -122,6 +122,18 @@ def up(*, scrape_s: float = 5.0) -> Monitor:
 
 
 def _start(folder: Path, scrape_s: float) -> Monitor:
+    processes: dict[str, tuple[int, float]] = {}
+    try:
+        monitor = _started(folder, scrape_s, processes)
+        atomic_write(folder / "state.json", json.dumps(asdict(monitor)).encode())
+        return monitor
+    except BaseException:  # Ctrl-C too: nobody would find again what has no state file
+        _end(processes)
+        raise
+
+
+def _started(folder: Path, scrape_s: float, processes: dict[str, tuple[int, float]]) -> Monitor:
+    """Begin what is needed, and put it into `processes` at once."""
     program = find_prometheus()
     if program is None:
         raise MachineError(GET_PROMETHEUS)
@@ -130,7 +142,7 @@ def _start(folder: Path, scrape_s: float) -> Monitor:
     write_files(folder, targets=targets_folder(), prometheus_url=url, scrape_s=scrape_s)
     words = [program, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
     words += [f"--web.listen-address={LOOPBACK}:{port}", "--storage.tsdb.retention.time=30d"]
-    processes = {"prometheus": _begin("prometheus", words, folder)}
+    processes["prometheus"] = _begin("prometheus", words, folder)
     _until_ready("prometheus", processes, f"{url}/-/ready", folder)
     server, home = _find_grafana()
     port = free_port(PAGES_PORT if server is None else GRAFANA_PORT)
@@ -143,9 +155,7 @@ def _start(folder: Path, scrape_s: float) -> Monitor:
     processes[name] = _begin(name, words, folder, variables)
     _until_ready(name, processes, f"{board}/api/health", folder)
     grafana, pages = (None, board) if server is None else (board, None)
-    monitor = Monitor(prometheus=url, grafana=grafana, pages=pages, processes=processes)
-    atomic_write(folder / "state.json", json.dumps(asdict(monitor)).encode())
-    return monitor
+    return Monitor(prometheus=url, grafana=grafana, pages=pages, processes=processes)
 
 
 def _find_grafana() -> tuple[str | None, str]:
@@ -183,14 +193,13 @@ def _begin(name: str, words: list[str], folder: Path, variables: Mapping[str, st
 
 
 def _until_ready(name: str, processes: Processes, url: str, folder: Path) -> None:
-    """Raises MachineError, and ends them all, when one of them does not answer."""
+    """Raises MachineError when it does not answer."""
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline and _process(processes, name) is not None:
         with suppress(OSError, URLError):
             ask(url)
             return
         time.sleep(0.1)
-    _end(processes)
     raise MachineError(f"{name} ended or did not get ready within {_START_S:g} s; its log is {folder}/{name}.log")
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestration.monitor import programs
@@ -123,6 +124,25 @@ def test_every_panel_has_data_and_a_step_has_the_figures_of_its_row(run: Path) -
 
 def empty(url: str) -> list[str]:
     return [title for title, lines in values(url).items() if all(v is None for v in lines.values())]
+
+
+def test_nothing_stays_of_a_start_that_is_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody would find it again."""
+    program = tmp_path / "prometheus"
+    program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid; exec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("RLVR_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("RLVR_PROMETHEUS", str(program))
+
+    def interrupted(_url: str) -> bytes:
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(programs, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        programs.up()
+    assert programs.running() is None
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
 def test_pages_that_have_ended_begin_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
