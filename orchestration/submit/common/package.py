@@ -29,8 +29,11 @@ MAX_TOGETHER_BYTES = 500 * 2**20
 _DISTRIBUTION = "rlvr"
 _METADATA = ("METADATA", "entry_points.txt")
 _SUFFIXES = (".py", ".yaml", ".typed", ".css", ".html", ".js")
-_SECRET_NAMES = (".env", ".netrc", "credentials", "auth_token", "kubeconfig", "id_rsa", "id_ed25519")
-_SECRET_SUFFIXES = (".pem", ".key", ".p12", ".pfx")
+_SECRET_NAMES = (
+    *(".env", ".envrc", ".git-credentials", ".netrc", ".npmrc", ".pgpass", ".pypirc"),
+    *("auth_token", "credentials", "credentials.json", "id_ecdsa", "id_ed25519", "id_rsa", "kubeconfig"),
+)
+_SECRET_SUFFIXES = (".pem", ".key", ".p12", ".pfx", ".env")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +133,10 @@ def _copy_included(include: Sequence[Path], folder: Path) -> None:
         for path in paths:
             target = place if source.is_file() else place / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+            try:
+                shutil.copyfile(path, target)
+            except PermissionError:
+                raise ConfigError(f"job.include={str(source)!r}: {path} may not be read; make it readable") from None
 
 
 def _included_files(source: Path) -> list[Path]:
@@ -140,7 +146,12 @@ def _included_files(source: Path) -> list[Path]:
             f"such as my_task.py"
         )
     files = [source] if source.is_file() else list(_files(source))
-    if secret := next((path for path in files if _is_secret(path)), None):
+    if link := next((path for path in _visible(source) if path.is_symlink() and not path.is_file()), None):
+        raise ConfigError(
+            f"job.include={str(source)!r} holds the link {link.name!r} to {str(link.readlink())!r}, and only links to "
+            f"files are followed: put what is meant there in its place, or remove it"
+        )
+    if secret := next((path for path in files if _is_secret(path) or _is_secret(path.resolve())), None):
         raise ConfigError(
             f"job.include={str(source)!r} holds {secret.name!r}, which looks like a secret; code is stored where "
             f"others can read it: leave it out"
@@ -154,9 +165,15 @@ def _is_secret(path: Path) -> bool:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All plain files, in the order of their names; caches and links are passed over."""
+    """All files, in the order of their names; a link counts as its file."""
+    return (path for path in _visible(folder) if path.is_file())
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """All that is below, in the order of the names, but for caches and hidden folders such as .git and .venv."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink() and "__pycache__" not in path.parts:
+        folders = path.relative_to(folder).parts[:-1]
+        if not any(name == "__pycache__" or name.startswith(".") for name in folders):
             yield path
 
 

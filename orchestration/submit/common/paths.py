@@ -79,8 +79,9 @@ def refuse_relative_paths(run: RunConfig, *, place: str) -> None:
 
 def is_loopback(url: str) -> bool:
     """Whether a URL's host is the machine of whoever reads it."""
-    host = urlsplit(url).hostname or ""
+    host = (urlsplit(url).hostname or "").rstrip(".")
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified  # to connect to 0.0.0.0 is to connect to oneself
