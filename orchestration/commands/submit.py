@@ -7,14 +7,14 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from orchestration.commands.arguments import add_json, add_words, recipe_and_overrides
-from orchestration.errors import ConfigError, SubmitError, one_line
+from orchestration.errors import ConfigError, SubmitError, UnreachableError, one_line
 from orchestration.extras import own_file
 from orchestration.run.rewards import own_modules
 from orchestration.settings.config import RunConfig, Settings, load_settings
@@ -89,18 +89,30 @@ def _submit(arguments: argparse.Namespace) -> int:
         for note in plan.notes:
             _say(note)
         stack.enter_context(book.reserved(job.name))
-        reference = backend.submit(job, _say)
-        record = JobRecord(
-            name=job.name,
-            place=arguments.to,
-            recipe=job.run.recipe,
-            submitted_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            reference=reference,
-            settings=getattr(settings.submit, arguments.to).model_dump(mode="json"),
-            evaluate=_evaluation(job.run, recipe, overrides, reference["adapter"]),
-        )
-        book.write(record)
-    hint = backend.dashboard_hint(reference)
+
+        def remember(reference: Mapping[str, str]) -> None:
+            book.write(
+                JobRecord(
+                    name=job.name,
+                    place=arguments.to,
+                    recipe=job.run.recipe,
+                    submitted_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    reference=reference,
+                    settings=getattr(settings.submit, arguments.to).model_dump(mode="json"),
+                    evaluate=_evaluation(job.run, recipe, overrides, reference["adapter"]),
+                )
+            )
+
+        try:
+            reference = backend.submit(job, _say, remember)
+        except (KeyboardInterrupt, UnreachableError):
+            if book.knows(job.name):
+                _say(f"{job.name} may have been sent all the same; rlvr jobs status {job.name} says whether it was")
+            raise
+        except BaseException:
+            book.forget(job.name)
+            raise
+    record, hint = book.read(job.name), backend.dashboard_hint(reference)
     if arguments.json:
         row = {"job": job.name, "place": arguments.to, "reference": reference, "dashboard": hint}
         print(json.dumps({**row, "evaluate": record.evaluate}))

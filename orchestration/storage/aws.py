@@ -96,6 +96,13 @@ def client(service: str, region: str, endpoint: str | None = None) -> Any:
         return boto3.Session(region_name=region).client(service, config=config, endpoint_url=endpoint)
 
 
+def transfers(s3: Any) -> Any:
+    """boto3's manager of uploads: many at once, large ones in parts; those not begun when one fails are not tried."""
+    from boto3.s3.transfer import TransferConfig, create_transfer_manager
+
+    return create_transfer_manager(s3, TransferConfig())
+
+
 @contextmanager
 def explained(doing: str) -> Iterator[None]:
     """Turns what boto3 raises into SubmitError: one sentence, with the remedy where there is one; UnreachableError for

@@ -47,28 +47,39 @@ class JobBook:
 
         Raises ConfigError when a job of that name was submitted before, or is being submitted by another process.
         """
+        lock = FileLock(self._path(name).with_suffix(".lock"), blocking=False)
+        with self._writable():
+            try:
+                lock.acquire()
+            except Timeout:
+                raise ConfigError(f"a job {name!r} is being submitted from here; choose another job.name") from None
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self._path(name).with_suffix(".lock"), blocking=False):
-                if self._path(name).exists():
-                    raise ConfigError(f"a job {name!r} was submitted before; choose another job.name")
-                yield
-        except Timeout:
-            raise ConfigError(f"a job {name!r} is being submitted from here; choose another job.name") from None
-        except OSError as error:
-            raise MachineError(
-                f"{self._folder} cannot be written ({error}); set RLVR_STATE to another folder"
-            ) from error
+            if self.knows(name):
+                raise ConfigError(f"a job {name!r} was submitted before; choose another job.name")
+            yield
+        finally:
+            lock.release()
+
+    def knows(self, name: str) -> bool:
+        return self._path(name).exists()
 
     def write(self, record: JobRecord) -> None:
         """Raises MachineError when it cannot be written."""
+        with self._writable():
+            atomic_write(self._path(record.name), json.dumps(asdict(record), indent=2).encode())
+
+    def forget(self, name: str) -> None:
+        """What is known of a job that there is not."""
+        self._path(name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(self._path(record.name), json.dumps(asdict(record), indent=2).encode())
+            yield
         except OSError as error:
             raise MachineError(
-                f"{self._path(record.name)} cannot be written ({error.strerror}): the job {record.name} is submitted "
-                f"all the same, as {json.dumps(dict(record.reference))}"
+                f"{self._folder} cannot be written ({error}); set RLVR_STATE to another folder"
             ) from error
 
     def read(self, name: str) -> JobRecord:

@@ -17,6 +17,8 @@ from orchestration.submit.common.paths import data_files
 
 Say = Callable[[str], None]
 """Told, in one line, what is going on."""
+Record = Callable[[Mapping[str, str]], None]
+"""Told a job's reference."""
 
 
 class JobState(StrEnum):
@@ -107,8 +109,9 @@ class Backend(Protocol):
         """
         ...
 
-    def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
-        """Send it; returns its reference. Raises ConfigError as `plan` does, SubmitError when the place refuses."""
+    def submit(self, job: JobSpec, say: Say, record: Record = ...) -> dict[str, str]:
+        """Send it; returns its reference, which `record` is told just before: a job whose sending is interrupted may be
+        there. Raises ConfigError as `plan` does, SubmitError when the place refuses."""
         ...
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
@@ -126,6 +129,10 @@ class Backend(Protocol):
     def dashboard_hint(self, reference: Mapping[str, str]) -> str:
         """How its Ray dashboard is opened, in a sentence or a command."""
         ...
+
+
+def unrecorded(_reference: Mapping[str, str]) -> None:
+    """Tells nobody."""
 
 
 def job_name(recipe: str, *, now: time.struct_time | None = None) -> str:

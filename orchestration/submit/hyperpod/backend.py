@@ -12,7 +12,7 @@ from orchestration.extras import require
 from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.submit import SubmitConfig
 from orchestration.submit.common.follow import follow as followed
-from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
+from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Record, Say, unrecorded
 from orchestration.submit.hyperpod.api import KubernetesApi, NotThereError
 from orchestration.submit.hyperpod.checks import run_in_pods
 from orchestration.submit.hyperpod.manifest import TOKEN_KEY, job_manifests, make_plan, owned_by
@@ -31,10 +31,17 @@ class HyperPodBackend:
     def plan(self, job: JobSpec) -> Plan:
         return make_plan(job, self._settings)
 
-    def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
+    def submit(self, job: JobSpec, say: Say, record: Record = unrecorded) -> dict[str, str]:
         manifests = job_manifests(job, self._settings, token=secrets.token_hex(32))
         kubernetes = self._kubernetes(self._settings.namespace, self._settings.context)
         first, *rest = manifests
+        reference = {
+            "name": job.name,
+            "namespace": self._settings.namespace,
+            "context": self._settings.context or "",
+            "adapter": f"{run_in_pods(job, self._settings).run_dir}/{ADAPTER_FOLDER}",
+        }
+        record(reference)
         # The owner first, whose pods wait for the other two: what is left of a failure is deleted with it.
         ray_job = kubernetes.create(first)
         try:
@@ -46,12 +53,7 @@ class HyperPodBackend:
         say(f"RayJob {job.name} is in namespace {self._settings.namespace}")
         if self._settings.queue is not None and not (job.run.save_every or job.run.save_minutes):
             say(f"queue {self._settings.queue} may take its hosts away, and without save_minutes nothing is kept")
-        return {
-            "name": job.name,
-            "namespace": self._settings.namespace,
-            "context": self._settings.context or "",
-            "adapter": f"{run_in_pods(job, self._settings).run_dir}/{ADAPTER_FOLDER}",
-        }
+        return reference
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
         try:

@@ -20,7 +20,7 @@ from orchestration.machine.placement import place
 from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.settings.submit import RayConfig, SubmitConfig
-from orchestration.submit.common.job import JobSpec, JobStatus, Plan, Say
+from orchestration.submit.common.job import JobSpec, JobStatus, Plan, Record, Say, unrecorded
 from orchestration.submit.common.package import CodePackage
 from orchestration.submit.common.paths import refuse_relative_paths, refuse_what_stays_here, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE, Endpoint, RayJobs, entrypoint
@@ -46,7 +46,7 @@ class RayBackend:
         run = cluster_run(job.run, job.name, run_root=self._settings.run_root)
         return ray_plan(job, run, address=address, stop_timeout_s=self._settings.stop_timeout_s)
 
-    def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
+    def submit(self, job: JobSpec, say: Say, record: Record = unrecorded) -> dict[str, str]:
         address = _address(self._settings)
         run = cluster_run(job.run, job.name, run_root=self._settings.run_root)
         jobs = self._jobs(address)
@@ -54,8 +54,10 @@ class RayBackend:
         say(f"{address} runs Ray {version}")
         if self._settings.check_gpus:
             check_gpus(run, jobs.nodes(), address=address)
+        reference = {"address": address, "job_id": job.name, "adapter": f"{run.run_dir}/{ADAPTER_FOLDER}"}
+        record(reference)
         send(jobs, job, run, stop_timeout_s=self._settings.stop_timeout_s)
-        return {"address": address, "job_id": job.name, "adapter": f"{run.run_dir}/{ADAPTER_FOLDER}"}
+        return reference
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
         return self._jobs(reference["address"]).status(reference["job_id"])
@@ -233,16 +235,16 @@ def _address(config: RayConfig) -> str:
                 f"ray.address={address!r} is no address of a RayCluster; write {HYPERPOD}CLUSTER/NAMESPACE"
             )
         return address
-    parts = urlsplit(address)
+    parts = urlsplit(address.partition("#")[0])  # what a browser shows ends in #/overview
     try:
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         valid = False
-    if not valid:
+    if not valid or parts.username or parts.query:
         raise ConfigError(
             f"ray.address={address!r} is not a dashboard's address; write http://HOST:8265, https://… or {HYPERPOD}…"
         )
-    return address.rstrip("/")
+    return parts.geturl().rstrip("/")
 
 
 def _token(config: RayConfig) -> str | None:

@@ -19,7 +19,7 @@ from orchestration.settings.config import RunConfig, load_settings
 from orchestration.settings.submit import SubmitConfig
 from orchestration.sockets import LOOPBACK
 from orchestration.storage.state import state_root
-from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
+from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Record, Say, unrecorded
 from orchestration.submit.common.paths import data_files, local_model_folder, refuse_what_stays_here, with_settings
 from orchestration.submit.ray import local_head
 from orchestration.submit.ray.cluster import jobs_at, ray_plan, send
@@ -41,7 +41,7 @@ class LocalBackend:
         run, timeout_s = local_run(job.run, job.name), self._settings.stop_timeout_s
         return ray_plan(job, run, address=address, stop_timeout_s=timeout_s, python=sys.executable)
 
-    def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
+    def submit(self, job: JobSpec, say: Say, record: Record = unrecorded) -> dict[str, str]:
         require("vllm", by="a run on this machine", extra="cpu")
         run = local_run(job.run, job.name)
         if local_head.find(self._folder) is None:
@@ -57,9 +57,11 @@ class LocalBackend:
             environment=recorded,
         )
         jobs = RayJobs(local_head.endpoint(self._folder, head))
-        send(jobs, job, run, stop_timeout_s=self._settings.stop_timeout_s, python=sys.executable)
         reference = {"address": head.address, "head": head.identity, "job_id": job.name}
-        return {**reference, "run_dir": str(run.run_dir), "adapter": f"{run.run_dir}/{ADAPTER_FOLDER}"}
+        reference |= {"run_dir": str(run.run_dir), "adapter": f"{run.run_dir}/{ADAPTER_FOLDER}"}
+        record(reference)
+        send(jobs, job, run, stop_timeout_s=self._settings.stop_timeout_s, python=sys.executable)
+        return reference
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
         jobs = self._jobs(reference)

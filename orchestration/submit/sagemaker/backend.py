@@ -14,13 +14,13 @@ from orchestration.settings.config import dump_config
 from orchestration.settings.sagemaker import AwsService
 from orchestration.settings.submit import SubmitConfig
 from orchestration.storage.aws import client, configured_region, error_code, explained
-from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Say
+from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Record, Say, unrecorded
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
 from orchestration.submit.sagemaker.checks import check
 from orchestration.submit.sagemaker.fitting import instance_kinds, notes
 from orchestration.submit.sagemaker.logs import logs_of
 from orchestration.submit.sagemaker.request import form, has_dashboard
-from orchestration.submit.sagemaker.uploads import check_resumable, put_all
+from orchestration.submit.sagemaker.uploads import check_resumable, put_all, resumers
 
 _STATES = {
     "InProgress": JobState.RUNNING,
@@ -65,22 +65,20 @@ class SageMakerBackend:
         }
         return Plan(request=request, notes=notes(self._settings, job.run))
 
-    def submit(self, job: JobSpec, say: Say) -> dict[str, str]:
+    def submit(self, job: JobSpec, say: Say, record: Record = unrecorded) -> dict[str, str]:
         region, settings = self._checked(job), self._settings
         formed = form(settings, job)
         sagemaker, s3 = (self._client(service, region) for service in ("sagemaker", "s3"))
         if settings.resume is not None:
-            earlier = _describe(sagemaker, settings.resume)
-            if earlier is not None and not training_status(earlier).state.ended:
-                raise ConfigError(
-                    f"sagemaker.resume={settings.resume!r} is running still, and two jobs would write one folder; "
-                    f"stop it first: rlvr jobs stop {settings.resume}"
-                )
+            for name in (settings.resume, *resumers(s3, formed.layout, settings.resume)):
+                earlier = _describe(sagemaker, name)
+                if earlier is not None and not training_status(earlier).state.ended:
+                    raise ConfigError(
+                        f"sagemaker.resume={settings.resume!r}: {name!r} is running still, and two jobs would write "
+                        f"one folder; stop it first: rlvr jobs stop {name}"
+                    )
             check_resumable(s3, formed.layout, settings.resume)
         put_all(s3, formed.layout, formed.inputs.uploads, kms_key=settings.kms_key, say=say)
-        _create(sagemaker, formed.request, say)
-        hosts = ", ".join(f"{count} × {kind}" for kind, count in instance_kinds(settings).values())
-        say(f"training job {job.name} in {region} on {hosts}")
         reference = {
             "job_name": job.name,
             "region": region,
@@ -88,7 +86,13 @@ class SageMakerBackend:
             "adapter": f"{formed.layout.run_folder(settings.resume)}/{ADAPTER_FOLDER}",
             "remote_debug": str(has_dashboard(settings)).lower(),
         }
-        return reference | ({"head_group": "learner"} if settings.instance_groups else {})
+        if settings.instance_groups:
+            reference["head_group"] = "learner"
+        record(reference)
+        _create(sagemaker, formed.request, say)
+        hosts = ", ".join(f"{count} × {kind}" for kind, count in instance_kinds(settings).values())
+        say(f"training job {job.name} in {region} on {hosts}")
+        return reference
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
         name, sagemaker = reference["job_name"], self._client("sagemaker", reference["region"])

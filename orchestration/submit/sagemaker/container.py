@@ -55,6 +55,10 @@ class Layout:
         """What SageMaker copies of a job's run folder."""
         return f"{self.checkpoints(job)}/{places.RUN_FOLDER.name}"
 
+    def resumed_by(self, job: str) -> str:
+        """Below it lies the name of each job that goes on from `job` in its folder."""
+        return f"{self.output}/{job}/resumed-by/"
+
     @property
     def token(self) -> str:
         """The cluster's, made when the job is submitted."""
@@ -154,6 +158,8 @@ def container_inputs(settings: SageMakerConfig, job: JobSpec, layout: Layout) ->
         Upload(uri=f"{config}{RUN_FILE}", source=dump_config(there)),
         Upload(uri=f"{config}{places.HOSTS_FILE}", source=json.dumps(host_settings(settings, run, layout), indent=1)),
     ]
+    if settings.resume is not None:
+        uploads.append(Upload(uri=f"{layout.resumed_by(settings.resume)}{layout.name}/{layout.submission}", source=""))
     return Inputs(run=there, channels=channels, uploads=tuple(uploads))
 
 

@@ -2,67 +2,57 @@
 
 from __future__ import annotations
 
+import io
 import json
 import secrets
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from orchestration.errors import ConfigError
 from orchestration.run.ledger.names import CHECKPOINTS_FOLDER, RECORDS_FOLDER, SUMMARY_FILE
 from orchestration.settings.names import nearest
-from orchestration.storage.aws import error_code, explained
+from orchestration.storage.aws import error_code, explained, transfers
 from orchestration.storage.s3 import encryption, parse
 from orchestration.submit.common.job import Say
 from orchestration.submit.sagemaker.container import Layout, Upload
 
 _TOKEN_BYTES = 32
-_AT_ONCE = 8
-_LARGE_BYTES = 64 * 2**20
-"""A larger file goes in parts, which botocore puts together without a condition: the token holds the place."""
 
 
-def put_all(s3: Any, layout: Layout, uploads: Iterable[Upload], *, kms_key: str | None, say: Say) -> None:
+def put_all(s3: Any, layout: Layout, uploads: Sequence[Upload], *, kms_key: str | None, say: Say) -> None:
     """Put the cluster's token, made now, and then everything else.
+
+    The token is put where there is none: so it holds the place, below which nobody else writes.
 
     Args:
         kms_key: encrypts all of it; None: as the bucket does by itself.
 
     Raises SubmitError when S3 refuses, or when there is something already.
     """
-    put(s3, secrets.token_hex(_TOKEN_BYTES).encode(), layout.token, kms_key)  # first: what is wrong shows at one file
-    files = []
+    encrypted, token = encryption(kms_key), secrets.token_hex(_TOKEN_BYTES).encode()
+    place = parse(layout.token)
+    with explained(f"uploading to {layout.token}"):  # first: what is wrong shows at one file
+        s3.put_object(Bucket=place.bucket, Key=place.key, Body=token, IfNoneMatch="*", **encrypted)
     for upload in uploads:
         say(f"uploading {upload.describe()} to {upload.uri}")
-        files += upload.files()
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        try:
-            for sent in [pool.submit(put, s3, source, uri, kms_key) for source, uri in files]:
-                sent.result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # what has not begun when one fails is not tried
+    files = [(source, parse(uri)) for upload in uploads for source, uri in upload.files()]
+    with explained(f"uploading to {layout.output}"), transfers(s3) as manager:
+        begun = [
+            manager.upload(
+                io.BytesIO(source) if isinstance(source, bytes) else str(source),
+                to.bucket,
+                to.key,
+                extra_args=encrypted,
+            )
+            for source, to in files
+        ]
+        for upload_under_way in begun:
+            upload_under_way.result()
 
 
-def put(s3: Any, source: Path | bytes, uri: str, kms_key: str | None) -> None:
-    """Put a file where there is none.
-
-    Args:
-        s3: A client.
-        source: A file, or what is to be in it.
-        uri: `s3://BUCKET/KEY`.
-        kms_key: None: the bucket's own encryption.
-
-    Raises:
-        SubmitError: It cannot be put there, or (up to what is sent in one piece) there is one already.
-    """
-    place, encrypted = parse(uri), encryption(kms_key)
-    with explained(f"uploading to {uri}"):
-        if isinstance(source, Path) and source.stat().st_size > _LARGE_BYTES:
-            s3.upload_file(str(source), place.bucket, place.key, ExtraArgs=encrypted)
-            return
-        content = source if isinstance(source, bytes) else source.read_bytes()
-        s3.put_object(Bucket=place.bucket, Key=place.key, Body=content, IfNoneMatch="*", **encrypted)
+def resumers(s3: Any, layout: Layout, job: str) -> list[str]:
+    """Jobs that have gone on from an earlier one, in its folder: each has left an upload there that says so."""
+    return [name.rstrip("/") for name in _below(s3, layout.resumed_by(job))]
 
 
 def check_resumable(s3: Any, layout: Layout, job: str) -> None:

@@ -26,7 +26,6 @@ from orchestration.settings.config import load_config, load_settings
 from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.package import CodePackage
 from orchestration.submit.sagemaker import backend as sagemaker
-from orchestration.submit.sagemaker import uploads
 from orchestration.submit.sagemaker.backend import SageMakerBackend
 from orchestration.submit.sagemaker.container import Inputs, Layout, container_inputs
 from orchestration.submit.sagemaker.limits import breaches
@@ -324,11 +323,7 @@ def test_nothing_that_is_there_is_written_over(code: CodePackage, aws: Any) -> N
     assert objects(aws) == {key: b"another's"}
 
 
-@pytest.mark.parametrize("large_bytes", [uploads._LARGE_BYTES, 0])
-def test_uploads_name_a_key_or_leave_it_to_the_bucket(
-    large_bytes: int, code: CodePackage, aws: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(uploads, "_LARGE_BYTES", large_bytes)
+def test_uploads_name_a_key_or_leave_it_to_the_bucket(code: CodePackage, aws: Any) -> None:
     rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms", "KMSMasterKeyID": "of-the-bucket"}}
     aws.put_bucket_encryption(Bucket=BUCKET, ServerSideEncryptionConfiguration={"Rules": [rule]})
     keys = []
@@ -364,6 +359,21 @@ def test_a_job_that_runs_is_not_resumed(code: CodePackage, aws: Any, monkeypatch
     backend, job = prepared(code, [*ONE_HOST, "sagemaker.resume=rlvr-busy"])
     with pytest.raises(ConfigError, match=r"'rlvr-busy' is running still.*rlvr jobs stop rlvr-busy"):
         backend.submit(job, print)
+
+
+def test_one_job_at_a_time_goes_on_from_an_earlier_one(
+    code: CodePackage, aws: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second writes the folder of the first, whatever its own name is."""
+    leave_checkpoint(aws, "rlvr-first")
+    backend, second = prepared(code, [*ONE_HOST, "sagemaker.resume=rlvr-first"])
+    backend.submit(second, print)
+    third = dataclasses.replace(second, name="rlvr-third", submission="ba9876543210")
+    with monkeypatch.context() as patch:
+        patch.setattr(sagemaker, "_describe", lambda client, name: A_DESCRIPTION if name == NAME else None)
+        with pytest.raises(ConfigError, match=rf"rlvr-first.*'{NAME}' is running still.*rlvr jobs stop {NAME}"):
+            backend.submit(third, print)
+    backend.submit(third, print)
 
 
 def test_endpoints_of_a_vpc_are_asked(code: CodePackage) -> None:

@@ -17,11 +17,11 @@ import yaml
 
 from orchestration import extras
 from orchestration.cli import main
-from orchestration.errors import ConfigError, SubmitError
+from orchestration.errors import ConfigError, SubmitError, UnreachableError
 from orchestration.settings.config import load_config, load_settings
 from orchestration.settings.submit import MAX_NAME_CHARS
 from orchestration.submit.common.book import JobBook, JobRecord
-from orchestration.submit.common.job import JobSpec, job_name
+from orchestration.submit.common.job import JobSpec, Plan, Record, Say, job_name
 from orchestration.submit.common.package import MAX_INCLUDED_BYTES, ROOMS, CodePackage, packed_code
 from orchestration.submit.common.paths import is_loopback, with_settings
 from orchestration.submit.ray.cluster import RayBackend, check_gpus, cluster_run
@@ -67,6 +67,28 @@ def test_code_of_ones_own_travels_beside_ours(tmp_path: Path) -> None:
         assert (code.folder / "my_rewards" / "mine.py").read_text() == "x = 1\n"
         assert code.digest != plain.digest
         assert code.num_files == plain.num_files + 1
+
+
+def test_links_are_their_files_and_hidden_folders_stay_here(tmp_path: Path) -> None:
+    elsewhere, mine = tmp_path / "elsewhere", tmp_path / "my rewards é"
+    for folder in (elsewhere, mine / ".git", mine / "__pycache__"):
+        folder.mkdir(parents=True)
+    (mine / ".git" / "config").write_text("[remote]\nurl = https://me:secret@example\n")
+    (mine / "__pycache__" / "mine.pyc").write_text("")
+    for name in ("shared.py", "id_rsa"):
+        (elsewhere / name).write_text("x = 1\n")
+    (mine / "mine.py").symlink_to(elsewhere / "shared.py")
+    with packed_code([mine]) as code:
+        assert [path.name for path in (code.folder / mine.name).rglob("*")] == ["mine.py"]
+    for target, says in (
+        (elsewhere / "id_rsa", "looks like a secret"),
+        (elsewhere, "holds the link 'link' to .* only links to files are followed"),
+        (elsewhere / "gone.py", "holds the link 'link' to .*gone.py"),
+    ):
+        (mine / "link").symlink_to(target)
+        with pytest.raises(ConfigError, match=says), packed_code([mine]):
+            pass
+        (mine / "link").unlink()
 
 
 def test_relative_paths_are_found_here_and_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +198,11 @@ def test_changed_settings_are_checked_again() -> None:
 
 @pytest.mark.parametrize(
     ("url", "loopback"),
-    [("http://localhost:1", True), ("http://[::1]:1", True), ("http://127.1.2.3", True), ("http://10.0.0.1", False)],
+    [
+        *(("http://localhost:1", True), ("http://[::1]:1", True), ("http://127.1.2.3", True)),
+        *(("http://0.0.0.0:8000", True), ("http://LOCALHOST.:1", True)),
+        *(("http://10.0.0.1", False), ("http://notlocalhost", False)),
+    ],
 )
 def test_loopback(url: str, loopback: bool) -> None:
     assert is_loopback(url) is loopback
@@ -348,6 +374,7 @@ def test_a_module_beside_the_recipe_is_in_the_plan(capsys: pytest.CaptureFixture
     [
         (["--to", "ray"], "set ray.address"),
         (["--to", "ray", "ray.address=head:8265"], "is not a dashboard's address"),
+        (["--to", "ray", "ray.address=http://me:secret@head:8265"], "is not a dashboard's address"),
         # the toolkit would try these as plain HTTP
         (["--to", "ray", "ray.address=sagemaker_ray://"], "is no address of a RayCluster"),
         (["--to", "ray", "ray.address=sagemaker_ray:///team-a"], "is no address of a RayCluster"),
@@ -379,9 +406,47 @@ def test_a_library_that_is_missing_is_named_with_its_extra(
 
 
 def test_no_cluster_is_an_error_with_its_address(capsys: pytest.CaptureFixture[str], state: Path) -> None:
-    assert main(["submit", "tiny", "--to", "ray", "ray.address=http://127.0.0.1:1"]) == 1
-    assert "no Ray dashboard answers at http://127.0.0.1:1" in capsys.readouterr().err
+    assert main(["submit", "tiny", "--to", "ray", "ray.address=http://127.0.0.1:1/#/overview"]) == 1
+    assert "no Ray dashboard answers at http://127.0.0.1:1 " in capsys.readouterr().err
     assert not list(state.rglob("*.json"))
+
+
+class Breaking:
+    """A place that takes a job, or does not, and breaks off."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def plan(self, job: JobSpec) -> Plan:
+        return Plan(request={})
+
+    def submit(self, job: JobSpec, say: Say, record: Record) -> dict[str, str]:
+        record({"address": "http://127.0.0.1:1", "job_id": job.name, "adapter": "/a"})
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "mine may have been sent all the same; rlvr jobs status mine"),
+        (UnreachableError("no answer"), 1, "mine may have been sent all the same; rlvr jobs status mine"),
+        (SubmitError("refused"), 1, None),
+    ],
+)
+def test_a_job_that_may_be_there_is_found_again(
+    error: BaseException,
+    code: int,
+    says: str | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    state: Path,
+) -> None:
+    """And paid for: its sending was interrupted, or not answered. What was refused leaves its name free."""
+    monkeypatch.setattr("orchestration.commands.submit.make_backend", lambda *_: Breaking(error))
+    assert main(["submit", "tiny", "--to", "ray", "job.name=mine"]) == code
+    said = capsys.readouterr().err
+    assert ("may have been sent" in said) is JobBook().knows("mine") is (says is not None)
+    assert says is None or says in said
 
 
 def test_jobs_whose_place_does_not_answer_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
