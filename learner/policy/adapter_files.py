@@ -114,6 +114,25 @@ def stored_names(peft_model: Any, tensors: Mapping[str, Tensor]) -> dict[str, st
     return {stored: own[id(tensor)] for stored, tensor in state.items()}
 
 
+def lost_on_loading(peft_model: Any) -> list[str]:
+    """Layers whose adapters peft does not find again in a file that it has written. It renames what it reads as those
+    of a checkpoint of the base, and for some models a pattern of an old name matches the new one too.
+
+    Returns:
+        Last names of the layers, sorted.
+    """
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+    adapter = {name: parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad}
+    stored = {name: adapter[own].detach() for name, own in stored_names(peft_model, adapter).items()}
+    active = peft_model.active_adapter
+    read = convert_peft_adapter_state_dict_for_transformers(
+        peft_model, peft_model.peft_config[active], dict(stored), adapter_name=active
+    )
+    lost = (name.partition(".lora_")[0].rsplit(".", 2)[1:] for name in stored.keys() - read.keys())
+    return sorted({".".join(names) for names in lost})
+
+
 def _config(peft_model: Any, base_model: str) -> bytes:
     config = peft_model.peft_config[peft_model.active_adapter]
     before = config.base_model_name_or_path, config.inference_mode

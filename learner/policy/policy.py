@@ -7,6 +7,7 @@ from torch import nn
 
 from learner.config import LearnerConfig
 from learner.errors import LearnerError
+from learner.policy.adapter_files import lost_on_loading
 from learner.policy.base_model import load_base
 from learner.policy.forward import Policy as Policy
 from learner.policy.inputs import TreeInputs as TreeInputs
@@ -63,6 +64,11 @@ def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device,
         model = get_peft_model(base, adapter, autocast_adapter_dtype=False)
     except ValueError as error:
         raise LearnerError(f"peft makes no adapter for this {type(base).__name__}: {first_line(error)}") from error
+    if lost := lost_on_loading(model):
+        raise LearnerError(
+            f"peft does not read the adapters on {', '.join(lost)} of this {type(base).__name__} back from a file that "
+            "it has written: leave them out of learner.lora.target_modules"
+        )
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

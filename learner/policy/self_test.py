@@ -40,6 +40,9 @@ _TOLERANCES = {
 """RMS difference of log-probs in their standard deviation, and of the gradient in its norm. Over 80 families of tiny
 random models rounding made at most 4e-5 and 5e-5 in float32, 0.016 and 0.06 in bfloat16."""
 
+_AHEAD = 0.1
+"""Of the log-probs' standard deviation: an encoder's change by one, rounding's by a twentieth at most."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Outcome:
@@ -96,6 +99,7 @@ class _SelfTest:
             self._alone = self._outcome(self._logprobs_alone())
         except Exception as error:
             raise LearnerError(f"the forward pass of {type(self._base).__name__} fails: {_said(error)}") from error
+        self._refuse_looking_ahead()
         self._refuse_unreached()
         policy.train()
         for module in _dropouts(policy):  # the adapter's, which is the user's
@@ -166,14 +170,26 @@ class _SelfTest:
             reached=frozenset(name for name, g in zip(adapter, gradients, strict=True) if g is not None),
         )
 
+    def _refuse_looking_ahead(self) -> None:
+        """What the prefix is given in both sequences, alone, says nothing of what stands behind it."""
+        begin, count = len(self._sequences[0].completion_token_ids), _LENGTHS[self._device.type][0] - 1
+        logprobs = self._alone.logprobs
+        nats = float((logprobs[:count] - logprobs[begin : begin + count]).square().mean().sqrt())
+        if nats > _AHEAD * float(logprobs.std()):
+            raise LearnerError(
+                f"{type(self._base).__name__} looks ahead: what it gives a token changes by {nats:.2g} nats with the "
+                "tokens behind it; the learner needs a causal language model"
+            )
+
     def _refuse_unreached(self) -> None:
         """Fast kernels may take the weight of a layer and go around the layer itself, with its adapter."""
         every = {_layer(name) for name, p in self._policy.named_parameters() if p.requires_grad and "lora_" in name}
         unreached = every - {_layer(name) for name in self._alone.reached}
         if unreached:
             raise LearnerError(
-                f"no gradient reaches the adapters on {', '.join(sorted(unreached))}: {type(self._base).__name__} does "
-                "not call these layers, but takes their weights; leave them out of learner.lora.target_modules"
+                f"no gradient reaches the adapters on {', '.join(sorted(unreached))}: {type(self._base).__name__} "
+                "takes the weights of these layers without calling them, or their output is no part of the log-probs; "
+                "leave them out of learner.lora.target_modules"
             )
 
 

@@ -72,13 +72,15 @@ def _takes_adapter(module: nn.Module) -> bool:
 
 def _every_linear(base: Any, layers: dict[str, nn.Module]) -> tuple[str, ...]:
     """Last names of the linear layers but the output projection, in the order of the model. Two of a Mamba mixer
-    are none: kernels take their weights and never call them."""
+    are none: kernels take their weights and never call them. Nor are those of an indexer, which only chooses what is
+    attended to, so that no gradient comes back."""
     head = base.get_output_embeddings()
     names: dict[str, None] = {}
     for name, module in layers.items():
         parent, _, last = name.rpartition(".")
-        mamba = last in ("out_proj", "dt_proj") and hasattr(base.get_submodule(parent), "D")
-        if not (module is head or isinstance(module, nn.Embedding) or mamba):
+        holder = base.get_submodule(parent)
+        unreached = (last in ("out_proj", "dt_proj") and hasattr(holder, "D")) or "Indexer" in type(holder).__name__
+        if not (module is head or isinstance(module, nn.Embedding) or unreached):
             names[_LAST_NAME.findall(name)[0]] = None
     return tuple(names)
 
