@@ -192,7 +192,7 @@ class RewardClient:
                     try:
                         response = await self._http.get(f"{self._url}/readyz", timeout=timeout_s)
                     except httpx.RequestError as error:
-                        last = _named(error)
+                        last = named(error)
                     else:
                         if response.status_code == httpx.codes.OK:
                             return
@@ -219,12 +219,7 @@ class RewardClient:
         except TimeoutError:
             raise RetryLaterError(RewardServiceUnavailable(f"no answer within {self._timeout_s:g} s")) from None
         except httpx.RequestError as error:
-            if _is_distrust(error):  # the next try would end as this one
-                raise RewardServiceUnavailable(
-                    f"reward service {self._shown_url}: its certificate is not trusted ({error}); ca_file, or"
-                    " SSL_CERT_FILE, names the authorities (PEM) that are"
-                ) from None
-            raise RetryLaterError(RewardServiceUnavailable(_named(error))) from None
+            raise RetryLaterError(RewardServiceUnavailable(named(error))) from None
         status = response.status_code
         if status == httpx.codes.OK:
             return bytes(answer)
@@ -268,7 +263,8 @@ def trusting(ca_file: str | Path) -> ssl.SSLContext:
         raise ValueError(f"ca_file {str(ca_file)!r} cannot be used: {error}; it must hold certificates (PEM)") from None
 
 
-def _is_distrust(error: BaseException | None) -> bool:
+def is_distrust(error: BaseException | None) -> bool:
+    """Whether the other side's certificate is why."""
     while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
     return error is not None
@@ -280,5 +276,7 @@ def _elsewhere(response: httpx.Response) -> str:
     return f"it points to {where!r:.200}: give the url that answers itself" if where is not None else ""
 
 
-def _named(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+def named(error: Exception) -> str:
+    """What went wrong on the way, with the remedy where one is known."""
+    name = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"{name}; ca_file, or SSL_CERT_FILE, names the authorities (PEM) to trust" if is_distrust(error) else name

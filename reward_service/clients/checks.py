@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import msgspec
 
-from reward_service.clients.asynchronous import authorities, parse_url, shown_url
+from reward_service.clients.asynchronous import authorities, is_distrust, named, parse_url, shown_url
 from reward_service.clients.blocking import ClientSettings
-from reward_service.clients.errors import RequestRefusedError
+from reward_service.clients.errors import RequestRefusedError, RewardServiceUnavailable
 from reward_service.clients.wire import error_detail
 from reward_service.types import RewardSpec
 
@@ -24,7 +24,8 @@ Rewards = Mapping[str, Mapping[str, Any]]
 
 
 def ask_for_rewards(settings: ClientSettings) -> Rewards | None:
-    """The rewards that are served; None, with a warning, if nobody answers. RequestRefusedError for a bad key."""
+    """The rewards that are served; None, with a warning, if nobody answers. RequestRefusedError for a bad key,
+    RewardServiceUnavailable for a certificate that is not trusted."""
     url = parse_url(settings.url)
     headers = {} if settings.api_key is None else {"authorization": f"Bearer {settings.api_key}"}
     try:
@@ -39,7 +40,9 @@ def ask_for_rewards(settings: ClientSettings) -> Rewards | None:
             return {reward["name"]: reward for reward in msgspec.json.decode(answer.content)["rewards"]}
         why = f"status {answer.status_code}, {error_detail(answer.content)}"
     except (httpx.RequestError, ValueError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
+        why = named(error)
+        if is_distrust(error):
+            raise RewardServiceUnavailable(f"reward service {shown_url(url)}: {why}") from None
     else:
         if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             raise RequestRefusedError(f"reward service {shown_url(url)} refused the request: {why}", answer.status_code)

@@ -101,6 +101,7 @@ class RemoteReward:
         Raises:
             ValueError: arguments that cannot work, a reward that is not served, a column that is not there.
             RequestRefusedError: the service does not know the key.
+            RewardServiceUnavailable: its certificate is not trusted.
         """
         self._specs = _specs(reward, weight, dict(params or {}))
         self.__name__ = name or "+".join(spec.name for spec in self._specs)
