@@ -23,7 +23,7 @@ GOOD = "48 + 24 = 72\n#### The final answer is 72"
 CONFIGURATION = """
 daemon off; pid FOLDER/pid; error_log FOLDER/errors; worker_processes 1; events { worker_connections 64; }
 http {
-  access_log off; gzip on; gzip_types application/json; gzip_min_length 1;
+  access_log off; client_body_buffer_size 1m; gzip on; gzip_types application/json; gzip_min_length 1;
   client_body_temp_path FOLDER/b; proxy_temp_path FOLDER/p; fastcgi_temp_path FOLDER/f; uwsgi_temp_path FOLDER/u;
   scgi_temp_path FOLDER/s;
   server {
@@ -33,6 +33,7 @@ http {
     location /stripped/ { proxy_pass SERVICE/; }
     location /moved/ { return 302 https://login.example/; }
     location /away/ { return 503 "<html><body>maintenance</body></html>"; }
+    location / { return 404; }
     location /login/ { return 200 "<html>please log in</html>"; }
   }
 }
