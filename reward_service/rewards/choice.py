@@ -1,9 +1,10 @@
 """1.0 if every answer in the completion names the reference's option of a multiple choice, else 0.0.
 
-An answer names an option by its letter, in any case: `B`, `(B)`, `B.`, `B)`, `**B**`, `\\boxed{B}`, `\\mathbf{B}`,
-`option B`, `Answer: B`. If the reference has the options' texts, also by letter and text (`B. Paris`: both must be of
-one option) or by the text alone, where only one option has it; case, blanks and LaTeX's marks do not matter there.
-Without the options' texts a value may stand behind the letter where a sign sets it off: `\\textbf{(B)}\\ 5`, `B. 5`.
+An answer names an option by its letter, in any case: `B`, `(B)`, `"B"`, `B.`, `B)`, `**B**`, `\\boxed{B}`,
+`\\mathbf{B}`, `option B`, `Answer: B`. If the reference has the options' texts, also by letter and text (`B. Paris`,
+`B - Paris`: both must be of one option) or by the text alone, where only one option has it; case, blanks and LaTeX's
+marks do not matter there. Without the options' texts a value may stand behind the letter where a sign sets it off:
+`\\textbf{(B)}\\ 5`, `B. 5`.
 Anything else names none: "A or B", "A, B", "not B", "AB", a letter beyond the last option, letters of other scripts.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`), and
@@ -26,12 +27,13 @@ from reward_service.types import ReferenceKeys, RewardScore
 MAX_ANSWER_CHARS: Final = 2000
 
 _LABEL: Final = (
-    r"(?:(?:(?:so|thus|therefore|the|final|correct|best|right|my)[\s,]+)*(?:option|choice|answer)"
+    r"(?:(?:(?:so|thus|therefore|the|final|correct|best|right|my)[\s,]+)*(?:option|choice|answer|letter)"
     r"(?:\s+(?:is|(?:would|must|should)\s+be))?\s*:?\s*(?:(?:option|choice)\s+)?)?"
 )
 _LABELLED: Final = re.compile(rf"(?i:{_LABEL})(?=\S)")
 _LETTER: Final = re.compile(
-    r"(?P<open>[(\[{])?(?P<letter>[A-Za-z])(?(open)[)\]}]|(?![A-Za-z0-9]))(?P<mark>[.:)])?(?:\s+(?P<text>\S.*))?",
+    r"(?P<open>[(\[{])?(?P<letter>[A-Za-z])(?(open)[)\]}]|(?![A-Za-z0-9]))(?P<mark>[.:)]|[ ][-–](?=[ ]))?"
+    r"(?:\s+(?P<text>\S.*))?",
     re.DOTALL,
 )
 _MARKED: Final = re.compile(
@@ -40,6 +42,7 @@ _MARKED: Final = re.compile(
 _SET_OFF: Final = re.compile(
     r"[(\s{]*(?:\(?[A-Za-z]\)?[.:]?\s*(?:\\[,;:! ]|\\q?quad|~)|\\(?:text|math)[a-z]*\s*\{\s*\(?[A-Za-z]\)?[.:]?\s*\})"
 )
+_QUOTED: Final = re.compile(r"(?s)([\"'_])([^\"'_]+)\1")
 _SPACES: Final = re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~")
 
 _DOUBT: Final = re.compile(
@@ -72,7 +75,7 @@ def named_option(answer: str, options: Mapping[str, str | None]) -> str | None:
     if match is not None and match["open"] in (None, "(") and (letter := match["letter"].upper()) in options:
         if match["text"] is None:
             return letter
-        set_off = marked or match["open"] is not None or match["mark"] is not None
+        set_off = marked or match["open"] is not None or match["mark"] in (".", ":", ")")
         if options[letter] is None and set_off and not _names_another(match["text"]):
             return letter
         if options[letter] is not None and _plain(match["text"]) == options[letter]:
@@ -83,13 +86,15 @@ def named_option(answer: str, options: Mapping[str, str | None]) -> str | None:
 
 def _unmarked(answer: str) -> tuple[str, bool]:
     """`\\textbf{(B)}\\ 5` as `(B) 5`, and whether LaTeX set a letter off from what follows it."""
-    text = re.sub(r"\\(?:left|right)(?![A-Za-z])\s*", "", answer)
+    text = re.sub(r"\\(?:left|right|displaystyle|textstyle)(?![A-Za-z])\s*", "", answer)
     marked = _SET_OFF.match(text) is not None
     text = _MARKED.sub(lambda match: f"{next(group for group in match.groups() if group is not None).strip()} ", text)
     text = undecorated(_SPACES.sub(" ", text).strip().removesuffix("$").removeprefix("$"))
     while text.startswith("{") and text.endswith("}") and has_balanced_braces(text[1:-1]):
         text = text[1:-1].strip()
     text = undecorated(_LABELLED.sub("", text))
+    if (quoted := _QUOTED.fullmatch(text)) is not None:
+        text = quoted[2]
     return re.sub(r"\(\s*([A-Za-z])\s*\)", r"(\1)", text), marked
 
 

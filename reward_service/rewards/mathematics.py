@@ -8,7 +8,9 @@ conditions, matrices, equations, words. They are compared exactly, with sympy: 1
 significant digits on; a decimal in the reference stands for what rounds to it, if it has three digits or more.
 What contradicts itself (`7 \\approx 7.0001`, `5 + 8 = 12`) is wrong. `\\log` without a base is the natural
 or the decimal logarithm, the same throughout answer and reference, as books differ: `\\log 100` is 2 and is `\\ln 100`.
-Sums, integrals and limits are left to Math-Verify.
+Amounts of one kind count in any unit: 90 minutes are 1.5 hours and `1\\text{ h }30\\text{ min}`, not 90 hours; dollars
+are not euros. Sums, products, limits and integrals of one variable are worked out where that is sure and soon done;
+others are left to Math-Verify, which is asked only about those that are written with the same signs.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`).
 Every one must be right: answers that disagree score 0, whichever comes last. An answer scores 0 unread if it is

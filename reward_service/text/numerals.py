@@ -102,6 +102,16 @@ _VULGAR: Final = re.compile("([0-9]?)([¼½¾⅐-⅞])")
 _RAISED_DIGITS: Final = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 
 
+_FRACTION: Final = re.compile(
+    r"([0-9]?) ?\\[dtc]?frac ?(?:\{ ?([0-9]{1,15}) ?\} ?\{ ?([0-9]{1,15}) ?\}|([0-9]) ?([0-9]))"
+)
+
+
+def _quotient(match: re.Match[str]) -> str:
+    above, below = match[2] or match[4], match[3] or match[5]
+    return f"{match[1]}{' ' if match[1] else ''}{above}/{below}"
+
+
 def _in_line(text: str) -> str:
     """What is written in another way, as it is in a line: `10³` as `10^3`, `1½` as `1 1/2`, `minus 5` as `-5`."""
     if "us " in text or "US " in text or "ive " in text or "IVE " in text:
@@ -131,7 +141,7 @@ def last_number(text: str) -> tuple[Decimal | None, str | None]:
     (None, written) if the last one is written like a number but has no value (`1e999`, `1/0`, too many digits).
     Units and percent signs are passed over.
     """
-    text = _in_line(text)
+    text = _in_line(_FRACTION.sub(_quotient, text) if "frac" in text else text)
     end = len(text)
     for _ in range(_MAX_EXPONENTS):
         last_digit = max([text.rfind(digit, 0, end) for digit in "0123456789"])

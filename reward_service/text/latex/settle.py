@@ -225,6 +225,9 @@ def as_quotient(value: Value) -> Value:
     return value
 
 
+_RAISES: Final = ("squared", "cubed")
+
+
 def as_number(value: Value) -> Value:
     """`thirty-two` as 32, beside a number or another way of saying one."""
     import sympy
@@ -235,6 +238,12 @@ def as_number(value: Value) -> Value:
     if number is None:
         before, _, noun = value.text.rpartition(" ")
         number, unit = spelled(before), noun
-        if number is None or number.denominator > 1 or not noun.isalpha() or spelled(noun) is not None:
+        if (
+            number is None
+            or number.denominator > 1
+            or not noun.isalpha()
+            or noun in _RAISES
+            or spelled(noun) is not None
+        ):
             return value
     return Quantity(sympy.Rational(number.numerator, number.denominator), unit=unit_name(unit))
