@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,12 +44,13 @@ class Jobs:
         self._lock = threading.Lock()
         self._running: set[subprocess.Popen[bytes]] = set()
 
-    def run(self, jobs: Sequence[Job], at_once: int) -> list[str]:
+    def run(self, jobs: Sequence[Job], at_once: int, ended: Callable[[], object] = lambda: None) -> list[str]:
         """Do all jobs, so many at once.
 
         Args:
             jobs: Begun in this order.
             at_once: How many at a time.
+            ended: Called after each of them.
 
         Returns:
             A sentence for each that failed; the others were done.
@@ -60,7 +61,12 @@ class Jobs:
         with ThreadPoolExecutor(at_once) as pool:
             futures = [pool.submit(self._run, job) for job in jobs]
             try:
-                return [failed for future in futures if (failed := future.result()) is not None]
+                failed = []
+                for future in as_completed(futures):
+                    if (sentence := future.result()) is not None:
+                        failed.append(sentence)
+                    ended()
+                return failed
             except KeyboardInterrupt:
                 self._tell("stopping: each run finishes its update, saves its state and ends")
                 self.stop()

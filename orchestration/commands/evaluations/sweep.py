@@ -56,7 +56,7 @@ def run_sweep(options: SweepOptions, tell: Callable[[str], None]) -> tuple[str, 
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler)
     try:
-        failed = Jobs(tell).run(jobs, at_once)
+        failed = Jobs(tell).run(jobs, at_once, lambda: _write_so_far(options, tell))
     finally:
         said = write_outcome(options, tell)
     return said, failed
@@ -96,6 +96,14 @@ def write_outcome(options: SweepOptions, tell: Callable[[str], None]) -> str:
     except OSError as error:
         raise MachineError(f"cannot write into {str(out)!r}: {error.strerror}; make room and start again") from error
     return said
+
+
+def _write_so_far(options: SweepOptions, tell: Callable[[str], None]) -> None:
+    """Hours before the end somebody looks; what cannot be written now may be later."""
+    try:
+        write_outcome(options, lambda _: None)
+    except MachineError as error:
+        tell(str(error))
 
 
 def _write_charts(out: Path, found: Mapping[str, Sequence[Row]], title: str, tell: Callable[[str], None]) -> None:

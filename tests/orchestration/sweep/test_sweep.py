@@ -72,7 +72,8 @@ def test_what_is_done_is_left_alone_and_what_fails_is_told_with_its_last_words(t
     bad = command(tmp_path, "bad", "print('first'); raise SystemExit('no room')")
     told: list[str] = []
     work = [Job(name="good", commands=(never, good)), Job(name="bad", commands=(bad, never))]
-    (failed,) = Jobs(told.append).run(work, 2)
+    (failed,) = Jobs(told.append).run(work, 2, lambda: told.append("look"))
+    assert told.count("look") == 2
     assert failed.startswith("bad: rlvr -c ended with status 1; no room (all of it: ")
     assert "good: done" in told
     assert Jobs(told.append).run(work[:1], 1) == []
