@@ -76,11 +76,13 @@ class PromptBuilder:
             template_kwargs: what the chat template is given besides.
 
         Raises:
-            DataError: the header alone is too long, or the chat template loses the question.
+            DataError: the header alone is too long, or the chat template loses the question, or is not there.
         """
         style = layout.style
         if style == "auto":
             style = "chat" if tokenizer.chat_template else "plain"
+        if style == "chat" and not tokenizer.chat_template:
+            raise DataError("the model's tokenizer has no chat template: data.style=plain or auto goes without")
         self._tokenizer, self._layout = tokenizer, layout
         self.as_letters = as_letters(tokenizer)
         """Writes what is no control token, whatever it spells."""
@@ -210,7 +212,13 @@ class PromptBuilder:
         return TokenIds((*self._header_ids, *tail))
 
     def _encoded(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(text, add_special_tokens=self._style == "plain"))
+        bare = tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        if self._style == "chat":
+            return bare
+        # Without what a tokenizer puts behind a text: behind its end no model goes on.
+        whole = tuple(self._tokenizer.encode(text))
+        starts = range(len(whole) - len(bare) + 1)
+        return next((whole[: at + len(bare)] for at in starts if whole[at : at + len(bare)] == bare), whole)
 
     def _is_split_cleanly(self) -> bool:
         """Whether header and question give the tokens that both together give. They do not with tokenizers that put a

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from orchestration.data.problems import INSTRUCTION
@@ -172,6 +172,21 @@ def test_a_tokenizer_that_puts_a_blank_in_front_of_a_text_puts_none_in_the_middl
         said = TurnRenderer(builder).between(asked, "2", 0, "No.")
         whole = builder.encode_chat([*asked, {"role": "assistant", "content": "2"}, {"role": "user", "content": "No."}])
         assert tuple(whole[-len(said.token_ids) :]) == said.token_ids
+
+
+def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_a_prompt() -> None:
+    tokenizer = byte_tokenizer(None)
+    special = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=special)
+    built = PromptBuilder(tokenizer, PROBLEMS.shots, layout=LAYOUT).build(question("1 + 1"))
+    assert built is not None
+    assert list(built.prompt.token_ids) == tokenizer.encode(built.text)[:-1]
+    assert built.prompt.token_ids[0] == tokenizer.bos_token_id
+
+
+def test_chat_without_a_template_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"no chat template: data\.style=plain"):
+        PromptBuilder(byte_tokenizer(None), layout=replace(LAYOUT, style="chat"))
 
 
 GEMMA = (
