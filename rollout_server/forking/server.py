@@ -29,6 +29,9 @@ from rollout_server.forking.channel import ENDED, receive_order, send_if_heard
 
 GRACE_S = 10.0
 """What a process gets to end by itself once nobody listens to it."""
+HURRY_S = 2.0
+"""The same where the server is told to end. Who has started it has said goodbye by then to those that are of use: what
+is left hangs, or is in the middle of what was abandoned."""
 
 _PR_SET_PDEATHSIG = 1
 _STDIN = 0
@@ -52,7 +55,7 @@ class ForkServer:
         for end in (self._wakeup, wakeup):
             end.setblocking(False)
         self._signal_end = wakeup
-        self._stopping = False
+        self._stopping = self._told = False
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # not ignored: it shall write to the socket
         signal.signal(signal.SIGTERM, self._on_sigterm)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
@@ -76,7 +79,7 @@ class ForkServer:
         self._end_all()
 
     def _on_sigterm(self, number: int, frame: object) -> None:
-        self._stopping = True
+        self._stopping = self._told = True
 
     def _poll_ms(self) -> int | None:
         times = [child.kill_at for child in self._children.values() if child.kill_at is not None]
@@ -143,8 +146,8 @@ class ForkServer:
     def _end_all(self) -> None:
         for child in self._children.values():
             os.kill(child.pid, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
-        while self._children and time.monotonic() < deadline:
+        began = time.monotonic()
+        while self._children and time.monotonic() - began < (HURRY_S if self._told else GRACE_S):
             time.sleep(0.02)
             self._reap()
         for child in self._children.values():
@@ -190,6 +193,7 @@ def main(words: Sequence[str]) -> None:
     gc.freeze()  # or a collection in a forked process would copy all the pages that it shares
     ForkServer(listener).run()
     shutil.rmtree(words[1], ignore_errors=True)
+    _leave(0)  # who has started it waits for its end, and all that it imported takes seconds to take apart
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from rollout_server.forking.client import (
     is_served,
     start_fork_server,
 )
+from rollout_server.forking.server import GRACE_S
 
 HOSTED = """
 import os, subprocess, sys, asyncio
@@ -70,12 +71,15 @@ def begin(connection, word):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServerHandle]:
-    folder = tmp_path_factory.mktemp("modules")
-    (folder / "hosted_for_tests.py").write_text(HOSTED)
-    paths = os.pathsep.join([str(folder), *filter(None, sys.path)])
-    server = start_fork_server(["hosted_for_tests"], {**os.environ, "PYTHONPATH": paths})
+    server = new_server(tmp_path_factory.mktemp("modules"))
     yield server
     server.stop()
+
+
+def new_server(folder: Path) -> ForkServerHandle:
+    (folder / "hosted_for_tests.py").write_text(HOSTED)
+    paths = os.pathsep.join([str(folder), *filter(None, sys.path)])
+    return start_fork_server(["hosted_for_tests"], {**os.environ, "PYTHONPATH": paths})
 
 
 async def started(server: ForkServerHandle, word: str = "tree", news: list[object] | None = None) -> ForkedProcess:
@@ -230,6 +234,16 @@ def test_a_server_that_still_imports_is_stopped_at_once(tmp_path: Path):
     assert not server.running
     assert time.monotonic() - began < 60
     assert not Path(server.address).parent.exists()
+
+
+async def test_one_that_hangs_does_not_hold_up_the_end_of_its_server(tmp_path: Path):
+    server = new_server(tmp_path)
+    facts = await (await started(server)).call("facts")
+    os.kill(facts["pid"], signal.SIGSTOP)
+    began = time.monotonic()
+    await asyncio.to_thread(server.stop)
+    assert time.monotonic() - began < GRACE_S
+    await until_gone(facts["pid"], facts["child"])
 
 
 async def test_a_server_that_cannot_import_says_why(tmp_path: Path):
