@@ -78,7 +78,6 @@ def raising(error: BaseException) -> Any:
         (Synchronous, "step of its environment: OSError: disk"),
         (raising(KeyError("no key")), "reset of its environment: KeyError: 'no key'"),
     ],
-    ids=str,
 )
 def test_whatever_an_environment_does_is_its_own_episodes_failure(tokenizer: Any, world: Any, why: str) -> None:
     (bad,) = play(Scripted(tokenizer, ["1"]), world)
