@@ -89,13 +89,13 @@ def read_settings(options: argparse.Namespace) -> ServiceSettings:
     import yaml
     from pydantic import ValidationError
 
-    from reward_service.settings import ServiceSettings
+    from reward_service.settings import ServiceSettings, read_yaml
 
     try:
         text = "{}"
         if options.settings is not None:
             text = sys.stdin.read() if options.settings == "-" else Path(options.settings).read_text(encoding="utf-8")
-        given = yaml.safe_load(text) or {}
+        given = read_yaml(text) or {}
         if not isinstance(given, dict):
             raise ServiceStartError(f"settings: {options.settings} is not a table of settings")
         for word in options.settings_words:

@@ -210,3 +210,24 @@ def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
             raise ValueError(parent)
         tree = tree[parent]
     tree[leaf] = value
+
+
+def read_yaml(text: str) -> Any:
+    """A document of YAML, or of JSON, in which no table has a key twice: YAML's readers take the last one in silence.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, or has such a key; the message names the line.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            first: dict[str, Any] = {}
+            for key, _ in node.value:
+                if (other := first.setdefault(str(key.value), key)) is not key:
+                    lines = [each.start_mark.line + 1 for each in (other, key)]
+                    raise yaml.YAMLError(f"{key.value!r} stands twice, in lines {lines[0]} and {lines[1]}")
+            return node
+
+    return yaml.load(text, Loader)

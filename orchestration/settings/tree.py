@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from orchestration.errors import ConfigError
 from orchestration.settings.names import nearest
-from reward_service.settings import put
+from reward_service.settings import put, read_yaml
 
 
 def recipe_names() -> list[str]:
@@ -45,7 +45,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
             f"or the path of a YAML file"
         )
     try:
-        tree = yaml.safe_load(text)
+        tree = read_yaml(text)
     except yaml.YAMLError as error:
         words = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
         raise ConfigError(f"recipe {recipe!r} is not valid YAML: {words}") from error

@@ -87,7 +87,7 @@ def _add_sweep(commands: Any) -> None:
         epilog="example: rlvr sweep gsm8k data.num_shots=0,2,4,8 seed=0,1,2 reward.control=random --out shots",
     )
     sweep.add_argument(
-        "words", nargs="*", metavar="RECIPE | key=value[,value …]", help="a recipe, then settings; several values: each"
+        "words", nargs="+", metavar="RECIPE | key=value[,value …]", help="a recipe, then settings; several values: each"
     )
     sweep.add_argument("--out", type=Path, default=Path("sweep"), metavar="FOLDER", help="default: sweep")
     sweep.add_argument("--jobs", type=positive, metavar="N", help="runs at a time; default: as the machine has room")

@@ -97,6 +97,9 @@ def test_unknown_recipes_and_broken_files(tmp_path: Path) -> None:
     broken.write_text("a: [1,")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_config(str(broken))
+    broken.write_text("seed: 1\nmax_steps: 3\nseed: 2")
+    with pytest.raises(ConfigError, match="not valid YAML: 'seed' stands twice, in lines 1 and 3"):
+        load_config(str(broken))
     broken.write_text("- 1")
     with pytest.raises(ConfigError, match="must be a mapping"):
         load_config(str(broken))
