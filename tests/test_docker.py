@@ -245,7 +245,7 @@ def test_the_image_scores_by_http_and_ends_in_order(
     assert libraries  # msgspec's and others'
     assert [path for path in libraries if not set(FORBIDDEN).isdisjoint(Path(path).parts)] == []
     process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == -signal.SIGTERM  # uvicorn ends in order, and then as the signal would have it
+    assert process.wait(30) == 0
     assert "Application shutdown complete" in (tmp_path / "log").read_text()
     assert subprocess.run(health, capture_output=True, timeout=30, check=False).returncode == 1
 
