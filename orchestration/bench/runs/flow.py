@@ -41,7 +41,7 @@ def run(overrides: Sequence[str], progress: Progress) -> dict[str, Any]:
         overrides: A recipe (`tiny`), if one is named first, and settings, as for `rlvr train`.
 
     Returns:
-        `machine`, `settings` and `figures`: `generation_alone_s` and `learning_alone_s` of a step, medians; and of each
+        `machine`, `settings` and `figures`: `generation_alone_s` and `learning_alone_s` of a step, means; and of each
         bound `step_s`, `overlap_efficiency` (the longer of the two alone over `step_s`), ages in versions, and mean
         reward and KL to the sampler over the last quarter of the steps.
 
@@ -73,10 +73,10 @@ def run(overrides: Sequence[str], progress: Progress) -> dict[str, Any]:
 def figures(rows_of: Mapping[int, Rows]) -> dict[str, float]:
     """Of each bound's rows of `metrics.jsonl`, that of 0 among them. The first steps, in which engines warm up and
     nothing is ready yet, do not count, nor does the last, beside which nothing is generated."""
-    alone = {phase: _median(rows_of[0], f"{phase}_s") for phase in ("generation", "learning", "publishing")}
+    alone = {phase: _mean(rows_of[0], f"{phase}_s") for phase in ("generation", "learning", "publishing")}
     found = {f"{phase}_alone_s": seconds for phase, seconds in alone.items()}
     for bound, rows in rows_of.items():
-        step_s, last = _median(rows, "step_s"), rows[-max(1, len(rows) // 4) :]
+        step_s, last = _mean(rows, "step_s"), rows[-max(1, len(rows) // 4) :]
         found |= {
             f"overlap_efficiency_{bound}": max(alone["generation"], alone["learning"]) / step_s,
             f"step_s_{bound}": step_s,
@@ -94,8 +94,9 @@ def _counted(rows: Rows) -> Rows:
     return rows[len(rows) // 4 : -1]
 
 
-def _median(rows: Rows, name: str) -> float:
-    return float(statistics.median(row[name] for row in _counted(rows)))
+def _mean(rows: Rows, name: str) -> float:
+    """Not the median: where batches become whole two at a time, every other step is short."""
+    return statistics.fmean(row[name] for row in _counted(rows))
 
 
 def _bound(max_staleness: int) -> tuple[str, str]:
