@@ -42,7 +42,9 @@ def draw(rows: Sequence[Row], *, title: str, note: str, kind: str) -> bytes:
         _bars(axes, [at + offset for at, _ in bars], [found for _, found in bars], name, _WIDTH / len(series))
     axes.set_xticks(range(len(groups)), [group or "all" for group in groups])
     axes.set_ylabel("held-out accuracy, %")
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.25)  # room for the legend
+    top = axes.get_ylim()[1] * 1.25  # room for the legend
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= min(top, 100)])  # none is above 100 %
+    axes.set_ylim(0, top)
     axes.set_title(
         "\n".join(textwrap.fill(line, int(_CHARS_AN_INCH * width)) for line in title.splitlines()), fontsize=9
     )
