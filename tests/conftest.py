@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     TOKENIZERS_PARALLELISM="false",  # forking after the tokenizer's threads started warns and may hang
 )
+
+# Each of some hundred processes would compile our files again, and each of pytest's the tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell without job control starts what it puts in the background deaf to Ctrl-C, nohup what it starts to a terminal
 # that hangs up, and children inherit that.

@@ -41,3 +41,9 @@ async def until_async(condition: Callable[[], Any], timeout_s: float = 30.0, *, 
             if await met if inspect.isawaitable(met) else met:
                 return
             await asyncio.sleep(poll_s)
+
+
+async def others_run(turns: int = 1) -> None:
+    """Until every other task has done what it can without waiting for anybody, so many times."""
+    for _ in range(turns):
+        await asyncio.sleep(0)

@@ -196,10 +196,23 @@ class _Turn:
         return self._expect(STEP_TIMEOUT_S)
 
 
+_IMPORTED = ("learner.worker", "deepspeed", "peft", "trl.trainer.grpo_trainer")
+
+
+def _context(device: str) -> Any:
+    """On CPUs contenders are forked from a process that has imported what they need; CUDA survives no fork."""
+    if device != "cpu":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # of the server, which imports DeepSpeed before a rank says so
+    context.set_forkserver_preload([serve.__module__, *_IMPORTED])
+    return context
+
+
 @contextmanager
 def contender(name: str, setting: Setting, groups: tuple[ScoredGroup, ...]) -> Iterator[_Turn]:
     """One of `CONTENDERS` in a process of its own, which ends with the block."""
-    context = multiprocessing.get_context("spawn")
+    context = _context(setting.device)
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(name, setting, groups, there), daemon=True)
     process.start()

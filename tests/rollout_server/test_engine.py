@@ -11,7 +11,7 @@ import pytest
 from rollout_server.errors import AdapterMismatchError, RolloutTimeoutError, StaleAdapterError
 from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams, Turn
 from tests.rollout_server.conftest import kept_busy
-from tests.waiting import until_async
+from tests.waiting import others_run, until_async
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
@@ -165,17 +165,17 @@ async def test_publishing_waits_for_a_place_and_says_who_holds_it(served, refere
 
     monkeypatch.setattr(engine, "generate", generate_and_hold)
     first = asyncio.create_task(served.worker.generate(PROMPT, LONG))
-    await asyncio.sleep(0)
+    await others_run()
     await served.worker.publish(*reference.adapter(versions[1]))
     second = asyncio.create_task(served.worker.generate(PROMPT, LONG))
-    await asyncio.sleep(0)
+    await others_run()
     monkeypatch.setattr(served.worker, "_config", served.config.model_copy(update={"publish_timeout_s": 0.05}))
     adapter, num = reference.adapter(versions[2]), LONG.num_generations  # completions are drawn each by itself
     with pytest.raises(RolloutTimeoutError, match=rf"v{versions[0]}: {num}, v{versions[1]}: {num}"):
         await served.worker.publish(*adapter)
     monkeypatch.setattr(served.worker, "_config", served.config)
     publishing = asyncio.create_task(served.worker.publish(*adapter))
-    await asyncio.sleep(0)
+    await others_run()
     released.set()
     report = await publishing
     assert first.done()

@@ -22,6 +22,7 @@ from rollout_server.forking.client import (
     start_fork_server,
 )
 from rollout_server.forking.server import GRACE_S
+from tests.waiting import until_async
 
 HOSTED = """
 import os, subprocess, sys, asyncio
@@ -96,9 +97,7 @@ def gone(pid: int) -> bool:
 
 
 async def until_gone(*pids: int) -> None:
-    async with asyncio.timeout(20):
-        while not all(map(gone, pids)):
-            await asyncio.sleep(0.02)
+    await until_async(lambda: all(map(gone, pids)), 20)
 
 
 async def test_it_has_what_the_server_imported_and_what_the_client_is(server, monkeypatch, tmp_path):
@@ -128,9 +127,11 @@ async def test_calls_overlap_and_a_cancelled_one_is_cancelled_there(server):
     long.cancel()
     with pytest.raises(asyncio.CancelledError):
         await long
-    async with asyncio.timeout(20):
-        while (await process.call("facts"))["word"] != "cancelled":
-            await asyncio.sleep(0.02)
+
+    async def is_told() -> bool:
+        return (await process.call("facts"))["word"] == "cancelled"
+
+    await until_async(is_told, 20)
     await process.close()
 
 
@@ -251,9 +252,7 @@ async def test_a_server_that_cannot_import_says_why(tmp_path: Path):
     try:
         with pytest.raises(ForkedProcessEndedError, match="No module named 'no_such_module_at_all'"):
             await started(server)
-        deadline = time.monotonic() + 20
-        while server.running and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        await until_async(lambda: not server.running, 20)
         assert Path(server.address).exists()
         assert not is_served(server.address)
         with pytest.raises(ForkedProcessEndedError, match="no fork server answers"):

@@ -19,6 +19,7 @@ from rollout_server import hosted_engine
 from rollout_server.errors import EngineDeadError, EngineStartError
 from rollout_server.hosted_engine import HostedEngine, start_fork_server
 from rollout_server.types import Prompt, SamplingParams
+from tests.waiting import until_async
 
 from .conftest import make_config
 
@@ -36,9 +37,7 @@ def forked() -> set[psutil.Process]:
 
 
 async def until_only(processes: set[psutil.Process]) -> None:
-    async with asyncio.timeout(30):
-        while forked() - processes:
-            await asyncio.sleep(0.05)
+    await until_async(lambda: not forked() - processes, poll_s=0.05)
 
 
 def engine_of(model_path: Path, folder: Path) -> HostedEngine:

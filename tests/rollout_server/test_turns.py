@@ -16,6 +16,7 @@ from rollout_server.engine import VllmEngine
 from rollout_server.repeatable import cpu_seeds
 from rollout_server.repeatable.turns import Turns
 from rollout_server.types import Turn
+from tests.waiting import others_run
 
 
 class Engine:
@@ -60,11 +61,11 @@ async def test_those_who_are_there_do_not_wait_for_ever() -> None:
 async def test_who_leaves_is_not_handed_over() -> None:
     engine = Engine()
     left, stays = engine.join(0, 3), engine.join(1, 3)
-    await asyncio.sleep(0)
+    await others_run()
     left.cancel()
     await asyncio.gather(left, return_exceptions=True)
     last = engine.join(2, 3)
-    await asyncio.sleep(0)
+    await others_run()
     assert engine.log == []
     await asyncio.gather(engine.join(0, 3), stays, last)
     assert engine.log == ["hold", "0", "1", "2", "go"]

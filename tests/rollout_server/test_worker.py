@@ -32,7 +32,7 @@ from rollout_server.types import (
     SamplingParams,
 )
 from rollout_server.worker import RolloutWorker
-from tests.waiting import until_async
+from tests.waiting import others_run, until_async
 
 PROMPT = Prompt(prompt_id="p", token_ids=(1, 2))
 
@@ -171,8 +171,7 @@ async def worker(engine, run_root, rollout_config):
 async def begin(worker: RolloutWorker) -> asyncio.Task[list[Completion]]:
     """A request that has taken its version."""
     request = asyncio.create_task(worker.generate(PROMPT, SamplingParams(num_generations=1)))
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await others_run(3)
     return request
 
 

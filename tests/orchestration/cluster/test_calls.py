@@ -11,6 +11,7 @@ import pytest
 from orchestration.cluster.adapter import RayAdapter
 from orchestration.cluster.calls import RemoteActor
 from orchestration.errors import MachineError, RemoteTimeoutError
+from tests.waiting import others_run, until_async
 
 
 class Counter:
@@ -90,12 +91,11 @@ async def test_a_probe_that_fails_when_nobody_waits_for_it_any_more_is_not_told_
 
     adapter = RayAdapter(ACTOR.begin(Counter.export)(4), probe, timeout_s=5)
     waiting = asyncio.create_task(adapter.probe())
-    await asyncio.sleep(0)
+    await others_run()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     fails.set()
-    while len(asyncio.all_tasks()) > 1:
-        await asyncio.sleep(0)
+    await until_async(lambda: len(asyncio.all_tasks()) == 1)
     del adapter, waiting
     gc.collect()
     assert told == []

@@ -20,7 +20,7 @@ from orchestration.cluster.upkeep.restarts import Restarts
 from orchestration.errors import MachineError, WorkerDiedError
 from orchestration.settings.config import load_config
 from rollout_server.types import AdapterPayload, AdapterProbe
-from tests.waiting import until_async
+from tests.waiting import others_run, until_async
 
 CONFIG = load_config(
     "tiny",
@@ -226,7 +226,7 @@ async def test_an_adapter_is_exported_and_probed_before_anybody_asks() -> None:
         await actor.update(pickle.dumps(()), 0, step)
         await until_async(lambda: rank.calls[-1] == "probe")
         hurried = asyncio.create_task(actor.export_adapter())
-        await asyncio.sleep(0)
+        await others_run()
         hurried.cancel()
         assert (await actor.export_adapter())[0] == (await actor.probe_adapter()).version == step
     assert rank.calls == ["update", "export", "probe"] * 2

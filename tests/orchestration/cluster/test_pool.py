@@ -17,7 +17,7 @@ from orchestration.run.ports import AdapterHandle
 from rollout_server.errors import AdapterMismatchError, EngineDeadError, EngineStartError, GenerationError
 from rollout_server.types import AdapterVersion, Completion, FinishReason, Prompt, PublishReport, SamplingParams, Turn
 from tests.orchestration.fakes import FakeAdapter
-from tests.waiting import until_async
+from tests.waiting import others_run, until_async
 
 SAMPLING = SamplingParams(num_generations=1)
 
@@ -169,7 +169,7 @@ async def running(
 
 async def begin(pool: Pool, *names: str) -> list[asyncio.Task[Any]]:
     tasks = [asyncio.create_task(pool.generate(prompt(name), SAMPLING)) for name in names]
-    await asyncio.sleep(0)
+    await others_run()
     return tasks
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from orchestration.cluster.cluster import Cluster
 from orchestration.machine.placement import place
 from orchestration.settings.config import RunConfig
+from tests.waiting import others_run
 
 
 def cluster_on(num_gpus: int) -> Cluster:
@@ -23,8 +22,7 @@ async def test_engines_are_up_before_ranks_on_a_shared_gpu(num_gpus: int, order:
 
     async def engines() -> str:
         seen.append("engines")
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await others_run(3)
         seen.append("up")
         return "generator"
 

@@ -41,6 +41,7 @@ from reward_service.types import RewardSpec
 from rollout_server.arrays import TokenIds
 from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams, Turn
 from tests.orchestration.fakes import record_of
+from tests.waiting import others_run
 
 PROBLEM = Problem(problem_id="p", question="The number is 1, 2 or 3.", reference={"final_answer": "3"})
 
@@ -355,7 +356,7 @@ def test_environments_beyond_the_bound_wait_and_a_group_takes_its_places_togethe
         async def reset(self, problem: Problem) -> None:
             Counted.here += 1
             Counted.most = max(Counted.most, Counted.here)
-            await asyncio.sleep(0)
+            await others_run()
 
         async def close(self) -> None:
             Counted.here -= 1
@@ -439,7 +440,7 @@ def test_groups_that_fail_or_end_are_waited_for_no_longer() -> None:
     async def played() -> list[Turn]:
         lockstep, turns = Lockstep(), [Turn(key="k", index=index, size=3) for index in range(3)]
         waiting = asyncio.create_task(lockstep.places(turns[0], 1, 2))
-        await asyncio.sleep(0)
+        await others_run()
         lockstep.leave(turns[1])
         assert await lockstep.places(turns[2], 1, 0) == []
         places = await waiting

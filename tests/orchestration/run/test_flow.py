@@ -13,6 +13,7 @@ from orchestration.run.flow import Batch, FlowSettings, RolloutFlow
 from orchestration.run.scorer import RandomControlScorer
 from rollout_server.types import Prompt, SamplingParams
 from tests.orchestration.fakes import FakeClock, FakeGenerator, FakeScorer, FakeSource
+from tests.waiting import others_run
 
 
 def make_flow(
@@ -47,17 +48,12 @@ def names(batch: Batch) -> list[str]:
     return [group.built.problem.problem_id for group in batch.groups_P]
 
 
-async def settle() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
-
-
 async def test_on_policy_flow_admits_one_batch_a_version() -> None:
     generator = FakeGenerator()
     flow = make_flow(generator)
     assert names(await flow.next_batch()) == ["p0", "p1"]
     waiting = asyncio.create_task(flow.next_batch())
-    await settle()
+    await others_run(10)
     assert generator.started == ["p0", "p1"]  # nothing more before the next version is served
     generator.version = 1
     flow.published(1)
@@ -70,7 +66,7 @@ async def test_a_flow_that_begins_later_admits_as_much_as_one_that_begins_at_0()
     generator = FakeGenerator()
     flow = make_flow(generator, max_staleness=1, first_version=7)
     assert names(await flow.next_batch()) == ["p0", "p1"]
-    await settle()
+    await others_run(10)
     assert generator.started == ["p0", "p1", "p2", "p3"]
 
 
@@ -82,7 +78,7 @@ async def test_one_batch_is_generated_while_one_is_learned_and_no_more_however_s
     for version in range(4):
         batch = await flow.next_batch()
         monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda seconds=float(version): seconds)
-        await settle()  # the next is ready when the learner asks for it, and no time passes until it has it
+        await others_run(10)  # the next is ready when the learner asks for it, and no time passes until it has it
         assert len(generator.started) == 2 * version + 4
         assert {m.completion.adapter_version for g in batch.scored_P for m in g.members} == {max(version - 1, 0)}
         generator.version = version + 1
@@ -95,10 +91,10 @@ async def test_no_more_is_asked_for_than_keeps_the_workers_busy() -> None:
     generator.max_sequences = 2
     flow = make_flow(generator, max_staleness=1)
     batch = asyncio.create_task(flow.next_batch())
-    await settle()
+    await others_run(10)
     assert generator.started == ["p0"]
     generator.release("p0")
-    await settle()
+    await others_run(10)
     assert generator.started == ["p0", "p1"]
     generator.release("p1")
     assert names(await batch) == ["p0", "p1"]
@@ -113,13 +109,13 @@ async def test_stragglers_are_left_to_the_next_batch_until_they_would_be_too_old
         batch = asyncio.create_task(flow.next_batch())
         await asyncio.sleep(0.01)  # the learner waits: more are begun ahead of it
         generator.release(*ready)
-        await settle()
+        await others_run(10)
         return batch
 
     for version, ready in enumerate((["p0", "p1"], ["p2", "p3"])):
         assert names(await (await waited_for(*ready))) == ready
         flow.published(version + 1)
-    await settle()
+    await others_run(10)
     assert generator.started[4:] == ["p4", "p5", "p6", "p7"]  # p4 to p7 on version 1 or 2
     assert names(await (await waited_for("p5", "p6"))) == ["p5", "p6"]
     flow.published(3)
@@ -134,16 +130,16 @@ async def test_one_slow_group_holds_no_batch_that_staleness_lets_leave_without_i
     generator.hold()
     flow = make_flow(generator, max_staleness=1)
     first = asyncio.create_task(flow.next_batch())
-    await settle()
+    await others_run(10)
     generator.release("p1")  # p0 is in an environment that does not answer
-    await settle()
+    await others_run(10)
     generator.release("p2")  # begun while the learner waited
     assert names(await first) == ["p1", "p2"]
     flow.published(1)
     second = asyncio.create_task(flow.next_batch())
-    await settle()
+    await others_run(10)
     generator.release("p3", "p4")
-    await settle()
+    await others_run(10)
     assert not second.done()  # the last batch that may learn from p0
     generator.release("p0")
     assert "p0" in names(await second)
@@ -154,9 +150,9 @@ async def test_batches_leave_oldest_first() -> None:
     generator.hold()
     flow = make_flow(generator)
     batch = asyncio.create_task(flow.next_batch())
-    await settle()
+    await others_run(10)
     generator.release("p1")
-    await settle()
+    await others_run(10)
     generator.release("p0")
     assert names(await batch) == ["p0", "p1"]
 
@@ -182,7 +178,7 @@ async def test_nothing_is_generated_beyond_the_last_batch() -> None:
     flow = make_flow(generator, max_staleness=1, max_batches=1)
     await flow.next_batch()
     flow.published(1)
-    await settle()
+    await others_run(10)
     assert generator.started == ["p0", "p1"]
 
 
@@ -201,7 +197,7 @@ async def test_close_cancels_and_keeps_what_is_under_way() -> None:
     generator.hold()
     flow = make_flow(generator)
     waiting = asyncio.create_task(flow.next_batch())
-    await settle()
+    await others_run(10)
     waiting.cancel()
     await flow.close()
     assert [built.problem.problem_id for built in flow.pending()] == ["p0", "p1"]
@@ -246,7 +242,7 @@ async def test_a_group_of_an_earlier_start_is_taken_unless_it_is_too_old(version
     flow = make_flow(earlier, first_version=3, max_staleness=1)
     (await flow.next_batch())
     flow.learned()
-    await settle()
+    await others_run(10)
     finished = [group for group in flow.finished() if group.prompt_id == "p2"]
     generator = FakeGenerator()
     generator.version = version

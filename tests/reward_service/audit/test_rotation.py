@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +19,7 @@ from reward_service.audit.verify import verify
 from reward_service.errors import AuditError
 from tests.reward_service.audit.audit_cases import KEY, batch, recorded
 from tests.reward_service.audit.test_audit import database, manipulate, postgres  # noqa: F401
+from tests.waiting import until_async
 
 START_US = 1_700_000_000_000_000
 
@@ -109,11 +109,14 @@ async def test_the_writer_rotates_while_it_writes(tmp_path: Path, monkeypatch: p
     settings = AuditSettings(database=str(tmp_path / "audit.sqlite3"), rotate_mb=0.2, flush_s=0.05, keep_text=True)
     handle = await AuditHandle.start(settings, service_version="1")
     number = 0
-    async with asyncio.timeout(60):
-        while not list(tmp_path.glob("*-*.sqlite3")):
-            handle.offer(batch(number, num_items=20))
-            number += 1
-            await asyncio.sleep(0.01)
+
+    def has_rotated() -> bool:
+        nonlocal number
+        handle.offer(batch(number, num_items=20))
+        number += 1
+        return bool(list(tmp_path.glob("*-*.sqlite3")))
+
+    await until_async(has_rotated, 60)
     await handle.close()
     with closing(AuditStore(settings.database)) as store:
         found = verify(store)

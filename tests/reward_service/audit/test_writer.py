@@ -30,7 +30,7 @@ from reward_service.child import start_in_subprocess
 from reward_service.errors import AuditError, AuditUnavailableError
 from reward_service.settings import ServiceSettings
 from tests.reward_service.audit.audit_cases import batch
-from tests.waiting import until, until_async
+from tests.waiting import others_run, until, until_async
 
 ROOT = Path(__file__).parents[3]
 
@@ -220,7 +220,7 @@ async def test_two_servers_share_a_log(database: str) -> None:
         async with running(database, flush_records=1) as handle:
             for number in range(first, first + 50):
                 handle.offer(batch(number))
-                await asyncio.sleep(0)
+                await others_run()
 
     await asyncio.gather(serve(0), serve(1000))
     assert verified(database).num_decisions == 200
@@ -234,11 +234,15 @@ async def test_a_full_disk_is_said_and_survived(database: str) -> None:
         assert pid is not None
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (400_000, hard))
         offered = 0
-        async with asyncio.timeout(20):
-            while handle.failed is None:
+
+        def has_failed() -> bool:
+            nonlocal offered
+            if handle.failed is None:
                 handle.offer(batch(offered, num_items=20))
                 offered += 1
-                await asyncio.sleep(0.01)
+            return handle.failed is not None
+
+        await until_async(has_failed, 20)
         assert "audit log" in handle.failed
         with pytest.raises(AuditUnavailableError, match="audit log"):
             handle.offer(batch(offered))

@@ -14,7 +14,7 @@ import pytest
 from reward_service.clients.asynchronous import RewardClient
 from reward_service.clients.errors import RequestRefusedError, RewardServiceUnavailable
 from reward_service.types import ItemResult, RewardItem, RewardSpec
-from tests.waiting import until_async
+from tests.waiting import others_run, until_async
 
 URL = "http://rewards.test:8300"
 FORMAT = [RewardSpec(name="gsm8k_format")]
@@ -137,7 +137,7 @@ async def test_a_caller_that_gives_up_takes_nothing_from_the_others() -> None:
     echo = Echo()
     async with batching(echo) as client:
         tasks = [asyncio.create_task(client.score(numbers(n), FORMAT)) for n in range(3)]
-        await asyncio.sleep(0)
+        await others_run()
         tasks[0].cancel()  # before it is sent
         await until_async(lambda: echo.sizes)
         tasks[1].cancel()  # while it is
@@ -167,6 +167,6 @@ async def test_the_deadline_holds_for_what_is_sent_together() -> None:
 async def test_closing_sends_what_waits() -> None:
     client = batching(Echo(), batch_window_s=1.0)
     task = asyncio.create_task(client.score(numbers(7), FORMAT))
-    await asyncio.sleep(0)
+    await others_run()
     await client.aclose()
     assert totals(await task) == [7]

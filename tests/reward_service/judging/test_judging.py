@@ -16,6 +16,7 @@ from reward_service.judging.prompt import Submission, defuse, make_marker, messa
 from reward_service.judging.settings import JudgeSettings
 from reward_service.rewards.base import NotScorableError, Task
 from tests.reward_service.judging.judge_endpoint import HOSTILE, RUBRIC, URL, params
+from tests.waiting import others_run
 
 # --- the answer
 
@@ -230,8 +231,8 @@ async def test_who_waits_takes_over_from_who_is_cancelled() -> None:
         return 2
 
     first = asyncio.create_task(cache.get("k", wait, keep=lambda _: True))
-    await asyncio.sleep(0)
+    await others_run()
     second = asyncio.create_task(cache.get("k", give, keep=lambda _: True))
-    await asyncio.sleep(0)
+    await others_run()
     first.cancel()
     assert await asyncio.wait_for(second, 1) == (2, False)
