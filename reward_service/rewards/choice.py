@@ -37,10 +37,14 @@ _LETTER: Final = re.compile(
     re.DOTALL,
 )
 _MARKED: Final = re.compile(
-    r"\\(?:text|math)(?:bf|rm|it|sf|tt)?\s*\{([^{}]*)\}|\{\\(?:bf|rm|it)\s+([^{}]*)\}|\\(?:bf|rm|it)\{([^{}]*)\}"
+    r"\\(?:(?:text|math)(?:bf|rm|it|sf|tt|bb|cal)?|underline|emph|operatorname|boldsymbol|bm)\s*\{([^{}]*)\}"
+    r"|\{\\(?:bf|rm|it)\s+([^{}]*)\}|\\(?:bf|rm|it)\{([^{}]*)\}"
 )
 _SET_OFF: Final = re.compile(
     r"[(\s{]*(?:\(?[A-Za-z]\)?[.:]?\s*(?:\\[,;:! ]|\\q?quad|~)|\\(?:text|math)[a-z]*\s*\{\s*\(?[A-Za-z]\)?[.:]?\s*\})"
+)
+_UNSEEN: Final = re.compile(
+    r"\\(?:(?:left|right|(?:display|text)style|[lL]arge|LARGE|[hH]uge|checkmark)(?![A-Za-z])|(?:rm|bf|it)(?= ))\s*"
 )
 _QUOTED: Final = re.compile(r"(?s)([\"'_])([^\"'_]+)\1")
 _SPACES: Final = re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~")
@@ -86,7 +90,7 @@ def named_option(answer: str, options: Mapping[str, str | None]) -> str | None:
 
 def _unmarked(answer: str) -> tuple[str, bool]:
     """`\\textbf{(B)}\\ 5` as `(B) 5`, and whether LaTeX set a letter off from what follows it."""
-    text = re.sub(r"\\(?:left|right|displaystyle|textstyle)(?![A-Za-z])\s*", "", answer)
+    text = _UNSEEN.sub("", answer)
     marked = _SET_OFF.match(text) is not None
     text = _MARKED.sub(lambda match: f"{next(group for group in match.groups() if group is not None).strip()} ", text)
     text = undecorated(_SPACES.sub(" ", text).strip().removesuffix("$").removeprefix("$"))
@@ -95,7 +99,8 @@ def _unmarked(answer: str) -> tuple[str, bool]:
     text = undecorated(_LABELLED.sub("", text))
     if (quoted := _QUOTED.fullmatch(text)) is not None:
         text = quoted[2]
-    return re.sub(r"\(\s*([A-Za-z])\s*\)", r"(\1)", text), marked
+    text = re.sub(r"\(\s*([A-Za-z])\s*\)", r"(\1)", re.sub(r"\s+(?=[.:)])", "", text))
+    return text.removesuffix(","), marked
 
 
 def _names_another(text: str) -> bool:

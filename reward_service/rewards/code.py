@@ -12,7 +12,8 @@ usual names (`List`, `deque`, `math`, LeetCode's nodes) are there without an imp
 The reference has tests, of one kind or several, each counting the same:
 - `stdio`: `[{"stdin": "3\\n", "stdout": "9\\n"}]`, the solution as a script (`__name__ == "__main__"`) for each;
 - `calls`: `[{"args": [3], "kwargs": {}, "expected": 9}]` with `"function"` or the reference's `"entry_point"`;
-  `Class.method` makes an instance first. Lists in `expected` stand for lists or tuples;
+  `Class.method` makes an instance first, as does in tests of all kinds a name that only `class Solution` has.
+  Lists in `expected` stand for lists or tuples;
 - `asserts`: `["assert square(3) == 9"]` and any other assertion; `"setup"` runs before each, in the solution's module
   and in that of the test;
 - `tests`: code, as text or a list of texts: HumanEval's `def check(candidate)` with `entry_point`, `test_*` functions,
@@ -55,7 +56,7 @@ from reward_service.rewards.base import (
     first_paragraph,
 )
 from reward_service.sandbox.compare import MalformedValueError, Tolerance, is_true, matches, parse
-from reward_service.sandbox.preamble import MODULES, preamble_for
+from reward_service.sandbox.preamble import MODULES, preamble_for, with_methods
 from reward_service.sandbox.probe import backend_of
 from reward_service.sandbox.program import INSIDE
 from reward_service.sandbox.run import SandboxFaultError, SandboxUnavailableError, TestOutcome, run_tests
@@ -133,8 +134,8 @@ def score(completion: str, reference: Reference, params: Params, sandbox: Sandbo
     if code is None:
         return RewardScore(score=0.0, details={"why": why, "passed": 0, "tests": len(cases)})
     try:
-        backend = backend_of(sandbox)
-        return _run(code, cases, params, sandbox, backend)
+        code = with_methods(code.removeprefix("\ufeff"), cases[0].wanted)
+        return _run(code, cases, params, sandbox, backend_of(sandbox))
     except SandboxUnavailableError as error:
         raise UnavailableError(str(error)) from None
     except SandboxFaultError as error:

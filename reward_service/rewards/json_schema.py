@@ -9,7 +9,8 @@ of more than `max_chars` characters or nested deeper than `max_depth`. Numbers a
 
 The schema is the parameter `schema`, or else the reference's `schema`. A `$ref` leads to places in the schema itself
 and to the drafts' own meta-schemas; nothing is ever fetched, and a schema that refers elsewhere is an invalid
-reference. `format` is an annotation, as the draft has it, and not checked.
+reference. `format` is an annotation, as the draft has it, and not checked. Patterns are JavaScript's, as the drafts
+say: their `$` is the very end, their `\\d` and `\\w` are of ASCII.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ from reward_service.types import ReferenceKeys, RewardScore
 MAX_SCHEMA_CHARS: Final = 100_000
 
 _MAX_NUMBER_CHARS: Final = 309  # a double's range, and what Fraction works on in no time
+
+_DATA: Final = ("const", "default", "enum", "examples")
+_DOLLAR: Final = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
+"""An end sign, or what passes over one: an escaped character, a class."""
 
 _FENCE: Final = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
 
@@ -176,7 +181,7 @@ def _make_validator(text: str) -> Any:
     draft = _draft(plain)
     try:
         draft.check_schema(plain)
-        schema = json.loads(text, parse_float=_decimal)
+        schema = _with_patterns(json.loads(text, parse_float=_decimal))
     except (SchemaError, RecursionError, _RefusedError) as error:
         named = draft.META_SCHEMA["$schema"]
         raise InvalidReferenceError(f"the schema is not one of {named}: {error!s:.100}") from None
@@ -185,6 +190,29 @@ def _make_validator(text: str) -> Any:
     exact = validators.extend(draft, rules, type_checker=types)
     # A registry of its own: the default one fetches what it does not know.
     return exact(schema, registry=REGISTRY)
+
+
+def _with_patterns(schema: Any) -> Any:
+    """A schema whose patterns say to Python what they say to JavaScript; values to compare with stay as they are."""
+    if isinstance(schema, list):
+        return [_with_patterns(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: _pattern(value)
+        if key == "pattern" and isinstance(value, str)
+        else {_pattern(name): _with_patterns(one) for name, one in value.items()}
+        if key == "patternProperties"
+        else value
+        if key in _DATA
+        else _with_patterns(value)
+        for key, value in schema.items()
+    }
+
+
+def _pattern(written: str) -> str:
+    ends = _DOLLAR.sub(lambda match: r"\Z" if match.group() == "$" else match.group(), written)
+    return f"(?a:{ends})"
 
 
 def _draft(schema: Any) -> Any:

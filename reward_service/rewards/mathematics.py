@@ -68,6 +68,8 @@ _OPERATORS: Final = re.compile(r"\\(?:sum|prod|int|iint|oint|lim)(?![A-Za-z])") 
 _DECIMAL_COMMA: Final = re.compile(  # beside one number it cannot be a list
     r"[-+]?[€£]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,}) ?(?:[€£%]|[A-Za-z]+)?"
 )
+_SCALES: Final = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion"}
+_ABBREVIATED: Final = re.compile(r"((?:\\?[$€£])?[0-9]+(?:\.[0-9]+)?)([kKMB])")
 _LONG_NUMBER: Final = re.compile(r"[0-9](?:[ ,]?[0-9]){100}")
 _NUMERIC_TOWER: Final = re.compile(r"[0-9][ ]*[})]?[ ]*(?:\^|\*\*)[ ]*[{(]*[ ]*[0-9.]+[ ]*(?:\^|\*\*|!)")
 _BIG_EXPONENT: Final = re.compile(r"(?:\^|\*\*)[ ]*[{(]*[ ]*-?[0-9]{6}|[0-9]{5}[ ]*!")
@@ -207,12 +209,21 @@ def _is_right(golds: list[Gold], text: str, params: Params) -> bool:
 def _is_same(gold: Gold, readings: Readings, text: str, digits: int) -> bool:
     try:
         if gold.readings[0] is not None:
-            if isinstance(gold.readings[0], Quantity) and _DECIMAL_COMMA.fullmatch(text):
-                readings = _read(text.replace(",", "."))
-            return any(_says(*pair, digits) for pair in _pairs(gold.readings, readings))
+            both = [readings]
+            if isinstance(gold.readings[0], Quantity) and (plain := _beside_a_number(text)) is not None:
+                both.append(_read(plain))
+            return any(_says(*pair, digits) for one in both for pair in _pairs(gold.readings, one))
         return bool(gold.parsed) and _letters(gold.text) == _letters(text) and _verify(gold.parsed, _parse(text))
     except _SYMPY_REFUSES:
         return False
+
+
+def _beside_a_number(text: str) -> str | None:
+    """What `1,5` and `12k` can be where one number is asked for: no list, no term; None for other texts."""
+    if _DECIMAL_COMMA.fullmatch(text):
+        return text.replace(",", ".")
+    match = _ABBREVIATED.fullmatch(text)
+    return None if match is None else f"{match[1]} {_SCALES[match[2]]}"
 
 
 def _pairs(golds: Readings, answers: Readings) -> Iterable[tuple[Value | None, Value | None]]:

@@ -1,9 +1,10 @@
-"""Names that solutions use as if they were there: what programming sites import before them."""
+"""What stands around solutions on programming sites: imports before them, an instance of `Solution` behind them."""
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 _MODULES = (
     "abc bisect calendar cmath collections contextlib copy dataclasses datetime decimal enum fractions functools heapq"
@@ -66,3 +67,30 @@ def preamble_for(code: str) -> str:
     return imports(words & (USUAL.keys() | MODULES)) + "".join(
         text for name, text in _LEETCODE.items() if name in words
     )
+
+
+def with_methods(code: str, names: Sequence[str]) -> str:
+    """A solution whose `class Solution` alone has some of these names, with functions that call an instance's."""
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return code
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Solution"]
+    if not classes:
+        return code
+    methods = {node.name for node in classes[-1].body if isinstance(node, ast.FunctionDef)}
+    bound = set(map(_bound, (inner for node in tree.body if node is not classes[-1] for inner in ast.walk(node))))
+    return code + "".join(
+        f"\n\ndef {name}(*args, **kwargs):\n    return Solution().{name}(*args, **kwargs)\n"
+        for name in names
+        if name in methods - bound
+    )
+
+
+def _bound(node: ast.AST) -> str | None:
+    """The name that a part of a program binds, if any."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return node.name
+    if isinstance(node, ast.alias):
+        return node.asname or node.name
+    return node.id if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else None

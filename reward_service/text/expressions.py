@@ -53,7 +53,8 @@ _GROWING: Final = ("exp", "sinh", "cosh")
 _CONSTANTS: Final = {"pi": "pi", "e": "E", "E": "E", "i": "I", "I": "I"}
 _SUM, _PRODUCT, _NEGATION, _POWER, _FACTORIAL = range(1, 6)  # what binds tighter is greater
 
-_NUM_POINTS: Final = 8
+_SIZES: Final = (3, 3, 3, 3, 40, 40, 1000, 1000)
+"""Of the points that two functions are compared at: |x - 100| is 100 - x near 0."""
 _DIGITS: Final = 40
 _MAX_WORKING_DIGITS: Final = 400
 _AGREEMENT: Final = 25  # digits
@@ -268,7 +269,7 @@ def equivalent(left: Any, right: Any, assume: Assumption = "real") -> bool | Non
 
     if left == right:
         return True
-    symbols = sorted((left - right).free_symbols, key=str)
+    symbols = sorted(left.free_symbols | right.free_symbols, key=str)
     points = list(_points(left, right, symbols, assume))
     agreements = [_agree(left, right, point, assume) for point in points]
     if not any(agreement is not None for agreement in agreements):  # real nowhere
@@ -280,7 +281,9 @@ def equivalent(left: Any, right: Any, assume: Assumption = "real") -> bool | Non
         return True
     if difference.is_zero is False:
         return False
-    inexact = difference.has(sympy.Float, sympy.NumberSymbol, sympy.I)
+    inexact = difference.has(sympy.Float, sympy.NumberSymbol, sympy.I, sympy.Function) or any(
+        not power.exp.is_Integer for power in difference.atoms(sympy.Pow)
+    )
     if difference.is_rational_function(*symbols) and not inexact:
         return bool(sympy.cancel(difference) == 0)
     return True if agreements.count(True) >= min(3, len(agreements)) else None
@@ -291,22 +294,31 @@ def _points(left: Any, right: Any, symbols: list[Any], assume: Assumption) -> It
 
     seed = hmac.digest(_KEY.encode(), f"{left}\0{right}".encode(), "sha256")
     generator = random.Random(seed)
-    for index in range(_NUM_POINTS if symbols else 1):
+    sizes = _SIZES[:4] * 2 if _grows(left) or _grows(right) else _SIZES
+    for index, size in enumerate(sizes if symbols else sizes[:1]):
         point = {}
         for symbol in symbols:
-            value = _coordinate(generator)
-            if assume != "positive" and index % 2 and (index == 1 or generator.random() < 0.5):
+            value = _coordinate(generator, size)
+            if assume != "positive" and index % 2 and (index != 3 or generator.random() < 0.5):
                 value = -value
-            point[symbol] = value + sympy.I * _coordinate(generator) if assume == "complex" else value
+            point[symbol] = value + sympy.I * _coordinate(generator, size) if assume == "complex" else value
         yield point
 
 
-def _coordinate(generator: random.Random) -> Any:
-    """Of the order of 1; its denominator is as secret as the rest, as sin(k pi x) vanishes at all multiples of 1/k."""
+def _grows(expression: Any) -> bool:
+    """Whether it has no size that can be worked out far from 0: exponentials of exponentials, factorials."""
+    import sympy
+
+    powers = any(not power.exp.is_number for power in expression.atoms(sympy.Pow))
+    return powers or expression.has(sympy.exp, sympy.sinh, sympy.cosh, sympy.factorial, sympy.gamma)
+
+
+def _coordinate(generator: random.Random, size: int) -> Any:
+    """Up to `size`; its denominator is as secret as the rest, as sin(k pi x) vanishes at all multiples of 1/k."""
     import sympy
 
     denominator = generator.randrange(10**6, 10**7)
-    return sympy.Rational(generator.randrange(1, 3 * denominator), denominator)
+    return sympy.Rational(generator.randrange(1, size * denominator), denominator)
 
 
 def _agree(left: Any, right: Any, point: dict[Any, Any], assume: Assumption) -> bool | None:

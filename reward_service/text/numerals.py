@@ -56,7 +56,7 @@ _PARTS: Final = {
 _HALVES: Final = {"half": 2, "third": 3, "quarter": 4}
 
 _SIGN = r"[-+\u2212]"
-_CURRENCY = r"[$€£¥₹]"
+_CURRENCY = r"(?:(?<![A-Za-z])(?:R|US|AU?|CA?|HK|NZ|S)?\$|[€£¥₹])"
 _INTEGER = (
     r"(?:[0-9]{1,3}(?:,[0-9]{3})++|[0-9]{1,3}(?:[\u00a0\u2009\u202f][0-9]{3}(?!\d))++"
     r"|[1-9][0-9]{0,2}(?:[ ][0-9]{3}){0,4}[ ]000(?![\d,.]*\d)|[0-9]++)"
@@ -66,7 +66,7 @@ _SIGNED = rf"(?:(?:(?<![\w)\]])(?P<sign>{_SIGN}))?(?:{_CURRENCY}[ ]?)?|{_CURRENC
 _MAGNITUDE = rf"""(?:
     (?P<whole>[0-9]++)[ ](?P<mixed_numerator>[0-9]++)/(?P<mixed_denominator>[0-9]++)
   | (?P<numerator>{_INTEGER})[ ]?/[ ]?(?P<denominator>{_INTEGER})
-  | (?P<decimal>(?:{_INTEGER}(?:\.[0-9]++)?|\.[0-9]++)(?:[eE]{_SIGN}?[0-9]{{1,4}}+)?)
+  | (?P<decimal>(?:{_INTEGER}(?:\.[0-9]++)?|(?<![A-Za-z])\.[0-9]++)(?:[eE]{_SIGN}?[0-9]{{1,4}}+)?)
     (?:[ ]?(?:[x×*·]|\\times|\\cdot)[ ]?10(?:\^|\*\*)[{{(]?(?P<power>{_SIGN}?[0-9]{{1,4}}+)[)}}]?
     |[ ]?(?:\^|\*\*)[ ]?[{{(]?(?P<exponent>{_SIGN}?[0-9]{{1,4}}+)[)}}]?(?![ ]?\^))?
 )"""
@@ -102,6 +102,9 @@ _VULGAR: Final = re.compile("([0-9]?)([¼½¾⅐-⅞])")
 _RAISED_DIGITS: Final = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
 
 
+_GROUPS: Final = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,;:! ]|,\\!|')(?=[0-9]{3}(?![0-9]))")
+"""Between thousands in LaTeX, and the apostrophe that stands there in Switzerland."""
+_EN_DASH: Final = re.compile(r"(?:^|(?<=[=:(*] )|(?<=[=:(*]))\u2013(?=[$€£¥₹]?\.?[0-9])")
 _FRACTION: Final = re.compile(
     r"([0-9]?) ?\\[dtc]?frac ?(?:\{ ?([0-9]{1,15}) ?\} ?\{ ?([0-9]{1,15}) ?\}|([0-9]) ?([0-9]))"
 )
@@ -114,10 +117,13 @@ def _quotient(match: re.Match[str]) -> str:
 
 def _in_line(text: str) -> str:
     """What is written in another way, as it is in a line: `10³` as `10^3`, `1½` as `1 1/2`, `minus 5` as `-5`."""
+    if "'" in text or "\\" in text or "{,}" in text:
+        text = _GROUPS.sub(",", text)
     if "us " in text or "US " in text or "ive " in text or "IVE " in text:
         text = _NEGATIVE.sub(r"\1-", text)
     if text.isascii():
         return text
+    text = _EN_DASH.sub("-", text)
     text = _RAISED.sub(lambda match: f"^{match.group().translate(_RAISED_DIGITS)}", text)
     return _VULGAR.sub(
         lambda match: f"{match[1]}{' ' if match[1] else ''}{normalize('NFKC', match[2]).replace('⁄', '/')}", text

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from reward_service.text.expressions import equivalent
+from reward_service.text.latex.forms.pieces import same_function
 from reward_service.text.latex.matrices import by_name, components
 from reward_service.text.latex.quantities import same_quantities
 from reward_service.text.latex.regions import as_region, variables
@@ -57,12 +58,14 @@ def same(gold: Value, answer: Value, digits: int = 6) -> bool:
     if isinstance(gold, Words) or isinstance(answer, Words):
         return _same_words(gold, answer)
     if isinstance(gold, Quantity) != isinstance(answer, Quantity):
-        return _same_unit_vectors(gold, answer, digits)
+        return _same_unit_vectors(gold, answer, digits) or same_function(gold, answer)
     if isinstance(gold, Matrix) or isinstance(answer, Matrix):
         return _same_matrices(gold, answer, digits)
     if isinstance(gold, Region) or isinstance(answer, Region) or _is_condition(gold) != _is_condition(answer):
         return same_regions(gold, answer)
-    return _same_collections(gold, answer, digits)
+    if _same_collections(gold, answer, digits) or same_function(gold, answer):
+        return True
+    return _is_condition(gold) and variables(gold) == variables(answer) and same_regions(gold, answer)
 
 
 def _is_condition(value: Value) -> bool:
@@ -79,10 +82,19 @@ def _same_relations(gold: Value, answer: Value, digits: int) -> bool:
         return variables(gold) == variables(answer) and same_regions(gold, answer)
     relation, other = (gold, answer) if isinstance(gold, Relation | Chain) else (answer, gold)
     if isinstance(relation, Relation) and relation.sign == "=":
-        if not (is_name if relation is gold else is_asked_for)(relation.left):
+        if not (is_name if relation is gold else is_asked_for)(relation.left) or _names_several(relation, other):
             return False
         return same(relation.right, other, digits) if relation is gold else same(other, relation.right, digits)
     return isinstance(other, Region | Sequence) and same_regions(gold, answer)
+
+
+def _names_several(relation: Relation, other: Value) -> bool:
+    """Whether `relation` gives one name several values, and `other` several names one each (not `x_1 = 1, x_2 = 2`)."""
+    if not (isinstance(relation.right, Sequence) and relation.right.kind == "list" and isinstance(other, Sequence)):
+        return False
+    names = [one.left for one in other.items if isinstance(one, Relation)]
+    letters = {str(name.expression).partition("_")[0] for name in (relation.left, *names) if isinstance(name, Quantity)}
+    return bool(names) and len(letters) > 1
 
 
 def _same_relation(gold: Relation, answer: Relation, digits: int) -> bool:

@@ -10,6 +10,7 @@ from reward_service.text.expressions import ExpressionError
 from reward_service.text.latex.values import Matrix, Quantity, Relation, Sequence, Value
 
 _MAX_TUPLES: Final = 16
+_MAX_INVERTED: Final = 4
 _UNIT_VECTORS: Final = (("i", "j", "k"), ("\\hat{i}", "\\hat{j}", "\\hat{k}"), ("\\vec{i}", "\\vec{j}", "\\vec{k}"))
 
 
@@ -30,6 +31,20 @@ def added(one: Matrix, other: Matrix, sign: int) -> Matrix:
 def transposed(matrix: Matrix) -> Matrix:
     """Rows as columns."""
     return Matrix(tuple(zip(*matrix.rows, strict=True)))
+
+
+def inverted(matrix: Matrix) -> Matrix:
+    """ExpressionError if it is no small square of expressions, or has no inverse."""
+    import sympy
+
+    rows = [[_entry(lambda entry: entry, (one,)).expression for one in row] for row in matrix.rows]
+    if (
+        len(rows) > _MAX_INVERTED
+        or len(rows) != len(rows[0])
+        or (square := sympy.Matrix(rows)).det().is_zero is not False
+    ):
+        raise ExpressionError("a matrix without an inverse, or too large a one")
+    return Matrix(tuple(tuple(map(Quantity, row)) for row in square.inv().tolist()))
 
 
 def _entrywise(what: Callable[..., Any], *matrices: Matrix) -> Matrix:

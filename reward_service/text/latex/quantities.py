@@ -13,6 +13,8 @@ from reward_service.text.latex.values import Quantity
 _FEW: Final = 3
 """With fewer significant digits a reference's decimal stands for what is within a thousandth; with one, for itself."""
 
+_CONSTANTS: Final = frozenset(("C", "c", "K", "k", "A", *(f"{letter}_{index}" for letter in "CcKk" for index in "01")))
+"""Names of what any number may stand for, beside the variables of a formula."""
 _ONE_WORD: Final = ({"lb", "pound sterling"}, {"yuan yen", "yen"}, {"yuan yen", "yuan"})
 """What one word or sign stands for both of."""
 
@@ -22,6 +24,9 @@ def same_quantities(gold: Quantity, answer: Quantity, digits: int) -> bool:
     gold, answer = _with_unit(gold, answer), _with_unit(answer, gold)
     answer = _converted(answer, gold.unit)
     answer = _with_constant(gold, answer)
+    gold, answer = _in_percent(gold, answer), _in_percent(answer, gold)
+    if "percent" in (gold.unit, answer.unit) and gold.unit != answer.unit:
+        return False
     if gold.unit and answer.unit and gold.unit != answer.unit and {gold.unit, answer.unit} not in _ONE_WORD:
         return False
     if (gold.compound and not answer.unit) or (answer.compound and not gold.unit):
@@ -35,18 +40,22 @@ def _with_constant(gold: Quantity, answer: Quantity) -> Quantity:
     """`x^2 + c` beside `x^2 + C`: of an integral the constant has any name; `3 + 4j` beside what has an i."""
     import sympy
 
-    constant, imaginary = sympy.Symbol("C", real=True), sympy.Symbol("j", real=True)
+    imaginary = sympy.Symbol("j", real=True)
     theirs, ours = gold.expression, answer.expression
     if theirs.has(sympy.I) and not theirs.free_symbols and ours.free_symbols == {imaginary}:
         return replace(answer, expression=ours.subs(imaginary, sympy.I))
-    if not (theirs.is_Add and constant in theirs.args and ours.is_Add) or ours.has(constant):
+    wanted, given = theirs.free_symbols - ours.free_symbols, ours.free_symbols - theirs.free_symbols
+    if len(wanted) != 1 or len(given) != 1 or not theirs.free_symbols & ours.free_symbols:
         return answer
-    for name in ("c", "K", "k", "C_1", "C_0", "c_1"):
-        symbol = sympy.Symbol(name, real=True)
-        rest = ours - symbol
-        if symbol in ours.args and not rest.has(symbol) and not theirs.has(symbol):
-            return replace(answer, expression=rest + constant)
-    return answer
+    (constant,), (symbol,) = wanted, given
+    if constant.name not in ("C", "C_1") or symbol.name not in _CONSTANTS:
+        return answer
+    return replace(answer, expression=ours.xreplace({symbol: constant}))
+
+
+def _in_percent(quantity: Quantity, other: Quantity) -> Quantity:
+    """`two percent` beside `2\\%`; beside a plain number the word says what a sign does not."""
+    return replace(quantity, unit="", percent=True) if quantity.unit == "percent" and other.percent else quantity
 
 
 def _with_unit(quantity: Quantity, other: Quantity) -> Quantity:

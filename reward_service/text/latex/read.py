@@ -349,7 +349,7 @@ class Reader:
         return value if exponent is None else power(value, exponent)
 
     def _arguments(self, name: str, depth: int) -> list[Any]:
-        if self.kind in ("(", "[") or (self.kind == "{" and name != "sqrt"):
+        if self.kind in ("(", "[", "\\lbrace") or (self.kind == "{" and name != "sqrt"):
             closing = _CLOSING[self.advance().kind]
             arguments = [self.read(0, depth + 1)]
             while self.kind == ",":

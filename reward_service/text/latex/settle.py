@@ -25,7 +25,7 @@ def settled(value: Value) -> Value:
         return _of_chain(Chain((value,)))
     if isinstance(value, Relation) and value.sign == "in" and isinstance(value.right, Sequence | Region):
         return _of_member(value.left, value.right) if is_name(value.left) else value
-    if isinstance(value, Relation) and _is_list(value.left) and isinstance(value.right, Sequence):
+    if isinstance(value, Relation) and value.sign == "=" and _is_list(value.left) and isinstance(value.right, Sequence):
         assert isinstance(value.left, Sequence)
         pairs = tuple(Relation(*pair) for pair in _zipped(value.left.items, value.right.items))
         return Sequence("list", pairs) if pairs else value
@@ -157,7 +157,19 @@ def is_asked_for(value: Value) -> bool:
 def same_name(one: Value, other: Value) -> bool:
     if isinstance(one, Words) or isinstance(other, Words):
         return True  # "Area = 5" and "A = 5": words say what is meant, not what it is
-    return one == other
+    return one == other or _function_name(one) == _function_name(other) != ""
+
+
+def _function_name(value: Value) -> str:
+    """`y` of `y` and of `y(x)`; empty for what names no function."""
+    from sympy.core.function import AppliedUndef
+
+    if not isinstance(value, Quantity) or value.unit:
+        return ""
+    expression = value.expression
+    if isinstance(expression, AppliedUndef) and all(one.is_Symbol for one in expression.args):
+        return str(expression.func.__name__)
+    return expression.name if expression.is_Symbol else ""
 
 
 def without_domain(value: Value, other: Value) -> Value:

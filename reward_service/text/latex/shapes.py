@@ -6,7 +6,7 @@ import re
 from typing import Any, Final
 
 from reward_service.text.expressions import ExpressionError
-from reward_service.text.latex.regions import as_region
+from reward_service.text.latex.regions import as_region, variables
 from reward_service.text.latex.tokens import CURRENCIES, Token
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
@@ -83,6 +83,8 @@ def piecewise(rows: list[tuple[Value, ...]]) -> Value:
     import sympy
 
     regions = [None if _is_rest(row[-1]) else as_region(row[-1]) for row in rows]
+    if len(set().union(*(variables(row[-1]) for row in rows))) > 1:
+        raise ExpressionError("conditions of several variables are not read")
     if any(region is None and not _is_rest(row[-1]) for region, row in zip(regions, rows, strict=True)):
         raise ExpressionError("a condition is not read")
     rest = sympy.S.Reals - sympy.Union(*(region for region in regions if region is not None))
@@ -98,6 +100,15 @@ def named_region(name: str) -> Region:
     import sympy
 
     return Region(getattr(sympy.S, name))
+
+
+def positive_part(numbers: Any) -> Any:
+    """Of the whole numbers, the real ones or the quotients what is above 0."""
+    import sympy
+
+    if numbers in (sympy.S.Integers, sympy.S.Naturals):
+        return sympy.S.Naturals
+    return numbers.intersect(sympy.Interval.open(0, sympy.oo))
 
 
 def combined(left: Value, sign: str, right: Value) -> Value:

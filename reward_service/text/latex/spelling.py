@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from reward_service.text.latex.forms.counters import counter_spelled
+
 _NUMBERS: Final = "two|three|four|five|six|seven|eight|nine|ten|twelve|sixteen|[0-9]{1,2}"
 _IN_BASE: Final = re.compile(
     rf"(?<=[0-9A-F)])(?: *_ *\{{)? *\\text *\{{ *\(? *(?:in )?base[- ]?(?: *\}} *)?({_NUMBERS}) *\)? *\}}? *\}}?$"
@@ -44,15 +46,36 @@ _UNSEEN: Final = re.compile(
 )
 _ROOT_OF: Final = re.compile(r"\\root *\{?([0-9]+)\}? *\\of(?![A-Za-z])")
 _WRITTEN_SET: Final = re.compile(r"\\[Ss]et *\{([^{}]*)\}")
-_COLUMN: Final = re.compile(r"\[([^\[\]]+)\] *\^ *\{?(?:T|\\top)\}?")
-_DETERMINANT: Final = re.compile(r"\\det *\(? *\\begin\{([pb])matrix\}(.*)\\end\{\1matrix\} *\)?")
+_COLUMN: Final = re.compile(r"(?:\[([^\[\]]+)\]|\(([^()]+,[^()]+)\)) *\^ *\{? *(?:T|\\top|\\text\{T\}) *\}?")
+_DETERMINANT: Final = re.compile(
+    r"(?:\\det *\(? *|^\| *)\\begin\{([pb]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\} *[|)]?", re.DOTALL
+)
 _BARE_DOLLAR: Final = re.compile(r"\$ ?(?=[0-9.][^$]*$)")
 _NEGATIVE: Final = re.compile(
     r"(?:\\text *\{ *)?(?:minus|negative)\b *(?:\} *)?(?=[0-9.]|\\(?:frac|sqrt|\$))", re.IGNORECASE
 )
 _AND_A_PART: Final = re.compile(r"([0-9]+) +and +(?:a|one) +(half|third|quarter)")
+_COMMON: Final = tuple(
+    (re.compile(pattern), common)
+    for pattern, common in (
+        (r"\+ ?/ ?-", r"\\pm "),
+        (r"(?<=[-+])( ?)i ?([0-9]+(?:\.[0-9]+)?)$", r"\1\2i"),  # 3 + i4
+        (r"^([A-Za-z]) ?(?::|\\colon) ?([a-z]) ?\\(?:mapsto|to) ?", r"\1(\2) = "),
+        (r"^([xy]) ?\( ?[a-z] ?\) ?(?==)", r"\1"),
+        (r"(\\in ?)\{?([RZNQ])\}?(?![A-Za-z(_^])", r"\1\\mathbb{\2}"),
+        (
+            r"^(?:\\text *\{ *)?all (?:real numbers|reals) except(?: for)? *(?:\} *)?([^{}]+?) *\}?$",
+            r"\\mathbb{R}\\setminus\\{\1\\}",
+        ),
+        (r"(?<=\\text\{)([^{}^]*)\^ ?\{ ?(-?[0-9]) ?\}(?=[^{}]*\})", r"\1^\2"),  # \text{km h^{-1}}
+        (r"^R ?\\?\$ ?([0-9.,]+)$", r"\1\\text{ real}"),
+        (r"^([0-9]{1,3}) ?C ?([0-9]{1,2})$", r"C_{\1}^{\2}"),
+        (r"(?<![A-Za-z\\{])C *(\^ *(?:\{ *[0-9]+ *\}|[0-9])) *(_ *(?:\{ *[0-9]+ *\}|[0-9]))", r"C\2\1"),
+    )
+)
 _BELOW: Final = {"half": 2, "third": 3, "quarter": 4}
 _COMMANDS: Final = {
+    **{"lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "varepsilon": r"\epsilon ", "varphi": r"\phi "},
     **{"flatfrac": r"\frac", "surd": r"\sqrt ", "cr": r"\\ ", "minus": "-", "bigcup": r"\cup", "bigcap": r"\cap"},
     **{"lor": r"\text{ or }", "vee": r"\text{ or }", "land": r"\text{ and }", "wedge": r"\text{ and }"},
     **{name: rf"\mathbb{{{name[0]}}}" for name in ("R", "Reals", "reals", "N", "Z", "Q")},
@@ -61,7 +84,7 @@ _COMMANDS: Final = {
 _COMMANDS["reals"] = _COMMANDS["R"]
 _COMMAND: Final = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
 _RARE: Final = re.compile(
-    rf"\\(?:{'|'.join(_COMMANDS)}|[hv]?phantom|[hv]space|hskip|(?:math)?strut|root|[Ss]et|det|over)(?![A-Za-z])"
+    rf"\\(?:{'|'.join(_COMMANDS)}|[hv]?phantom|[hv]space|hskip|(?:math)?strut|root|[Ss]et|over)(?![A-Za-z])"
 )
 _MARKS: Final = re.compile(r"\\checkmark(?![A-Za-z])|&nbsp;|\\square$|\\blacksquare$|\\qed$")
 
@@ -74,15 +97,20 @@ def respelled(text: str) -> str:
     if _RARE.search(text) is not None:
         text = _COMMAND.sub(lambda match: _COMMANDS[match[1]], _UNSEEN.sub(" ", text))
         text = _WRITTEN_SET.sub(r"\\{\1\\}", _ROOT_OF.sub(r"\\sqrt[\1]", text))
-        text = _DETERMINANT.sub(r"\\begin{vmatrix}\2\\end{vmatrix}", text)
         if (over := _OVER.fullmatch(text)) is not None:
             text = rf"\frac{{{over[1]}}}{{{over[2]}}}"
-    if "]" in text and (column := _COLUMN.fullmatch(text)) is not None:
-        text = f"({column[1]})"
+    if "\\begin" in text:
+        text = _DETERMINANT.sub(r"\\begin{vmatrix}\2\\end{vmatrix}", text)
+    if "^" in text and (column := _COLUMN.fullmatch(text)) is not None:
+        text = f"({column[1] or column[2]})"
     if "and" in text and (part := _AND_A_PART.match(text)) is not None:
         text = rf"{part[1]}\frac{{1}}{{{_BELOW[part[2]]}}}{text[part.end() :]}"
     text = _prefixed(_BARE_DOLLAR, r"\$", _prefixed(_NEGATIVE, "-", text))
     text = _CURRENCY.sub(lambda match: _CURRENCIES[match[1].lower()], text)
+    for pattern, common in _COMMON:
+        text = pattern.sub(common, text)
+    if "\\in" in text or "integer" in text:
+        text = counter_spelled(text)
     text = _CELL.sub(r"\1", _ALIGNED.sub(_rows, text))
     text = _UNIT_QUOTIENT.sub(r"\\text{\1}/\\text{\2}\3", text)
     text = _COMBINATIONS.sub(_combinations, text)

@@ -12,8 +12,8 @@ from reward_service.text.expressions import ExpressionError
 from reward_service.text.latex.forms.amounts import ratio
 from reward_service.text.latex.forms.bases import in_base
 from reward_service.text.latex.forms.congruences import reduced, without_modulus
-from reward_service.text.latex.forms.number_words import spelled
-from reward_service.text.latex.matrices import added, scaled, transposed
+from reward_service.text.latex.forms.words import named_set, read_words
+from reward_service.text.latex.matrices import added, inverted, scaled, transposed
 from reward_service.text.latex.read import _SUM, Reader
 from reward_service.text.latex.regions import as_region, variables
 from reward_service.text.latex.shapes import (
@@ -25,11 +25,12 @@ from reward_service.text.latex.shapes import (
     listed,
     named_region,
     piecewise,
+    positive_part,
     significant_digits,
     with_greek_unit,
 )
 from reward_service.text.latex.surface import surface
-from reward_service.text.latex.tokens import CURRENCIES, FUNCTIONS, GREEK, RELATIONS, UNITS, WORDS, tokens
+from reward_service.text.latex.tokens import CURRENCIES, RELATIONS, tokens
 from reward_service.text.latex.units import folded, unit_name
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
@@ -38,16 +39,6 @@ MAX_ITEMS: Final = 200
 
 _SET_SIGNS: Final = ("\\cup", "\\cap", "\\setminus", "\\backslash")
 _CONNECTORS: Final = {"and": "and", "or": "or", "and/or": "or"}
-_CLOCK: Final = re.compile(r"[0-9]{1,2} ?: ?[0-9]{2}(?: ?: ?[0-9]{2})?(?: ?(?:\\text ?\{)? ?[apAP]\.?[mM]\.? ?\}?)?")
-
-# Words without \text: one of four letters and more, as the letters of a product would hardly stand like that.
-_SENTENCE: Final = re.compile(r"(?:[A-Za-z]+ )*[A-Za-z][a-z]{3,}(?: [A-Za-z]+)*")
-_KNOWN_WORDS: Final = frozenset(map(str.lower, {*FUNCTIONS, *WORDS, *GREEK, *UNITS, "and", "or"}))
-
-_NAMED_SETS: Final = {
-    **dict.fromkeys(("all real numbers", "all reals", "real numbers", "reals", "all real x"), "Reals"),
-    **dict.fromkeys(("empty set", "no solution", "no solutions", "no real solution", "no real solutions"), "EmptySet"),
-}
 
 
 def read_answer(text: str, log_base: int | None = None) -> Value:
@@ -56,7 +47,7 @@ def read_answer(text: str, log_base: int | None = None) -> Value:
     Logarithms that name no base are of base `log_base`, natural ones if it is None.
     """
     smooth = surface(text)
-    if (words := _words(smooth)) is not None:
+    if (words := read_words(smooth)) is not None:
         return words
     if (number := in_base(smooth)) is not None:
         return number
@@ -67,30 +58,6 @@ def read_answer(text: str, log_base: int | None = None) -> Value:
     if reader.kind != "end":
         raise ExpressionError(f"{reader.text!r:.30} is not expected here")
     return value
-
-
-def _words(smooth: str) -> Value | None:
-    if _CLOCK.fullmatch(smooth):
-        clock = re.sub(r"\\text|[ {}.]", "", smooth).lower()
-        return Words(clock.removeprefix("0") if re.match(r"0[0-9]:", clock) else clock)
-    if (
-        smooth == "DNE"
-        or _is_spelled(smooth)
-        or (_SENTENCE.fullmatch(smooth) and not set(smooth.lower().split()) & _KNOWN_WORDS)
-    ):
-        return _named_set(folded(smooth))
-    return None
-
-
-def _is_spelled(smooth: str) -> bool:
-    """Whether a number is written in words, alone or before what is counted."""
-    words = folded(smooth)
-    return smooth[:1].isalpha() and (spelled(words) or spelled(words.rpartition(" ")[0])) is not None
-
-
-def _named_set(words: str) -> Value:
-    """What words say, as the set that they name if they name one."""
-    return named_region(_NAMED_SETS[words]) if words in _NAMED_SETS else Words(words)
 
 
 class _Structure(Reader):
@@ -230,15 +197,22 @@ class _Structure(Reader):
             name = letters[1] if letters[0] == "{" else letters[0]
             if name in sets:
                 self.at += 4 if letters[0] == "{" else 2
-                return Region(sets[name])
+                return Region(positive_part(sets[name]) if self._is_positive() else sets[name])
         return None
+
+    def _is_positive(self) -> bool:
+        r"""Passes over `^+`, `^*`, `_{>0}` behind a set of numbers; whether there was one."""
+        ahead = "".join(self.peek(offset).text for offset in range(5))
+        mark = re.match(r"\^\{?[+*]\}?|_\{?\+\}?|_\{>0\}", ahead)
+        self.at += 0 if mark is None else len(mark.group())
+        return mark is not None
 
     def _words_item(self) -> Value:
         words = [self.advance().text]
         while self.kind in ("text", "unit") and not self._at_connector():
             words.append(self.advance().text)
         if self._at_end():
-            return _named_set(folded(" ".join(words)))
+            return named_set(folded(" ".join(words)))
         raise ExpressionError("words stand before an expression")
 
     def _bracketed(self) -> Value | None:
@@ -318,6 +292,9 @@ class _Structure(Reader):
         if self.kind == "^" and self.peek().text in ("T", "\\top"):
             self.at += 2
             return transposed(matrix)
+        if self.kind == "^" and "".join(self.peek(offset).text for offset in range(1, 5)) == "{-1}":
+            self.at += 5
+            return inverted(matrix)
         return matrix
 
     def _quantity(self) -> Value:

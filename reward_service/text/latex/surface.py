@@ -17,6 +17,10 @@ _VULGAR: Final = {
     **{"½": (1, 2), "⅓": (1, 3), "⅔": (2, 3), "¼": (1, 4), "¾": (3, 4), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5)},
     **{"⅘": (4, 5), "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8)},
 }
+_GREEK: Final = (
+    "alpha beta gamma delta epsilon zeta eta theta kappa lambda rho sigma tau phi chi psi omega"
+    " Gamma Delta Sigma Phi Psi"
+)
 _LOOKALIKES: Final = {
     **{"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "∗": "*", "π": r"\pi "},
     **{"∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∈": r"\in ", "∪": r"\cup "},
@@ -34,7 +38,22 @@ _LOOKALIKES: Final = {
         "⟨": r"\langle ",
         "⟩": r"\rangle ",
     },
-    **{"∣": "|", "Δ": r"\Delta ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "φ": r"\phi "},
+    **{"∣": "|", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil "},
+    **{
+        "⌉": r"\rceil ",
+        "（": "(",
+        "）": ")",
+        "，": ", ",
+        "﹣": "-",
+        "－": "-",
+        "＋": "+",
+        "＝": "=",
+        "〈": r"\langle ",
+    },
+    **{"〉": r"\rangle ", "℃": r"\degree C", "℉": r"\degree F", "∧": r"\wedge ", "∨": r"\vee ", "∖": r"\setminus "},
+    **dict.fromkeys("≦⩽", r"\le "),
+    **dict.fromkeys("≧⩾", r"\ge "),
+    **{letter: rf"\{name} " for letter, name in zip("αβγδεζηθκλρστφχψωΓΔΣΦΨ", _GREEK.split(), strict=True)},
 }
 _TRANSLATION: Final = str.maketrans(_LOOKALIKES)
 
@@ -58,18 +77,24 @@ _ROW_GAP: Final = re.compile(r"\\\\\*?\s*\[\s*-?[0-9.]+\s*(?:pt|em|ex|mm|cm|in)\
 _BRACED_ARRAY: Final = re.compile(
     r"\\left\s*\\\{\s*\\begin\s*\{array\}(.*?)\\end\s*\{array\}\s*\\right\s*(?:\.|$)", re.DOTALL
 )
+_ANGLES: Final = re.compile(r"(?:\\left *|^\s*)<([^<>]*,[^<>]*?)(?:\\right *)?>(?=\s*$|\s*[=+])")
+_SIGNS_IN_BRACES: Final = re.compile(r"(?<![A-Za-z^_])\{\s*([-+=<>])\s*\}")
 _PREFIXED: Final = {"over": "frac", "choose": "binom"}
 _DEGREES: Final = re.compile(
-    r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:textdegree|degree|deg)(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|°)\s*\}|(?<=\d)\s*degrees?\b"
+    r"(?:\{\s*\}\s*)?\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\(?:textdegree|degree|deg)(?![A-Za-z])|\\text\s*\{\s*(?:degrees?|°)\s*\}"
+    r"|(?<=\d)\s*(?:degrees?\b|\^\s*(?:o(?![A-Za-z])|\{\s*o\s*\}|\{?\s*\\text\s*\{\s*o\s*\}\s*\}?))"
+    r"|\\text\s*\{\s*degrees?\s*(?=(?:[CF]|[Cc]elsius|[Ff]ahrenheit)\s*\})"
 )
-_TEMPERATURE: Final = re.compile(r"\\degree *(?:\\text ?\{ ?)?([CF])(?:elsius|ahrenheit)?(?![A-Za-z])(?: ?\})?")
+_TEMPERATURE: Final = re.compile(
+    r"\\degree *(?:\\text ?\{ ?)?(c|f)(?:elsius|ahrenheit)?(?![A-Za-z])(?: ?\})?", re.IGNORECASE
+)
 # 0.333... and 0.1212... repeat; what repeats from further on (2.718281828...) may do so by chance
 _GOES_ON: Final = re.compile(
     r"(?<![0-9])([0-9]*\.(?:[0-9]*?(?=([0-9])\2\2)|))([0-9]{1,6}?)\3+ ?\\(?:ldots|dots|cdots)(?![A-Za-z])"
 )
 _DECIMAL_DOTS: Final = re.compile(r"(?<=\.)([0-9]{4,}) ?\\(?:ldots|dots|cdots)(?![A-Za-z])")
 _UNION: Final = re.compile(r"(?<=[)\]}]) ?U ?(?=[(\[\\])")
-_TIMES_TEN: Final = re.compile(r"(?<=[0-9]) ?x ?(?=10 ?(?:\^|\*\*))")
+_TIMES_TEN: Final = re.compile(r"(?<=[0-9]) ?(?:x|\\text ?\{ ?x ?\}) ?(?=10 ?(?:\^|\*\*))")
 _ORDINAL: Final = re.compile(
     r"(?<=\d)\s*(?:\^\s*\{?\s*|)(?:\\text\s*\{\s*)?(?:st|nd|rd|th)(?:\s*\})?(?:\s*\})?(?![A-Za-z])", re.IGNORECASE
 )
@@ -87,7 +112,9 @@ _COMMA_GROUPS: Final = re.compile(
 )
 _BLANK_GROUPS: Final = re.compile(r"(?<![0-9.,] )(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9/]| [0-9]+(?![0-9/]))")
 _BLANK_GROUPS_ABOVE: Final = re.compile(r"(?<![0-9.,])([0-9]{1,3}(?: [0-9]{3})*?) ([0-9]{3})(?=/([0-9]+))")
-_QUOTE_GROUPS: Final = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:'[0-9]{3})+(?![0-9'])")
+_MARKED_GROUPS: Final = re.compile(  # an index of three digits would be no base
+    r"(?<![0-9.,])[0-9]{1,3}(?:(?:'[0-9]{3})+|(?:\\?_[0-9]{3})+)(?![0-9'_])"
+)
 _EUROPEAN: Final = re.compile(
     r"(?<![0-9.,])[0-9]{1,3}(?:\.[0-9]{3}){2,}(?:(?:,|\{,\})[0-9]+)?(?![0-9.,])|"
     r"(?<![0-9.,])[0-9]{1,3}\.[0-9]{3}(?:,|\{,\})[0-9]{1,2}(?![0-9.,])|"
@@ -109,6 +136,7 @@ def surface(text: str) -> str:
     text = text.replace("...", "\\ldots ").replace("\\\\%", "%")
     if "\\begin" not in text:  # where nothing has rows, a command behind two backslashes was escaped twice
         text = re.sub(r"\\\\(?=[A-Za-z{}])", r"\\", text)
+    text = _SIGNS_IN_BRACES.sub(r"\1", _ANGLES.sub(r"\\langle \1\\rangle ", text))
     text = _BRACED_ARRAY.sub(r"\\begin{cases}\1\\end{cases}", text)
     text = _NULL_DELIMITER.sub(" ", text)
     text = _STYLES.sub(" ", _ROW_GAP.sub(r"\\\\ ", text))
@@ -120,16 +148,16 @@ def surface(text: str) -> str:
     text = numbers_joined(text)
     text = _DECIMAL_DOTS.sub(r"\1", _GOES_ON.sub(r"\1\\overline{\3}", text))
     text = _TIMES_TEN.sub(r"\\times ", _UNION.sub(r"\\cup ", text))
-    text = _TEMPERATURE.sub(r"\\text{degree \1}", _DEGREES.sub(r"\\degree ", text))
+    text = _TEMPERATURE.sub(lambda match: rf"\text{{degree {match[1].upper()}}}", _DEGREES.sub(r"\\degree ", text))
     text = _ORDINAL.sub(" ", text)
     text = _PERCENT.sub("%", text)
     text = text.replace("\\{", "\\lbrace ").replace("\\}", "\\rbrace ").replace("\\|", "|")
-    text = re.sub(r"\\mid(?![A-Za-z])", "|", re.sub(r"\\colon(?![A-Za-z])|\{:\}", ":", text))
+    text = re.sub(r"\\(?:mid|vert)(?![A-Za-z])", "|", re.sub(r"\\colon(?![A-Za-z])|\{:\}", ":", text))
     text = amounts_spelled(_SPACES.sub(" ", text.replace("\\\\", "\\newline ")).strip())
     text = re.sub(r"\s+", " ", text).strip(" ")
     while text[-1:] in (".", ",", ";", ":", "\\") and text and not text.endswith(".."):
         text = text[:-1].rstrip(" ")
-    return text
+    return text.removesuffix("\\newline").rstrip(" ")
 
 
 def _prefix_off(text: str) -> str:
@@ -141,7 +169,7 @@ def numbers_joined(text: str) -> str:
     """`text` with its thousands separators out of the numbers; a comma only where no list can be meant."""
     text = _EUROPEAN.sub(lambda match: re.sub(r"\{?,\}?", ".", re.sub(r"[. ]", "", match.group())), text)
     text = _GROUPS.sub(lambda match: match[1] + re.sub(r"[^0-9]", "", match[2]), text)
-    text = _QUOTE_GROUPS.sub(lambda match: match.group().replace("'", ""), text)
+    text = _MARKED_GROUPS.sub(lambda match: re.sub(r"[^0-9]", "", match.group()), text)
     text = _BLANK_GROUPS_ABOVE.sub(_above_a_line, text)
     text = _BLANK_GROUPS.sub(lambda match: match.group().replace(" ", ""), text)
     text = _DECIMAL_COMMA.sub(".", text)

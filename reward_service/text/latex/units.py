@@ -17,7 +17,7 @@ _SYNONYMS: Final = {
     **dict.fromkeys(("yard",), "yd"),
     **dict.fromkeys(("mile",), "mi"),
     **dict.fromkeys(("gram",), "g"),
-    **dict.fromkeys(("kilogram",), "kg"),
+    **dict.fromkeys(("kilogram", "kilo"), "kg"),
     **dict.fromkeys(("pound", "lbs"), "lb"),
     **dict.fromkeys(("ounce",), "oz"),
     **dict.fromkeys(("second", "sec"), "s"),
@@ -109,4 +109,5 @@ def denies(words: str) -> bool:
 def folded(words: str) -> str:
     """Words in lower case, single blanks, no punctuation at their ends and no article."""
     words = re.sub(r"^(?:the|an?) (?=\w)", "", " ".join(words.lower().replace("-", " ").split()).strip(" .,'\""))
+    words = re.sub(r"^(?:there (?:is|are)|limit) (?=no |does not)", "", words)
     return {"dne": "does not exist"}.get(words, words)

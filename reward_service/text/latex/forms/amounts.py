@@ -60,6 +60,7 @@ _CLOCKED: Final = re.compile(
     r"(?:([0-9]+) ?d )?([0-9]+) ?h(?:rs?)?\.? ?([0-9]+) ?m(?:in)?s?\.?(?: ?([0-9]+) ?s(?:ec)?s?\.?)?"
 )
 _FEET: Final = re.compile(r"([0-9]+) ?' ?([0-9]+(?:\.[0-9]+)?) ?(?:''|\"|' ')")
+_INCHES: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:''|\"|' ')")
 _ARC: Final = re.compile(
     r"([0-9]+) ?\\degree ?([0-9]+) ?(?:'|\^ ?\{? ?\\prime ?\}?|\\text ?\{ ?minutes? ?\})"
     r"(?: ?([0-9]+) ?(?:''|\"))?(?!')"
@@ -79,6 +80,8 @@ def amounts_spelled(text: str) -> str:
         return " ".join(rf"{count}\text{{ {name}}}" for count, name in names if count is not None)
     if "'" in text and (feet := _FEET.fullmatch(text)) is not None:
         return rf"{feet[1]}\text{{ ft}} {feet[2]}\text{{ inch}}"
+    if text.endswith(("'", '"')) and (inches := _INCHES.fullmatch(text)) is not None:
+        return rf"{inches[1]}\text{{ inch}}"
     if "\\degree" in text:
         return _ARC.sub(_degrees, text)
     if "in" in text or "and" in text:

@@ -16,14 +16,20 @@ _IN_BASE: Final = re.compile(
     r"\(?(?:\\text ?\{)?([0-9A-F]+|[0-9a-f]{2,})\}?\)? ?_ ?\{? ?\(?(?:\\text ?\{ ?)?([0-9]+|[a-z]+)\)?(?: ?\})*"
 )
 
+_PREFIXES: Final = {"x": 16, "b": 2, "o": 8}
+_PREFIXED: Final = re.compile(r"0(x(?=[0-9a-f]+$)|b(?=[01]+$)|o(?=[0-7]+$))(\w+)", re.IGNORECASE)
+
 
 def in_base(text: str) -> Quantity | None:
-    r"""`2516_8`, `1010_{\text{two}}` as a number; None for what is none.
+    r"""`2516_8`, `1010_{\text{two}}`, `0x1F` as a number; None for what is none.
 
     ExpressionError if there are digits that the base has not.
     """
     import sympy
 
+    if (prefixed := _PREFIXED.fullmatch(text)) is not None:
+        base = _PREFIXES[prefixed[1].lower()]
+        return Quantity(sympy.Integer(int(prefixed[2], base)), base=base)
     if "_" not in text or (match := _IN_BASE.fullmatch(text)) is None:
         return None
     base = int(match[2]) if match[2].isdigit() else _BASES.get(match[2], 0)
