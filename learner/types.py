@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import pickle
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, cast
 
 from rollout_server.arrays import Packed, TokenIds
 from rollout_server.pickling import pickled_by_fields
@@ -82,6 +84,30 @@ class ScoredGroup:
             for column in ([member.total for member in scored if member.total is not None], *_by_turn(scored))
             if column
         )
+
+
+class SealedGroup(ScoredGroup):
+    """A group that keeps its own pickle: who only passes it on pickles it again at the price of a copy."""
+
+    __slots__ = ("_content",)
+    _content: bytes
+
+    @classmethod
+    def of(cls, group: ScoredGroup) -> ScoredGroup:
+        return _unsealed(pickle.dumps(group, pickle.HIGHEST_PROTOCOL))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if hasattr(self, "_content"):
+            return _unsealed, (self._content,)
+        return cast(tuple[Any, ...], super().__reduce__())  # of `dataclasses.replace`: it is another group
+
+
+def _unsealed(content: bytes) -> SealedGroup:
+    group, sealed = pickle.loads(content), object.__new__(SealedGroup)
+    for each in fields(ScoredGroup):
+        object.__setattr__(sealed, each.name, getattr(group, each.name))
+    object.__setattr__(sealed, "_content", content)
+    return sealed
 
 
 def _by_turn(members: Sequence[ScoredCompletion]) -> list[list[float]]:

@@ -60,8 +60,9 @@ async def before(end: asyncio.Future[Any], work: Awaitable[Result]) -> tuple[Res
         await asyncio.wait([task, end], return_when=asyncio.FIRST_COMPLETED)
         return (task.result(),) if task.done() else None
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def kept_on(work: asyncio.Future[Result]) -> Result:

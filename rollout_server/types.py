@@ -189,6 +189,8 @@ class Completion:
     @property
     def num_sampled(self) -> int:
         """How many of the tokens were sampled."""
+        if not self.is_episode:
+            return len(self.token_ids)
         return sum(stop - start for start, stop in self.sampled)
 
     def pieces(self, prompt_token_ids: TokenIds) -> tuple[tuple[TokenIds, int, int], ...]:

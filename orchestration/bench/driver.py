@@ -34,11 +34,19 @@ from orchestration.cluster.nodes import own_node_id
 from orchestration.cluster.reward.beside import BesideScorer
 from orchestration.cluster.reward.deployment import new_restarts, reward_client
 from orchestration.cluster.reward.keeper import RewardKeeper
+from orchestration.cluster.upkeep.garbage import collect_seldom
 from orchestration.cluster.upkeep.pool import RolloutPool
 from orchestration.cluster.upkeep.sessions import remove_session
 from orchestration.cluster.upkeep.whereabouts import Whereabouts
 from orchestration.run.flow import Batch, FlowSettings, RolloutFlow
-from orchestration.run.ledger.records import RunState, StepRecord, write_record
+from orchestration.run.ledger.records import (
+    RunState,
+    StepRecord,
+    encodable,
+    given_to_rewards,
+    storable,
+    write_record,
+)
 from orchestration.run.ledger.tables import table_bytes
 from orchestration.run.metrics import PhaseClock, step_row
 from orchestration.run.ports import Generator, Scorer
@@ -88,7 +96,8 @@ class StubEngines:
 
     async def generate_scored(self, asked: bytes) -> bytes:
         prompt, sampling, problem, text, address = pickle.loads(asked)
-        drawn = await self._scorer.score(problem, text, self._answer(prompt, sampling), address)
+        built = BuiltPrompt(problem=problem, prompt=prompt, text=text)
+        drawn = await self._scorer.score(built, self._answer(prompt, sampling), address)
         return pickle.dumps(drawn, pickle.HIGHEST_PROTOCOL)
 
     def _answer(self, prompt: Prompt, sampling: SamplingParams) -> list[Completion]:
@@ -191,6 +200,8 @@ async def _measure(options: DriverBench, progress: Progress) -> dict[str, Any]:
 
 async def _measured(driver: _Driver, options: DriverBench, progress: Progress) -> dict[str, Any]:
     await driver.start()
+    await driver.steps(groups=64, length=min(options.lengths), at_least=256)  # imports, connections
+    collect_seldom()
     figures: dict[str, float] = {}
     base, shortest = max(options.num_workers, 64), min(options.lengths)
     for length in options.lengths:
@@ -274,8 +285,8 @@ class _Driver:
         await self.pool.close()
 
     async def steps(self, *, groups: int, length: int, at_least: int, generator: Generator | None = None) -> _Cost:
-        """Steps of so many groups, one that is not counted first, until there were `at_least` groups; scored by their
-        workers, unless a generator says otherwise."""
+        """Steps of so many groups until there were `at_least` groups, all from the first asked for to the last in the
+        books; scored by their workers, unless a generator says otherwise."""
         num_steps = -(-at_least // groups)
         sampling = SamplingParams(num_generations=self._options.num_generations, max_completion_length=length)
         settings = FlowSettings(
@@ -284,7 +295,7 @@ class _Driver:
             drop_flat_groups=False,
             max_refills=0,
             sampling=sampling,
-            max_batches=num_steps + 1,
+            max_batches=num_steps,
         )
         flow = RolloutFlow(
             generator=generator or self._generator,
@@ -293,11 +304,9 @@ class _Driver:
             settings=settings,
             clock=PhaseClock(),
         )
-        books = 0.0
+        cpu, wall, books = time.process_time(), time.perf_counter(), 0.0
         with tempfile.TemporaryDirectory(prefix="rlvr-bench-driver-") as folder:
-            for step in range(num_steps + 1):
-                if step == 1:
-                    cpu, wall, books = time.process_time(), time.perf_counter(), 0.0
+            for step in range(num_steps):
                 batch = await flow.next_batch()
                 update = await self._learner.update(batch.scored_P)
                 flow.learned()
@@ -323,8 +332,9 @@ def _keep_books(batch: Batch, update: UpdateMetrics, reward_names: Sequence[str]
         step_seconds=1.0,
     )
     record = StepRecord(
-        groups_P=batch.scored_P,
-        prompt_texts={group.built.prompt.prompt_id: group.built.text for group in batch.groups_P},
+        groups_P=storable(batch.scored_P),
+        references={group.built.prompt.prompt_id: given_to_rewards(group.built.problem) for group in batch.groups_P},
+        prompt_texts={group.built.prompt.prompt_id: encodable(group.built.text) for group in batch.groups_P},
         seeds=tuple(group.seed for group in batch.groups_P),
         reward_names=tuple(reward_names),
         update=update,

@@ -20,6 +20,7 @@ from orchestration.cluster.upkeep.whereabouts import Whereabouts
 from orchestration.concurrency import kept_on
 from orchestration.models.here import model_here
 from orchestration.settings.config import RunConfig
+from orchestration.types import BuiltPrompt
 from rollout_server.types import (
     AdapterPayload,
     AdapterProbe,
@@ -95,7 +96,9 @@ class RolloutActor:
         completions_G = await self._generate(prompt, sampling)
         self._num_scoring += 1
         try:
-            drawn = await self._beside.score(problem, text, completions_G, address)
+            drawn = await self._beside.score(
+                BuiltPrompt(problem=problem, prompt=prompt, text=text), completions_G, address
+            )
         finally:
             self._num_scoring -= 1
         return pickle.dumps(drawn, pickle.HIGHEST_PROTOCOL)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from learner.errors import LearnerError
 from orchestration.cluster.reward.deployment import reward_client
 from orchestration.cluster.upkeep.ahead import import_ahead
+from orchestration.cluster.upkeep.garbage import collect_seldom
 from orchestration.commands.report import write_report
 from orchestration.concurrency import unless_set, within
 from orchestration.data.problems import Problems
@@ -103,6 +104,7 @@ async def _train(config: RunConfig) -> int:
                         "warning",
                         f"{len(held_out.skipped)} held-out prompts are longer than the context and were skipped",
                     )
+                collect_seldom()
                 summary = await TrainingLoop(config, rooms, folder, reporter, stop).run()
         finally:
             _seal(folder, shown)

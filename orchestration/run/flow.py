@@ -17,7 +17,7 @@ from typing import Protocol
 from learner.types import ScoredGroup
 from orchestration.run.lookahead import Lookahead
 from orchestration.run.metrics import Block
-from orchestration.run.ports import Drawn, Generator, Scorer, ScoringGenerator
+from orchestration.run.ports import Drawn, Generator, Scorer, ScoringGenerator, scored_group
 from orchestration.types import BuiltPrompt
 from rollout_server.types import Prompt, SamplingParams, Turn
 
@@ -140,6 +140,7 @@ class RolloutFlow:
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self._generator, self._scorer, self._source = generator, scorer, source
+        self._scoring = generator if isinstance(generator, ScoringGenerator) else None
         self._settings, self._clock, self._on_progress = settings, clock, on_progress
         self._admitted: dict[int, _Admitted] = {}
         self._num_admitted = 0  # counts names for groups; never goes down
@@ -296,23 +297,19 @@ class RolloutFlow:
         with self._clock.phase("generation") as generating:
             drawn = await self._draw_group(built, prompt)
             generating.was_later("scoring", drawn.scoring_s)
+        if drawn.group is not None:
+            self._generated_tokens += sum(member.completion.num_sampled for member in drawn.group.members)
+            return drawn.group
         self._generated_tokens += sum(completion.num_sampled for completion in drawn.completions_G)
-        members_G = drawn.members_G
-        if members_G is None:
-            with self._clock.phase("scoring"):
-                members_G = await self._scorer.score(built.problem, built.text, drawn.completions_G)
-        return ScoredGroup(
-            prompt_id=built.prompt.prompt_id,
-            prompt_token_ids=built.prompt.token_ids,
-            members=tuple(members_G),
-            category=built.problem.category,
-        )
+        with self._clock.phase("scoring"):
+            members_G = await self._scorer.score(built.problem, built.text, drawn.completions_G)
+        return scored_group(built, members_G)
 
     async def _draw_group(self, built: BuiltPrompt, prompt: Prompt) -> Drawn:
-        generator, sampling = self._generator, self._settings.sampling
-        if isinstance(generator, ScoringGenerator):
-            return await generator.generate_scored(built, prompt, sampling)
-        return Drawn(completions_G=await generator.generate(prompt, sampling))
+        sampling = self._settings.sampling
+        if self._scoring is not None:
+            return await self._scoring.generate_scored(built, prompt, sampling)
+        return Drawn(completions_G=await self._generator.generate(prompt, sampling))
 
     def _throw_away(self, group: ScoredGroup) -> bool:
         bound = self._settings.max_refills * self._settings.prompts_per_step

@@ -41,13 +41,24 @@ class Generator(Protocol):
 class Drawn:
     """Completions of one prompt, as they come from their worker."""
 
-    completions_G: Sequence[Completion]
-    members_G: Sequence[ScoredCompletion] | None = None
-    """Scored there; None: still to be scored."""
+    completions_G: Sequence[Completion] = ()
+    """Still to be scored."""
+    group: ScoredGroup | None = None
+    """Or scored there."""
     scoring_s: float = 0.0
     """How much of the time they took was spent on scores, the last of it; seconds."""
     problem: str = ""
     """Why they were not scored there."""
+
+
+def scored_group(built: BuiltPrompt, members_G: Sequence[ScoredCompletion]) -> ScoredGroup:
+    """The completions of a problem, with their scores, as what is learned from."""
+    return ScoredGroup(
+        prompt_id=built.prompt.prompt_id,
+        prompt_token_ids=built.prompt.token_ids,
+        members=tuple(members_G),
+        category=built.problem.category,
+    )
 
 
 @runtime_checkable

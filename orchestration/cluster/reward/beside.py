@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from learner.types import SealedGroup
 from orchestration.errors import one_line
-from orchestration.run.ports import Drawn, Scorer
+from orchestration.run.ports import Drawn, Scorer, scored_group
 from orchestration.run.scorer import make_scorers
 from orchestration.settings.config import RunConfig
 from orchestration.settings.rewards import RewardConfig
-from orchestration.types import Problem
+from orchestration.types import BuiltPrompt
 from reward_service.clients.asynchronous import RewardClient
 from rollout_server.pickling import pickled_by_fields
 from rollout_server.types import Completion
@@ -87,9 +88,7 @@ class BesideScorer:
         self._scorer: Scorer | None = None
         self._not_before = 0.0
 
-    async def score(
-        self, problem: Problem, prompt_text: str, completions_G: Sequence[Completion], address: ServiceAddress
-    ) -> Drawn:
+    async def score(self, built: BuiltPrompt, completions_G: Sequence[Completion], address: ServiceAddress) -> Drawn:
         """The completions with their scores, or with why they have none. Never raises."""
         now = time.perf_counter
         began = now()
@@ -98,11 +97,11 @@ class BesideScorer:
                 self._scorer, self._address, self._not_before = self._scorer_at(address), address, 0.0
             if began < self._not_before:
                 return Drawn(completions_G=completions_G)
-            members_G = await self._scorer.score(problem, prompt_text, completions_G)
+            members_G = await self._scorer.score(built.problem, built.text, completions_G)
         except Exception as error:  # the driver meets it too, and knows what to do
             self._not_before = now() + AGAIN_S
             return Drawn(completions_G=completions_G, scoring_s=now() - began, problem=one_line(error, 500))
-        return Drawn(completions_G=completions_G, members_G=members_G, scoring_s=now() - began)
+        return Drawn(group=SealedGroup.of(scored_group(built, members_G)), scoring_s=now() - began)
 
     def _scorer_at(self, address: ServiceAddress) -> Scorer:
         """The client before it, of a service that is gone, is left to the calls that still have it."""

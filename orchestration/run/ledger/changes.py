@@ -35,7 +35,8 @@ def where_to_go_on(run_dir: Path, config: RunConfig, problems: str) -> Resumable
     if found is None:
         return None
     same = not found.state.problems or found.state.problems == problems
-    changed = changed_settings(_settings_then(run_dir), config.model_dump(mode="json"))
+    then = _settings_then(run_dir)
+    changed = changed_settings(then, config.model_dump(mode="json"))
     bound = {name: values for name, values in changed.items() if _binds(name) and not (same and _is_path(values))}
     differences = _listed(bound)
     if not same and not any(name.startswith("data.") for name in bound):
@@ -47,7 +48,8 @@ def where_to_go_on(run_dir: Path, config: RunConfig, problems: str) -> Resumable
             f"run_dir to start anew"
         )
     free = {name: values for name, values in changed.items() if name not in bound and name not in _SILENT}
-    return replace(found, changed=_listed(free))
+    damaged = () if then else (f"{run_dir / CONFIG_FILE} cannot be read: nobody has compared the settings with it",)
+    return replace(found, changed=_listed(free), damaged=(*found.damaged, *damaged))
 
 
 def changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -61,9 +61,9 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, rows: RowsFile, resumable: Resumable | None = None, trail: Trail | None = None
+        self, path: Path, rows: RowsFile, config: bytes, resumable: Resumable | None = None, trail: Trail | None = None
     ) -> None:
-        self.path = path
+        self.path, self._config = path, config
         self.resumable = resumable
         """Where the run goes on."""
         self._rows = rows
@@ -85,11 +85,13 @@ class RunFolder:
         with _explained(path, ConfigError):
             path.mkdir(parents=True, exist_ok=True)
             _refuse_foreign_content(path)
-            rows = RowsFile(path / METRICS_FILE)
+            with _explained(path / METRICS_FILE, ConfigError):
+                rows = RowsFile(path / METRICS_FILE)
             try:
                 resumable = find(path)
                 _clear_leftovers(path)
-                atomic_write(path / CONFIG_FILE, dump_config(config).encode())
+                settings = dump_config(config).encode()
+                atomic_write(path / CONFIG_FILE, settings)
                 trail = _open_trail(path) if config.audit else None
             except BaseException:
                 rows.close()
@@ -98,7 +100,7 @@ class RunFolder:
                         (path / METRICS_FILE).unlink()
                         path.rmdir()
                 raise
-        return cls(path, rows, resumable, trail)
+        return cls(path, rows, settings, resumable, trail)
 
     @property
     def adapter_path(self) -> Path:
@@ -207,6 +209,13 @@ class RunFolder:
             atomic_write(path, to_json(summary, indent=2) + b"\n")
         return path
 
+    def mark(self) -> None:
+        """Write `config.yaml` again if it is gone, with the whole folder perhaps: without it nobody can go on there."""
+        path = self.path / CONFIG_FILE
+        if not path.exists():
+            with _explained(path):
+                atomic_write(path, self._config)
+
     def close(self) -> None:
         """Let go of the folder; another process may then take it."""
         self._rows.close()
@@ -279,8 +288,16 @@ def _refuse_foreign_content(path: Path) -> None:
     content = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
     if content and not (path / CONFIG_FILE).is_file():
         raise ConfigError(f"run_dir={str(path)!r} is not empty and not a run's folder; choose another run_dir")
-    if (path / SUMMARY_FILE).is_file() and read_status(path) in ("finished", None):  # None: not ours to throw away
+    if not (path / SUMMARY_FILE).is_file():
+        return
+    status = read_status(path)
+    if status == "finished":
         raise ConfigError(f"run_dir={str(path)!r} holds a finished run; choose another run_dir")
+    if status is None:  # not ours to throw away
+        raise ConfigError(
+            f"{path / SUMMARY_FILE} cannot be read: if the run is not finished, remove it to go on; or choose another "
+            f"run_dir"
+        )
 
 
 def read_status(path: Path) -> str | None:
@@ -334,4 +351,6 @@ def _explained(path: Path, wrong_place: type[RlvrError] = RlvrError) -> Iterator
             raise MachineError(f"cannot write {path}: {reason}; free some space or choose another run_dir") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
             raise wrong_place(f"cannot write {path}: {reason}; choose another run_dir") from error
+        if error.errno == errno.ENOENT:
+            raise RlvrError(f"cannot write {path}: its folder is gone; was it removed or moved meanwhile?") from error
         raise RlvrError(f"cannot write {path}: {reason}") from error

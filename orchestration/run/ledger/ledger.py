@@ -136,6 +136,7 @@ class Ledger:
     async def write_checkpoint(self, files: Mapping[str, bytes]) -> None:
         """The same, waited for. Raises LearnerError when it cannot be written."""
         await self._learner.save_checkpoint(str(self._folder.path / CHECKPOINTS_FOLDER), files)
+        await asyncio.to_thread(self._folder.mark)
         await asyncio.to_thread(self._prune)
 
     def _prune(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
+from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.errors import DataError
 from orchestration.run.ledger.names import RECORDS_FOLDER
 from orchestration.storage.atomic import atomic_write
@@ -178,19 +178,27 @@ def _packed_again(kind: type[Packed[Any]], content: bytes | list[Any]) -> Packed
 
 def storable(groups: Sequence[ScoredGroup]) -> tuple[ScoredGroup, ...]:
     """The same groups, with lone surrogates replaced in their texts, which have no form in a file."""
-    return tuple(replace(group, members=tuple(map(_storable, group.members))) for group in groups)
+    return tuple(map(_storable, groups))
 
 
-def _storable(member: ScoredCompletion) -> ScoredCompletion:
-    text = encodable(member.completion.text)
-    if text == member.completion.text:
-        return member
-    return replace(member, completion=replace(member.completion, text=text))
+def _storable(group: ScoredGroup) -> ScoredGroup:
+    texts = [encodable(member.completion.text) for member in group.members]
+    if all(text is member.completion.text for text, member in zip(texts, group.members, strict=True)):
+        return group
+    pairs = zip(texts, group.members, strict=True)
+    members = [replace(member, completion=replace(member.completion, text=text)) for text, member in pairs]
+    return replace(group, members=tuple(members))
 
 
 def encodable(text: str) -> str:
     """Lone surrogates have no UTF-8 form; everything else passes unchanged."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode("utf-8")
+    return text
 
 
 def given_to_rewards(problem: Problem) -> str:

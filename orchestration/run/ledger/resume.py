@@ -88,7 +88,7 @@ def find_resumable(run_dir: Path, *, from_adapter: bool = False) -> Resumable | 
     found = find_checkpoint(root)
     learned = 0 if found.newest is None else step_of(found.newest)
     records, damage = _records_after(run_dir, learned)
-    damaged = (*(f"{sentence}; an older checkpoint is used" for sentence in found.damaged), *damage)
+    damaged = (*(f"{sentence}; it is passed over" for sentence in found.damaged), *damage)
     if found.newest is not None:
         state = _read_state(found.newest)
         late = _read_optional(found.newest / UNANSWERED_FILE, StepRecord)

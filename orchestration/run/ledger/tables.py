@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain, zip_longest
 from typing import Any
 
@@ -46,62 +46,53 @@ def completions_table(record: StepRecord) -> Any:
     """
     import pyarrow as pa
 
-    groups, reward_names = record.groups_P, record.reward_names
-    references = {prompt: _as_json(given) for prompt, given in record.references.items()}
-    advantages = record.update.advantages or [[None] * len(group.members) for group in groups]
-    rows = [
-        {
-            "step": record.step,
-            "completion_id": completion_id(record.step, index, number),
-            "category": group.category,
-            "prompt_id": group.prompt_id,
-            "prompt": encodable(record.prompt_texts[group.prompt_id]),
-            "completion": encodable(member.completion.text),
-            "reference": references.get(group.prompt_id, (None, None))[0],
-            "metadata": references.get(group.prompt_id, (None, None))[1],
-            **{f"reward_{name}": reward for name, reward in zip(reward_names, member.rewards, strict=True)},
-            **{f"reason_{name}": reason for name, reason in zip(reward_names, member.reasons, strict=False)},
-            "total": member.total,
-            "advantage": advantage,
-            "item_id": member.item_id or None,
-            "adapter_version": member.completion.adapter_version,
-            "finish_reason": str(member.completion.finish_reason),
-            "num_tokens": len(member.completion.token_ids),
-            "turns": _turns(member),
-            "failure": member.completion.failure,
-        }
-        for index, (group, group_advantages) in enumerate(zip(groups, advantages, strict=True))
-        for number, (member, advantage) in enumerate(zip(group.members, group_advantages, strict=True))
-    ]
-    schema = pa.schema(
-        [
-            ("step", pa.int64()),
-            ("completion_id", pa.string()),
-            ("category", pa.string()),
-            ("prompt_id", pa.string()),
-            ("prompt", pa.string()),
-            ("completion", pa.string()),
-            ("reference", pa.string()),
-            ("metadata", pa.string()),
-            *((f"reward_{name}", pa.float64()) for name in reward_names),
-            *((f"reason_{name}", pa.string()) for name in reward_names),
-            ("total", pa.float64()),
-            ("advantage", pa.float64()),
-            ("item_id", pa.string()),
-            ("adapter_version", pa.int64()),
-            ("finish_reason", pa.string()),
-            ("num_tokens", pa.int64()),
-            ("turns", pa.list_(pa.struct([(name, getattr(pa, kind)()) for name, kind in (*_TURN, *_BESIDE)]))),
-            ("failure", pa.string()),
-        ]
-    )
-    table = pa.Table.from_pylist(rows, schema=schema)
+    groups, numbers = record.groups_P, zip(_NUMBERS, (pa.int32(), pa.float32()), strict=True)
+    columns = [(name, pa.array(values, type=kind)) for name, kind, values in _columns(record)]
     completions = [member.completion for group in groups for member in group.members]
-    for name, kind in zip(_NUMBERS, (pa.int32(), pa.float32()), strict=True):
-        column = _lists(kind, [getattr(completion, name) for completion in completions])
-        table = table.append_column(pa.field(name, pa.list_(kind)), column)
+    columns += [
+        (name, _lists(kind, [getattr(completion, name) for completion in completions])) for name, kind in numbers
+    ]
     ratios = record.update.log_ratios or [[None] * len(group.members) for group in groups]
-    return table.append_column(RATIOS, pa.array(map(_nats, chain(*ratios)), type=pa.list_(pa.float32())))
+    columns.append((RATIOS, pa.array(map(_nats, chain(*ratios)), type=pa.list_(pa.float32()))))
+    return pa.table(dict(columns))
+
+
+def _columns(record: StepRecord) -> Iterator[tuple[str, Any, list[Any]]]:
+    """Name, type and values of each column that is not of numbers of tokens."""
+    import pyarrow as pa
+
+    groups, text = record.groups_P, pa.string()
+    sizes = [len(group.members) for group in groups]
+    members = [member for group in groups for member in group.members]
+    completions = [member.completion for member in members]
+    given = [_as_json(record.references.get(group.prompt_id)) for group in groups]
+
+    def of_groups(values: Iterable[Any]) -> list[Any]:
+        """A group's value for each of its members."""
+        return [value for value, size in zip(values, sizes, strict=True) for _ in range(size)]
+
+    names = (completion_id(record.step, index, number) for index, size in enumerate(sizes) for number in range(size))
+    yield "step", pa.int64(), [record.step] * len(members)
+    yield "completion_id", text, list(names)
+    yield "category", text, of_groups(group.category for group in groups)
+    yield "prompt_id", text, of_groups(group.prompt_id for group in groups)
+    yield "prompt", text, of_groups(encodable(record.prompt_texts[group.prompt_id]) for group in groups)
+    yield "completion", text, [encodable(completion.text) for completion in completions]
+    yield "reference", text, of_groups(reference for reference, _ in given)
+    yield "metadata", text, of_groups(metadata for _, metadata in given)
+    for place, name in enumerate(record.reward_names):
+        yield f"reward_{name}", pa.float64(), [member.rewards[place] for member in members]
+    for place, name in enumerate(record.reward_names):
+        yield f"reason_{name}", text, [member.reasons[place] if member.reasons else None for member in members]
+    yield "total", pa.float64(), [member.total for member in members]
+    yield "advantage", pa.float64(), [*chain(*(record.update.advantages or [[None] * size for size in sizes]))]
+    yield "item_id", text, [member.item_id or None for member in members]
+    yield "adapter_version", pa.int64(), [completion.adapter_version for completion in completions]
+    yield "finish_reason", text, [str(completion.finish_reason) for completion in completions]
+    yield "num_tokens", pa.int64(), [len(completion.token_ids) for completion in completions]
+    turn = pa.struct([(name, getattr(pa, kind)()) for name, kind in (*_TURN, *_BESIDE)])
+    yield "turns", pa.list_(turn), list(map(_turns, members))
+    yield "failure", text, [completion.failure for completion in completions]
 
 
 def _nats(ratios: LogRatios | None) -> Any:
@@ -115,6 +106,8 @@ def _nats(ratios: LogRatios | None) -> Any:
 
 def _turns(member: ScoredCompletion) -> list[dict[str, Any]]:
     completion = member.completion
+    if not completion.turns:
+        return []
     forked = {fork.start for fork in completion.forks}
     return [
         {name: getattr(turn, name) for name, _ in _TURN}
@@ -145,7 +138,9 @@ def _lists(kind: Any, rows: Sequence[Packed[Any]]) -> Any:
     return pa.ListArray.from_arrays(offsets, numbers)
 
 
-def _as_json(given: str) -> tuple[str, str]:
-    """`reference` and `metadata` of what a record keeps of a prompt, as JSON each."""
+def _as_json(given: str | None) -> tuple[str | None, str | None]:
+    """`reference` and `metadata` of what a record keeps of a prompt, as JSON each; None: it kept nothing."""
+    if given is None:
+        return None, None
     whole = json.loads(given)
     return json.dumps(whole["reference"]), json.dumps(whole["metadata"])

@@ -101,14 +101,15 @@ async def test_a_worker_scores_as_the_driver_does_and_leaves_what_fails_to_it(tm
             for pool in pools
         ]
         drawn = await generators[0].generate_scored(BUILT, BUILT.prompt, SAMPLING)
-        from_here = await scorer.score(PROBLEM, "?", drawn.completions_G)
-        assert drawn.members_G == from_here
+        assert drawn.group is not None
+        from_here = await scorer.score(PROBLEM, "?", [member.completion for member in drawn.group.members])
+        assert drawn.group.members == tuple(from_here)
         assert [member.rewards for member in from_here] == [(0.5, 1.0), (0.5, 0.0)]
         assert [member.item_id for member in from_here] != ["", ""]
         assert 0 < drawn.scoring_s < 60
 
         unreached = await generators[1].generate_scored(BUILT, BUILT.prompt, SAMPLING)
-        assert (unreached.members_G, unreached.problem) == (None, ""), "127.0.0.1 is another host there"
+        assert (unreached.group, unreached.problem) == (None, ""), "127.0.0.1 is another host there"
 
         service = keeper.client
         os.kill(newest_service(tmp_path), signal.SIGSTOP)
@@ -117,7 +118,7 @@ async def test_a_worker_scores_as_the_driver_does_and_leaves_what_fails_to_it(tm
         assert await beside.heartbeat() < await beside.heartbeat(), "one that waits for scores is no engine that hangs"
         os.kill(newest_service(tmp_path), signal.SIGKILL)
         lost = await waiting
-        assert lost.members_G is None
+        assert lost.group is None
         assert lost.problem in notes[0]
 
         await until_async(lambda: keeper.url() is not None and keeper.client is not service)

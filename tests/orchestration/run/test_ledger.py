@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -140,6 +141,15 @@ async def test_what_may_change_is_said(tmp_path: Path) -> None:
     assert "max_steps was 3, is 4" in changed
 
 
+@pytest.mark.parametrize("damaged", [b"", b"\xff: [", b"- 1"])
+async def test_settings_that_cannot_be_compared_are_said(tmp_path: Path, damaged: bytes) -> None:
+    await killed(tmp_path / "run", 2)
+    (tmp_path / "run" / "config.yaml").write_bytes(damaged)
+    again = Bench(tmp_path / "run")
+    assert (await again.run())["steps"] == 3
+    assert any("nobody has compared the settings" in note for note in again.reporter.notes)
+
+
 async def test_an_update_that_answers_too_late_is_not_learned_twice(tmp_path: Path) -> None:
     run = tmp_path / "run"
     bench = Bench(run)
@@ -189,6 +199,17 @@ async def test_a_file_that_cannot_be_written_ends_the_run_and_loses_nothing(tmp_
     assert (await again.run())["steps"] == 3
     assert bench.learner.seen + again.learner.seen == ALL  # the checkpoint was written all the same
     assert steps_in(run) == [1, 2, 3] or broken == "records"  # without a record a row is all that is left of a step
+
+
+async def test_a_folder_that_is_removed_ends_the_run_and_can_be_gone_on_from(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    bench = Bench(run)
+    bench.reporter.on_step = lambda: len(bench.reporter.rows) == 1 and shutil.rmtree(run)
+    with pytest.raises(RlvrError, match="its folder is gone"):
+        await bench.run()
+    again = Bench(run)
+    assert (await again.run())["steps"] == 3
+    assert bench.learner.seen + again.learner.seen == ALL
 
 
 async def test_room_on_the_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
