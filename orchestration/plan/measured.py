@@ -88,6 +88,11 @@ def measured_rates(runs: Sequence[MeasuredRun], *, on_cpu: bool) -> Rates:
             if _generation_s(row)
         ]
     )
+    if not step_s + sequence_s:
+        raise ConfigError(
+            f"the steps of {', '.join(str(run.path) for run in runs)} do not show what an engine's step takes, as what "
+            f"overlaps hides it: measure a run with max_staleness=0, and give it as --measured"
+        )
     update_s, token_s = fit(
         [
             ((1.0, row["num_distinct_tokens"] / run.ranks), float(row["learning_busy_s"]))

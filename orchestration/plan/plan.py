@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from orchestration.errors import ConfigError
+from orchestration.errors import ConfigError, MachineError
 from orchestration.machine.model_sizes import ModelSize, model_size
 from orchestration.plan.gpus import CPU, GPUS, PRICES_OF
 from orchestration.plan.lengths import Lengths, StatedLengths
@@ -108,6 +108,12 @@ def make_plan(
     lengths = recorded_lengths(runs) if runs else stated_lengths(config, texts)
     rates = _rates(config, machines, runs, lengths)
     gpu_bytes = 0 if machines.gpu == CPU else GPUS[machines.gpu].memory_bytes
+    width = config.rollout.tensor_parallel_size
+    if machines.num_gpus and width > machines.gpus_per_node:
+        raise MachineError(
+            f"rollout.tensor_parallel_size={width} is more than the {machines.gpus_per_node} GPUs of a node: a "
+            f"worker's GPUs are all on one"
+        )
     splits = fitting(config, possible(config, machines.num_gpus), gpu_bytes)
     outcomes = best_split(config, splits, rates, lengths)
     best = outcomes[0]
@@ -136,6 +142,13 @@ def make_plan(
 def stated_lengths(config: RunConfig, texts: StatedTexts) -> StatedLengths:
     """Lengths without a measurement: worked examples and instruction are what prompts have in common."""
     rollout, shots = config.rollout, int(getattr(config.data, "num_shots", 0))
+    for name, tokens, bound in (
+        ("--completion-tokens", texts.completion_tokens, "rollout.max_completion_length"),
+        ("--prompt-tokens", texts.prompt_tokens, "rollout.max_model_len"),
+    ):
+        most = getattr(rollout, bound.removeprefix("rollout."))
+        if tokens is not None and tokens > most:
+            raise ConfigError(f"{name} {tokens:g} is more than {bound}={most}, which cuts them off: raise that too")
     prompt = texts.prompt_tokens or min(rollout.max_model_len - rollout.max_completion_length, 150 * (shots + 1))
     return StatedLengths(
         prompt_tokens=prompt,

@@ -114,6 +114,11 @@ def fitting(config: RunConfig, splits: Iterable[Split], gpu_bytes: int) -> list[
         (split, memory_of(config, split if split.shared else replace(split, workers=1), gpu_bytes)[0])
         for split in splits
     ]
+    if not judged:
+        raise MachineError(
+            f"no split fits: rollout.tensor_parallel_size={config.rollout.tensor_parallel_size} leaves no GPU to learn "
+            f"on; take a smaller one, or more GPUs"
+        )
     kept = [split for split, memory in judged if memory.fits]
     if not kept:
         least = min((memory for _, memory in judged), key=lambda memory: max(memory.rollout, memory.learner))

@@ -8,15 +8,18 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from learner.types import ScoredCompletion, ScoredGroup
 from orchestration.cli import main
+from orchestration.errors import ConfigError
 from orchestration.machine.model_sizes import model_size
 from orchestration.plan.gpus import GPUS
 from orchestration.plan.lengths import RecordedLengths, StatedLengths, distinct_tokens, lengths_of
-from orchestration.plan.measured import engine_steps, fit
+from orchestration.plan.measured import MeasuredRun, engine_steps, fit, measured_rates
 from orchestration.plan.rates import Rates, kv_bytes, operations_per_token, prefilled
 from orchestration.plan.servers import Server, Site
 from orchestration.plan.simulate import Split, part, simulate
@@ -184,6 +187,15 @@ def test_rates_are_found_again_whatever_one_sample_says() -> None:
     assert 0 <= found[2] < 1e-4
 
 
+def test_steps_whose_generation_grows_with_prompts_alone_are_refused() -> None:
+    groups = [scored_group((5,) * prompt, [(1,) * length]) for prompt, length in ((40, 3), (80, 2), (60, 1))]
+    rows = tuple({"generation_busy_s": 1e-3 * len(group.prompt_token_ids)} for group in groups)
+    records = cast(Any, tuple(SimpleNamespace(groups_P=(group,)) for group in groups))
+    run = MeasuredRun(path=Path("run"), config=run_config(), rows=rows, records=records)
+    with pytest.raises(ConfigError, match="measure a run with max_staleness=0"):
+        measured_rates([run], on_cpu=False)
+
+
 def test_engine_steps_and_prefill() -> None:
     assert engine_steps([3, 1, 2], 2) == 3
     assert engine_steps([5, 5, 5], 64) == 5
@@ -251,6 +263,10 @@ def test_plans_for_one_node_and_for_many(capsys: pytest.CaptureFixture[str]) -> 
         (["--check", "{tmp}/none"], "not a run's folder"),
         (["gsm8k", "model.name=somebody/model"], "how large the model is"),
         (["gsm8k", "model.name=Qwen/Qwen2.5-72B"], "no split fits"),
+        (["gsm8k", "rollout.tensor_parallel_size=16"], "more than the 8 GPUs of a node"),
+        (["gsm8k", "rollout.tensor_parallel_size=8"], "leaves no GPU to learn on"),
+        (["gsm8k", "--completion-tokens", "1000000"], "more than rollout.max_completion_length"),
+        (["gsm8k", "--prompt-tokens", "1000000"], "more than rollout.max_model_len"),
     ],
 )
 def test_what_cannot_be_planned_is_one_sentence(
