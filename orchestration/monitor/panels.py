@@ -133,8 +133,8 @@ PANELS: Final = (
     ),
     Panel("Cut off by the length limit", "percentunit", (_figure("truncated_fraction"),)),
     Panel("Alarms", "short", (_figure("alarms"),)),
-    Panel("CPU use of the nodes", "percent", (Query("ray_node_cpu_utilization", "{{ip}}"),), 41),
-    Panel("Memory of the nodes", "bytes", (Query("ray_node_mem_used", "{{ip}}"),)),
+    Panel("CPU use of the nodes", "percent", (Query("max by (ip) (ray_node_cpu_utilization)", "{{ip}}"),), 41),
+    Panel("Memory of the nodes", "bytes", (Query("max by (ip) (ray_node_mem_used)", "{{ip}}"),)),
 )
 """In the order they are shown. Ray's overview page asks the board for the numbers 24 and 41, its own board's nodes and
 use of them."""

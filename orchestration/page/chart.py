@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 420, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 8, 22
 _MOST_TICKS: Final = 5
 NUM_COLOURS: Final = 8
+NUM_DASHES: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +27,8 @@ class Line:
     band: Sequence[tuple[float, float, float]] = ()
     """(step, low, high): what is drawn behind the line."""
     colour: int = 0
-    dashed: bool = False
+    dash: int = 0
+    """Which pattern; 0: drawn through."""
 
 
 def chart(
@@ -58,7 +60,7 @@ def chart(
         *(_band(scale, line) for line in drawn if line.band),
         *(_path(scale, line, x_name) for line in drawn),
     ]
-    legend = "".join(f'<span class="c{line.colour}">{escape(line.name)}</span>' for line in drawn)
+    legend = "".join(f'<span class="c{line.colour}{_dash(line)}">{escape(line.name)}</span>' for line in drawn)
     told = f"<small>{escape(note)}</small>" if note else ""
     return (
         f'<figure class="chart"><figcaption>{escape(title)}{told}</figcaption>'
@@ -142,12 +144,15 @@ def _band(scale: _Scale, line: Line) -> str:
     return f'<polygon class="band c{line.colour}" points="{" ".join([*there, *back])}"/>'
 
 
+def _dash(line: Line) -> str:
+    return f" d{line.dash}" if line.dash else ""
+
+
 def _path(scale: _Scale, line: Line, x_name: str) -> str:
     points = " ".join(f"{scale.x(x)},{scale.y(y)}" for x, y in line.points)
-    dashed = " dashed" if line.dashed else ""
     last_x, last_y = line.points[-1]
     values = f"{line.name}: {label(last_y)} at {x_name} {last_x:g}"
-    shape = f'<polyline class="line c{line.colour}{dashed}" points="{points}"/>'
+    shape = f'<polyline class="line c{line.colour}{_dash(line)}" points="{points}"/>'
     if len(line.points) == 1:
         shape = f'<circle class="dot c{line.colour}" cx="{scale.x(last_x)}" cy="{scale.y(last_y)}" r="3"/>'
     return f"<g><title>{escape(values)}</title>{shape}</g>"

@@ -6,8 +6,10 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import yaml
@@ -17,12 +19,14 @@ from orchestration.page.tokens import MOST_TOKENS, cut, pieces_of
 from orchestration.run.ledger.names import (
     AUDIT_FILE,
     COMPLETIONS_FOLDER,
+    CONFIG_FILE,
     EVENTS_FILE,
     METRICS_FILE,
     SUMMARY_FILE,
     config_of,
 )
 from orchestration.run.ledger.tables import RATIOS
+from orchestration.settings.config import load_config
 
 Row = Mapping[str, Any]
 
@@ -32,6 +36,10 @@ _REWARD: Final = "reward_"
 _REASON: Final = "reason_"
 _OF_A_TURN: Final = ("start", "stop", "text", "observation", "reward", "finish_reason", "adapter_version")
 _NOT_SHOWN: Final = ("reference",)
+_OF_AN_EVENT: Final[Mapping[str, Mapping[str, type]]] = {
+    "alarm": {"step": int, "name": str, "sentence": str},
+    "evaluation": {"step": int, "accuracies": dict},
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,20 +105,24 @@ class Run:
 def read_run(path: Path, *, most_completions: int) -> Run:
     """A run folder's content; of the completions the latest.
 
+    Args:
+        path: the run's folder, finished, under way or broken off.
+        most_completions: how many are read; 0: their number alone.
+
     Raises:
-        ConfigError: this is no run folder, or a file in it cannot be read.
+        ConfigError: this is no run folder, or a file in it cannot be read; it is named.
     """
     config_file = config_of(path)
-    try:
-        config = yaml.safe_load(config_file.read_text())
-        rows = list(_rows(path / METRICS_FILE))
-        summary = json.loads((path / SUMMARY_FILE).read_bytes()) if (path / SUMMARY_FILE).is_file() else {}
-        events = list(_rows(path / EVENTS_FILE))
-        completions, number = _completions(path / COMPLETIONS_FOLDER, most_completions)
-        _explain(path, completions)
-        _cut(path, completions)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the run in {str(path)!r}: {' '.join(str(error).split())}") from error
+    with _reading(config_file):
+        config = _mapping(yaml.safe_load(config_file.read_text()))
+    rows = list(_rows(path / METRICS_FILE, {"step": int}))
+    with _reading(path / SUMMARY_FILE):
+        summary = _mapping(json.loads((path / SUMMARY_FILE).read_bytes())) if (path / SUMMARY_FILE).is_file() else {}
+    events = [event for event in _rows(path / EVENTS_FILE, {"kind": str}) if _is_whole(event)]
+    completions, number = _completions(path / COMPLETIONS_FOLDER, most_completions)
+    _judge(config_file, completions)
+    _explain(path, completions)
+    _cut(path, completions)
     return Run(
         path=path,
         config=config,
@@ -122,23 +134,50 @@ def read_run(path: Path, *, most_completions: int) -> Run:
     )
 
 
-def _rows(path: Path) -> Iterator[Row]:
-    if path.is_file():
-        for line in path.read_bytes().split(b"\n")[:-1]:  # a line without its end is still being written
-            yield json.loads(line)
+@contextmanager
+def _reading(path: Path, line: int | None = None) -> Iterator[None]:
+    """What is wrong with a file becomes a sentence that names it."""
+    try:
+        yield
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        place = f"line {line} of {path}" if line else str(path)
+        remedy = "" if path.name == CONFIG_FILE else "; without that file the rest of the run is shown"
+        raise ConfigError(f"cannot read {place}: {' '.join(str(error).split())}{remedy}") from error
+
+
+def _mapping(value: Any, needed: Mapping[str, type] = MappingProxyType({})) -> Row:
+    if not isinstance(value, dict):
+        raise ValueError(f"a mapping is wanted there, not {type(value).__name__}")
+    for name, kind in needed.items():
+        if not isinstance(value.get(name), kind):
+            raise ValueError(f"{name!r} is {value.get(name)!r}, and {kind.__name__} is wanted")
+    return value
+
+
+def _rows(path: Path, needed: Mapping[str, type]) -> Iterator[Row]:
+    with _reading(path):
+        lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []  # one without its end is being written
+    for number, line in enumerate(lines, 1):
+        with _reading(path, number):
+            yield _mapping(json.loads(line), needed)
+
+
+def _is_whole(event: Row) -> bool:
+    """Of a kind that a page shows, and with what it shows of it; those of other versions of rlvr may be more."""
+    needed = _OF_AN_EVENT.get(event["kind"])
+    return needed is not None and all(isinstance(event.get(name), kind) for name, kind in needed.items())
 
 
 def _completions(folder: Path, most: int) -> tuple[list[dict[str, Any]], int]:
     from pyarrow import parquet
 
-    files = sorted(folder.glob("step-*.parquet"))
-    number = sum(parquet.read_metadata(file).num_rows for file in files)
-    found: list[dict[str, Any]] = []
-    for file in reversed(files):
-        if len(found) >= most:
-            break
-        names = [name for name in parquet.read_schema(file).names if name not in _NOT_SHOWN]
-        found = [*parquet.read_table(file, columns=names).to_pylist(), *found]
+    number, found = 0, list[dict[str, Any]]()
+    for file in sorted(folder.glob("step-*.parquet"), reverse=True):
+        with _reading(file):
+            number += parquet.read_metadata(file).num_rows
+            if len(found) < most:
+                names = [name for name in parquet.read_schema(file).names if name not in _NOT_SHOWN]
+                found = [*parquet.read_table(file, columns=names).to_pylist(), *found]
     for row in found:
         row["difficulty"] = _difficulty(row.pop("metadata", None))
     return found[max(0, len(found) - most) :], number
@@ -153,6 +192,22 @@ def _difficulty(metadata: str | None) -> str:
     """What the problem's metadata, as JSON, says that it is; empty where it says nothing."""
     found = json.loads(metadata).get("difficulty") if metadata and '"difficulty"' in metadata else None
     return str(found) if isinstance(found, (int, float, str)) else ""
+
+
+def _judge(config_file: Path, completions: Sequence[dict[str, Any]]) -> None:
+    """Whether a completion is right, by the reward that the metrics' accuracy goes by, goes into `right`; None: not
+    known, as with settings of another version, or of a task whose module is elsewhere."""
+    if not completions:
+        return
+    try:
+        config = load_config(str(config_file))
+    except ConfigError:
+        return
+    strict = {part: judge.name for part in config.parts() if (judge := config.judges_of(part).get("strict"))}
+    for row in completions:
+        name = strict.get(row.get("category") or "", strict.get(""))
+        score = row.get(f"{_REWARD}{name}")
+        row["right"] = None if score is None else score >= 1
 
 
 def _explain(path: Path, completions: Sequence[dict[str, Any]]) -> None:
@@ -206,6 +261,7 @@ def shown_completion(row: Row) -> dict[str, Any]:
         "v": row.get("adapter_version"),
         "e": row.get("finish_reason"),
         "n": row.get("num_tokens"),
+        "h": row.get("right"),
     }
     turns = [
         [*(turn[name] for name in _OF_A_TURN), turn.get("total"), bool(turn.get("rewritten")), turn.get("cut") or {}]

@@ -55,6 +55,8 @@
   const beginning = (line) => (line.length > 160 ? `${line.slice(0, 160).replace(/\s\S*$/, "")} …` : line);
   const number = (value) => (value === null || value === undefined ? "no score" : Number(value.toFixed(4)).toString());
 
+  const judged = (row) => row.h !== null && row.h !== undefined;
+
   // An episode: of each turn what the model said, what it was paid, and what the environment answered.
   const played = (row) => row.g.flatMap(([start, stop, text, answer, reward, end, version, total, rewritten, cut], index) => [
     ...(rewritten ? [element("p", "the template rewrote what came before: a sequence of its own from here", "turn")] : []),
@@ -69,6 +71,7 @@
     form.elements.category.append(new Option(category, category));
   }
   form.elements.category.parentElement.hidden = form.elements.category.length < 2;
+  form.elements.answer.parentElement.hidden = !rows.some(judged);
 
   const cuts = rows.flatMap((row) => [row, ...(row.g || []).map((turn) => turn[9])]);
   for (const [name, kept] of [["ratio", "o"], ["probability", "k"]]) {
@@ -82,7 +85,8 @@
     list.replaceChildren(...page.map((row) => {
       const card = element("article", "", row.w === null ? "one" : row.w >= most ? "one most" : row.w <= least ? "one least" : "one");
       const rewards = Object.entries(row.r).map(([name, value]) => `${name} ${number(value)}`).join(", ");
-      const parts = [runs.length > 1 ? runs[row.u] : "", row.i || "", `step ${row.s}`, row.p, row.c ? `category ${row.c}` : "", rewards,
+      const parts = [runs.length > 1 ? runs[row.u] : "", row.i || "", `step ${row.s}`, row.p, row.c ? `category ${row.c}` : "",
+        judged(row) ? (row.h ? "right" : "wrong") : "", rewards,
         `total ${number(row.w)}`, row.a === null ? "" : `advantage ${number(row.a)}`, `${row.n} tokens`, row.e, `sampled at version ${row.v}`];
       card.append(element("header", parts.filter(Boolean).join(" · ")));
       const prompt = document.createElement("details");
@@ -100,12 +104,13 @@
   };
 
   const filter = () => {
-    const { step, text, paid: earned, category } = Object.fromEntries(new FormData(form));
+    const { step, text, paid: earned, category, answer } = Object.fromEntries(new FormData(form));
     const [sought, lower] = [text.toLowerCase(), text ? prompts.map((prompt) => prompt.toLowerCase()) : []];
     found = rows.filter((row) =>
       (!step || row.s === Number(step)) &&
       (!sought || row.t.toLowerCase().includes(sought) || lower[row.q].includes(sought) || row.p === text || row.i === text) &&
       (!category || row.c === category) &&
+      (!answer || String(row.h) === answer) &&
       (!earned || (earned === "null" ? row.w === null : row.w !== null && (earned === "most" ? row.w >= most : row.w <= least))));
     start = 0;
     show();

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import yaml
 
-from orchestration.page.chart import NUM_COLOURS, Line, chart
+from orchestration.page.chart import NUM_COLOURS, NUM_DASHES, Line, chart
 from orchestration.page.data import Run, shown_completion
 from orchestration.report.outcome import Comparison, accuracies, read_outcome
 from orchestration.report.text import duration, percent
@@ -223,7 +223,8 @@ def _figure(runs: Sequence[Run], one: _Figure) -> str:
 
 
 def _lines(runs: Sequence[Run], names: Sequence[str], *, bands: bool = False) -> list[Line]:
-    """One colour a figure with one run, one colour a run with one figure, and both in the name where needed."""
+    """One colour a figure with one run, one colour a run with one figure; with several of both a colour a figure, a
+    pattern of dashes a run, and both in the name."""
     lines = []
     for index, run in enumerate(runs):
         for number, name in enumerate(names):
@@ -231,9 +232,8 @@ def _lines(runs: Sequence[Run], names: Sequence[str], *, bands: bool = False) ->
             shown = f"{run.name} {name}" if both else run.name if len(runs) > 1 else name
             colour = (number if both or len(runs) == 1 else index) % NUM_COLOURS
             band = _band(run, name) if bands else ()
-            lines.append(
-                Line(name=shown, points=run.series(name), band=band, colour=colour, dashed=both and index % 2 == 1)
-            )
+            dash = index % NUM_DASHES if both else 0
+            lines.append(Line(name=shown, points=run.series(name), band=band, colour=colour, dash=dash))
     return lines
 
 
@@ -252,7 +252,8 @@ def _band(run: Run, name: str) -> list[tuple[float, float, float]]:
 def _times(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
-        seconds = {phase: sum(row.get(f"{phase}_s") or 0.0 for row in run.rows) for phase in PHASES}
+        ended = run.summary.get("seconds") or {}  # with the evaluations, which no step's row counts
+        seconds = {phase: ended.get(phase) or sum(row.get(f"{phase}_s") or 0.0 for row in run.rows) for phase in PHASES}
         total = sum(seconds.values())
         if not total:
             continue

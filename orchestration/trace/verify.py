@@ -62,8 +62,8 @@ def verify_run(run_dir: Path, *, expected_head: str | None = None) -> Verified:
         ConfigError: this is no run's folder.
     """
     run, found = TracedRun.open(run_dir), Verified()
-    _look_at_trail(run, found, expected_head)
     config = _config(run, found)
+    _look_at_trail(run, found, expected_head, config)
     records = dict(_records(run, found))
     _look_at_tables(run, found, records)
     _look_at_metrics(run, found, records)
@@ -74,11 +74,14 @@ def verify_run(run_dir: Path, *, expected_head: str | None = None) -> Verified:
     return found
 
 
-def _look_at_trail(run: TracedRun, found: Verified, expected_head: str | None) -> None:
+def _look_at_trail(run: TracedRun, found: Verified, expected_head: str | None, config: RunConfig | None) -> None:
     if not run.trail:
-        found.notes.append("the run kept no trail (audit=true): digests of its files are not known")
         if expected_head is not None:
             found.findings.append(f"{TRAIL_FILE}: missing, and a head of it was expected")
+        elif config is not None and config.audit:
+            found.findings.append(f"{TRAIL_FILE}: missing, and {CONFIG_FILE} says audit=true")
+        else:
+            found.notes.append("the run kept no trail (audit=true): digests of its files are not known")
         return
     found.findings += [f"{TRAIL_FILE}: {line.wrong}" for line in run.trail if line.wrong]
     last = run.trail[-1]

@@ -42,7 +42,8 @@ def verified_in_words(found: Verified) -> str:
         lines.append(f"audit log: {facts['audit']}")
     if "trail" in facts:
         lines.append(f"trail: {facts['trail']['lines']} lines, head {facts['trail']['head']}")
-    state = "intact" if found.intact else f"{len(found.findings)} findings"
+    number = len(found.findings)
+    state = "intact" if found.intact else f"{number} finding{'s' * (number > 1)}"
     return "\n".join([*lines, f"{state}: {', '.join(parts)}"])
 
 

@@ -12,6 +12,7 @@ import threading
 from typing import Any
 
 import ray
+from grpc import RpcError
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +42,18 @@ class ActorText:
             self._thread.start()
 
     def _follow(self) -> None:
-        try:
-            tell = _Teller(self._address, bytes.fromhex(self._actor_id))
-            pause = threading.Event()
-            while self._changed.wait():
-                self._changed.clear()
+        pause, tell = threading.Event(), None
+        while self._changed.wait():
+            self._changed.clear()
+            try:
+                tell = tell or _Teller(self._address, bytes.fromhex(self._actor_id or ""))
                 tell(self._text)
-                pause.wait(PERIOD_S)
-        except Exception:
-            logger.debug("the actor's text is not shown any more", exc_info=True)
+            except RpcError:  # a head that is busy: the next text is told again
+                tell = None
+            except Exception:
+                logger.debug("the actor's text is not shown any more", exc_info=True)
+                return
+            pause.wait(PERIOD_S)
 
 
 class _Teller:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from grpc import RpcError
 
 from orchestration.cluster.adapter import RayAdapter
 from orchestration.cluster.calls import RemoteActor
+from orchestration.cluster.showing import actor_text as actor_texts
 from orchestration.errors import MachineError, RemoteTimeoutError
 from tests.waiting import others_run, until_async
 
@@ -99,3 +103,27 @@ async def test_a_probe_that_fails_when_nobody_waits_for_it_any_more_is_not_told_
     del adapter, waiting
     gc.collect()
     assert told == []
+
+
+def test_an_actors_text_is_told_again_after_a_head_was_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, done = [], threading.Event()
+
+    class Teller:
+        def __init__(self, address: str, actor_id: bytes) -> None:
+            assert (address, actor_id) == ("head:6379", bytes.fromhex("ab"))
+
+        def __call__(self, text: str) -> None:
+            told.append(text)
+            actor_text.show("step 2")  # as the next figures do
+            if len(told) == 1:
+                raise RpcError("deadline exceeded")
+            done.set()
+
+    context = SimpleNamespace(get_actor_id=lambda: "ab", gcs_address="head:6379")
+    monkeypatch.setattr(actor_texts.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(actor_texts, "_Teller", Teller)
+    monkeypatch.setattr(actor_texts, "PERIOD_S", 0.0)
+    actor_text = actor_texts.ActorText()
+    actor_text.show("step 1")
+    assert done.wait(30)
+    assert told == ["step 1", "step 2"]

@@ -63,6 +63,20 @@ def test_shots_are_taken_out_of_training_and_the_order_is_seeded(tmp_path: Path)
     assert [p.problem_id for p in problems.train] != sorted(p.problem_id for p in problems.train)
 
 
+def test_shots_of_a_file_of_their_own_leave_all_training_problems(tmp_path: Path) -> None:
+    config = Gsm8k(
+        train_file=write(tmp_path, "train.jsonl", *numbered(6)),
+        eval_file=write(tmp_path, "test.jsonl", *numbered(2, start=100)),
+        shots_file=write(tmp_path, "shots.jsonl", *numbered(3, start=200)),
+        num_eval=2,
+        num_shots=2,
+    )
+    problems = config.load()
+    assert (len(problems.train), [shot.problem_id for shot in problems.shots]) == (6, ["gsm8k/shot/1", "gsm8k/shot/2"])
+    with pytest.raises(DataError, match=r"data\.num_shots=4, and data\.shots_file holds 3"):
+        config.model_copy(update={"num_shots": 4}).load()
+
+
 def test_a_held_out_question_is_left_out_of_training(tmp_path: Path) -> None:
     config = Gsm8k(
         train_file=write(tmp_path, "train.jsonl", *numbered(6)),

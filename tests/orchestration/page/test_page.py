@@ -151,7 +151,10 @@ def test_runs_are_compared(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "first"), write_run(tmp_path / "second", gain=0.3)]
     out = tmp_path / "both.html"
     assert main(["report", *map(str, runs), "--out", str(out)]) == 0
-    assert "second gained +20.0 points more than first by the strict rule [+4.2, +35.8]" in out.read_text()
+    html = out.read_text()
+    assert "second gained +20.0 points more than first by the strict rule [+4.2, +35.8]" in html
+    legends = re.findall(r'<span class="(c\d[ d\d]*)">(\w+) reward_gsm8k_format_mean', html)
+    assert legends == [("c0", "first"), ("c0 d1", "second")]
 
 
 def test_a_run_under_way_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
@@ -168,9 +171,14 @@ def test_a_run_under_way_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
     ("make", "message"),
     [
         (lambda run: run / "nothing", "is not a run's folder"),
-        (lambda run: (run / "metrics.jsonl").write_text("no json\n") and run, "cannot read the run"),
-        (lambda run: (run / "config.yaml").write_text("a: [") and run, "cannot read the run"),
-        (lambda run: (run / "completions" / "step-000002.parquet").write_bytes(b"x") and run, "cannot read the run"),
+        (lambda run: (run / "metrics.jsonl").write_text("no json\n") and run, "line 1 of {run}/metrics.jsonl"),
+        (lambda run: (run / "metrics.jsonl").write_text("null\n") and run, "line 1 of {run}/metrics.jsonl"),
+        (lambda run: (run / "metrics.jsonl").write_text('{"loss": 1}\n') and run, "'step' is None"),
+        (lambda run: (run / "events.jsonl").write_text("{}\n[]\n") and run, "line 1 of {run}/events.jsonl"),
+        (lambda run: (run / "summary.json").write_text("[]") and run, "{run}/summary.json"),
+        (lambda run: (run / "config.yaml").write_text("a: [") and run, "{run}/config.yaml"),
+        (lambda run: (run / "config.yaml").write_text("\n") and run, "{run}/config.yaml"),
+        (lambda run: (run / "completions" / "step-000002.parquet").write_bytes(b"x") and run, "step-000002.parquet"),
     ],
 )
 def test_what_is_no_run_is_one_sentence(
@@ -179,8 +187,22 @@ def test_what_is_no_run_is_one_sentence(
     path = make(write_run(tmp_path / "run"))  # type: ignore[operator]
     assert main(["report", str(path)]) == 2
     error = capsys.readouterr().err
-    assert message in error
-    assert "Traceback" not in error
+    assert message.format(run=path) in error
+    assert error.count("\n") == 1
+
+
+def test_events_of_other_versions_are_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    with (run / "events.jsonl").open("a") as file:
+        file.write('{"kind": "alarm", "step": 3}\n{"kind": "evaluation", "step": 4}\n{"kind": "later"}\n')
+    assert [alarm["name"] for alarm in read_run(run, most_completions=0).alarms] == ["one_shape"]
+
+
+def test_the_time_of_a_run_that_has_ended_has_its_evaluations(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "run"), most_completions=0)
+    ended = replace(run, summary={**run.summary, "seconds": {"generation": 6.0, "learning": 12.0, "evaluation": 2.0}})
+    assert "learning 67 %" in render([run])
+    assert "learning 60 %" in render([ended])
 
 
 @pytest.mark.parametrize(
@@ -246,6 +268,10 @@ def test_the_browser_of_completions(page: Page) -> None:
     assert page.evaluate("[...document.querySelectorAll('article')].every(a => a.classList.contains('most'))")
     assert choose(page, "paid", "null") == "1 to 8 of 8"
     assert choose(page, "paid", "") == "1 to 20 of 32"
+    assert choose(page, "answer", "true") == "1 to 8 of 8"
+    assert page.evaluate("[...document.querySelectorAll('article > header')].every(h => / right /.test(h.textContent))")
+    assert choose(page, "answer", "false") == "1 to 16 of 16"  # what could not be scored is neither
+    assert choose(page, "answer", "") == "1 to 20 of 32"
     assert choose(page, "text", "onerror") == "1 to 2 of 2"
     assert page.evaluate("document.querySelector('article > pre').textContent") == NASTY
     assert choose(page, "text", "not there") == "none"

@@ -25,6 +25,7 @@ from orchestration.run.scorer import HttpScorer
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.trace.completion import trace_completion
 from orchestration.trace.verify import Verified, verify_run
+from orchestration.trace.words import verified_in_words
 from orchestration.types import Problem
 from rollout_server.types import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Completion, FinishReason
 from tests.orchestration.fakes import record_of
@@ -115,6 +116,13 @@ def test_a_changed_byte_of_any_file_is_found_and_the_file_named(run: Path) -> No
 
 def blamed(found: Verified, name: str) -> bool:
     return any(finding.startswith(f"{name}:") for finding in found.findings)
+
+
+def test_a_trail_that_is_gone_is_found(run: Path) -> None:
+    """The settings say that there was one."""
+    (run / TRAIL_FILE).unlink()
+    assert blamed(verify_run(run), TRAIL_FILE)
+    assert verified_in_words(verify_run(run)).splitlines()[-1].startswith("1 finding: ")
 
 
 def test_what_is_missing_and_what_was_put_in_is_found(run: Path) -> None:
