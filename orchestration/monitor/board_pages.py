@@ -51,7 +51,8 @@ def span_s(since: str) -> float:
 
 
 def series(prometheus: str, panel: Panel, since_s: float, now: float) -> list[Line]:
-    """A panel's lines over minutes before now.
+    """A panel's lines over minutes before now. Lines of one name have one colour, as those of a run and the one before
+    it; where nothing was recorded, nothing is drawn.
 
     Args:
         prometheus: Its URL.
@@ -63,8 +64,10 @@ def series(prometheus: str, panel: Panel, since_s: float, now: float) -> list[Li
         MachineError: Prometheus does not answer.
     """
     lines: list[Line] = []
+    colours: dict[str, int] = {}
+    step_s = max(1.0, since_s / _POINTS)
     for query in panel.queries:
-        range_of = {"start": now - since_s, "end": now, "step": max(1.0, since_s / _POINTS)}
+        range_of = {"start": now - since_s, "end": now, "step": step_s}
         url = f"{prometheus}/api/v1/query_range?{urlencode({'query': query.expr, **range_of})}"
         try:
             found = json.loads(ask(url))["data"]["result"]
@@ -73,7 +76,8 @@ def series(prometheus: str, panel: Panel, since_s: float, now: float) -> list[Li
         for one in found:
             points = [_point(when, value, now) for when, value in one["values"] if value not in ("NaN", "+Inf", "-Inf")]
             name = legend(query.legend, one["metric"])
-            lines.append(Line(name=name, points=points, colour=len(lines) % NUM_COLOURS))
+            colour = colours.setdefault(name, len(colours) % NUM_COLOURS)
+            lines.append(Line(name=name, points=points, colour=colour, gap=1.5 * step_s / 60))
     return lines
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import Final
 
 Point = tuple[float, float]
@@ -29,6 +30,8 @@ class Line:
     colour: int = 0
     dash: int = 0
     """Which pattern; 0: drawn through."""
+    gap: float = math.inf
+    """Of neighbouring steps; nothing is drawn between those that lie further apart."""
 
 
 def chart(
@@ -60,12 +63,12 @@ def chart(
         *(_band(scale, line) for line in drawn if line.band),
         *(_path(scale, line, x_name) for line in drawn),
     ]
-    legend = "".join(f'<span class="c{line.colour}{_dash(line)}">{escape(line.name)}</span>' for line in drawn)
+    named = dict.fromkeys(f'<span class="c{line.colour}{_dash(line)}">{escape(line.name)}</span>' for line in drawn)
     told = f"<small>{escape(note)}</small>" if note else ""
     return (
         f'<figure class="chart"><figcaption>{escape(title)}{told}</figcaption>'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
-        f'<div class="legend">{legend}</div></figure>'
+        f'<div class="legend">{"".join(named)}</div></figure>'
     )
 
 
@@ -149,10 +152,22 @@ def _dash(line: Line) -> str:
 
 
 def _path(scale: _Scale, line: Line, x_name: str) -> str:
-    points = " ".join(f"{scale.x(x)},{scale.y(y)}" for x, y in line.points)
     last_x, last_y = line.points[-1]
     values = f"{line.name}: {label(last_y)} at {x_name} {last_x:g}"
-    shape = f'<polyline class="line c{line.colour}{_dash(line)}" points="{points}"/>'
-    if len(line.points) == 1:
-        shape = f'<circle class="dot c{line.colour}" cx="{scale.x(last_x)}" cy="{scale.y(last_y)}" r="3"/>'
-    return f"<g><title>{escape(values)}</title>{shape}</g>"
+    shapes = "".join(_piece(scale, line, piece) for piece in _pieces(line))
+    return f"<g><title>{escape(values)}</title>{shapes}</g>"
+
+
+def _pieces(line: Line) -> Iterator[Sequence[Point]]:
+    """The line, cut at its gaps."""
+    cuts = [n for n, (one, other) in enumerate(pairwise(line.points), 1) if other[0] - one[0] > line.gap]
+    for start, stop in pairwise([0, *cuts, len(line.points)]):
+        yield line.points[start:stop]
+
+
+def _piece(scale: _Scale, line: Line, points: Sequence[Point]) -> str:
+    if len(points) == 1:
+        ((x, y),) = points
+        return f'<circle class="dot c{line.colour}" cx="{scale.x(x)}" cy="{scale.y(y)}" r="3"/>'
+    there = " ".join(f"{scale.x(x)},{scale.y(y)}" for x, y in points)
+    return f'<polyline class="line c{line.colour}{_dash(line)}" points="{there}"/>'

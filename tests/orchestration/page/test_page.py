@@ -238,6 +238,14 @@ def test_lines_stay_inside_their_chart() -> None:
     assert chart("empty", []) == ""
 
 
+def test_nothing_is_drawn_over_a_gap_and_a_name_stands_once() -> None:
+    points = [(1.0, 5.0), (2.0, 7.0), (9.0, 6.0), (10.0, 6.0), (20.0, 6.0)]
+    html = chart("x", [Line(name="a", points=points, gap=1.5), Line(name="a", points=points[:2])])
+    assert [len(found.split()) for found in re.findall(r'polyline[^>]*points="([^"]*)"', html)] == [2, 2, 2]
+    assert html.count("<circle") == 1
+    assert html.count('<span class="c0">a</span>') == 1
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> object:
     if CHROMIUM is None:
