@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 import struct
 from collections import Counter
@@ -23,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from reward_service.schemas import ErrorBody
 from reward_service.settings import ServiceSettings
 
+_UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 _LAST_LOOK_S: Final = 0.05
 _AT_ONCE: Final = struct.pack("ii", 1, 0)
 _V6_PREFIX: Final = 64
@@ -77,7 +79,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._useless_bytes += len(data)
-        super().data_received(data)
+        super().data_received(_without_upgrade(data) if b"pgrade:" in data and not self._body_goes_on else data)
         if self._useless_bytes > self.limits.max_header_bytes and not self.transport.is_closing():
             self._refuse_head()
         elif self._timer is None and (self._in_head or not self._is_answering):
@@ -121,7 +123,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_unless_read()
-        elif self.cycle.more_body and self._timer is None:  # answered early, and the body goes on
+        elif self._body_goes_on and self._timer is None:  # answered early
             self._arm()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -149,6 +151,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
+    @property
+    def _body_goes_on(self) -> bool:
+        return self.cycle is not None and self.cycle.more_body
+
     def _arm(self) -> None:
         self._timer = self.loop.call_later(self.limits.header_timeout_s, self._late)
 
@@ -174,9 +180,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(431, "header_too_large", told)
 
     def _refuse(self, status: int, error: str, detail: str) -> None:
-        """Says why, unless an answer is under way, and closes."""
+        """Says why, unless an answer is under way or was given while the body goes on, and closes."""
         self._disarm()
-        if not self._is_answering:
+        if not self._is_answering and not self._body_goes_on:
             body = msgspec.json.encode(ErrorBody(error, detail))
             head = b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
             self.transport.write(STATUS_LINE[status] + head + body)
@@ -207,6 +213,13 @@ def bounded(limits: ServiceSettings) -> type[BoundedProtocol]:
     """The protocol of a server with these limits; its connections are counted together."""
     attributes: dict[str, Any] = {"limits": limits, "open_by_address": Counter()}
     return type("BoundedProtocol", (BoundedProtocol,), attributes)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """The beginning of a request without its offer of another protocol (HTTP/2, by Java's client and curl's --http2),
+    which may be passed over; the parser would take a body behind it for that protocol."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"", head) + end + body
 
 
 def body_is_here(receive: object) -> bool:

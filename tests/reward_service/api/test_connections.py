@@ -134,6 +134,23 @@ def test_a_body_that_goes_on_after_the_answer_is_cut(port: int) -> None:
     assert len(attacks.stay(port, 5, begin=begin, drip=b"x", every_s=0.1, patience_s=60)) == 5
 
 
+def test_a_request_has_one_answer_though_its_body_goes_on(port: int) -> None:
+    heard = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n")
+        while more := read_some(connection):
+            heard += more
+    assert heard.count(b"HTTP/1.1") == 1
+
+
+def test_an_offer_to_speak_http_2_is_passed_over(port: int) -> None:
+    """Java's client and curl's --http2 make it with each first request, and mean HTTP/1.1 if nobody takes it up."""
+    body = b'{"rewards": [{"name": "gsm8k_format"}], "items": [{"completion": "x"}]}'
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    head = b"POST /v1/score HTTP/1.1\r\nhost: a\r\n%scontent-length: %d\r\n\r\n" % (offer, len(body))
+    assert attacks.send_all(port, head + body).startswith(b"HTTP/1.1 200")
+
+
 def test_who_does_not_read_is_cut(port: int, service: RunningService) -> None:
     """With a reset, so that the kernel keeps nothing for it either."""
     with socket.socket() as connection:
