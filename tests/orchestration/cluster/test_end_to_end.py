@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,10 +22,8 @@ from typing import Any
 import psutil
 import pyarrow.parquet
 import pytest
-import ray
 
 from learner.checkpoint import checkpoint_steps
-from orchestration.cluster.cluster import Cluster
 from orchestration.cluster.upkeep.sessions import KEEP
 from orchestration.evals import lm_eval
 from orchestration.models.prompting import make_prompt_builder
@@ -34,7 +31,6 @@ from orchestration.models.resolve import resolve_model
 from orchestration.run.ledger.names import AUDIT_FILE
 from orchestration.run.ledger.records import record_path, recorded_steps
 from orchestration.settings.config import load_config
-from rollout_server.types import Prompt, SamplingParams
 from tests.orchestration.cluster.kill_points import differing_steps, training
 from tests.orchestration.cluster.test_faults import fork_server
 from tests.reward_service.clients.callers.installed import installed, run_script
@@ -324,27 +320,3 @@ def wait_until(
         return condition()
 
     until(is_met, timeout_s, poll_s=poll_s)
-
-
-async def test_names_and_metrics_in_the_dashboard() -> None:
-    config = load_config("tiny")
-    cluster = Cluster(config, run_id=f"test-{os.getpid()}")
-    try:
-        cluster.connect()
-        generator = await cluster.start_rollout()
-        sampling = SamplingParams(num_generations=4, max_completion_length=8)
-        await generator.generate(Prompt(prompt_id="p", token_ids=(1, 2, 3)), sampling)
-        until(lambda: "rlvr_rollout_tokens_per_s" in node_metrics(), 60, poll_s=0.5)
-        text = node_metrics()
-        for name in ("rollout_tokens_per_s", "running_requests", "waiting_requests", "adapter_version"):
-            assert re.search(rf'rlvr_{name}\{{[^}}]*worker="rollout-0"', text), name
-        assert ray.util.list_named_actors() == ["rollout-0"]
-    finally:
-        await cluster.shutdown()
-
-
-def node_metrics() -> str:
-    (node,) = ray.nodes()
-    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        return str(answer.read().decode())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from orchestration.cluster.learner import RayLearner
 from orchestration.cluster.upkeep.pool import RolloutPool
 from orchestration.errors import MachineError
 from orchestration.settings.config import load_config
+from rollout_server.arrays import TokenIds
 from rollout_server.forking import leftovers
 from rollout_server.forking.client import ADDRESS
 from rollout_server.forking.leftovers import remove_leftovers
@@ -127,12 +130,22 @@ def engine_processes() -> list[psutil.Process]:
     return [core for host in fork_server().children() for core in host.children()]
 
 
+async def under_way(site: Site, names: Sequence[str]) -> list[asyncio.Task[Sequence[Completion]]]:
+    """Long groups, of which every worker has begun some."""
+    before = {member: await member.heartbeat() for member in site.pool.members}
+    prompts = [Prompt(prompt_id=name, token_ids=TokenIds((1, 2, 3))) for name in names]
+    asked = [asyncio.create_task(site.pool.generate(prompt, LONG)) for prompt in prompts]
+
+    async def all_make_steps() -> bool:
+        return all([await member.heartbeat() > steps for member, steps in before.items()])
+
+    await until_async(all_make_steps)
+    return asked
+
+
 async def all_answered(site: Site, fault: Callable[[], None], names: list[str]) -> list[Completion]:
     """Groups that are under way when something happens; every one is answered, and once."""
-    asked = [
-        asyncio.create_task(site.pool.generate(Prompt(prompt_id=name, token_ids=(1, 2, 3)), LONG)) for name in names
-    ]
-    await asyncio.sleep(0.3)
+    asked = await under_way(site, names)
     began = time.monotonic()
     fault()
     answers = await asyncio.gather(*asked)
@@ -143,6 +156,22 @@ async def all_answered(site: Site, fault: Callable[[], None], names: list[str]) 
 
 
 NAMES = [f"p{n}" for n in range(8)]
+
+
+async def test_actors_have_names_and_their_figures_are_the_nodes_metrics(site: Site) -> None:
+    """Before anything happens to them."""
+    await asyncio.gather(*(scored(site.pool, f"m{n}") for n in range(4)))
+    await until_async(lambda: asyncio.to_thread(has_metrics_of, "rollout-0", "rollout-1"), 60, poll_s=0.5)
+    assert sorted(ray.util.list_named_actors()) == ["learner-0", "rollout-0", "rollout-1"]
+
+
+def has_metrics_of(*workers: str) -> bool:
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text = answer.read().decode()
+    names = ("rollout_tokens_per_s", "running_requests", "waiting_requests", "adapter_version")
+    return all(re.search(rf'rlvr_{name}\{{[^}}]*worker="{worker}"', text) for name in names for worker in workers)
 
 
 async def test_a_killed_actor_is_replaced_by_one_with_the_current_adapter(site: Site) -> None:

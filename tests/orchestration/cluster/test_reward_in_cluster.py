@@ -73,9 +73,24 @@ def texts(*folders: Path) -> Iterator[tuple[Path, bytes]]:
         yield path, path.read_bytes()
 
 
+async def refuses_what_no_node_has(address: str, folder: Path) -> None:
+    """Said at once."""
+    cluster = Cluster(
+        config(f"ray_address={address}", "reward.deployment.resources.reward=2"), run_id=f"lacks-{os.getpid()}"
+    )
+    try:
+        cluster.connect()
+        with pytest.raises(MachineError, match=r"a node with 1 CPU, 2 reward, and the cluster has .*, 1 reward;"):
+            async with cluster.reward_client(folder):
+                pass
+    finally:
+        await cluster.shutdown()
+
+
 async def test_it_goes_to_the_node_without_gpus_and_another_starts_when_it_dies(
     two_nodes: Any, tmp_path: Path, ray_folder: Path
 ) -> None:
+    await refuses_what_no_node_has(two_nodes.address, tmp_path)
     settings = config(f"ray_address={two_nodes.address}", "reward.deployment.resources.reward=1")
     notes: list[str] = []
     cluster = Cluster(settings, run_id=f"test-{os.getpid()}", note=lambda level, message: notes.append(message))
@@ -113,18 +128,6 @@ def logged_pid(ray_folder: Path) -> str:
 
     until(look)
     return found[0]
-
-
-async def test_a_resource_that_no_node_has_is_said_at_once(ray_folder: Path, tmp_path: Path) -> None:
-    settings = config("reward.deployment.resources.reward=1")
-    cluster = Cluster(settings, run_id=f"test-{os.getpid()}")
-    try:
-        cluster.connect()
-        with pytest.raises(MachineError, match=r"a node with 1 CPU, 1 reward, and the cluster has .*, 0 reward;"):
-            async with cluster.reward_client(tmp_path):
-                pass
-    finally:
-        await cluster.shutdown()
 
 
 DRIVER = """
