@@ -45,7 +45,11 @@ def checkpoint_name(step: int) -> str:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint's folder is named after."""
+    """The step that a checkpoint's folder is named after.
+
+    Raises:
+        LearnerError: It is not called as `checkpoint_name` calls them.
+    """
     match = _STEP.fullmatch(checkpoint.name)
     if match is None:
         raise LearnerError(f"{checkpoint} is not a checkpoint's folder: {checkpoint_name(12)} would be one")
@@ -100,7 +104,11 @@ def write_checkpoint(root: Path, step: int, files: Iterable[tuple[str, bytes]], 
 
 
 def find_checkpoint(root: Path) -> FoundCheckpoint:
-    """The newest whole checkpoint in `root`; reads every byte of it and of the damaged ones."""
+    """The newest whole checkpoint in `root`; reads every byte of it and of the damaged ones.
+
+    Args:
+        root: The folder of checkpoints; may be missing.
+    """
     damaged = []
     for step in sorted(_steps(root), reverse=True):
         try:

@@ -71,7 +71,12 @@ class Balancer:
         return chosen
 
     def end(self, worker: int, *, num_sequences: int) -> None:
-        """Count a group as ended, however it ended."""
+        """Count a group as ended, however it ended.
+
+        Args:
+            worker: Its index.
+            num_sequences: As many as were begun together.
+        """
         assert self._outstanding[worker] >= num_sequences
         self._outstanding[worker] -= num_sequences
         self._remember(worker)

@@ -54,6 +54,9 @@ def group_rows(slots_T: list[int]) -> tuple[RowGroup, ...]:
     (RowGroup(slot=2, rows=tensor([0, 1, 3])),)
     >>> group_rows([-1, 0, 0])
     (RowGroup(slot=0, rows=slice(1, 3, None)),)
+
+    Args:
+        slots_T: Of each token its adapter's slot; -1: none.
     """
     import torch
 

@@ -38,7 +38,11 @@ class DataCursor:
         return self._position // len(self._problems)
 
     def take(self, count: int) -> list[Problem]:
-        """The next `count` problems; where an epoch ends the next begins."""
+        """The next `count` problems; where an epoch ends the next begins.
+
+        Args:
+            count: May be more than an epoch has.
+        """
         taken = []
         for _ in range(count):
             epoch, index = divmod(self._position, len(self._problems))

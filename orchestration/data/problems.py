@@ -43,7 +43,12 @@ class Problems:
 
 
 def answer_line(final_answer: str, prefix: str = ANSWER_PREFIX) -> str:
-    """The line a worked solution ends with: `#### The final answer is 18`."""
+    """The line a worked solution ends with: `#### The final answer is 18`.
+
+    Args:
+        final_answer: As it stands in the reference.
+        prefix: What an answer line begins with.
+    """
     return f"{prefix} {final_answer}"
 
 

@@ -57,7 +57,12 @@ class PromptSource:
         return self._order.num_dropped
 
     def observe(self, problem_id: str, pass_rate: float) -> None:
-        """The share of right completions in a group of a problem, by which the curriculum goes on."""
+        """The share of right completions in a group of a problem, by which the curriculum goes on.
+
+        Args:
+            problem_id: Of a problem of this source.
+            pass_rate: From 0 to 1.
+        """
         self._order.observe(problem_id, pass_rate)
 
     @property
@@ -78,7 +83,8 @@ class PromptSource:
     def next(self) -> BuiltPrompt:
         """The next prompt that fits.
 
-        Raises DataError when a whole epoch went by without one.
+        Raises:
+            DataError: A whole epoch went by without one.
         """
         for _ in range(len(self._problems) + len(self._first)):
             problem = self._problems[self._first.popleft()] if self._first else self._order.take()
@@ -90,7 +96,8 @@ class PromptSource:
     def check(self) -> None:
         """Find out now, not after the engines' start, whether any prompt fits. Draws nothing.
 
-        Raises DataError when none does.
+        Raises:
+            DataError: None does.
         """
         if all(self._build(problem) is None for problem in self._problems.values()):
             raise DataError(self._nothing_fits())

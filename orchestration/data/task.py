@@ -163,7 +163,11 @@ class Task(Section):
         return bool(self.tools) or type(self).environment is not Task.environment
 
     def tool_schemas(self) -> tuple[Schema, ...]:
-        """Of what the model may call, as chat templates take them. Raises ConfigError where one cannot be had."""
+        """Of what the model may call, as chat templates take them.
+
+        Raises:
+            ConfigError: One cannot be had.
+        """
         return tuple(schema_of(getattr(tool, "__func__", tool)) for tool in load_tools(self.tools, self.corpus))
 
     def named_modules(self) -> tuple[str, ...]:
@@ -180,7 +184,11 @@ class Task(Section):
         return {}
 
     def part(self, name: str) -> Task:
-        """The task of a problem with that `part`."""
+        """The task of a problem with that `part`.
+
+        Args:
+            name: `Problem.part`; of a task that is one, empty.
+        """
         return self.parts().get(name, self)
 
     def category_weights(self) -> Mapping[str, float]:
@@ -188,7 +196,11 @@ class Task(Section):
         return {}
 
     def check(self) -> None:
-        """Refuse settings that contradict each other. Raises ValueError."""
+        """Refuse settings that contradict each other.
+
+        Raises:
+            ValueError: One sentence that names them and what to do.
+        """
 
     def files(self) -> dict[str, str]:
         """The files that the task reads, by the field that names them."""
@@ -208,7 +220,11 @@ _REGISTERED: dict[str, type[Task]] = {}
 
 
 def register(task: TaskClass) -> TaskClass:
-    """Let `data.kind` call a task by its name. Raises ValueError when the name is missing or taken."""
+    """Let `data.kind` call a task by its name.
+
+    Raises:
+        ValueError: The name is missing or taken.
+    """
     if not task.name:
         raise ValueError(f"{task.__qualname__} needs a name to be registered by")
     if _REGISTERED.setdefault(task.name, task) is not task:

@@ -72,7 +72,14 @@ class Batch:
 def batches(
     side: str, parts: Mapping[str, Sequence[BuiltPrompt]], manner: Manner, *, max_num_seqs: int
 ) -> Iterator[Batch]:
-    """All that one model is asked, as many completions at once as its engine decodes at once."""
+    """All that one model is asked, as many completions at once as its engine decodes at once.
+
+    Args:
+        side: Base or adapter.
+        parts: Prompts by the set of problems that they are of.
+        manner: How they are asked.
+        max_num_seqs: Completions that the engine decodes at once.
+    """
     for part, prompts in parts.items():
         for draw in (GREEDY, SAMPLED)[: 2 if manner.num_samples else 1]:
             size = max(1, max_num_seqs // manner.sampling(draw).num_generations)

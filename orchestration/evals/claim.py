@@ -76,7 +76,14 @@ def other(name: str, *, seed: int, control: str, answers: Sequence[Answer], mine
 
 
 def strict_of(answers: Sequence[Answer], side: str, judge: str = "strict", part: str = HELD_OUT) -> Values:
-    """Greedy scores by problem."""
+    """Greedy scores by problem.
+
+    Args:
+        answers: Of any models and sets of problems.
+        side: Base or adapter.
+        judge: Whose scores.
+        part: The set of problems.
+    """
     kept = [answer for answer in answers if answer.side == side and answer.part == part]
     return measures(kept).get(GREEDY, {}).get(judge, {})
 

@@ -186,7 +186,11 @@ class _Runner:
 
 
 def check_turns(config: RunConfig, wanted: Wanted) -> None:
-    """ConfigError where the task is played in turns and something is wanted that only single answers have."""
+    """A task that is played in turns has no answers to look at one by one.
+
+    Raises:
+        ConfigError: Something is wanted that only single answers have.
+    """
     if not config.data.has_turns():
         return
     if wanted.as_lm_eval:
@@ -202,7 +206,11 @@ def check_turns(config: RunConfig, wanted: Wanted) -> None:
 
 
 def manner_of(config: RunConfig, wanted: Wanted, builder: PromptBuilder) -> Manner:
-    """How the settings ask. Raises ConfigError for samples without a temperature."""
+    """How the settings ask.
+
+    Raises:
+        ConfigError: Samples are wanted without a temperature.
+    """
     if wanted.num_samples and config.rollout.temperature == 0:
         raise ConfigError("--samples draws completions that differ: rollout.temperature must be above 0")
     asked = training_sampling(config, builder)
@@ -253,7 +261,11 @@ def has_final_answers(problems: Sequence[Problem]) -> bool:
 
 
 def check_final_answers(problems: Sequence[Problem]) -> None:
-    """ConfigError unless all problems have what lm-eval compares with."""
+    """What lm-eval compares with is there.
+
+    Raises:
+        ConfigError: A problem has no final answer.
+    """
     if not has_final_answers(problems):
         lacking = next(one for one in problems if not has_final_answers([one]))
         raise ConfigError(

@@ -42,6 +42,9 @@ def ks(num_samples: int) -> list[int]:
 
     >>> ks(10)
     [1, 2, 4, 8, 10]
+
+    Args:
+        num_samples: Of each problem; at least 1.
     """
     return sorted({2**power for power in range(num_samples.bit_length()) if 2**power <= num_samples} | {num_samples})
 
@@ -52,6 +55,9 @@ def measures(answers: Iterable[Answer]) -> dict[str, dict[str, Values]]:
     Greedy measures are the judges' names, `ends_by_itself`, `truncated` and `tokens`; sampled ones `JUDGE pass@k` and
     `JUDGE maj@k`. An answer is right if its score is 1. A problem with a completion that could not be scored has no
     pass@k of it.
+
+    Args:
+        answers: Of one model alone.
     """
     groups: defaultdict[tuple[str, str], list[Answer]] = defaultdict(list)
     for answer in answers:
@@ -86,7 +92,12 @@ def _sampled(group: Sequence[Answer]) -> Values:
 
 
 def summary(answers: Sequence[Answer], *, seed: int) -> dict[str, Any]:
-    """All figures of one set of problems: by model, by category, and the adapter's difference from its base."""
+    """All figures of one set of problems: by model, by category, and the adapter's difference from its base.
+
+    Args:
+        answers: Of base, adapter or both.
+        seed: Of the bootstrap's draws.
+    """
     sides = {
         side: measures(answer for answer in answers if answer.side == side)
         for side in dict.fromkeys(answer.side for answer in answers)
@@ -110,7 +121,13 @@ def summary(answers: Sequence[Answer], *, seed: int) -> dict[str, Any]:
 def differences(
     before: Mapping[str, Mapping[str, Values]], after: Mapping[str, Mapping[str, Values]], *, seed: int
 ) -> dict[str, dict[str, Figure]]:
-    """By draw and measure, `difference` of what both have."""
+    """By draw and measure, `difference` of what both have.
+
+    Args:
+        before: As `measures` gives them.
+        after: The same; what one of them lacks is left out.
+        seed: Of the bootstrap's draws.
+    """
     return {
         draw: {
             name: difference(before[draw][name], after[draw][name], seed=seed)

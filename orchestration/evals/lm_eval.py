@@ -24,13 +24,23 @@ def cut(text: str) -> str:
 
 
 def strict_match(text: str, final_answer: str) -> float:
-    """1 if the first `#### N` says the answer, else 0."""
+    """1 if the first `#### N` says the answer, else 0.
+
+    Args:
+        text: The completion, up to the first stop.
+        final_answer: A number as text.
+    """
     found = _STRICT.findall(text)
     return _same(found[0], final_answer) if found else 0.0
 
 
 def flexible_extract(text: str, final_answer: str) -> float:
-    """1 if the last number is the answer, else 0."""
+    """1 if the last number is the answer, else 0.
+
+    Args:
+        text: The completion, up to the first stop.
+        final_answer: A number as text.
+    """
     found = _FLEXIBLE.findall(text)
     return _same(found[-1], final_answer) if found else 0.0
 

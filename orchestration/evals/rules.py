@@ -75,6 +75,9 @@ def vote(texts: Sequence[str]) -> int | None:
 
     >>> vote(["it is 7", "6", "so 6.0?", "6"])
     1
+
+    Returns:
+        An index into `texts`; None where none has a number.
     """
     numbers = [found[-1] if (found := _NUMBER.findall(_THOUSANDS.sub("", text))) else None for text in texts]
     votes = Counter(float(number) for number in numbers if number is not None)

@@ -38,7 +38,11 @@ class Store:
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Take the folder for this evaluation, or go on in it.
 
-        Raises ConfigError naming what differs where it holds another one, or something else.
+        Args:
+            identity: All that the answers depend on.
+
+        Raises:
+            ConfigError: It holds another one, or something else; what differs is named.
         """
         if self._folder is None:
             return
@@ -67,7 +71,15 @@ class Store:
         return self._held[batch]
 
     def write(self, batch: str, answers: Sequence[Answer]) -> None:
-        """Keep the answers to a batch. Raises MachineError."""
+        """Keep the answers to a batch.
+
+        Args:
+            batch: Its name, which the file gets.
+            answers: In order; written whole or not at all.
+
+        Raises:
+            MachineError: The disk is full, or fails.
+        """
         self._held[batch] = list(answers)
         if self._folder is not None:
             with _explained(self._folder):
@@ -75,7 +87,11 @@ class Store:
                 atomic_write(path, as_json([answer.row() for answer in answers]))
 
     def end(self, answers: Sequence[Answer], results: Mapping[str, Any], table: str) -> None:
-        """Write table, figures and answers. Raises MachineError."""
+        """Write table, figures and answers.
+
+        Raises:
+            MachineError: The disk is full, or fails.
+        """
         if self._folder is not None:
             with _explained(self._folder):
                 atomic_write(self._folder / ANSWERS_FILE, parquet_of(answers))
@@ -85,7 +101,14 @@ class Store:
 
 @contextmanager
 def locked(folder: Path | None) -> Iterator[Store]:
-    """The store, kept from other processes for the length of the block. Raises ConfigError where one has it."""
+    """The store, kept from other processes for the length of the block.
+
+    Args:
+        folder: None: a temporary one, which goes with the block.
+
+    Raises:
+        ConfigError: Another process has it.
+    """
     if folder is None:
         yield Store(None)
         return
@@ -103,7 +126,11 @@ def locked(folder: Path | None) -> Iterator[Store]:
 
 
 def read_answers(folder: Path) -> list[Answer]:
-    """All answers of a finished evaluation. Raises ConfigError where they cannot be read."""
+    """All answers of a finished evaluation.
+
+    Raises:
+        ConfigError: They cannot be read.
+    """
     with _explained(folder):
         return [Answer.of(row) for path in sorted((folder / ANSWERS_FOLDER).glob("*.json")) for row in _read(path)]
 

@@ -57,7 +57,11 @@ def change(name: str, figure: Mapping[str, Any] | None) -> str:
 
 
 def p_value(figure: Mapping[str, Any] | None) -> str:
-    """McNemar's, where it has one."""
+    """McNemar's, where it has one.
+
+    Returns:
+        Empty where it has none.
+    """
     if figure is None or "p" not in figure:
         return ""
     return "<0.0001" if figure["p"] < 1e-4 else f"{figure['p']:.4f}"

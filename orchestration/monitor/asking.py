@@ -16,7 +16,14 @@ ASK_S: Final = 10.0
 
 
 def ask(url: str) -> bytes:
-    """A GET past all proxies: what answers is on loopback."""
+    """A GET past all proxies: what answers is on loopback.
+
+    Args:
+        url: On loopback.
+
+    Raises:
+        OSError: Nobody answers, or with an error.
+    """
     with build_opener(ProxyHandler({})).open(url, timeout=ASK_S) as answer:
         return bytes(answer.read())
 
@@ -39,7 +46,14 @@ def query(url: str, expr: str) -> list[dict[str, Any]]:
 
 
 def values(url: str) -> dict[str, dict[str, float | None]]:
-    """By panel and legend of each line: its value now; None where there is no data."""
+    """By panel and legend of each line: its value now; None where there is no data.
+
+    Args:
+        url: Prometheus's.
+
+    Raises:
+        MachineError: It does not answer.
+    """
     table: dict[str, dict[str, float | None]] = {}
     for panel in PANELS:
         lines: dict[str, float | None] = {}

@@ -45,7 +45,11 @@ _IN_WORDS: Final = {
 
 
 def span_s(since: str) -> float:
-    """Seconds from Grafana's `now-5m` to now; half an hour where it is something else."""
+    """Seconds from Grafana's `now-5m` to now; half an hour where it is something else.
+
+    Args:
+        since: `now-` and a number of s, m, h or d; at least 10 s come of it.
+    """
     found = re.fullmatch(r"now-(\d+)([smhd])", since)
     return float(max(10, int(found.group(1)) * _UNITS[found.group(2)])) if found else _DEFAULT_S
 
@@ -86,7 +90,12 @@ def _point(when: float, value: str, now: float) -> Point:
 
 
 def page(drawn: Sequence[tuple[Panel, Sequence[Line]]], *, since_s: float) -> str:
-    """The HTML of some panels; those without data say so."""
+    """The HTML of some panels; those without data say so.
+
+    Args:
+        drawn: Panels, each with its lines.
+        since_s: How far back the lines go at most, seconds; said below them.
+    """
     figures = "".join(_figure(panel, lines) for panel, lines in drawn)
     style = resources.files("orchestration.page").joinpath("page.css").read_text()
     told = f"at {time.strftime('%H:%M:%S')}; the axis counts minutes back from then, {since_s / 60:g} at most."
@@ -107,7 +116,12 @@ def _figure(panel: Panel, lines: Sequence[Line]) -> str:
 
 
 def answer(path: str, prometheus: str) -> tuple[int, str, str]:
-    """(status, content type, text) of a GET."""
+    """(status, content type, text) of a GET.
+
+    Args:
+        path: Path and query, as in the request.
+        prometheus: Its URL.
+    """
     parts = urlsplit(path)
     asked = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     match [part for part in parts.path.split("/") if part]:

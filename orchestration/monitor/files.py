@@ -46,7 +46,13 @@ def _panel(place: int, panel: Panel) -> dict[str, Any]:
 
 
 def prometheus(targets: Path, *, rules: Path, scrape_s: float) -> dict[str, Any]:
-    """Prometheus's configuration: it scrapes what the files in a folder name."""
+    """Prometheus's configuration: it scrapes what the files in a folder name.
+
+    Args:
+        targets: A folder of files as `rlvr`'s runs write them, read again every few seconds.
+        rules: The alert rules' file.
+        scrape_s: Seconds between two scrapes of a target.
+    """
     every = f"{1000 * scrape_s:.0f}ms"
     return {
         "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": "5s"},

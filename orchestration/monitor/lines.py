@@ -8,7 +8,12 @@ from orchestration.run.metrics import Number
 
 
 def actor_line(name: str, values: Mapping[str, float]) -> str:
-    """`RolloutWorker 2 · v137 · 3,410 tok/s · 48 running, 0 waiting`, or a learner rank's, from its gauges."""
+    """`RolloutWorker 2 · v137 · 3,410 tok/s · 48 running, 0 waiting`, or a learner rank's, from its gauges.
+
+    Args:
+        name: Of the worker, as `rollout-2` or `learner-0`.
+        values: Gauges without their prefix; before the first of them the line is the name alone.
+    """
     role, _, index = name.rpartition("-")
     title = {"rollout": "RolloutWorker", "learner": "LearnerRank"}.get(role, role)
     parts = [f"{title} {index}"]
@@ -23,7 +28,12 @@ def actor_line(name: str, values: Mapping[str, float]) -> str:
 
 
 def run_line(row: Mapping[str, Number], max_steps: int) -> str:
-    """`step 12 of 16 · reward 0.81 · 3,410 tok/s`, from a step's row."""
+    """`step 12 of 16 · reward 0.81 · 3,410 tok/s`, from a step's row.
+
+    Args:
+        row: Of metrics.jsonl, with its `step`; what else is null or missing is left out.
+        max_steps: Of the run.
+    """
     parts = [f"step {row['step']} of {max_steps}"]
     if (reward := row.get("reward_mean")) is not None:
         parts.append(f"reward {reward:.2f}")

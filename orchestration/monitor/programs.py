@@ -204,7 +204,11 @@ def _until_ready(name: str, processes: Processes, url: str, folder: Path) -> Non
 
 
 def down() -> bool:
-    """End what runs; whether anything did."""
+    """End what runs; whether anything did.
+
+    Returns:
+        False where nothing ran.
+    """
     monitor = running()
     if monitor is not None:
         _end(monitor.processes)

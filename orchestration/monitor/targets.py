@@ -19,7 +19,13 @@ def targets_folder() -> Path:
 
 
 def describe(run: str, *, ray: Sequence[str], reward_url: str | None) -> list[dict[str, object]]:
-    """What Prometheus reads (`file_sd_configs`): the nodes' `host:port`, and the reward service's."""
+    """What Prometheus reads (`file_sd_configs`): the nodes' `host:port`, and the reward service's.
+
+    Args:
+        run: Its name, a label of all that is scraped.
+        ray: Each node's `host:port`.
+        reward_url: None: the service's figures are not scraped.
+    """
     groups: list[dict[str, object]] = [{"targets": list(ray), "labels": {"job": "ray"}}]
     if reward_url is not None:
         parts = urlsplit(reward_url)
@@ -40,7 +46,14 @@ class Announcement:
         self._written = b""
 
     def say(self, groups: list[dict[str, object]]) -> None:
-        """Write the file, unless it says so already. Raises OSError."""
+        """Write the file, unless it says so already.
+
+        Args:
+            groups: As `describe` gives them.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         content = json.dumps(groups, indent=1).encode()
         if content != self._written:
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,12 @@ class Outcome:
 
 
 def read_outcome(summary: Mapping[str, Any], config: RunConfig | None) -> Outcome:
-    """From the content of `summary.json`; whatever a stopped run does not have is left out."""
+    """From the content of `summary.json`; whatever a stopped run does not have is left out.
+
+    Args:
+        summary: May lack any part.
+        config: For the commands that are said next; None: without those that need it.
+    """
     accuracy = summary.get("accuracy") or {}
     run_dir = str(summary.get("run_dir", ""))
     status = str(summary.get("status", "finished"))

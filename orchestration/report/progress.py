@@ -27,6 +27,9 @@ def progress_printer(stream: TextIO) -> Iterator[Progress]:
     What stands before the first comma of a message is its phase. On a terminal one line is kept up to date, and cleared
     at the end. Elsewhere a plain line comes when a phase has lasted `SHORT_S`, and again every `PACE_S` seconds, even
     if nothing is reported meanwhile.
+
+    Args:
+        stream: A terminal gets one line that changes, anything else a line now and then.
     """
     told = _TerminalLine(stream) if stream.isatty() else _PlainLines(stream)
     ended = threading.Event()
@@ -46,7 +49,12 @@ def progress_printer(stream: TextIO) -> Iterator[Progress]:
 
 
 def counted(progress: Progress, total: int) -> Callable[[str], None]:
-    """A callback that is told of each of `total` pieces of work when it begins."""
+    """A callback that is told of each of `total` pieces of work when it begins.
+
+    Args:
+        progress: Told of each with the share that is done before it.
+        total: Pieces of work; at least 1.
+    """
     done = itertools.count()
     return lambda message: progress(message, min(1.0, next(done) / total))
 

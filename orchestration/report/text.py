@@ -111,7 +111,15 @@ def points(difference: float) -> str:
 
 
 def shares(seconds: dict[str, float], *, at_least: float = 0.0) -> list[tuple[str, float]]:
-    """Each phase's share of the sum, the largest first."""
+    """Each phase's share of the sum, the largest first.
+
+    Args:
+        seconds: By phase.
+        at_least: Phases with less than this share of the sum are left out.
+
+    Returns:
+        (phase, share of the sum), shares from 0 to 1.
+    """
     total = math.fsum(seconds.values())
     parts = [(name, value / total) for name, value in seconds.items()] if total > 0 else []
     return sorted((part for part in parts if part[1] >= at_least), key=lambda part: -part[1])

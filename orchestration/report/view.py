@@ -60,7 +60,13 @@ class ViewState:
 
 
 def render(state: ViewState, now: float, width: int) -> RenderableType:
-    """The view in at most `width` columns: bars first, figures below once there are any."""
+    """The view in at most `width` columns: bars first, figures below once there are any.
+
+    Args:
+        state: What is known of the run.
+        now: Of the clock that `state` has its times from, seconds.
+        width: Columns of the terminal.
+    """
     parts: list[RenderableType] = [_bars(state, now, width)]
     if state.row or state.evaluations:
         parts.append(_figures(state, width))

@@ -269,7 +269,12 @@ class Block:
     later_s: float = 0.0
 
     def was_later(self, name: str, seconds: float) -> None:
-        """The last seconds before its end belong to another phase, as somebody says who was there."""
+        """The last seconds before its end belong to another phase, as somebody says who was there.
+
+        Args:
+            name: The other phase.
+            seconds: More than the block was open is all of it.
+        """
         self.later, self.later_s = name, seconds
 
 
@@ -305,7 +310,14 @@ class PhaseClock:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[Block]:
-        """Be in a phase for the length of the block; any number of blocks may be open at once."""
+        """Be in a phase for the length of the block; any number of blocks may be open at once.
+
+        Args:
+            name: One of the clock's phases.
+
+        Raises:
+            ValueError: It is none of them.
+        """
         if name not in self._active:
             raise ValueError(f"unknown phase {name!r}; phases are: {', '.join(PHASES)}")
         began, block = self._now(), Block()

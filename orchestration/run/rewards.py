@@ -101,7 +101,11 @@ def episode_of(completion: Completion) -> dict[str, Any]:
 
 
 def answer_of(row: Mapping[str, Any]) -> tuple[str, dict[str, Any] | None]:
-    """What rewards are shown of a row of a run's table: the completion, and the episode that it was, if it was one."""
+    """What rewards are shown of a row of a run's table: the completion, and the episode that it was, if it was one.
+
+    Args:
+        row: With the columns `completion` and `turns`.
+    """
     turns = row.get("turns") or []
     if not turns and row.get("failure") is None:
         return row["completion"], None

@@ -130,7 +130,11 @@ class PartScorer:
     async def score(
         self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
     ) -> Sequence[ScoredCompletion]:
-        """As the problem's task scores it, with an entry for each of `reward_names`."""
+        """As the problem's task scores it, with an entry for each of `reward_names`.
+
+        Returns:
+            In the order of the completions; null, with no reason, where a reward is not the task's own.
+        """
         scorer = self._scorers[problem.part]
         members = await scorer.score(problem, prompt_text, completions)
         places = [
@@ -205,6 +209,10 @@ def returns(rewards: Sequence[float | None], discount: float) -> list[float]:
 
     >>> returns([1.0, None, 4.0], 0.5)
     [2.0, 2.0, 4.0]
+
+    Args:
+        rewards: Of each turn, by turn.
+        discount: Of what is paid a turn later, from 0 to 1.
     """
     found: list[float] = []
     for reward in reversed(rewards):

@@ -86,6 +86,10 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def with_sections(known: Sequence[str]) -> list[str]:
-    """Dotted keys and the sections that they lie in, `learner.loss` for `learner.loss.beta`."""
+    """Dotted keys and the sections that they lie in, `learner.loss` for `learner.loss.beta`.
+
+    Args:
+        known: Dotted keys.
+    """
     sections = {key[:place] for key in known for place, sign in enumerate(key) if sign == "."}
     return [*sorted(sections), *known]

@@ -27,7 +27,11 @@ def recipe_names() -> list[str]:
 def read_recipe(recipe: str) -> dict[str, Any]:
     """A shipped recipe, or a YAML file, as a tree of settings with the recipe's name in it.
 
-    Raises ConfigError naming the recipe.
+    Args:
+        recipe: A file, where it ends in .yaml or has a slash; else a shipped recipe's name.
+
+    Raises:
+        ConfigError: There is none, or it is no YAML mapping; it is named.
     """
     name = recipe
     if recipe.endswith((".yaml", ".yml")) or "/" in recipe:
@@ -58,7 +62,11 @@ def read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def read_settings_file(path: Path) -> str:
-    """The text of a YAML file of somebody's. Raises ConfigError when it is a folder, not UTF-8, or cannot be read."""
+    """The text of a YAML file of somebody's.
+
+    Raises:
+        ConfigError: It is a folder, not UTF-8, or cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -71,7 +79,11 @@ def read_settings_file(path: Path) -> str:
 
 
 def parse_override(override: str) -> tuple[str, Any]:
-    """`a.b=1e-4` as `("a.b", 0.0001)`; the value is read as YAML. Raises ConfigError when it is not of that form."""
+    """`a.b=1e-4` as `("a.b", 0.0001)`; the value is read as YAML.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"{override!r} is not an override; write key=value, for example max_steps=20")
@@ -109,7 +121,12 @@ def assign(tree: dict[str, Any], dotted: str, value: Any, override: str) -> None
 
 
 def spell_out_kinds(tree: dict[str, Any], unions: Sequence[str]) -> None:
-    """Writes `{kind: actor}` where a union's value is `actor`, so that the rest of its settings can be added."""
+    """Writes `{kind: actor}` where a union's value is `actor`, so that the rest of its settings can be added.
+
+    Args:
+        tree: Changed in place.
+        unions: Dotted keys of settings that are one of several kinds.
+    """
     for dotted in unions:
         *parents, leaf = dotted.split(".")
         node: Any = tree

@@ -41,7 +41,11 @@ _ALIASES: Mapping[str, str] = {
 
 
 def configured_region(setting: str | None) -> str | None:
-    """The setting, or the AWS configuration's region, or None. Raises ConfigError when AWS_PROFILE names no profile."""
+    """The setting, or the AWS configuration's region, or None.
+
+    Raises:
+        ConfigError: AWS_PROFILE names no profile.
+    """
     if setting is not None:
         return setting
     require("boto3", by="AWS", extra="sagemaker")
@@ -65,7 +69,12 @@ def known_regions(service: str) -> frozenset[str]:
 
 @cache
 def input_shape(service: str, operation: str) -> Any:
-    """botocore's model of what an operation takes."""
+    """botocore's model of what an operation takes.
+
+    Args:
+        service: As botocore calls it, `sagemaker`.
+        operation: As the API calls it, `CreateTrainingJob`.
+    """
     return _offline().get_service_model(service).operation_model(operation).input_shape
 
 

@@ -36,7 +36,11 @@ def cache_root() -> Path:
 
 
 def settings_hash(*parts: object) -> str:
-    """Twelve hexadecimal digits that differ when any part's text does."""
+    """Twelve hexadecimal digits that differ when any part's text does.
+
+    Args:
+        parts: Anything whose `str` says all that matters.
+    """
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 

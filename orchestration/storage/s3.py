@@ -137,7 +137,11 @@ def upload(path: Path, uri: str, *, kms_key: str | None = None) -> None:
 
 def encryption(kms_key: str | None) -> dict[str, str]:
     """Arguments of an upload that is encrypted by a KMS key; with None by what the bucket has as its default, which a
-    method that is named here would override."""
+    method that is named here would override.
+
+    Args:
+        kms_key: A key's id or ARN.
+    """
     return {} if kms_key is None else {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key}
 
 

@@ -31,7 +31,17 @@ def decided(described: Mapping[str, Any]) -> Decided:
 
 
 def read_decisions(log: Path) -> dict[str, Decided]:
-    """The newest decision of each item: one that was asked about again is there twice. Raises AuditError."""
+    """The newest decision of each item: one that was asked about again is there twice.
+
+    Args:
+        log: The audit log's SQLite file; it is only read.
+
+    Returns:
+        By item id, as the column `item_id` of the completions' tables.
+
+    Raises:
+        AuditError: It is no audit log, or cannot be read.
+    """
     return {one["id"]: decided(one) for one in all_decisions(log)}
 
 
@@ -54,7 +64,11 @@ def find_decided(log: Path, run_ids: Iterable[str], item_id: str) -> dict[str, A
 
 
 def chain_findings(log: Path) -> tuple[list[str], str]:
-    """What is wrong with the log's chain, and what there is, in words."""
+    """What is wrong with the log's chain, and what there is, in words.
+
+    Returns:
+        A sentence for each thing that is wrong, none where the chain holds; and how much there is, with its head.
+    """
     try:
         found = verify_log(log)
     except AuditError as error:

@@ -74,7 +74,11 @@ class TracedRun:
         return rows
 
     def metrics_lines(self) -> Iterator[tuple[bytes, Mapping[str, Any] | None]]:
-        """The lines of metrics.jsonl, with what they say; None: one that cannot be read."""
+        """The lines of metrics.jsonl, with what they say; None: one that cannot be read.
+
+        Yields:
+            The line with its end, byte for byte, and its row.
+        """
         path = self.path / METRICS_FILE
         for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
             try:

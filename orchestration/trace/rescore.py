@@ -63,7 +63,11 @@ def _clearest(apart: Sequence[Rescored]) -> list[Rescored]:
 
 
 def verdicts_of(scored: Sequence[Rescored]) -> list[str]:
-    """One of `VERDICTS` for each completion."""
+    """One of `VERDICTS` for each completion.
+
+    Args:
+        scored: Completions, each with what it got then and now.
+    """
     then_above, now_above = (
         _middle(totals) for totals in zip(*((o.row["total"], o.total) for o in scored), strict=True)
     )

@@ -29,15 +29,29 @@ class Sink(Protocol):
     """One tracker's record of one run. Opened when it is made; calls may block, and come from one thread."""
 
     def figures(self, step: int, figures: Mapping[str, float]) -> None:
-        """Numbers of a step."""
+        """Numbers of a step.
+
+        Args:
+            step: Of the run; figures of one step may come in several calls.
+            figures: By name; finite.
+        """
         ...
 
     def artefact(self, path: Path, name: str) -> None:
-        """A file or a folder of the run."""
+        """A file or a folder of the run.
+
+        Args:
+            path: On this machine.
+            name: What it is called there.
+        """
         ...
 
     def close(self, *, finished: bool) -> None:
-        """The run is over: as planned, or not."""
+        """The run is over: as planned, or not.
+
+        Args:
+            finished: False: stopped, or failed.
+        """
         ...
 
 
@@ -54,7 +68,11 @@ class Guarded:
         self._thread.start()
 
     def put(self, call: Callable[[Sink], None]) -> None:
-        """Have it done; never waits."""
+        """Have it done; never waits.
+
+        Args:
+            call: Run on the sink's own thread; once one raises, no more are.
+        """
         if self._gone:
             return
         try:
@@ -68,7 +86,12 @@ class Guarded:
             yield self._said.get()
 
     def close(self, *, finished: bool, timeout_s: float = CLOSE_S) -> None:
-        """Waits for what was put, as long as that takes no longer than the time-out."""
+        """Waits for what was put, as long as that takes no longer than the time-out.
+
+        Args:
+            finished: False: the run was stopped, or failed.
+            timeout_s: What is not sent by then is given up, and said.
+        """
         self.put(lambda sink: sink.close(finished=finished))
         if not self._gone:
             self._calls.put(None)

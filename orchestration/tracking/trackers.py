@@ -154,7 +154,11 @@ TRACKERS: Final[Mapping[str, tuple[Callable[[Tracked], Sink], str, str]]] = {
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Raises ConfigError naming a tracker whose library is not installed; for before anything starts."""
+    """For before anything starts: all libraries are here.
+
+    Raises:
+        ConfigError: One is not installed; it names the tracker and its extra.
+    """
     for name in names:
         _, module, package = TRACKERS[name]
         require(module, by=f"report_to={name}", extra=name, package=package)

@@ -40,7 +40,11 @@ class StepSummary:
 
 
 def summarise(facts: StepFacts) -> StepSummary:
-    """Numbers of one step; it must hold samples."""
+    """Numbers of one step; it must hold samples.
+
+    Args:
+        facts: With one sample at least; means of none are not numbers.
+    """
     groups = grouped(facts.samples)
     names = {name for sample in facts.samples for name in sample.rewards}
     by_category: defaultdict[str, list[float]] = defaultdict(list)
@@ -129,7 +133,12 @@ class History:
         return is_full(self.latest)
 
     def moments(self, name: str, window: Iterable[StepSummary]) -> Moments:
-        """Of a reward's group means over a window, on its own scale: 0 the least value ever seen, 1 the greatest."""
+        """Of a reward's group means over a window, on its own scale: 0 the least value ever seen, 1 the greatest.
+
+        Args:
+            name: Of a reward; its scale is that of all steps so far, not of the window.
+            window: Steps, in any order.
+        """
         low, high = self._scales.get(name, (0.0, 0.0))
         width = high - low
         if width <= 0:
@@ -140,7 +149,12 @@ class History:
         return Moments(found.number, total, squares)
 
     def change(self, name: str, alpha: float) -> Change:
-        """Of a reward, on its own scale, from the first window to the latest."""
+        """Of a reward, on its own scale, from the first window to the latest.
+
+        Args:
+            name: Of a reward.
+            alpha: The error allowed to this comparison over all looks; each look spends a part of it.
+        """
         before, after = self.moments(name, self.first), self.moments(name, self.latest)
         return change(before, after, alpha=alpha, look=self.look)
 

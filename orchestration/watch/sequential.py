@@ -51,12 +51,25 @@ class Moments:
 
 
 def spent(alpha: float, look: int) -> float:
-    """How much of `alpha` the look of this number, from 1, may spend."""
+    """How much of `alpha` the look of this number, from 1, may spend.
+
+    Args:
+        alpha: Error allowed over all looks together, as 0.001.
+        look: From 1 on.
+
+    Returns:
+        Summed over all looks, however many there are, at most `alpha`.
+    """
     return alpha * 6 / (math.pi * max(look, 1)) ** 2
 
 
 def deviations(alpha: float, look: int) -> float:
-    """How many standard errors a bound on one side lies from the estimate at this look."""
+    """How many standard errors a bound on one side lies from the estimate at this look.
+
+    Args:
+        alpha: As of `spent`.
+        look: From 1 on.
+    """
     return NormalDist().inv_cdf(1 - spent(alpha, look))
 
 

@@ -48,7 +48,14 @@ class Watch:
         """How many alarms were told, by name."""
 
     def step(self, facts: StepFacts) -> list[Alarm]:
-        """What is to be told after this step: an alarm that lasts is told after 1, 2, 4, 8 … steps."""
+        """What is to be told after this step: an alarm that lasts is told after 1, 2, 4, 8 … steps.
+
+        Args:
+            facts: Of the next step; steps come in order.
+
+        Returns:
+            Those to be told now; `active` has all that hold.
+        """
         if not facts.samples:
             return []
         self._correctness = facts.correctness
@@ -57,7 +64,11 @@ class Watch:
         return [alarm for name, alarm in found if self._is_told(name, alarm) and alarm is not None]
 
     def evaluation(self, facts: EvaluationFacts) -> list[Alarm]:
-        """The same after held-out answers."""
+        """The same after held-out answers.
+
+        Args:
+            facts: Of held-out answers, after the step that was told last.
+        """
         found = [(kind.name, kind.evaluation(facts, self._history, self._correctness)) for kind in self._of_evaluations]
         return [alarm for name, alarm in found if self._is_told(name, alarm) and alarm is not None]
 

@@ -29,7 +29,14 @@ _SHORT = "/tmp"
 
 
 def mark(pid: int | None = None) -> str:
-    """Names a living process, by default this one, for ever."""
+    """Names a living process, by default this one, for ever.
+
+    Args:
+        pid: Of a process on this node.
+
+    Raises:
+        ProcessLookupError: There is none of that number.
+    """
     pid = os.getpid() if pid is None else pid
     started = _started(pid)
     if started is None:

@@ -184,7 +184,11 @@ class AdapterTable:
         self._current = number
 
     def acquire(self) -> int:
-        """Begin a request on the current version; returns the version's number."""
+        """Begin a request on the current version; returns the version's number.
+
+        Returns:
+            To be released once, when the request has ended.
+        """
         self._requests[self._current] = self._requests.get(self._current, 0) + 1
         return self._current
 
@@ -214,7 +218,14 @@ class AdapterTable:
         )
 
     def discard(self, number: int) -> None:
-        """Forget a version."""
+        """Forget a version.
+
+        Args:
+            number: Neither current nor in use.
+
+        Raises:
+            ValueError: It is one of both.
+        """
         if number == self._current or number in self._requests:
             raise ValueError(f"adapter version {number} is in use")
         del self._versions[number]
