@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestration.commands.arguments import add_json
-from orchestration.errors import ConfigError
+from orchestration.errors import ConfigError, MachineError
 from orchestration.monitor import programs
 from orchestration.monitor.asking import values
 from orchestration.monitor.files import write_files
@@ -107,6 +107,10 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _files(arguments: argparse.Namespace) -> int:
-    write_files(arguments.folder, targets=Path("/tmp/ray"), prometheus_url="http://prometheus:9090", scrape_s=5.0)
+    folder = arguments.folder
+    try:
+        write_files(folder, targets=Path("/tmp/ray"), prometheus_url="http://prometheus:9090", scrape_s=5.0)
+    except OSError as error:
+        raise MachineError(f"{folder} cannot be written: {error.strerror}; make room or name another folder") from error
     print(arguments.folder)
     return 0

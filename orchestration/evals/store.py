@@ -167,6 +167,8 @@ def _explained(folder: Path) -> Iterator[None]:
     except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         raise ConfigError(f"cannot write into {str(folder)!r}: {error.strerror}; choose another --out") from error
     except OSError as error:
-        raise MachineError(f"cannot write into {str(folder)!r}: {error.strerror}; make room and start again") from error
+        raise MachineError(
+            f"cannot write into {str(folder)!r}: {error.strerror}; make room, or choose another --out"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{str(folder)!r} cannot be read: {error}; remove it, or choose another --out") from error

@@ -118,7 +118,9 @@ def up(*, scrape_s: float = 5.0) -> Monitor:
                 _end(monitor.processes)  # a Prometheus alone shows nobody its panels
             return _start(folder, scrape_s)
     except OSError as error:
-        raise MachineError(f"{folder} cannot be written: {error}; set RLVR_STATE to another folder") from error
+        raise MachineError(
+            f"{folder} cannot be written: {error.strerror or error}; set RLVR_STATE to another folder"
+        ) from error
 
 
 def _start(folder: Path, scrape_s: float) -> Monitor:

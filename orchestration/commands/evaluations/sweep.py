@@ -94,7 +94,9 @@ def write_outcome(options: SweepOptions, tell: Callable[[str], None]) -> str:
         atomic_write(out / TABLE_FILE, f"{said}\n".encode())
         _write_charts(out, found, title, tell)
     except OSError as error:
-        raise MachineError(f"cannot write into {str(out)!r}: {error.strerror}; make room and start again") from error
+        raise MachineError(
+            f"cannot write into {str(out)!r}: {error.strerror}; make room, or choose another --out"
+        ) from error
     return said
 
 
@@ -138,7 +140,8 @@ def _take(options: SweepOptions) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         was = json.loads(path.read_bytes()) if path.is_file() else _settings(options.grid)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--out {str(options.out)!r} cannot be used: {error}; choose another") from error
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--out {str(options.out)!r} cannot be used: {why}; choose another") from error
     for key, value in _settings(options.grid).items():
         if was.get(key) != value:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestration.monitor import programs
+from orchestration.cli import main
+from orchestration.monitor import files, programs
 from orchestration.monitor.asking import ask, query, values
 from orchestration.monitor.board_pages import HEALTH
 from orchestration.monitor.files import write_files
@@ -158,6 +160,19 @@ def test_pages_that_have_ended_begin_again(monkeypatch: pytest.MonkeyPatch, tmp_
         assert json.loads(ask(f"{programs.up().pages}/api/health")) == HEALTH
     finally:
         assert programs.down()
+
+
+def test_a_disk_without_room_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A write that fails does not say where, unlike an open."""
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "atomic_write", full)
+    assert main(["monitor", "files", str(tmp_path / "here")]) == 1
+    assert f"rlvr: {tmp_path}/here cannot be written: No space left on device;" in capsys.readouterr().err
 
 
 def test_prometheus_takes_the_files(tmp_path: Path) -> None:
