@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _mend_streams()
     arguments = _parse(argv)
     try:
+        _refuse_a_folder_that_is_gone()
         with own_temporary_folder() if arguments.command in _STARTING else nullcontext():
             status = int(arguments.run(arguments) or 0)
             sys.stdout.flush()  # here an error of it is told
@@ -68,6 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{error.filename} cannot be read or written" if error.filename else "output cannot be written"
         _complain(f"{place}: {error.strerror}")
         return EXIT_FAILED
+
+
+def _refuse_a_folder_that_is_gone() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder is gone: change into one that exists") from None
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

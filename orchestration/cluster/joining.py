@@ -61,7 +61,8 @@ def _init(where: str, tries: int, **options: Any) -> Any:
             ray.shutdown()
         if tries > 1:
             return _init(where, tries - 1, **options)
-        raise MachineError(f"Ray did not start on {where}: {one_line(error)}") from error
+        slow = "; the machine is too busy: try again when it has less to do" if "timed out" in str(error) else ""
+        raise MachineError(f"Ray did not start on {where}: {one_line(error).rstrip('.')}{slow}") from error
 
 
 @contextmanager

@@ -9,21 +9,24 @@ import stat
 import sys
 from collections.abc import Awaitable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from learner.errors import LearnerError
 from orchestration.cluster.reward.deployment import reward_client
+from orchestration.cluster.reward.keeper import RewardKeeper
 from orchestration.cluster.upkeep.ahead import import_ahead
 from orchestration.cluster.upkeep.garbage import collect_seldom
 from orchestration.commands.report import write_report
 from orchestration.concurrency import unless_set, within
 from orchestration.data.problems import Problems
-from orchestration.data.prompts import PromptBuilder
+from orchestration.data.prompts import PromptBuilder, PromptSet
 from orchestration.data.source import PromptSource
 from orchestration.episodes.generator import acting
 from orchestration.errors import DataError, MachineError, RlvrError, in_a_sentence
 from orchestration.machine import doctor
+from orchestration.machine.placement import Placement
 from orchestration.models.dequantized import served_model
 from orchestration.models.prompting import make_prompt_builder, training_sampling
 from orchestration.models.resolve import resolve_model
@@ -42,16 +45,39 @@ from orchestration.storage.cache import Progress
 from orchestration.tracking.reporter import TrackingReporter
 from orchestration.tracking.sink import Tracked
 from orchestration.tracking.trackers import check_trackers, flat_settings, open_trackers
-from orchestration.types import BuiltPrompt
 from reward_service.clients.errors import RewardServiceError
 from reward_service.errors import ServiceStartError
 from rollout_server.errors import RolloutError
+
+if TYPE_CHECKING:
+    from orchestration.cluster.cluster import Cluster
 
 Result = TypeVar("Result")
 
 
 class Interrupted(Exception):  # noqa: N818  # not an error: the user asked for it
     """The user stopped the run before its first step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Texts:
+    """What a run asks."""
+
+    problems: Problems
+    builder: PromptBuilder
+    source: PromptSource
+    held_out: PromptSet
+
+    @classmethod
+    def of(cls, config: RunConfig, problems: Problems, model_path: Path) -> Texts:
+        builder = make_prompt_builder(config, problems, model_path)
+        order = config.seed, config.curriculum, config.data.category_weights()
+        return cls(
+            problems=problems,
+            builder=builder,
+            source=PromptSource(problems.train, builder.build, *order),
+            held_out=builder.build_all(problems.eval),
+        )
 
 
 def run_training(config: RunConfig) -> int:
@@ -83,26 +109,18 @@ async def _train(config: RunConfig) -> int:
             await _unless_stopped(stop, _check_rewards(config, problems))
         with start.phase("model"):
             model_path = await _unless_stopped(stop, _resolve_model(config, shown))
-            builder = make_prompt_builder(config, problems, model_path)
-            held_out = builder.build_all(problems.eval)
-            source = PromptSource(
-                problems.train, builder.build, config.seed, config.curriculum, config.data.category_weights()
-            )
-            source.check()
-        folder = RunFolder.create(config, lambda path: where_to_go_on(path, config, source.digest()))
+            texts = Texts.of(config, problems, model_path)
+            texts.source.check()
+        folder = RunFolder.create(config, lambda path: where_to_go_on(path, config, texts.source.digest()))
         try:
             async with AsyncExitStack() as stack:
                 reporter = stack.enter_context(closing(tracked_reporter(config, folder, shown, model_path)))
                 rooms = await _unless_stopped(
-                    stop,
-                    _start_rooms(
-                        stack, config, folder, reporter, start, model_path, builder, problems, source, held_out.prompts
-                    ),
+                    stop, _start_rooms(stack, config, folder, reporter, start, model_path, texts)
                 )
-                if held_out.skipped:
+                if skipped := texts.held_out.skipped:
                     reporter.note(
-                        "warning",
-                        f"{len(held_out.skipped)} held-out prompts are longer than the context and were skipped",
+                        "warning", f"{len(skipped)} held-out prompts are longer than the context and were skipped"
                     )
                 collect_seldom()
                 summary = await TrainingLoop(config, rooms, folder, reporter, stop).run()
@@ -197,14 +215,11 @@ async def _start_rooms(
     reporter: TrackingReporter,
     start: StartClock,
     model_path: Path,
-    builder: PromptBuilder,
-    problems: Problems,
-    source: PromptSource,
-    held_out: tuple[BuiltPrompt, ...],
+    texts: Texts,
 ) -> Rooms:
+    """Start everything; the stack ends it again, the reward service first."""
     from orchestration.cluster.cluster import Cluster  # loads ray, a second or two: not before the cheap checks
     from orchestration.cluster.generator import ScoringPool
-    from orchestration.cluster.joining import take_back_sigterm
     from orchestration.cluster.nodes import own_node_id
     from orchestration.cluster.showing.board import Board
 
@@ -212,24 +227,9 @@ async def _start_rooms(
         await asyncio.to_thread(_monitor, reporter)
     run_id, groups = f"{folder.path.name}-{os.getpid()}", dict[str, int]()
     cluster = Cluster(config, run_id=run_id, note=reporter.note, groups=groups)
-    in_cluster = config.reward.deployment.kind == "actor"
     stack.push_async_callback(cluster.shutdown)
-    connecting = asyncio.create_task(_timed(start, "ray", asyncio.to_thread(cluster.connect)))
-    stack.push_async_callback(asyncio.wait, {connecting})  # shut down while it connects, Ray would stay behind
-    if not in_cluster:
-        audit_log = folder.path / AUDIT_FILE if config.audit else None
-        service = stack.enter_async_context(
-            reward_client(config, folder.path / "logs", audit_log=audit_log, note=reporter.note)
-        )
-        client = await _timed(start, "reward_service", service)
-    placement = await connecting
-    take_back_sigterm()
-    reporter.start(config, f"{placement.mode}: {cluster.describe()}")
-    if in_cluster:
-        reporter.phase("starting", "the reward service")
-        service = stack.enter_async_context(cluster.reward_client(folder.path / "logs"))
-        client = await _timed(start, "reward_service", service)
-    scorer, judges = make_scorers(config, client, run_id=folder.path.name)
+    placement, keeper = await _connect(stack, cluster, config, folder, reporter, start)
+    scorer, judges = make_scorers(config, keeper, run_id=folder.path.name)
     _tell_of_whole_modules(config, reporter)
     if config.ray_address is None:  # the workers would do it in silence; on other nodes they have to
         progress = _progress_to(reporter)
@@ -239,27 +239,48 @@ async def _start_rooms(
         _timed(start, "engines", cluster.start_rollout()), _timed(start, "learner", cluster.start_learner())
     )
     board = Board(config, run_id=run_id, folder=folder.path, groups=groups)
-    reporter.add("Ray's dashboard", board, lambda _: board.begin(client.url))
+    reporter.add("Ray's dashboard", board, lambda _: board.begin(keeper.url))
     for note in await learner.notes():
         reporter.note("info", note)
+    scoring = ScoringPool(pool, keeper, config, run_id=folder.path.name, node_id=own_node_id(), note=reporter.note)
+    hosts = cluster.environment_hosts()
     return Rooms(
-        generator=acting(
-            ScoringPool(pool, client, config, run_id=folder.path.name, node_id=own_node_id(), note=reporter.note),
-            config,
-            problems,
-            builder,
-            client,
-            device=placement.device,
-            hosts=cluster.environment_hosts(),
-        ),
+        generator=acting(scoring, config, texts.problems, texts.builder, keeper, device=placement.device, hosts=hosts),
         learner=learner,
         scorer=scorer,
         judges=judges,
-        source=source,
-        held_out=held_out,
-        sampling=training_sampling(config, builder),
+        source=texts.source,
+        held_out=texts.held_out.prompts,
+        sampling=training_sampling(config, texts.builder),
         start=start,
     )
+
+
+async def _connect(
+    stack: AsyncExitStack,
+    cluster: Cluster,
+    config: RunConfig,
+    folder: RunFolder,
+    reporter: TrackingReporter,
+    start: StartClock,
+) -> tuple[Placement, RewardKeeper]:
+    """Ray and the reward service, which starts meanwhile unless it is to be an actor."""
+    from orchestration.cluster.joining import take_back_sigterm
+
+    logs, audit_log = folder.path / "logs", folder.path / AUDIT_FILE if config.audit else None
+    connecting = asyncio.create_task(_timed(start, "ray", asyncio.to_thread(cluster.connect)))
+    stack.push_async_callback(asyncio.wait, {connecting})  # shut down while it connects, Ray would stay behind
+    keeper = None
+    if config.reward.deployment.kind != "actor":
+        service = stack.enter_async_context(reward_client(config, logs, audit_log=audit_log, note=reporter.note))
+        keeper = await _timed(start, "reward_service", service)
+    placement = await connecting
+    take_back_sigterm()
+    reporter.start(config, f"{placement.mode}: {cluster.describe()}")
+    if keeper is None:
+        reporter.phase("starting", "the reward service")
+        keeper = await _timed(start, "reward_service", stack.enter_async_context(cluster.reward_client(logs)))
+    return placement, keeper
 
 
 def _tell_of_whole_modules(config: RunConfig, reporter: TrackingReporter) -> None:

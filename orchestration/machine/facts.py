@@ -135,7 +135,7 @@ def collect(*, shm: Path = Path("/dev/shm"), run_dir: Path = Path("runs")) -> Ma
 def file_system(path: Path) -> FileSystem:
     """Room at `path`, or at the nearest folder above it that exists."""
     place = path.expanduser().absolute()
-    while not place.exists():
+    while not os.path.exists(place):  # not `Path.exists`, which raises where a name is too long
         place = place.parent
     usage = shutil.disk_usage(place)
     return FileSystem(path=str(path), total_bytes=usage.total, free_bytes=usage.free)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from orchestration.cli import main
 
 RLVR = f"{sys.executable} -m orchestration.cli"
 
@@ -28,3 +31,14 @@ def test_streams(words: str, status: int, said: str) -> None:
         f"{RLVR} {words}", shell=True, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_a_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["settings", "learner.lora"]) == 2
+    assert "the current folder is gone" in capsys.readouterr().err
