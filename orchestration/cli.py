@@ -31,7 +31,7 @@ from orchestration.scratch import own_temporary_folder
 from orchestration.settings.config import load_config, load_settings
 from orchestration.settings.tree import recipe_names
 from reward_service.commands import add_commands
-from reward_service.errors import OperatorError
+from reward_service.errors import OperatorError, UsageError
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = int(arguments.run(arguments) or 0)
             sys.stdout.flush()  # here an error of it is told
             return status
-    except ConfigError as error:
+    except (ConfigError, UsageError) as error:
         _complain(error)
         return EXIT_USAGE
     except (RlvrError, OperatorError) as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reward_service.audit.commands import add_audit_commands, positive
-from reward_service.errors import OperatorError, ServiceStartError
+from reward_service.errors import OperatorError, SettingsError, UsageError
 from reward_service.keys import DEFAULT_KEYS_FILE, add_key, read_expiry, read_keys, revoke_key
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Command line of `python -m reward_service`; without a command it serves.
 
     Returns:
-        The exit code: 0 done, 1 failed with a reason or found something wrong, 130 interrupted.
+        The exit code: 0 done, 1 failed with a reason or found something wrong, 2 wrong usage, 130 interrupted.
     """
     words = list(sys.argv[1:] if words is None else words)
     if not words or words[0] not in (*COMMANDS, "-h", "--help"):
@@ -44,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except OperatorError as error:
         print(f"reward service: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except ModuleNotFoundError as error:
         print(f"reward service: {error.name} is not installed here; serving needs rlvr[service]", file=sys.stderr)
         return 1
@@ -84,7 +84,7 @@ def read_settings(options: argparse.Namespace) -> ServiceSettings:
         options: what `add_serve_arguments` reads. Words go before the file, and flags before words.
 
     Raises:
-        ServiceStartError: a file that cannot be read, or a setting that does not fit; the message names it.
+        SettingsError: a file that cannot be read, or a setting that does not fit; the message names it.
     """
     import yaml
     from pydantic import ValidationError
@@ -97,18 +97,18 @@ def read_settings(options: argparse.Namespace) -> ServiceSettings:
             text = sys.stdin.read() if options.settings == "-" else Path(options.settings).read_text(encoding="utf-8")
         given = read_yaml(text) or {}
         if not isinstance(given, dict):
-            raise ServiceStartError(f"settings: {options.settings} is not a table of settings")
+            raise SettingsError(f"settings: {options.settings} is not a table of settings")
         for word in options.settings_words:
             _set(given, word)
         flags = ("host", "port", "processes")
         given |= {name: value for name in flags if (value := getattr(options, name, None)) is not None}
         return ServiceSettings.model_validate(given)
     except ValidationError as error:
-        raise ServiceStartError(f"settings: {_told(error, ServiceSettings.model_fields)}") from None
+        raise SettingsError(f"settings: {_told(error, ServiceSettings.model_fields)}") from None
     except yaml.YAMLError as error:
-        raise ServiceStartError(f"settings: {options.settings} is not YAML: {' '.join(str(error).split())}") from None
+        raise SettingsError(f"settings: {options.settings} is not YAML: {' '.join(str(error).split())}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ServiceStartError(f"cannot read the settings: {error}") from None
+        raise SettingsError(f"cannot read the settings: {error}") from None
 
 
 def _told(error: ValidationError, names: Collection[str]) -> str:
@@ -134,13 +134,13 @@ def _set(given: dict[str, Any], word: str) -> None:
 
     path, equals, value = word.partition("=")
     if not equals or not path:
-        raise ServiceStartError(
+        raise SettingsError(
             f"{word!r} is neither a command (serve, keys, audit) nor a setting, which is key=value, such as port=8301"
         )
     try:
         put(given, path, yaml.safe_load(value))
     except ValueError as error:
-        raise ServiceStartError(f"settings: {str(error)!r} in {word!r} is not a table") from None
+        raise SettingsError(f"settings: {str(error)!r} in {word!r} is not a table") from None
 
 
 def _serve(arguments: argparse.Namespace) -> int:

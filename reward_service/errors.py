@@ -173,12 +173,24 @@ class OperatorError(Exception):
     """Something that whoever runs the service has to mend; the message is one sentence with the remedy."""
 
 
+class UsageError(OperatorError):
+    """A setting, or an argument of a command, is not what it may be."""
+
+
 class ServiceStartError(OperatorError):
     """The service cannot start: a bad address, a port in use, a child process that died."""
 
 
 class KeysError(OperatorError):
     """The file of API keys cannot be read or changed."""
+
+
+class SettingsError(UsageError, ServiceStartError):
+    """A setting of the service is none, or not what it may be."""
+
+
+class KeyUsageError(UsageError, KeysError):
+    """A key's name, limits or time are not what they may be."""
 
 
 class AuditError(OperatorError):

@@ -28,7 +28,7 @@ from typing import Annotated, Final
 
 import msgspec
 
-from reward_service.errors import KeysError, KeysUnavailableError, UnauthorizedError
+from reward_service.errors import KeysError, KeysUnavailableError, KeyUsageError, UnauthorizedError
 from reward_service.rates import Caller, SharedRates, TokenBucket
 
 logger = logging.getLogger(__name__)
@@ -106,20 +106,21 @@ def add_key(
         The key, and its text, which is kept nowhere: whoever loses it needs another key.
 
     Raises:
-        KeysError: the name or the limits are not fit, another valid key has the name, or the file cannot be changed.
+        KeyUsageError: the name or the limits are not fit.
+        KeysError: another valid key has the name, or the file cannot be changed.
     """
     if not _NAME.fullmatch(name):
-        raise KeysError(f"{name!r:.80} is not a key's name; use at most 64 letters, digits and . _ @ -")
+        raise KeyUsageError(f"{name!r:.80} is not a key's name; use at most 64 letters, digits and . _ @ -")
     if name == ANONYMOUS:
-        raise KeysError(f"{ANONYMOUS!r} is what callers without a key are called; choose another name")
+        raise KeyUsageError(f"{ANONYMOUS!r} is what callers without a key are called; choose another name")
     if items_per_s is not None and not 0 < items_per_s < 1e9:
-        raise KeysError(
+        raise KeyUsageError(
             f"a rate limit of {items_per_s:g} items per second lets nothing through, or all; give a positive number"
         )
     if burst is not None and (burst < 1 or items_per_s is None):
-        raise KeysError(f"a burst of {burst} items has to be at least 1, and needs a rate limit")
+        raise KeyUsageError(f"a burst of {burst} items has to be at least 1, and needs a rate limit")
     if expires is not None and expires <= datetime.now(UTC):
-        raise KeysError(f"the key would have expired at {expires.isoformat()} already; give a time to come")
+        raise KeyUsageError(f"the key would have expired at {expires.isoformat()} already; give a time to come")
     secret = secrets.token_urlsafe(_SECRET_BYTES)
     key = ApiKey(
         id=secrets.token_hex(6),
@@ -149,7 +150,9 @@ def read_expiry(text: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise KeysError(f"{text!r:.80} is not a time; write 30d, 12h, 2027-01-31 or 2027-01-31T12:00+01:00") from None
+        raise KeyUsageError(
+            f"{text!r:.80} is not a time; write 30d, 12h, 2027-01-31 or 2027-01-31T12:00+01:00"
+        ) from None
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 

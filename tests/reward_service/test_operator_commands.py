@@ -99,7 +99,7 @@ def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "100 items/s" in listed
     assert text[-43:] not in listed
     assert main(["keys", "add", "bob", "--expires", "30d", *file]) == 0
-    assert main(["keys", "add", "carol", "--expires", "soon", *file]) == 1
+    assert main(["keys", "add", "carol", "--expires", "soon", *file]) == 2
     assert "'soon' is not a time" in capsys.readouterr().err
     assert main(["keys", "list", *file]) == 0
     assert "expires 20" in capsys.readouterr().out

@@ -122,10 +122,10 @@ def test_anything_else_is_refused(host: str, capsys: pytest.CaptureFixture[str])
 def test_bad_settings_are_said_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = tmp_path / "settings.json"
     settings.write_text('{"prot": 8300}')
-    assert main(["--settings", str(settings)]) == 1
+    assert main(["--settings", str(settings)]) == 2
     assert capsys.readouterr().err == "reward service: settings: there is no setting 'prot'; is port meant?\n"
-    assert main(["--settings", str(tmp_path / "none")]) == 1
-    assert main(["--port", "99999"]) == 1
+    assert main(["--settings", str(tmp_path / "none")]) == 2
+    assert main(["--port", "99999"]) == 2
 
 
 def test_nothing_heavy_is_loaded() -> None:
