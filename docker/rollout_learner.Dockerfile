@@ -13,15 +13,12 @@
 #   --build-arg BASE=763104351884.dkr.ecr.REGION.amazonaws.com/pytorch-training:TAG --build-arg EFA_VERSION= \
 #   --build-arg PYTHON=python3.12
 #
-# Its CUDA 13 needs NVIDIA's driver R580 on the host; to an older one it brings the compatibility libraries that its base
-# has (for GPUs of data centres), by its entry point and by every bash it starts.
+# Its CUDA 13 needs NVIDIA's driver R580 on the host, or R535 and the compatibility libraries that its base has (for GPUs of
+# data centres). Beside a newer driver these would be in the way, so they are put into the path only where they are needed:
+# by the entry point and every bash (cuda_compat.sh), and by a training job's hosts, which start Python alone.
 #
 # What NCCL is told about EFA belongs to jobs of several hosts, and comes with them: `rlvr submit` sets FI_PROVIDER,
 # FI_EFA_USE_DEVICE_RDMA and NCCL_SOCKET_IFNAME. Here is only what is right everywhere.
-#
-# CUDA 13 wants NVIDIA's driver R580. On an older one, from R535 on, the base's /usr/local/cuda/compat serves, which beside a
-# newer one would be in the way: a training job's hosts put it into the path where it is needed, elsewhere NVIDIA's
-# container toolkit does.
 
 # torch of requirements-train.lock is built for CUDA 13.0, and the compiler has to be of the same.
 ARG BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import time
@@ -160,9 +161,15 @@ def _follow(backend: Backend, record: JobRecord) -> int:
     except KeyboardInterrupt:
         _say(f"the job goes on; to see it: rlvr jobs logs -f {record.name}; to stop it: rlvr jobs stop {record.name}")
         return _EXIT_INTERRUPTED
-    except SubmitError as error:
-        _say(f"rlvr: {one_line(error)}; the job may go on: rlvr jobs status {record.name}")
+    except BrokenPipeError:  # whoever read the log has gone; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _EXIT_NOT_FOLLOWED
+    except SubmitError as error:
+        status = _asked(record)
+        if not status.state.ended:
+            _say(f"rlvr: {one_line(error)}; the job may go on: rlvr jobs status {record.name}")
+            return _EXIT_NOT_FOLLOWED
+        _say(f"rlvr: {one_line(error)}")
     for line in (f"{record.name} {_worded(status)}", *_results(record, status)):
         _say(line)
     if not status.state.ended:
@@ -235,6 +242,8 @@ def _stop(arguments: argparse.Namespace) -> int:
     if status.state.ended:
         print(f"{record.name} {_worded(status)} already")
         return 0
+    if status.state is JobState.UNKNOWN:
+        raise SubmitError(f"{record.name} cannot be stopped: {status.message}")
     backend.stop(record.reference)
     print(f"{record.name} was asked to stop; it saves its state first: rlvr jobs status {record.name}")
     return 0

@@ -6,15 +6,13 @@ import re
 
 from pydantic import Field, field_validator
 
-from orchestration.section import Section
-
-_INSTANCE_TYPE = r"^ml\.[a-z0-9-]+\.[a-z0-9-]+$"
+from orchestration.section import INSTANCE_TYPE, Section, VariableName
 
 
 class CpuPod(Section):
     """A pod without GPUs; what it asks for is what it gets."""
 
-    instance_type: str | None = Field(None, pattern=_INSTANCE_TYPE, description="Its host; unset: any healthy one.")
+    instance_type: str | None = Field(None, pattern=INSTANCE_TYPE, description="Its host; unset: any healthy one.")
     cpus: int = Field(4, ge=1, le=256, description="Cores.")
     memory_gib: int = Field(16, ge=2, le=4096, description="Memory, GiB.")
 
@@ -22,7 +20,7 @@ class CpuPod(Section):
 class GpuGroup(Section):
     """Hosts with GPUs, one pod on each; what is unset is what `instances.py` knows of the instance type."""
 
-    instance_type: str = Field(pattern=_INSTANCE_TYPE, description="Such as ml.p4d.24xlarge.")
+    instance_type: str = Field(pattern=INSTANCE_TYPE, description="Such as ml.p4d.24xlarge.")
     count: int = Field(1, ge=1, le=100, description="Hosts.")
     gpus: int | None = Field(None, ge=1, le=16, description="GPUs of each; unset: all of them.")
     cpus: int | None = Field(None, ge=1, le=512, description="Cores of each pod; unset: nine tenths of the host's.")
@@ -66,7 +64,7 @@ class HyperPodConfig(Section):
         description="Size of /dev/shm of pods with GPUs, GiB of their memory: half of it is Ray's object store.",
     )
     user_id: int = Field(10001, ge=1, le=2**31 - 1, description="User and group that everything runs as; not root.")
-    secrets: dict[str, str] = Field(
+    secrets: dict[VariableName, str] = Field(
         default_factory=dict,
         description="Environment variables of the pods out of Kubernetes Secrets: {HF_TOKEN: SECRET/KEY}.",
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from orchestration.section import Section
+from orchestration.section import INSTANCE_TYPE, Section, VariableName
 
 Role = Literal["learner", "rollout", "reward"]
 AwsService = Literal["logs", "s3", "sagemaker", "secretsmanager", "ssm"]
@@ -17,7 +17,7 @@ class InstanceGroup(Section):
     """Hosts of one kind in a heterogeneous cluster; all of them carry the Ray resource of the group's role."""
 
     role: Role = Field(description="What runs there; the group's name too.")
-    instance_type: str = Field(pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9-]+$", description="Such as ml.p4d.24xlarge.")
+    instance_type: str = Field(pattern=INSTANCE_TYPE, description="Such as ml.p4d.24xlarge.")
     instance_count: int = Field(1, ge=1, le=100, description="Hosts.")
 
 
@@ -30,22 +30,24 @@ class SageMakerConfig(Section):
     )
     prefix: str = Field(
         "rlvr",
-        pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$",
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*$",
         description="In front of all keys in the bucket: a job's are in PREFIX/jobs/NAME.",
     )
     region: str | None = Field(None, description="AWS region; unset: the AWS configuration's.")
     image: str | None = Field(None, description="The training image, docker/rollout_learner.Dockerfile pushed to ECR.")
-    instance_type: str | None = Field(None, pattern=r"^ml\.[a-z0-9-]+\.[a-z0-9-]+$", description="ml.p4d.24xlarge …")
+    instance_type: str | None = Field(None, pattern=INSTANCE_TYPE, description="ml.p4d.24xlarge …")
     instance_count: int = Field(1, ge=1, le=100, description="Hosts of that type.")
     instance_groups: tuple[InstanceGroup, ...] = Field((), description="A heterogeneous cluster, in place of a type.")
     volume_size_gib: int = Field(
         200, ge=1, le=16384, description="Disk of each host, where its type has none of its own, GiB."
     )
-    max_runtime_s: int = Field(86400, ge=1, description="The job is stopped after so long, seconds.")
+    max_runtime_s: int = Field(
+        86400, ge=1, le=28 * 86400, description="The job is stopped after so long, seconds; `resume` goes on."
+    )
     spot: bool = Field(False, description="Spare capacity: cheaper, and interrupted at two minutes' notice.")
     max_wait_s: int | None = Field(None, ge=1, description="With spot: waiting and running together, seconds.")
     keep_alive_s: int = Field(
-        0, ge=0, description="Warm pool: the hosts stay so long, and are paid, for the next job, seconds."
+        0, ge=0, le=3600, description="Warm pool: the hosts stay so long, and are paid, for the next job, seconds."
     )
     remote_debug: bool = Field(
         True, description="SSM may open a shell or a port of the hosts: the way to the dashboard."
@@ -66,8 +68,10 @@ class SageMakerConfig(Section):
     kms_key: str | None = Field(
         None, description="KMS key, id or ARN, that encrypts uploads and results; unset: as the bucket does by itself."
     )
-    volume_kms_key: str | None = Field(None, description="KMS key of the hosts' volumes; instance stores take none.")
-    secrets: dict[str, str] = Field(
+    volume_kms_key: str | None = Field(
+        None, description="KMS key of the hosts' volumes; types with disks of their own take none."
+    )
+    secrets: dict[VariableName, str] = Field(
         default_factory=dict,
         description="Environment variables whose values the hosts fetch at their start, by name: {HF_TOKEN: "
         "secretsmanager:NAME} or ssm:NAME of a parameter; the role may read it.",

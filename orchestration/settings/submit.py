@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from orchestration.section import Section
+from orchestration.section import Section, VariableName
 from orchestration.settings.hyperpod import HyperPodConfig
 from orchestration.settings.sagemaker import SageMakerConfig
 
@@ -30,7 +30,7 @@ class JobConfig(Section):
         pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$",
         description="The job's name: small letters, digits and hyphens; unset: rlvr-RECIPE-TIME-RANDOM.",
     )
-    environment: dict[str, str] = Field(
+    environment: dict[VariableName, str] = Field(
         default_factory=dict,
         description="Environment variables of the job. Everybody who may look at the job can read them: no secrets.",
     )
@@ -86,7 +86,7 @@ class RayConfig(Section):
         description="Folder on the cluster that run folders go to: shared storage, or it stays on the driver's node.",
     )
     check_gpus: bool = Field(True, description="Refuse a run that needs more GPUs than the cluster has now.")
-    timeout_s: float = Field(30.0, gt=0, description="Limit on one call of the dashboard, seconds.")
+    timeout_s: float = Field(30.0, gt=0, le=3600, description="Limit on one call of the dashboard, seconds.")
     stop_timeout_s: float = Field(
         300.0, gt=0, description="A stopped job has so long to save its state before it is killed, seconds."
     )

@@ -21,7 +21,7 @@ _REMEDIES: Mapping[str, str] = {
     "ResourceLimitExceeded": "raise that quota in the Service Quotas console, or take fewer or other hosts",
     "ResourceInUse": "give another job.name",
     "ExpiredToken": "sign in again, such as by `aws sso login`",
-    "InvalidCredentials": "check the credentials that `aws sts get-caller-identity` uses",
+    "InvalidCredentials": "check this machine's clock, and the credentials that `aws sts get-caller-identity` uses",
     "NoSuchBucket": "correct the bucket's name, or make it in the region you use",
     "PreconditionFailed": "something lies there already, which another has put there: submit again",
     "Throttling": "try again in a minute",
@@ -36,7 +36,14 @@ _ALIASES: Mapping[str, str] = {
     "UnrecognizedClientException": "InvalidCredentials",
     "InvalidAccessKeyId": "InvalidCredentials",
     "SignatureDoesNotMatch": "InvalidCredentials",
+    "InvalidSignatureException": "InvalidCredentials",
+    "RequestTimeTooSkewed": "InvalidCredentials",
+    "AuthFailure": "InvalidCredentials",
     "ThrottlingException": "Throttling",
+    "ThrottledException": "Throttling",
+    "TooManyRequestsException": "Throttling",
+    "RequestLimitExceeded": "Throttling",
+    "SlowDown": "Throttling",
 }
 
 
@@ -44,18 +51,18 @@ def configured_region(setting: str | None) -> str | None:
     """The setting, or the AWS configuration's region, or None.
 
     Raises:
-        ConfigError: AWS_PROFILE names no profile.
+        ConfigError: The configuration cannot be read, or AWS_PROFILE names no profile of it.
     """
     if setting is not None:
         return setting
     require("boto3", by="AWS", extra="sagemaker")
     import boto3
-    from botocore.exceptions import ProfileNotFound
+    from botocore.exceptions import BotoCoreError
 
     try:
         region: str | None = boto3.Session().region_name
-    except ProfileNotFound as error:
-        raise ConfigError(f"{error}; correct AWS_PROFILE, or give sagemaker.region") from error
+    except BotoCoreError as error:
+        raise ConfigError(f"{error}; correct AWS_PROFILE or that file, or give sagemaker.region") from error
     return region
 
 
@@ -131,6 +138,12 @@ def explained(doing: str) -> Iterator[None]:
         raise (UnreachableError if transient else SubmitError)(f"{doing}: {_refusal(error)}") from error
     except (ConnectionError, HTTPClientError) as error:
         raise UnreachableError(f"{doing}: {one_line(error, 500).rstrip('.')}{_remedy(error)}") from error
+    except EOFError as error:
+        raise SubmitError(
+            f"{doing}: AWS wants an MFA code, and here is no terminal; sign in by a session first"
+        ) from error
+    except OSError as error:  # a file of ours, or the program of a profile's `credential_process`
+        raise SubmitError(f"{doing}: {one_line(error)}; is that what the file, or AWS_PROFILE, should name?") from error
     except (BotoCoreError, Boto3Error) as error:
         raise SubmitError(f"{doing}: {one_line(error, 500).rstrip('.')}{_remedy(error)}") from error
 

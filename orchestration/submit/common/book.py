@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -58,6 +59,7 @@ class JobBook:
                 raise ConfigError(f"a job {name!r} was submitted before; choose another job.name")
             yield
         finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
             lock.release()
 
     def knows(self, name: str) -> bool:
@@ -104,6 +106,6 @@ class JobBook:
         return sorted(records, key=lambda record: (record.submitted_at, record.name), reverse=True)
 
     def _path(self, name: str) -> Path:
-        if not name or "/" in name or name.startswith("."):
+        if not re.fullmatch(r"[\w-][\w.-]{0,62}", name):
             raise ConfigError(f"{name!r} is not a job's name")
         return self._folder / f"{name}.json"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from orchestration.errors import ConfigError
-from orchestration.settings.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,21 +88,6 @@ def gpu_kind(instance_type: str) -> GpuKind | None:
     return GPU_KINDS.get(instance_type.split(".")[1])
 
 
-def refuse_workers_on_two_hosts(run: RunConfig, *, gpus: int, hosts: int, where: str) -> None:
-    """Refuse a run whose workers do not fit on the hosts.
-
-    Args:
-        run: Its number of workers, and GPUs of each.
-        gpus: Of a host.
-        hosts: How many.
-        where: The place, for the message.
-
-    Raises:
-        ConfigError: So many hosts do not hold all workers, as each has its GPUs on one.
-    """
-    width, workers = run.rollout.tensor_parallel_size, run.rollout.min_workers or run.rollout.num_workers or 1
-    if workers > (fitting := gpus // width * hosts):
-        raise ConfigError(
-            f"rollout.num_workers={workers} with tensor_parallel_size={width} needs {workers * width} GPUs, {width} of "
-            f"a worker on one host, and {where} takes {fitting} such workers; lower either, or take more hosts"
-        )
+def has_own_disks(instance_type: str) -> bool:
+    """Whether its hosts have instance storage, which newer GPUs and `d` types do: SageMaker uses no volumes there."""
+    return re.match(r"ml\.(p3dn|p[4-9]|g[4-9]|trn|[a-z]\d+[a-z]*d[a-z]*\.)", instance_type) is not None

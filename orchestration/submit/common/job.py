@@ -38,6 +38,11 @@ class JobState(StrEnum):
     def ended(self) -> bool:
         return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.STOPPED)
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more is to come: it has ended, or its place knows it no more."""
+        return self.ended or self is JobState.UNKNOWN
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobStatus:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import io
 import shutil
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -142,6 +143,10 @@ def _included_files(source: Path) -> list[Path]:
             f"job.include={str(source)!r} has no name that it could be imported by; name the files and folders in it, "
             f"such as my_task.py"
         )
+    if not source.is_file() and not source.is_dir():
+        raise ConfigError(f"job.include={str(source)!r} is neither a file nor a folder; give one")
+    if source.stem in sys.stdlib_module_names and (source.is_dir() or source.suffix == ".py"):
+        raise ConfigError(f"job.include={str(source)!r} would hide Python's own module {source.stem!r}; rename it")
     files = [source] if source.is_file() else list(_files(source))
     if link := next((path for path in _visible(source) if path.is_symlink() and not path.is_file()), None):
         raise ConfigError(

@@ -34,6 +34,16 @@ def local_model_folder(run: RunConfig) -> Path | None:
     return folder if run.model.name not in EMBEDDED_MODELS and folder.is_dir() else None
 
 
+def paths_on_disk(run: RunConfig) -> dict[str, str]:
+    """What the run reads from a disk, its reward service's settings apart, by the setting that names it."""
+    paths = {setting: path for setting, path in data_files(run).items() if not path.startswith("s3://")}
+    if run.model.name.startswith(("/", ".", "~")) or local_model_folder(run) is not None:
+        paths["model.name"] = run.model.name
+    if run.reward.api_key_file is not None:
+        paths["reward.api_key_file"] = str(run.reward.api_key_file)
+    return paths
+
+
 def refuse_what_stays_here(run: RunConfig, *, place: str, is_here: bool = False) -> None:
     """Refuse what cannot work, or leaks, in a job at `place`, which is another machine unless `is_here`.
 
@@ -64,17 +74,12 @@ def refuse_relative_paths(run: RunConfig, *, place: str) -> None:
 
     Raises ConfigError naming the setting.
     """
-    for setting, path in data_files(run).items():
-        if not path.startswith(("/", "s3://")):
+    for setting, path in paths_on_disk(run).items():
+        if not path.startswith(("/", "~")):
             raise ConfigError(
-                f"{setting}={path!r} is a path of this machine; give s3://… or the whole path it has on {place} "
-                f"(`rlvr prepare RECIPE --upload s3://…` puts it there)"
+                f"{setting}={path!r} is a path of this machine; give the whole path it has on {place}, or s3://… "
+                f"(`rlvr prepare RECIPE --upload s3://…` puts data there)"
             )
-    if local_model_folder(run) is not None and not run.model.name.startswith("/"):
-        raise ConfigError(
-            f"model.name={run.model.name!r} is a folder of this machine; give a hub id or the whole path it has on "
-            f"{place}"
-        )
 
 
 def is_loopback(url: str) -> bool:

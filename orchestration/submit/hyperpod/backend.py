@@ -69,11 +69,9 @@ class HyperPodBackend:
             for pod in kubernetes.submitter_pods(reference["name"]):
                 yield from kubernetes.pod_log(pod, follow=not over)
 
-        def ended() -> bool:
-            state = self.status(reference).state
-            return state.ended or state is JobState.UNKNOWN
-
-        return followed(ended, news, poll_s=POLL_S) if follow else news(over=True)
+        if not follow:
+            return news(over=True)
+        return followed(lambda: self.status(reference).state.over, news, poll_s=POLL_S)
 
     def stop(self, reference: Mapping[str, str]) -> None:
         """A run that is under way saves its state, and its RayJob stays; one that waits is deleted."""

@@ -7,22 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from orchestration.errors import ConfigError, MachineError
-from orchestration.machine.placement import MARK, place, sized
+from orchestration.errors import ConfigError
+from orchestration.machine.placement import MARK
 from orchestration.settings.config import RunConfig
 from orchestration.settings.hyperpod import GpuGroup, HyperPodConfig
 from orchestration.settings.rewards import ActorDeployment
-from orchestration.submit.common.instances import INSTANCES, Instance, refuse_workers_on_two_hosts
+from orchestration.submit.common.hosts import ALL_ROLES, LEARNER, REWARD, ROLLOUT, Hosts, division_of_gpus
+from orchestration.submit.common.instances import INSTANCES, Instance
 from orchestration.submit.common.job import JobSpec
-from orchestration.submit.common.paths import local_model_folder, refuse_what_stays_here, with_settings
+from orchestration.submit.common.paths import paths_on_disk, refuse_what_stays_here, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE
 
 MAX_NAME_CHARS = 47
 """Of a RayJob: KubeRay appends to it, and makes names of services out of that."""
 CONFIG_FOLDER = "/etc/rlvr"
 """Where pods see the ConfigMap."""
-LEARNER, ROLLOUT, REWARD = "learner", "rollout", "reward"
-"""Names of worker groups, and of the Ray resources that mark their nodes."""
 
 
 def host_of(group: GpuGroup, role: str) -> Instance:
@@ -64,13 +63,12 @@ def run_in_pods(job: JobSpec, settings: HyperPodConfig) -> RunConfig:
             f"run_dir={run_dir!r} is lost when its pod ends; give a folder below hyperpod.fsx_path="
             f"{settings.fsx_path!r}, or leave it out"
         )
-    for key, path in job.data_files.items():
-        if not path.startswith("s3://"):
-            _require_mounted(key, path, settings)
-    if run.model.name.startswith((".", "/", "~")) or local_model_folder(run) is not None:
-        _require_mounted("model.name", run.model.name, settings)
-    if run.reward.api_key_file is not None:
-        _require_mounted("reward.api_key_file", str(run.reward.api_key_file), settings)
+    for key, path in paths_on_disk(run).items():
+        if not is_below(path, settings.fsx_path):
+            raise ConfigError(
+                f"{key}={path!r} is in no pod; copy it to the FSx volume and give its path below hyperpod.fsx_path="
+                f"{settings.fsx_path!r}"
+            )
     for key, nodes, own in (
         ("rollout_nodes", run.rollout_nodes, ROLLOUT),
         ("learner_nodes", run.learner_nodes, LEARNER),
@@ -79,7 +77,7 @@ def run_in_pods(job: JobSpec, settings: HyperPodConfig) -> RunConfig:
             raise ConfigError(
                 f"{key}={nodes!r}: hyperpod.rollout and hyperpod.learner mark the nodes themselves; leave it out"
             )
-    division_of_gpus(run, settings)
+    gpus_in_pods(run, settings)
     return with_settings(run, _changes(run, run_dir, settings))
 
 
@@ -177,46 +175,17 @@ def _check_rewards(run: RunConfig, settings: HyperPodConfig) -> None:
         raise ConfigError(f"reward.settings_file={str(path)!r} is no YAML file here; give one, or one on the volume")
 
 
-def division_of_gpus(run: RunConfig, settings: HyperPodConfig) -> str:
+def gpus_in_pods(run: RunConfig, settings: HyperPodConfig) -> str:
     """Who gets which of the hosts' GPUs, in words. Raises ConfigError when they do not suffice."""
-    assert settings.learner is not None, "check_cluster() comes first"
-    hosts = {role: host_of(group, role) for role, group in gpu_groups(settings).items()}
-    totals = {role: hosts[role].gpus * group.count for role, group in gpu_groups(settings).items()}
     if run.device == "cpu":
         raise ConfigError("device=cpu would leave the GPUs of hyperpod.learner idle; use device=auto")
-    of_role = {} if settings.rollout is None else {f"{role}_gpus": total for role, total in totals.items()}
-    total, on_a_host = sum(totals.values()), max(host.gpus for host in hosts.values())
-    run = sized(run, num_gpus=total, on_a_host=on_a_host, **of_role)
-    role = LEARNER if settings.rollout is None else ROLLOUT
-    count = gpu_groups(settings)[role].count
-    refuse_workers_on_two_hosts(run, gpus=hosts[role].gpus, hosts=count, where=f"hyperpod.{role}")
-    if settings.rollout is not None:
-        if run.placement == "colocated":
-            raise ConfigError(
-                "placement=colocated shares GPUs, and hyperpod.rollout keeps the rooms on hosts of their own: leave "
-                "one of them out"
-            )
-        if (run.learner.num_ranks or 1) > totals[LEARNER]:
-            raise ConfigError(
-                f"learner.num_ranks={run.learner.num_ranks} is more than the {totals[LEARNER]} GPUs of hyperpod.learner"
-            )
-        run = run.model_copy(update={"rollout_nodes": ROLLOUT, "learner_nodes": LEARNER})
-    try:
-        return f"{total} GPUs: {place(run, num_gpus=total).describe(total)}"
-    except MachineError as error:
-        raise ConfigError(
-            f"{error} (hyperpod: {', '.join(f'{role} {n} GPUs' for role, n in totals.items())})"
-        ) from None
+    hosts = {
+        role: Hosts(name=f"hyperpod.{role}", gpus=host_of(group, role).gpus, count=group.count)
+        for role, group in gpu_groups(settings).items()
+    }
+    return division_of_gpus(run, hosts if ROLLOUT in hosts else {ALL_ROLES: hosts[LEARNER]})
 
 
 def is_below(path: str, mount: str) -> bool:
     parts = PurePosixPath(path)
     return ".." not in parts.parts and PurePosixPath(mount) in parts.parents
-
-
-def _require_mounted(key: str, path: str, settings: HyperPodConfig) -> None:
-    if not is_below(path, settings.fsx_path):
-        raise ConfigError(
-            f"{key}={path!r} is in no pod; copy it to the FSx volume and give its path below hyperpod.fsx_path="
-            f"{settings.fsx_path!r}"
-        )

@@ -26,16 +26,14 @@ from orchestration.cluster.environment import NODE_ENVIRONMENT
 from orchestration.errors import ConfigError
 from orchestration.settings.config import dump_config
 from orchestration.settings.hyperpod import CpuPod, GpuGroup, HyperPodConfig
+from orchestration.submit.common.hosts import LEARNER, REWARD, ROLLOUT
 from orchestration.submit.common.instances import EFA_ENVIRONMENT, Instance
 from orchestration.submit.common.job import JobSpec, Plan
 from orchestration.submit.hyperpod.checks import (
     CONFIG_FOLDER,
-    LEARNER,
-    REWARD,
-    ROLLOUT,
     check_cluster,
-    division_of_gpus,
     gpu_groups,
+    gpus_in_pods,
     host_of,
     run_in_pods,
     sent_settings_file,
@@ -89,7 +87,7 @@ def make_plan(job: JobSpec, settings: HyperPodConfig) -> Plan:
     """What would be applied, with the token and the code's bytes told rather than shown. Raises as `job_manifests`."""
     manifests = job_manifests(job, settings, token="-")
     shown = [_for_reading(manifest) for manifest in manifests]
-    return Plan(request={"manifests": shown}, notes=(division_of_gpus(job.run, settings),))
+    return Plan(request={"manifests": shown}, notes=(gpus_in_pods(job.run, settings),))
 
 
 def _for_reading(manifest: Manifest) -> Manifest:
@@ -222,14 +220,10 @@ def _pod(
     settings: HyperPodConfig,
     size: CpuPod | Instance,
     *,
-    shm_gib: int,
-    instance_type: str | None = None,
-    gpus: str | None = None,
-    efa: str | None = None,
-    tolerations: list[dict[str, str]] | None = None,
     environment: Mapping[str, str] | None = None,
+    **values: Any,
 ) -> Manifest:
-    """A pod with one container; the job's own variables win over all others."""
+    """A pod with one container; the job's own variables win over all others. `values` are the template's."""
     variables = {**NODE_ENVIRONMENT, **(environment or {}), **job.environment}
     pod = _filled(
         part,
@@ -237,11 +231,7 @@ def _pod(
         container=container,
         cpus=str(size.cpus),
         memory_gib=size.memory_gib,
-        shm_gib=shm_gib,
-        instance_type=instance_type,
-        gpus=gpus,
-        efa=efa,
-        tolerations=tolerations,
+        **{"instance_type": None, "gpus": None, "efa": None, "tolerations": None, **values},
         environment=[
             *({"name": name, "value": value} for name, value in variables.items()),
             *({"name": name, "valueFrom": {"secretKeyRef": _key(place)}} for name, place in settings.secrets.items()),

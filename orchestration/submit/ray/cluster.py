@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +21,6 @@ from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.settings.submit import RayConfig, SubmitConfig
 from orchestration.submit.common.job import JobSpec, JobStatus, Plan, Record, Say, unrecorded
-from orchestration.submit.common.package import CodePackage
 from orchestration.submit.common.paths import refuse_relative_paths, refuse_what_stays_here, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE, Endpoint, RayJobs, entrypoint
 
@@ -42,22 +41,23 @@ class RayBackend:
         self._settings = settings.ray
 
     def plan(self, job: JobSpec) -> Plan:
-        address = _address(self._settings)
-        run = cluster_run(job.run, job.name, run_root=self._settings.run_root)
-        return ray_plan(job, run, address=address, stop_timeout_s=self._settings.stop_timeout_s)
+        return self._launch(job).plan(_address(self._settings))
 
     def submit(self, job: JobSpec, say: Say, record: Record = unrecorded) -> dict[str, str]:
-        address = _address(self._settings)
-        run = cluster_run(job.run, job.name, run_root=self._settings.run_root)
+        address, launch = _address(self._settings), self._launch(job)
         jobs = self._jobs(address)
         version = jobs.check_version()
         say(f"{address} runs Ray {version}")
         if self._settings.check_gpus:
-            check_gpus(run, jobs.nodes(), address=address)
-        reference = {"address": address, "job_id": job.name, "adapter": f"{run.run_dir}/{ADAPTER_FOLDER}"}
+            check_gpus(launch.run, jobs.nodes(), address=address)
+        reference = {"address": address, "job_id": job.name, "adapter": f"{launch.run.run_dir}/{ADAPTER_FOLDER}"}
         record(reference)
-        send(jobs, job, run, stop_timeout_s=self._settings.stop_timeout_s)
+        launch.send(jobs)
         return reference
+
+    def _launch(self, job: JobSpec) -> Launch:
+        run = cluster_run(job.run, job.name, run_root=self._settings.run_root)
+        return Launch(job=job, run=run, stop_timeout_s=self._settings.stop_timeout_s)
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
         return self._jobs(reference["address"]).status(reference["job_id"])
@@ -106,24 +106,23 @@ def _hyperpod_jobs(endpoint: Endpoint) -> RayJobs:
         raise SubmitError(f"no access to {endpoint.address}: {one_line(error)}") from error
 
 
-def cluster_run(run: RunConfig, name: str, *, run_root: str, place: str = _PLACE) -> RunConfig:
+def cluster_run(run: RunConfig, name: str, *, run_root: str) -> RunConfig:
     """The run as a cluster's driver reads it: in the Ray that it is a job of, with its folder outside the job's own,
     which is removed after the job.
 
     Args:
         name: the job's; its run folder's too, unless the run has one.
         run_root: folder of all run folders, on the cluster.
-        place: what the cluster is called in messages.
 
     Raises:
         ConfigError: a path means nothing there.
     """
-    refuse_what_stays_here(run, place=place)
-    refuse_relative_paths(run, place=place)
+    refuse_what_stays_here(run, place=_PLACE)
+    refuse_relative_paths(run, place=_PLACE)
     if run.run_dir is not None and not run.run_dir.startswith(("/", "~")):
         raise ConfigError(
             f"run_dir={run.run_dir!r} would lie in the job's working directory, which goes with the job; give the "
-            f"whole path it has on {place}"
+            f"whole path it has on {_PLACE}"
         )
     changes: dict[str, Any] = {"ray_address": "auto", "run_dir": run.run_dir or f"{run_root.rstrip('/')}/{name}"}
     if run.reward.settings_file is not None:
@@ -131,71 +130,59 @@ def cluster_run(run: RunConfig, name: str, *, run_root: str, place: str = _PLACE
     return with_settings(run, changes)
 
 
-def runtime_environment(job: JobSpec, *, working_dir: str, stop_timeout_s: float) -> dict[str, Any]:
-    """Ray's runtime environment of the job: a folder to upload, whose modules the job and its actors import, and how
-    long a stopped job has between SIGTERM and SIGKILL."""
-    variables = {**job.environment, "RAY_JOB_STOP_WAIT_TIME_S": f"{stop_timeout_s:g}"}
-    return {"working_dir": working_dir, "env_vars": variables}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """A job as Ray's job interface takes it: what is planned is what is sent."""
+
+    job: JobSpec
+    run: RunConfig
+    """As its driver reads it."""
+    stop_timeout_s: float
+    """What a stopped job has between SIGTERM and SIGKILL."""
+    python: str = "python"
+    """The interpreter there."""
+
+    def plan(self, address: str) -> Plan:
+        """What `send` would give to the dashboard at an address."""
+        request = {
+            "address": address,
+            "submission_id": self.job.name,
+            "entrypoint": entrypoint(python=self.python),
+            "runtime_env": self._runtime_env(f"uploaded: {self.job.code.describe()}, and {RUN_FILE}"),
+            "run": yaml.safe_load(dump_config(self.run)),
+        }
+        return Plan(request=request)
+
+    def send(self, jobs: RayJobs) -> None:
+        """Upload code and settings, and start the job.
+
+        Raises ConfigError when the reward service's settings cannot be read, SubmitError when the cluster refuses or
+        does not answer.
+        """
+        with tempfile.TemporaryDirectory(prefix="rlvr-job-") as name:
+            folder = Path(name) / "code"
+            shutil.copytree(self.job.code.folder, folder)
+            (folder / RUN_FILE).write_text(dump_config(self.run), encoding="utf-8")
+            if str(self.run.reward.settings_file) == _SERVICE_SETTINGS:
+                _copy_service_settings(self.job.run.reward.settings_file, folder)
+            jobs.submit(
+                name=self.job.name,
+                command=entrypoint(python=self.python),
+                runtime_env=self._runtime_env(str(folder)),
+                metadata={"name": self.job.name, "recipe": self.run.recipe},
+            )
+
+    def _runtime_env(self, working_dir: str) -> dict[str, Any]:
+        variables = {**self.job.environment, "RAY_JOB_STOP_WAIT_TIME_S": f"{self.stop_timeout_s:g}"}
+        return {"working_dir": working_dir, "env_vars": variables}
 
 
-def ray_plan(job: JobSpec, run: RunConfig, *, address: str, stop_timeout_s: float, python: str = "python") -> Plan:
-    """What `send` would give to Ray's job interface at `address`.
-
-    Args:
-        job: Its code and name.
-        run: As its driver will read it.
-        address: Of the dashboard, `http://HOST:8265`.
-        stop_timeout_s: What the job may take to end once it is told to.
-        python: The interpreter there.
-    """
-    working_dir = f"uploaded: {job.code.describe()}, and {RUN_FILE}"
-    request = {
-        "address": address,
-        "submission_id": job.name,
-        "entrypoint": entrypoint(python=python),
-        "runtime_env": runtime_environment(job, working_dir=working_dir, stop_timeout_s=stop_timeout_s),
-        "run": yaml.safe_load(dump_config(run)),
-    }
-    return Plan(request=request)
-
-
-def send(jobs: RayJobs, job: JobSpec, run: RunConfig, *, stop_timeout_s: float, python: str = "python") -> None:
-    """Upload code and settings, and start the job. Raises ConfigError when the reward service's settings cannot be
-    read, SubmitError when the cluster refuses or does not answer.
-
-    Args:
-        job: as it was specified here.
-        run: with the place's paths, as `cluster_run` makes it.
-        stop_timeout_s: as in `runtime_environment`.
-        python: the cluster's interpreter.
-    """
-    carried = job.run.reward.settings_file if str(run.reward.settings_file) == _SERVICE_SETTINGS else None
-    with working_directory(job.code, run, carried) as folder:
-        environment = runtime_environment(job, working_dir=str(folder), stop_timeout_s=stop_timeout_s)
-        jobs.submit(
-            name=job.name,
-            command=entrypoint(python=python),
-            runtime_env=environment,
-            metadata={"name": job.name, "recipe": run.recipe},
-        )
-
-
-@contextmanager
-def working_directory(code: CodePackage, run: RunConfig, service_settings: Path | None) -> Iterator[Path]:
-    """A folder with the code, the run's settings and the reward service's, if there are any, for as long as the block
-    lasts. Raises ConfigError when they cannot be read."""
-    with tempfile.TemporaryDirectory(prefix="rlvr-job-") as name:
-        folder = Path(name) / "code"
-        shutil.copytree(code.folder, folder)
-        (folder / RUN_FILE).write_text(dump_config(run), encoding="utf-8")
-        if service_settings is not None:
-            try:
-                shutil.copyfile(service_settings, folder / _SERVICE_SETTINGS)
-            except OSError as error:
-                raise ConfigError(
-                    f"reward.settings_file={str(service_settings)!r} cannot be read: {error.strerror}"
-                ) from error
-        yield folder
+def _copy_service_settings(source: Path | None, folder: Path) -> None:
+    assert source is not None, "the run names a copy of it"
+    try:
+        shutil.copyfile(source, folder / _SERVICE_SETTINGS)
+    except OSError as error:
+        raise ConfigError(f"reward.settings_file={str(source)!r} cannot be read: {error.strerror}") from error
 
 
 def check_gpus(run: RunConfig, nodes: list[dict[str, float]], *, address: str) -> None:
@@ -235,12 +222,13 @@ def _address(config: RayConfig) -> str:
                 f"ray.address={address!r} is no address of a RayCluster; write {HYPERPOD}CLUSTER/NAMESPACE"
             )
         return address
-    parts = urlsplit(address.partition("#")[0])  # what a browser shows ends in #/overview
     try:
+        parts = urlsplit(address.partition("#")[0])  # what a browser shows ends in #/overview
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        valid = valid and not (parts.username or parts.query)
     except ValueError:
         valid = False
-    if not valid or parts.username or parts.query:
+    if not valid:
         raise ConfigError(
             f"ray.address={address!r} is not a dashboard's address; write http://HOST:8265, https://… or {HYPERPOD}…"
         )
@@ -257,9 +245,9 @@ def _token(config: RayConfig) -> str | None:
     if not path:
         return None
     try:
-        token = Path(path).expanduser().read_text(encoding="utf-8").strip()
+        token = Path(path).expanduser().read_text(encoding="utf-8-sig").strip()
     except (OSError, ValueError) as error:
         raise ConfigError(f"ray.token_file={str(path)!r} cannot be read: {error}") from error
-    if not token:
-        raise ConfigError(f"ray.token_file={str(path)!r} is empty; put the cluster's token there")
+    if not re.fullmatch(r"[!-~]+", token):
+        raise ConfigError(f"ray.token_file={str(path)!r} is not one line with a token; put the cluster's there")
     return token

@@ -69,13 +69,9 @@ class RayJobs:
     def submit(
         self, *, name: str, command: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Send a job.
+        """Send a command of the cluster's shell as a job, which is found again by its name.
 
-        Args:
-            name: its submission id, by which it is found again.
-            command: what a shell of the cluster executes.
-            runtime_env: Ray's; a folder of this machine as `working_dir` is uploaded.
-            metadata: shown beside the job in the dashboard.
+        A folder of this machine that is the `working_dir` is uploaded; the dashboard shows the metadata.
         """
         with self._explained(name):
             self._client.submit_job(

@@ -20,9 +20,9 @@ from orchestration.settings.submit import SubmitConfig
 from orchestration.sockets import LOOPBACK
 from orchestration.storage.state import state_root
 from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Record, Say, unrecorded
-from orchestration.submit.common.paths import data_files, local_model_folder, refuse_what_stays_here, with_settings
+from orchestration.submit.common.paths import paths_on_disk, refuse_what_stays_here, with_settings
 from orchestration.submit.ray import local_head
-from orchestration.submit.ray.cluster import jobs_at, ray_plan, send
+from orchestration.submit.ray.cluster import Launch, jobs_at
 from orchestration.submit.ray.jobs import DASHBOARD_PORT, RayJobs
 
 _LEAST_OBJECT_STORE_BYTES = 2**30  # jobs share it
@@ -38,12 +38,12 @@ class LocalBackend:
     def plan(self, job: JobSpec) -> Plan:
         head = local_head.find(self._folder)
         address = head.address if head else f"http://{LOOPBACK}:{DASHBOARD_PORT}, started for the job"
-        run, timeout_s = local_run(job.run, job.name), self._settings.stop_timeout_s
-        return ray_plan(job, run, address=address, stop_timeout_s=timeout_s, python=sys.executable)
+        return self._launch(job).plan(address)
 
     def submit(self, job: JobSpec, say: Say, record: Record = unrecorded) -> dict[str, str]:
         require("vllm", by="a run on this machine", extra="cpu")
-        run = local_run(job.run, job.name)
+        launch = self._launch(job)
+        run = launch.run
         if local_head.find(self._folder) is None:
             say("starting Ray on this machine")
         recorded = _recorded(say) if run.monitor or programs.find_prometheus() is not None else {}
@@ -60,8 +60,12 @@ class LocalBackend:
         reference = {"address": head.address, "head": head.identity, "job_id": job.name}
         reference |= {"run_dir": str(run.run_dir), "adapter": f"{run.run_dir}/{ADAPTER_FOLDER}"}
         record(reference)
-        send(jobs, job, run, stop_timeout_s=self._settings.stop_timeout_s, python=sys.executable)
+        launch.send(jobs)
         return reference
+
+    def _launch(self, job: JobSpec) -> Launch:
+        run, timeout_s = local_run(job.run, job.name), self._settings.stop_timeout_s
+        return Launch(job=job, run=run, stop_timeout_s=timeout_s, python=sys.executable)
 
     def status(self, reference: Mapping[str, str]) -> JobStatus:
         jobs = self._jobs(reference)
@@ -133,20 +137,20 @@ def _recording() -> str:
 def local_run(run: RunConfig, name: str) -> RunConfig:
     """The run with whole paths, as the job works in another folder. Raises ConfigError for what a job cannot have."""
     refuse_what_stays_here(run, place="this machine's Ray", is_here=True)
+    if "://" in (run.run_dir or ""):
+        raise ConfigError(f"run_dir={run.run_dir!r} is no folder; give one of this machine")
     changes: dict[str, Any] = {
         "ray_address": "auto",
-        "run_dir": os.path.abspath(Path(run.run_dir or f"runs/{name}").expanduser()),
+        "run_dir": _whole(run.run_dir or f"runs/{name}"),
+        **{setting: _whole(path) for setting, path in paths_on_disk(run).items()},
     }
-    for setting, path in data_files(run).items():
-        if not path.startswith("s3://"):
-            changes[setting] = os.path.abspath(Path(path).expanduser())
-    if (folder := local_model_folder(run)) is not None:
-        changes["model.name"] = os.path.abspath(folder)
     if run.reward.settings_file is not None:
-        changes["reward.settings_file"] = os.path.abspath(run.reward.settings_file)
-    if run.reward.api_key_file is not None:
-        changes["reward.api_key_file"] = os.path.abspath(run.reward.api_key_file.expanduser())
+        changes["reward.settings_file"] = _whole(str(run.reward.settings_file))
     return with_settings(run, changes)
+
+
+def _whole(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _from_run_folder(run_dir: Path) -> JobStatus:

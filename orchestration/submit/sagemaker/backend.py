@@ -99,12 +99,9 @@ class SageMakerBackend:
         return training_status(_describe(sagemaker, name))
 
     def logs(self, reference: Mapping[str, str], *, follow: bool) -> Iterator[str]:
-        def ended() -> bool:
-            state = self.status(reference).state
-            return state.ended or state is JobState.UNKNOWN  # else a job that is not there is waited for
-
         logs = self._client("logs", reference["region"])
-        return logs_of(logs, reference["job_name"], ended=ended if follow else None)
+        ended = (lambda: self.status(reference).state.over) if follow else None
+        return logs_of(logs, reference["job_name"], ended=ended)
 
     def stop(self, reference: Mapping[str, str]) -> None:
         name = reference["job_name"]
@@ -150,7 +147,7 @@ def training_status(description: Mapping[str, Any] | None) -> JobStatus:
     if description is None:
         return JobStatus(state=JobState.UNKNOWN, message="SageMaker knows no training job of that name")
     secondary = str(description.get("SecondaryStatus", ""))
-    state = _STATES[description["TrainingJobStatus"]]
+    state = _STATES.get(description["TrainingJobStatus"], JobState.UNKNOWN)
     if state is JobState.RUNNING and secondary in _BEFORE_TRAINING:
         state = JobState.PENDING
     if secondary in _LIMITS:

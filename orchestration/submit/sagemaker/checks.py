@@ -13,12 +13,11 @@ from orchestration.settings.config import RunConfig
 from orchestration.settings.names import nearest
 from orchestration.settings.sagemaker import SageMakerConfig
 from orchestration.storage.aws import known_regions
+from orchestration.submit.common.hosts import LEARNER, ROLLOUT
+from orchestration.submit.common.instances import has_own_disks
 from orchestration.submit.common.paths import local_model_folder, refuse_what_stays_here
-from orchestration.submit.sagemaker.fitting import check_capacity, check_gpu_kinds, groups_by_role
+from orchestration.submit.sagemaker.fitting import check_fitting, groups_by_role, instance_kinds
 from orchestration.submit.sagemaker.host.places import RUN_FOLDER
-
-MAX_KEEP_ALIVE_S = 3600
-MAX_RUNTIME_S = 28 * 86400
 
 _ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+", re.ASCII)
 _ECR = re.compile(r"\d{12}\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.[a-z0-9.-]+")
@@ -43,12 +42,10 @@ def check(settings: SageMakerConfig, run: RunConfig, data_files: Mapping[str, st
         raise ConfigError(problem)
     refuse_what_stays_here(run, place="a training job")
     files = (problem for name, file in data_files.items() for problem in _of_data_file(name, file))
-    for problem in (*_of_run(settings, run), *_of_reward(settings, run), *files, *_of_model(run)):
+    isolation = _of_isolation(settings, run) if settings.network_isolation else ()
+    for problem in (*_of_run(settings, run), *_of_reward(settings, run), *files, *_of_model(run), *isolation):
         raise ConfigError(problem)
-    for problem in _of_isolation(settings, run) if settings.network_isolation else ():
-        raise ConfigError(problem)
-    check_gpu_kinds(settings, run)
-    check_capacity(settings, run)
+    check_fitting(settings, run)
 
 
 def _of_account(settings: SageMakerConfig, region: str | None) -> Iterator[str]:
@@ -59,20 +56,15 @@ def _of_account(settings: SageMakerConfig, region: str | None) -> Iterator[str]:
     if settings.bucket is None:
         yield "sagemaker.bucket is not set; give an S3 bucket of the job's region, for code, configuration and results"
     elif not _BUCKET.fullmatch(settings.bucket):
-        yield (
-            f"sagemaker.bucket={settings.bucket!r} is not a bucket's name; give the name alone, without s3:// and "
-            f"without a folder: 3 to 63 small letters, digits, dots and hyphens"
-        )
+        yield f"sagemaker.bucket={settings.bucket!r} is not a bucket's name; give that alone, without s3:// or a folder"
     if bool(settings.subnets) != bool(settings.security_group_ids):
         missing = "security_group_ids" if settings.subnets else "subnets"
         yield f"sagemaker.{missing} is empty; a VPC takes both subnets and security_group_ids, or neither"
     if region is None:
         yield "sagemaker.region is not set, and neither is AWS_DEFAULT_REGION; give one, such as us-east-1"
     elif region not in (known := known_regions("sagemaker")):
-        yield (
-            f"sagemaker.region={region!r} is none where this version of botocore knows SageMaker to be; correct it, or "
-            f"install a newer boto3{nearest(region, sorted(known))}"
-        )
+        near = nearest(region, sorted(known))
+        yield f"sagemaker.region={region!r} is none where this botocore knows SageMaker; install a newer boto3{near}"
     elif settings.image is None:
         yield (
             "sagemaker.image is not set; build docker/rollout_learner.Dockerfile, push it to ECR and give "
@@ -113,50 +105,37 @@ def _of_isolation(settings: SageMakerConfig, run: RunConfig) -> Iterator[str]:
 
 
 def _of_instances(settings: SageMakerConfig) -> Iterator[str]:
-    groups = settings.instance_groups
-    if settings.instance_type is not None and groups:
-        yield (
-            f"sagemaker.instance_type={settings.instance_type} and sagemaker.instance_groups are both set; a job has "
-            f"hosts of one type or groups: leave one out"
-        )
-    if settings.instance_type is None and not groups:
+    kind, groups = settings.instance_type, settings.instance_groups
+    if kind is None and not groups:
         yield "sagemaker.instance_type is not set; give one, such as ml.p4d.24xlarge, or instance_groups"
+    if kind is not None and groups:
+        yield f"sagemaker.instance_type={kind} and sagemaker.instance_groups are both set; leave one out"
     if groups and settings.instance_count != 1:
-        yield (
-            f"sagemaker.instance_count={settings.instance_count} belongs to instance_type; each of instance_groups has "
-            f"an instance_count of its own"
-        )
+        yield f"sagemaker.instance_count={settings.instance_count} belongs to instance_type; groups have their own"
     counts = Counter(group.role for group in groups)
-    for role in ("learner", "rollout") if groups else ():
+    for role in (LEARNER, ROLLOUT) if groups else ():
         if role not in counts:
-            yield (
-                f"sagemaker.instance_groups has no group with role={role}, only {', '.join(counts)}; add one, or use "
-                f"instance_type for hosts that do everything"
-            )
+            yield f"sagemaker.instance_groups has no group with role={role}, only {', '.join(counts)}; add one"
     for role, count in counts.items():
         if count > 1:
             yield f"sagemaker.instance_groups has {count} groups with role={role}; make them one, with more hosts"
+    if settings.volume_kms_key is not None:
+        for kind in sorted({kind for kind, _ in instance_kinds(settings).values() if has_own_disks(kind)}):
+            yield (
+                f"sagemaker.volume_kms_key: {kind} has disks of its own, which its hardware encrypts, and takes no key "
+                f"for them; leave it out"
+            )
 
 
 def _of_times(settings: SageMakerConfig) -> Iterator[str]:
     runtime, keep, wait = settings.max_runtime_s, settings.keep_alive_s, settings.max_wait_s
-    if runtime > MAX_RUNTIME_S:
-        yield (
-            f"sagemaker.max_runtime_s={runtime} is over 28 days ({MAX_RUNTIME_S} s), the longest a training job may "
-            f"run; lower it, and go on with sagemaker.resume=NAME"
-        )
-    if keep > MAX_KEEP_ALIVE_S:
-        yield f"sagemaker.keep_alive_s={keep} is over {MAX_KEEP_ALIVE_S} s, the longest a warm pool waits; lower it"
-    exclude = f"sagemaker.keep_alive_s={keep} and sagemaker.{{}} exclude each other: warm pools do not take {{}}; {{}}"
+    exclude = f"sagemaker.keep_alive_s={keep} and sagemaker.{{}} exclude each other: warm pools do not take {{}}"
     if keep and settings.spot:
-        yield exclude.format("spot=true", "spot capacity", "leave one out")
+        yield exclude.format("spot=true", "spot capacity; leave one out")
     if keep and settings.instance_groups:
-        yield exclude.format("instance_groups", "heterogeneous clusters", "leave one out")
+        yield exclude.format("instance_groups", "heterogeneous clusters; leave keep_alive_s out")
     if settings.spot and wait is None:
-        yield (
-            f"sagemaker.spot=true needs sagemaker.max_wait_s, the limit on waiting for capacity and running together; "
-            f"give at least max_runtime_s={runtime}"
-        )
+        yield f"sagemaker.spot=true needs sagemaker.max_wait_s, for waiting and running together; at least {runtime}"
     if wait is not None and not settings.spot:
         yield f"sagemaker.max_wait_s={wait} is about spot capacity; add sagemaker.spot=true, or drop it"
     if wait is not None and wait < runtime:
@@ -176,11 +155,6 @@ def _of_run(settings: SageMakerConfig, run: RunConfig) -> Iterator[str]:
                 f"{name}={value!r} is set by sagemaker.instance_groups in a training job; leave it out, and give "
                 f"groups with the roles rollout and learner"
             )
-    if run.placement == "colocated" and settings.instance_groups:
-        yield (
-            "placement=colocated shares GPUs between rooms that sagemaker.instance_groups keeps on different hosts; "
-            "use placement=split, or instance_type for hosts that do everything"
-        )
 
 
 def _of_reward(settings: SageMakerConfig, run: RunConfig) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestration.extras import require
-from orchestration.storage.aws import error_code, explained
+from orchestration.storage.aws import explained
 from orchestration.submit.common.follow import follow
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
@@ -36,18 +36,14 @@ class _Streams:
                 yield f"{f'[{_host(name)}] ' if len(names) > 1 else ''}{event['message'].rstrip()}\n"
 
     def _names(self) -> list[str]:
-        from botocore.exceptions import ClientError
-
+        pages = self._logs.get_paginator("describe_log_streams").paginate(
+            logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._job_name}/"
+        )
         with explained(f"looking for the logs of {self._job_name}"):
             try:
-                pages = self._logs.get_paginator("describe_log_streams").paginate(
-                    logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self._job_name}/"
-                )
-                return [stream["logStreamName"] for page in pages for stream in page["logStreams"]]
-            except ClientError as error:
-                if error_code(error) == "ResourceNotFoundException":  # no training job has logged here yet
-                    return []
-                raise
+                return list(pages.search("logStreams[].logStreamName"))
+            except self._logs.exceptions.ResourceNotFoundException:  # no training job has logged here yet
+                return []
 
 
 def logs_of(

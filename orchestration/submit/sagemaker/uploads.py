@@ -6,12 +6,13 @@ import io
 import json
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from orchestration.errors import ConfigError
 from orchestration.run.ledger.names import CHECKPOINTS_FOLDER, RECORDS_FOLDER, SUMMARY_FILE
 from orchestration.settings.names import nearest
-from orchestration.storage.aws import error_code, explained, transfers
+from orchestration.storage.aws import explained, transfers
 from orchestration.storage.s3 import encryption, parse
 from orchestration.submit.common.job import Say
 from orchestration.submit.sagemaker.container import Layout, Upload
@@ -84,30 +85,13 @@ def _below(s3: Any, folder: str) -> set[str]:
     place = parse(folder)
     with explained(f"looking into {folder}"):
         pages = s3.get_paginator("list_objects_v2").paginate(Bucket=place.bucket, Prefix=place.key, Delimiter="/")
-        found = [
-            name
-            for page in pages
-            for name in (
-                *(entry["Prefix"] for entry in page.get("CommonPrefixes", ())),
-                *(entry["Key"] for entry in page.get("Contents", ())),
-            )
-        ]
-    return {name.removeprefix(place.key) for name in found}
+        names = pages.search("[CommonPrefixes[].Prefix, Contents[].Key][]")
+        return {name.removeprefix(place.key) for name in names if name is not None}
 
 
 def _summary(s3: Any, uri: str) -> dict[str, Any]:
     """Of a run that has ended; empty while there is none."""
-    from botocore.exceptions import ClientError
-
     place = parse(uri)
-    with explained(f"reading {uri}"):
-        try:
-            content = s3.get_object(Bucket=place.bucket, Key=place.key)["Body"].read()
-        except ClientError as error:
-            if error_code(error) == "NoSuchKey":
-                return {}
-            raise
-    try:
-        return dict(json.loads(content))
-    except (ValueError, TypeError):
-        return {}
+    with explained(f"reading {uri}"), suppress(s3.exceptions.NoSuchKey, ValueError, TypeError):
+        return dict(json.loads(s3.get_object(Bucket=place.bucket, Key=place.key)["Body"].read()))
+    return {}

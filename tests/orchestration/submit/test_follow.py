@@ -3,6 +3,8 @@ And what is sent on the way goes to nobody else."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +108,29 @@ def test_what_cannot_be_followed_has_an_exit_code_of_its_own(
     assert f"broke off: Request failed with status code 502: .; the job may go on: rlvr jobs status {JOB}" in (
         capsys.readouterr().err
     )
+
+
+def test_a_log_that_cannot_be_read_of_a_job_that_has_ended_is_said_and_ends_as_the_job_did(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: RayJobs, name: str, *, follow: bool) -> Iterator[str]:
+        raise SubmitError("the log is not to be read")
+
+    monkeypatch.setattr(RayJobs, "logs", refused)
+    for status, exit_code in (("SUCCEEDED", 0), ("FAILED", 1), ("RUNNING", 3)):
+        with dashboard(status=status) as made:
+            recorded(made, tmp_path)
+            assert main(["jobs", "logs", "-f", JOB]) == exit_code
+        assert ("the job may go on" in capsys.readouterr().err) is (status == "RUNNING")
+
+
+def test_a_reader_who_goes_away_does_not_pass_for_a_failed_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with dashboard(streams=["end"], status="SUCCEEDED") as made, os.fdopen(writing, "w") as closed:
+        recorded(made, tmp_path)
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["jobs", "logs", "-f", JOB]) == 3
 
 
 def test_a_silent_stream_is_given_up_for_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,7 @@ CASES = {
     "warm_pool": (*ONE_HOST, "sagemaker.keep_alive_s=1800", "sagemaker.kms_key=1234abcd-12ab-34cd-56ef-1234567890ab"),
     "guarded": (
         *ONE_HOST,
+        "sagemaker.instance_type=ml.c5.9xlarge",  # hosts with disks of their own take no key for them
         "sagemaker.instance_count=2",
         "sagemaker.image=registry.corp.example:5000/ml/rlvr:1.0",
         "sagemaker.registry_credentials=arn:aws:lambda:us-west-2:123456789012:function:registry",
@@ -450,4 +451,6 @@ def test_what_is_paid_for_and_idle_is_said_before_anything_is_sent(code: CodePac
     assert "driver R580" in said
     assert notes(*ONE_HOST).startswith("8 GPUs: 4 rollout workers on 4 GPUs, 4 learner ranks on 4 GPUs | ")
     assert "8 learner ranks on 8 GPUs, 4 of 16 idle" in notes(GROUPS, "rollout.num_workers=4", "learner.num_ranks=8")
-    assert notes("sagemaker.instance_type=ml.m5.large") == ""
+    assert (
+        notes("sagemaker.instance_type=ml.m5.large") == "0 GPUs: 1 rollout worker and 1 learner rank on the processor"
+    )

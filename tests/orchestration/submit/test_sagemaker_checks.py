@@ -10,7 +10,7 @@ import pytest
 
 from orchestration.errors import ConfigError
 from orchestration.settings.config import load_settings
-from orchestration.submit.common.instances import EFA_ENVIRONMENT, INSTANCES
+from orchestration.submit.common.instances import EFA_ENVIRONMENT, INSTANCES, has_own_disks
 from orchestration.submit.common.paths import data_files
 from orchestration.submit.sagemaker.checks import check
 from orchestration.submit.sagemaker.fitting import efa_environment, num_gpus
@@ -47,6 +47,7 @@ def checked(settings: Sequence[str], recipe: str = "tiny") -> None:
     "settings",
     [
         ONE_P4D,
+        (*ACCOUNT, "sagemaker.instance_type=ml.c5.large", "sagemaker.volume_kms_key=k"),
         (*ONE_P4D, "rollout.num_workers=4", "learner.num_ranks=4"),
         (*ONE_P4D, "sagemaker.spot=true", "sagemaker.max_wait_s=100000"),
         (*ONE_P4D, "sagemaker.keep_alive_s=3600"),
@@ -96,7 +97,7 @@ def without(name: str) -> tuple[str, ...]:
         ((*ONE_P4D, "sagemaker.image=registry.corp.example/rlvr:1.0"), "is not in ECR, and a registry of your own"),
         ((*ONE_P4D, "sagemaker.registry_credentials=arn:aws:lambda:x"), "is about a registry of your own"),
         (without("region"), "sagemaker.region is not set"),
-        ((*ONE_P4D, "sagemaker.region=us-west-9"), "'us-west-9' is none where this version of botocore"),
+        ((*ONE_P4D, "sagemaker.region=us-west-9"), "'us-west-9' is none where this botocore knows SageMaker"),
         ((*ISOLATED, "model.name=Qwen/Qwen2.5-0.5B"), "model.name='Qwen/Qwen2.5-0.5B' is not fetched from the hub"),
         ((*ISOLATED, "reward.url=http://10.0.0.7"), "reward.url='http://10.0.0.7' is not reached"),
         ((*ISOLATED, "sagemaker.secrets={HF_TOKEN: ssm:/hf}"), "sagemaker.secrets cannot be fetched"),
@@ -121,13 +122,19 @@ def without(name: str) -> tuple[str, ...]:
             ),
             "2 groups with role=rollout",
         ),
-        ((*ONE_P4D, "sagemaker.keep_alive_s=99999"), "keep_alive_s=99999 is over 3600 s"),
+        ((*ACCOUNT, "sagemaker.instance_type=ml.trn1.32xlarge"), "no GPU but AWS's own chips"),
+        ((*ONE_P4D, "sagemaker.volume_kms_key=k"), "ml.p4d.24xlarge has disks of its own, which its hardware encrypts"),
+        ((*ONE_P4D, "sagemaker.prefix=a/../b"), "sagemaker.prefix='a/../b'"),
+        ((*ONE_P4D, "sagemaker.keep_alive_s=99999"), "keep_alive_s=99999: input should be less than or equal to 3600"),
         ((*ONE_P4D, "sagemaker.keep_alive_s=60", "sagemaker.spot=true"), "exclude each other: warm pools do not"),
         ((*TWO_GROUPS, "sagemaker.keep_alive_s=60"), "do not take heterogeneous clusters"),
         ((*ONE_P4D, "sagemaker.spot=true"), "needs sagemaker.max_wait_s"),
         ((*ONE_P4D, "sagemaker.max_wait_s=100000"), "max_wait_s=100000 is about spot"),
         ((*ONE_P4D, "sagemaker.spot=true", "sagemaker.max_wait_s=60"), "max_wait_s=60 is less than"),
-        ((*ONE_P4D, "sagemaker.max_runtime_s=2419201"), "over 28 days"),
+        (
+            (*ONE_P4D, "sagemaker.max_runtime_s=2419201"),
+            "max_runtime_s=2419201: input should be less than or equal to 2419200",
+        ),
         ((*ONE_P4D, "run_dir=runs/mine"), "run_dir='runs/mine' cannot be kept"),
         ((*ONE_P4D, "ray_address=ray://10.0.0.7:10001"), "ray_address='ray://10.0.0.7:10001'"),
         ((*ONE_P4D, "rollout_nodes=gpu", "learner_nodes=gpu"), "rollout_nodes='gpu' is set by"),
@@ -163,10 +170,10 @@ def without(name: str) -> tuple[str, ...]:
             "16 ranks (placement=auto) would be on several hosts",
         ),
         ((*TWO_GROUPS, "learner.num_ranks=9"), "learner.num_ranks=9 needs as many GPUs"),
-        ((*TWO_GROUPS, "rollout.num_workers=5"), "the rollout group's ml.g5.12xlarge × 1 takes 4"),
+        ((*TWO_GROUPS, "rollout.num_workers=5"), "1 × ml.g5.12xlarge of rollout (12 GPUs)"),
         (
             (*ACCOUNT, groups(learner=("ml.p4d.24xlarge", 1), rollout=("ml.m5.large", 1))),
-            "the rollout group's ml.m5.large has no GPU",
+            "1 × ml.m5.large of rollout has no GPU, and the other hosts have",
         ),
     ],
 )
@@ -181,6 +188,21 @@ def test_a_model_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="has no weights"):
         checked((*ONE_P4D, f"model.name={tmp_path}"))
+
+
+def test_types_with_disks_of_their_own() -> None:
+    with_disks = (
+        "p4d.24xlarge",
+        "p5.48xlarge",
+        "g4dn.xlarge",
+        "g5.xlarge",
+        "g6e.xlarge",
+        "p3dn.24xlarge",
+        "m5dn.large",
+    )
+    without_disks = ("p3.2xlarge", "c5.large", "c5n.large", "m6i.large", "r6in.large", "g3.4xlarge")
+    assert all(has_own_disks(f"ml.{name}") for name in with_disks)
+    assert not any(has_own_disks(f"ml.{name}") for name in without_disks)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_a_dry_run_without_an_account(environment: dict[str, str]) -> None:
 
     refused = rlvr_here(environment, *SUBMIT, "--dry-run", "sagemaker.keep_alive_s=99999")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("rlvr: sagemaker.keep_alive_s=99999 is over 3600 s")
+    assert refused.stderr.startswith("rlvr: sagemaker.keep_alive_s=99999: input should be less than or equal to 3600")
 
     unsent = rlvr_here(environment, *SUBMIT)
     assert unsent.returncode == 1

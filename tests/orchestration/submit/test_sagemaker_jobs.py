@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -19,9 +20,9 @@ from botocore.exceptions import (
 from botocore.stub import Stubber
 from moto import mock_aws
 
-from orchestration.errors import SubmitError
+from orchestration.errors import ConfigError, SubmitError
 from orchestration.settings.config import load_settings
-from orchestration.storage.aws import explained
+from orchestration.storage.aws import configured_region, explained
 from orchestration.submit.common.job import JobState
 from orchestration.submit.sagemaker import backend as sagemaker
 from orchestration.submit.sagemaker.backend import SageMakerBackend, training_status
@@ -103,7 +104,9 @@ def test_a_job_that_sagemaker_does_not_know_is_unknown(stubbed: Stubber) -> None
         ("ResourceLimitExceeded", "Service Quotas"),
         ("ExpiredTokenException", "aws sso login"),
         ("UnrecognizedClientException", "aws sts get-caller-identity"),
+        ("InvalidSignatureException", "check this machine's clock"),
         ("ThrottlingException", "try again in a minute"),
+        ("TooManyRequestsException", "try again in a minute"),
     ],
 )
 def test_refusals_come_with_the_remedy(stubbed: Stubber, code: str, says: str) -> None:
@@ -120,6 +123,8 @@ def test_refusals_come_with_the_remedy(stubbed: Stubber, code: str, says: str) -
         (ProfileNotFound(profile="me"), "; correct AWS_PROFILE"),
         (UnauthorizedSSOTokenError(), "; sign in again by `aws sso login`"),
         (NoRegionError(), "; set sagemaker.region"),
+        (FileNotFoundError(2, "No such file", "/opt/sign-in"), "No such file: '/opt/sign-in'; is that what"),
+        (EOFError(), "wants an MFA code, and here is no terminal"),
         (S3UploadFailedError("Failed to upload a to b/a"), "Failed to upload a to b/a"),
     ],
 )
@@ -128,6 +133,13 @@ def test_what_does_not_reach_aws_comes_with_the_remedy(error: Exception, says: s
         raise error
     assert str(told.value).startswith("uploading: ")
     assert says in str(told.value)
+
+
+def test_a_configuration_of_aws_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").write_text("[default]\nregion = us-east-1\n[broken\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with pytest.raises(ConfigError, match=r"Unable to parse config file: .*/config; correct"):
+        configured_region(None)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +159,7 @@ def test_what_does_not_reach_aws_comes_with_the_remedy(error: Exception, says: s
         (described("InProgress", "Uploading"), JobState.RUNNING, "Uploading"),
         (described("Stopping", "Stopping"), JobState.RUNNING, "Stopping"),
         (described("Stopped", "Stopped"), JobState.STOPPED, "Stopped"),
+        (described("Deleting", "Stopped"), JobState.UNKNOWN, "Stopped"),
         (described("Stopped", "MaxRuntimeExceeded"), JobState.FAILED, "MaxRuntimeExceeded: it ran longer than"),
         (described("Completed", "Completed"), JobState.SUCCEEDED, "Completed"),
         (
@@ -204,6 +217,18 @@ def test_logs_are_followed_until_the_job_has_ended(logs: Any) -> None:
     assert list(pieces) == ["late\n"]
     assert len(pauses) == 2
     assert list(logs_of(logs, NAME)) == ["late\n"]
+
+
+def test_a_throttled_look_is_made_again_and_expired_credentials_are_said() -> None:
+    client = boto3.client("logs", region_name=REGION, aws_access_key_id="a", aws_secret_access_key="b")
+    with Stubber(client) as answers:
+        answers.add_client_error("describe_log_streams", "ResourceNotFoundException", "No group.")
+        answers.add_client_error("describe_log_streams", "ThrottlingException", "Rate exceeded.")
+        answers.add_client_error("describe_log_streams", "ExpiredTokenException", "Expired.")
+        followed = logs_of(client, NAME, ended=lambda: False, sleep=lambda _: None)
+        with pytest.raises(SubmitError, match=r"looking for the logs .*ExpiredToken: Expired; sign in again"):
+            list(followed)
+        answers.assert_no_pending_responses()
 
 
 def test_the_dashboard_is_reached_through_ssm() -> None:

@@ -121,6 +121,8 @@ def test_relative_paths_are_found_here_and_beside_the_recipe(tmp_path: Path, mon
         ("server.pem", 1, "looks like a secret"),
         ("learner", 1, "is taken"),
         ("data.bin", MAX_INCLUDED_BYTES + 1, "code has at most 50"),
+        ("random.py", 1, "would hide Python's own module 'random'"),
+        ("/dev/null", None, "is neither a file nor a folder"),
         (".", None, "has no name that it could be imported by"),
         ("..", None, "has no name that it could be imported by"),
     ],
@@ -163,7 +165,8 @@ def test_on_a_cluster_only_whole_paths_mean_something() -> None:
     ("overrides", "what"),
     [
         (("data.train_file=train.jsonl",), "data.train_file='train.jsonl' is a path of this machine"),
-        ((*HERE, "model.name=tests"), "model.name='tests' is a folder of this machine"),
+        ((*HERE, "model.name=tests"), "model.name='tests' is a path of this machine"),
+        ((*HERE, "reward.url=http://r:1", "reward.api_key_file=key"), "reward.api_key_file='key' is a path of this"),
         ((*HERE, "run_dir=runs/a"), "run_dir='runs/a' would lie in the job's working directory"),
         ((*HERE, "reward.url=http://localhost:8300"), "reward.url='http://localhost:8300' is this machine"),
         ((*HERE, "reward.url=http://127.0.0.7:1"), "is this machine"),
@@ -180,6 +183,8 @@ def test_here_relative_paths_become_whole(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     there = local_run(run("data.train_file=a.jsonl", "data.eval_file=s3://b/c", "model.name=model"), "job")
+    with pytest.raises(ConfigError, match="run_dir='s3://b/run' is no folder"):
+        local_run(run("run_dir=s3://b/run"), "job")
     assert there.data.train_file == str(tmp_path / "a.jsonl")
     assert there.data.eval_file == "s3://b/c"
     assert there.model.name == str(tmp_path / "model")
@@ -287,6 +292,8 @@ def test_names_of_one_second_differ() -> None:
     ("override", "what"),
     [
         ("job.name=Bad_Name", "job.name='Bad_Name'"),
+        ("job.environment={A B: x}", "'A B': string should match pattern"),
+        ("sagemaker.secrets={A=B: ssm:x}", "'A=B': string should match pattern"),
         ("job.environment={HF_TOKEN: x}", "HF_TOKEN looks like a secret"),
         ("job.environment={AWS_SECRET_ACCESS_KEY: x}", "AWS_SECRET_ACCESS_KEY looks like a secret"),
         ("job.environment={WANDB_API_KEY_2: x}", "WANDB_API_KEY_2 looks like a secret"),
@@ -326,7 +333,15 @@ def test_what_was_submitted_is_found_again(tmp_path: Path) -> None:
         pass
     with book.reserved("new"), pytest.raises(ConfigError, match="'new' is being submitted"), book.reserved("new"):
         pass
-    for name, what in (("aa", "did you mean 'a'"), ("../a", "is not a job's name"), ("c", "remove it")):
+    assert not list((tmp_path / "jobs").glob("*.lock"))
+    wrong = "is not a job's name"
+    for name, what in (
+        ("aa", "did you mean 'a'"),
+        ("../a", wrong),
+        ("a" * 300, wrong),
+        ("", wrong),
+        ("c", "remove it"),
+    ):
         with pytest.raises(ConfigError, match=what):
             book.read(name)
 
@@ -375,6 +390,9 @@ def test_a_module_beside_the_recipe_is_in_the_plan(capsys: pytest.CaptureFixture
         (["--to", "ray"], "set ray.address"),
         (["--to", "ray", "ray.address=head:8265"], "is not a dashboard's address"),
         (["--to", "ray", "ray.address=http://me:secret@head:8265"], "is not a dashboard's address"),
+        (["--to", "ray", "ray.address=http://[::1"], "is not a dashboard's address"),
+        (["--to", "ray", "ray.address=http://127.0.0.1:1", "ray.timeout_s=inf"], "less than or equal to 3600"),
+        (["--to", "ray", "ray.address=http://127.0.0.1:1", f"ray.token_file={__file__}"], "not one line with a token"),
         # the toolkit would try these as plain HTTP
         (["--to", "ray", "ray.address=sagemaker_ray://"], "is no address of a RayCluster"),
         (["--to", "ray", "ray.address=sagemaker_ray:///team-a"], "is no address of a RayCluster"),
@@ -459,3 +477,17 @@ def test_jobs_whose_place_does_not_answer_are_listed(capsys: pytest.CaptureFixtu
     assert (row["job"], row["state"]) == ("a", "unknown")
     assert "no Ray dashboard answers" in row["message"]
     assert main(["jobs", "logs", "b"]) == 2
+
+
+def test_a_local_job_whose_head_has_gone_is_told_by_its_run_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = {"address": "http://127.0.0.1:1", "head": "gone", "job_id": "a", "run_dir": f"{tmp_path}/run"}
+    JobBook().write(JobRecord(name="a", place="local", recipe="tiny", submitted_at="2026", reference=reference))
+    assert main(["jobs", "stop", "a"]) == 1
+    assert "a cannot be stopped: its Ray head has ended, and" in capsys.readouterr().err
+    assert main(["jobs", "logs", "-f", "a"]) == 3
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/summary.json").write_text('{"status": "finished"}')
+    assert main(["jobs", "stop", "a"]) == main(["jobs", "logs", "-f", "a"]) == 0
+    assert "the Ray head that ran a has ended, and its log with it" in capsys.readouterr().err
