@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import learner.policy.self_test as self_test
@@ -41,6 +44,30 @@ def test_layers_of_another_kind_are_named(tmp_path: Path) -> None:
 def test_a_window_that_is_longer_than_the_test_is_missed_all_the_same(tmp_path: Path) -> None:
     build("phimoe", tmp_path, sliding_window=200)
     assert "has the sliding windows [200, 200], but asks the attention for [None, None]" in why_no_trees(tmp_path)
+
+
+def test_what_depth_hides_is_seen_where_it_enters_a_layer(tmp_path: Path) -> None:
+    build("bart, deep", tmp_path)
+    # Log-probs and gradients differ by less than their tolerances.
+    assert re.search(r"by \d\.\de-05 nats, .* what enters its layers by up to 4\d %", why_no_trees(tmp_path))
+
+
+def test_positions_that_rounding_hides_are_not_taken_for_right(llama: str, tmp_path: Path) -> None:
+    shutil.copytree(llama, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    flat = {
+        name: 1e-3 * one if "q_proj" in name else one for name, one in weights.items()
+    }  # every token sees all alike
+    save_file(flat, tmp_path / "model.safetensors", {"format": "pt"})
+    policy = load(tmp_path, dtype="bfloat16")
+    assert policy.own_attention
+    assert "cannot be told from a wrong one: where positions are wrong by one" in " ".join(policy.notes)
+    assert not load(tmp_path).own_attention  # in float32 they are seen
+
+
+def test_a_model_without_positions_takes_trees(tmp_path: Path) -> None:
+    build("smollm3, no positions", tmp_path)
+    assert not load(tmp_path).own_attention
 
 
 def test_every_layer_must_call_the_attention() -> None:
