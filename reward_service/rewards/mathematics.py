@@ -65,6 +65,7 @@ _SYMPY_REFUSES: Final = (ArithmeticError, AttributeError, LookupError, TypeError
 
 Readings = tuple[Value | None, ...]
 _OPERATORS: Final = re.compile(r"\\(?:sum|prod|int|iint|oint|lim)(?![A-Za-z])")  # what Math-Verify reads for us
+_INDEXED: Final = re.compile(r"(?<![A-Za-z])[A-Za-z]_")  # and this it takes for constants, whatever the index
 _DECIMAL_COMMA: Final = re.compile(  # beside one number it cannot be a list
     r"[-+]?[€£]?[0-9]+,(?:[0-9]{1,2}|[0-9]{4,}) ?(?:[€£%]|[A-Za-z]+)?"
 )
@@ -170,7 +171,8 @@ def _parse_reference(text: str) -> Gold:
     if not bare:
         raise InvalidReferenceError(f"final_answer {text!r:.100} is empty")
     readings = _read(bare)
-    return Gold(bare, readings, _parse(bare) if readings[0] is None and _OPERATORS.search(bare) else ())
+    asks = readings[0] is None and _OPERATORS.search(bare) is not None and _INDEXED.search(bare) is None
+    return Gold(bare, readings, _parse(bare) if asks else ())
 
 
 def _read(text: str) -> Readings:
@@ -213,7 +215,10 @@ def _is_same(gold: Gold, readings: Readings, text: str, digits: int) -> bool:
             if isinstance(gold.readings[0], Quantity) and (plain := _beside_a_number(text)) is not None:
                 both.append(_read(plain))
             return any(_says(*pair, digits) for one in both for pair in _pairs(gold.readings, one))
-        return bool(gold.parsed) and _letters(gold.text) == _letters(text) and _verify(gold.parsed, _parse(text))
+        ours, theirs = _letters(gold.text), _letters(text)
+        if ours == theirs:
+            return _OPERATORS.search(gold.text) is not None
+        return bool(gold.parsed) and sorted(ours) == sorted(theirs) and _verify(gold.parsed, _parse(text))
     except _SYMPY_REFUSES:
         return False
 
@@ -237,8 +242,8 @@ def _says(gold: Value | None, answer: Value | None, digits: int) -> bool:
 
 
 def _letters(text: str) -> list[str]:
-    """The signs of a text, sorted: Math-Verify drops what it does not know, and so is asked about their order only."""
-    return sorted(re.sub(r"[\s{}]|\\(?:left|right|cdot|[,;:! ])(?![A-Za-z])", "", text))
+    """The signs of a text: Math-Verify drops what it does not know, and so is asked about their order only."""
+    return list(re.sub(r"[\s{}]|\\(?:left|right|cdot|[,;:! ])(?![A-Za-z])", "", text))
 
 
 def _verify(gold: Sequence[Any], found: Sequence[Any]) -> bool:

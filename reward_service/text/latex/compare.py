@@ -230,7 +230,7 @@ def _as_vector(value: Value) -> tuple[Value, ...] | None:
 
 def _same_sequences(gold: Sequence, answer: Sequence, digits: int) -> bool:
     kinds = {gold.kind, answer.kind}
-    if kinds == {"set"}:  # where nothing counts twice
+    if kinds == {"set"} and Words("…") not in gold.items:  # where nothing counts twice
         return _within(gold.items, answer.items, digits) and all(
             any(same(one, other, digits) for one in gold.items) for other in answer.items
         )
@@ -241,13 +241,22 @@ def _same_sequences(gold: Sequence, answer: Sequence, digits: int) -> bool:
     if "ratio" in kinds or kinds in ({"set", "tuple"}, {"set", "square"}):
         return False
     if kinds <= {"list", "set"}:
-        if {gold.connector, answer.connector} == {"and", "or"} or _chooses_names(gold) or _chooses_names(answer):
+        if _is_one_of(gold) != _is_one_of(answer) or _chooses_names(gold) or _chooses_names(answer):
             return False
+        if {gold.connector, answer.connector} == {"and", "or"}:
+            return False
+        if Words("…") in gold.items:  # what goes on goes on from something
+            return _in_order(gold.items, answer.items, digits)
         return _matched(gold.items, answer.items, digits)
     if "or" in (gold.connector, answer.connector):  # the order of a choice says nothing
         return False
     pairs = zip(gold.items, by_name(answer.items), strict=True)
     return all(same(_right(one), _right(other), digits) for one, other in pairs)
+
+
+def _is_one_of(value: Sequence) -> bool:
+    """`A or C`, which is not `A, C`; of numbers `2 or 3` are the values that something has, as `2, 3` are."""
+    return value.connector == "or" and all(is_name(item) for item in value.items)
 
 
 def _chooses_names(value: Sequence) -> bool:

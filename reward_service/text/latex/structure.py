@@ -75,7 +75,10 @@ class _Structure(Reader):
         items = [self._relation()]
         connector = ","
         while self.kind not in ends:
-            connector = self._separator() or connector
+            word = self._separator() or connector
+            if "," not in (word, connector) and word != connector:
+                raise ExpressionError("`and` and `or` stand in one list")
+            connector = word
             items.append(self._relation())
             if len(items) > MAX_ITEMS:
                 raise ExpressionError(f"it has more than {MAX_ITEMS} items")

@@ -70,6 +70,7 @@ _LETTERS: Final = re.compile(r"(?<=[0-9]) ([mghsL])(?= [0-9])")
 _SECONDS: Final = re.compile(r"(?<=[0-9]) s$")
 _MINUTES: Final = re.compile(r"(?<=[0-9}]) ?(?:\\text ?\{ ?mins?\.? ?\}|mins?\b\.?(?! ?\())")
 _JOINED: Final = re.compile(r"(?<=[0-9}]) ?\\text ?\{ ?([A-Za-z]+),? and ?\}(?= ?[0-9])")
+_SPEED: Final = re.compile(r"(?<=[0-9}]) m ?/ ?s(?![A-Za-z])")
 _ENDINGS: Final = (*"nszmgLt.}", "")
 
 
@@ -82,6 +83,7 @@ def amounts_spelled(text: str) -> str:
         return rf"{feet[1]}\text{{ ft}} {feet[2]}\text{{ inch}}"
     if text.endswith(("'", '"')) and (inches := _INCHES.fullmatch(text)) is not None:
         return rf"{inches[1]}\text{{ inch}}"
+    text = _SPEED.sub(r"\\text{ m}/\\text{s}", text)
     if "\\degree" in text:
         return _ARC.sub(_degrees, text)
     if "in" in text or "and" in text:

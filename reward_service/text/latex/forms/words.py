@@ -13,6 +13,8 @@ from reward_service.text.latex.values import Quantity, Region, Value, Words
 
 # Words without \text: one of four letters and more, as the letters of a product would hardly stand like that.
 _SENTENCE: Final = re.compile(r"(?:[A-Za-z]+ )*[A-Za-z][a-z]{3,}(?: [A-Za-z]+)*")
+_NAME: Final = re.compile(r"(?!DNE$)[A-Z]{3,}")
+"""A triangle, an order of letters: a product would not mind their order."""
 _KNOWN_WORDS: Final = frozenset(map(str.lower, {*FUNCTIONS, *WORDS, *GREEK, *UNITS, "and", "or"}))
 _SETS: Final = {
     **dict.fromkeys(("all real numbers", "all reals", "real numbers", "reals", "all real x"), "Reals"),
@@ -27,6 +29,8 @@ def read_words(smooth: str) -> Value | None:
     """What an answer of words alone says; None if it is none."""
     if (day := date_or_time(smooth)) is not None:
         return Words(day)
+    if _NAME.fullmatch(smooth):
+        return Words(smooth)
     if smooth.endswith("%") and (number := spelled(folded(smooth[:-1]))) is not None:
         import sympy
 
