@@ -215,10 +215,9 @@ def _is_same(gold: Gold, readings: Readings, text: str, digits: int) -> bool:
             if isinstance(gold.readings[0], Quantity) and (plain := _beside_a_number(text)) is not None:
                 both.append(_read(plain))
             return any(_says(*pair, digits) for one in both for pair in _pairs(gold.readings, one))
-        ours, theirs = _letters(gold.text), _letters(text)
-        if ours == theirs:
-            return _OPERATORS.search(gold.text) is not None
-        return bool(gold.parsed) and sorted(ours) == sorted(theirs) and _verify(gold.parsed, _parse(text))
+        if _OPERATORS.search(gold.text) and "".join(gold.text.split()) == "".join(text.split()):
+            return True
+        return bool(gold.parsed) and _letters(gold.text) == _letters(text) and _verify(gold.parsed, _parse(text))
     except _SYMPY_REFUSES:
         return False
 
@@ -242,8 +241,8 @@ def _says(gold: Value | None, answer: Value | None, digits: int) -> bool:
 
 
 def _letters(text: str) -> list[str]:
-    """The signs of a text: Math-Verify drops what it does not know, and so is asked about their order only."""
-    return list(re.sub(r"[\s{}]|\\(?:left|right|cdot|[,;:! ])(?![A-Za-z])", "", text))
+    """The signs of a text, sorted: Math-Verify drops what it does not know, and so is asked about their order only."""
+    return sorted(re.sub(r"[\s{}]|\\(?:left|right|cdot|[,;:! ])(?![A-Za-z])", "", text))
 
 
 def _verify(gold: Sequence[Any], found: Sequence[Any]) -> bool:

@@ -295,10 +295,13 @@ def _points(left: Any, right: Any, symbols: list[Any], assume: Assumption) -> It
     seed = hmac.digest(_KEY.encode(), f"{left}\0{right}".encode(), "sha256")
     generator = random.Random(seed)
     sizes = _SIZES[:4] * 2 if _grows(left) or _grows(right) else _SIZES
+    first = [_coordinate(generator, sizes[0]) for _ in symbols]
     for index, size in enumerate(sizes if symbols else sizes[:1]):
         point = {}
-        for symbol in symbols:
+        for at, symbol in enumerate(symbols):
             value = _coordinate(generator, size)
+            if index in (0, 2):  # in both orders: max(a, b) is not a
+                value = first[at if index else -1 - at]
             if assume != "positive" and index % 2 and (index != 3 or generator.random() < 0.5):
                 value = -value
             point[symbol] = value + sympy.I * _coordinate(generator, size) if assume == "complex" else value

@@ -70,7 +70,7 @@ _LETTERS: Final = re.compile(r"(?<=[0-9]) ([mghsL])(?= [0-9])")
 _SECONDS: Final = re.compile(r"(?<=[0-9]) s$")
 _MINUTES: Final = re.compile(r"(?<=[0-9}]) ?(?:\\text ?\{ ?mins?\.? ?\}|mins?\b\.?(?! ?\())")
 _JOINED: Final = re.compile(r"(?<=[0-9}]) ?\\text ?\{ ?([A-Za-z]+),? and ?\}(?= ?[0-9])")
-_SPEED: Final = re.compile(r"(?<=[0-9}]) m ?/ ?s(?![A-Za-z])")
+_SPEED: Final = re.compile(r"(?<=[0-9}]) m(?: ?/ ?s(?![A-Za-z])| s ?\^ ?\{? ?-1 ?\}?)")
 _ENDINGS: Final = (*"nszmgLt.}", "")
 
 
