@@ -240,31 +240,13 @@ def test_a_recorded_step_is_sampled_again(trained: Path) -> None:
     assert json.loads(done.stdout)["same_logprobs"] == 64
 
 
-def test_modules_trained_whole_beside_a_4_bit_base_are_served(tmp_path: Path) -> None:
-    """The probes prove that the whole tensors arrive; the divergence from the sampler, that it has the same base."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    run = tmp_path / "run"
-    settings = ("dashboard=false", "max_steps=2", "eval_at_ends=false", "learner.quantization=nf4")
-    done = rlvr("train", "tiny", f"run_dir={run}", *settings, "learner.lora.modules_to_save=[embed_tokens,lm_head]")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "every publish waits until generation has drained" in done.stdout
-    assert len(rows(run)) == 2
-    for row in rows(run):
-        assert row["probe_difference"] < 1e-3
-        assert abs(row["kl_to_sampler_k3"]) < 1e-5
-    base = AutoModelForCausalLM.from_pretrained(resolve_model("tiny"), dtype=torch.float32)
-    trained = PeftModel.from_pretrained(base, str(run / "adapter")).get_base_model()
-    embeddings = trained.get_input_embeddings()
-    assert embeddings.weight is trained.get_output_embeddings().weight
-    assert not torch.equal(embeddings.weight, embeddings.original_module.weight)
+WHOLE = ("learner.quantization=nf4", "learner.lora.modules_to_save=[embed_tokens,lm_head]")
 
 
 def test_sigterm_in_an_update_that_hangs_loses_that_update_alone(tmp_path: Path) -> None:
+    """With modules that are trained whole beside a 4-bit base, so that both starts and the log show those too."""
     run, grace_s = tmp_path / "run", 3.0
-    settings = ("tiny", "dashboard=false", "data.num_eval=8", "eval_at_ends=false", "audit=true")
+    settings = ("tiny", "dashboard=false", "data.num_eval=8", "eval_at_ends=false", "audit=true", *WHOLE)
     with training(run, [*settings, "max_steps=1000", f"stop_grace_s={grace_s}"]) as process:
         wait_until(lambda: record_path(run, 1).is_file(), process, poll_s=0.01)
         rank = newest_rank()
@@ -297,6 +279,25 @@ def test_sigterm_in_an_update_that_hangs_loses_that_update_alone(tmp_path: Path)
     assert traced["gradient"]["equal"]
     if traced["gradient"]["in_loss"]:
         assert traced["gradient"]["step_norm"] == pytest.approx(rows(run)[0]["grad_norm"], rel=1e-4)
+
+    assert "every publish waits until generation has drained" in done.stdout
+    assert_modules_trained_whole_are_served(run)
+
+
+def assert_modules_trained_whole_are_served(run: Path) -> None:
+    """The probes prove that the whole tensors arrive; the divergence from the sampler, that it has the same base."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    for row in rows(run):
+        assert row["probe_difference"] < 1e-3
+        assert abs(row["kl_to_sampler_k3"]) < 1e-5
+    base = AutoModelForCausalLM.from_pretrained(resolve_model("tiny"), dtype=torch.float32)
+    trained = PeftModel.from_pretrained(base, str(run / "adapter")).get_base_model()
+    embeddings = trained.get_input_embeddings()
+    assert embeddings.weight is trained.get_output_embeddings().weight
+    assert not torch.equal(embeddings.weight, embeddings.original_module.weight)
 
 
 def newest_rank() -> psutil.Process:

@@ -183,16 +183,6 @@ def test_each_group_of_hosts_has_its_role_in_a_run_that_trains(workplace: Workpl
     )
 
 
-def test_one_host_is_a_head_without_workers(workplace: Workplace) -> None:
-    with workplace.job(workplace.prepare(*ONE_HOST, "max_steps=2").with_stub()) as job:
-        job.start()
-        assert ended(job, START_S) == {"algo-1": 0}
-        host = job.hosts["algo-1"]
-    assert "step 2/2" in host.log
-    assert host.failure is None
-    assert host.files("model") == MODEL_FILES
-
-
 def test_a_job_that_was_stopped_goes_on_where_its_checkpoints_are(workplace: Workplace) -> None:
     prepared = workplace.prepare(*TWO_HOSTS, "max_steps=20", "job.environment={STUB_WAITS: algo-2}").with_stub()
     with workplace.job(prepared, "first") as job:
@@ -208,23 +198,29 @@ def test_a_job_that_was_stopped_goes_on_where_its_checkpoints_are(workplace: Wor
     assert json.loads((head.ml / "checkpoints/run/summary.json").read_text())["status"] == "stopped"
     assert worker.files("checkpoints") == worker.files("model") == []
 
+    # On one host now, a head without workers.
+    prepared = workplace.prepare(*ONE_HOST, "max_steps=20").with_stub()
     with workplace.job(prepared, "second", checkpoints=head.ml / "checkpoints") as job:
         job.start()
-        assert ended(job, START_S) == {"algo-1": 0, "algo-2": 0}
-        head, worker = job.hosts.values()
-        assert "going on after step 1" in head.log
+        assert ended(job, START_S) == {"algo-1": 0}
+        head = job.hosts["algo-1"]
+    assert "going on after step 1" in head.log
+    assert "step 20/20" in head.log
     steps = [json.loads(line)["step"] for line in (head.ml / "checkpoints/run/metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 21))
     assert head.files("model") == MODEL_FILES
-    assert worker.files("model") == []
-    assert head.failure is worker.failure is None
+    assert head.failure is None
 
     # Interrupted again, after the run's end: it is not made a second time.
+    prepared = workplace.prepare(*TWO_HOSTS, "max_steps=20").with_stub()
     with workplace.job(prepared, "third", checkpoints=head.ml / "checkpoints") as job:
         job.start()
         assert ended(job, START_S) == {"algo-1": 0, "algo-2": 0}
-        assert "nothing to do" in job.hosts["algo-1"].log
-        assert job.hosts["algo-1"].files("model") == MODEL_FILES
+        head, worker = job.hosts.values()
+    assert "nothing to do" in head.log
+    assert head.files("model") == MODEL_FILES
+    assert worker.files("model") == []
+    assert head.failure is worker.failure is None
 
 
 def test_a_run_that_fails_is_told_in_its_own_words(workplace: Workplace) -> None:
