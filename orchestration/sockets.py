@@ -12,7 +12,11 @@ LOOPBACK: Final = "127.0.0.1"
 
 
 def free_port(preferred: int = 0) -> int:
-    """A port that is free on loopback now: the preferred one, or any. Raises MachineError when there is none."""
+    """A port that is free on loopback now: the preferred one, or any.
+
+    Raises:
+        MachineError: There is none.
+    """
     for port in (preferred, 0):
         with socket.socket() as probe, suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -81,7 +81,11 @@ def _config(run_dir: Path, rewards: Sequence[str], settings_file: Path | None) -
 
 
 def _rows(run_dir: Path, last: int | None) -> list[dict[str, Any]]:
-    """Of the run's tables. Raises DataError where they lack what rewards read."""
+    """Of the run's tables.
+
+    Raises:
+        DataError: They lack what rewards read.
+    """
     from orchestration.trace.folder import TracedRun
 
     run = TracedRun.open(run_dir)

@@ -25,7 +25,11 @@ class Evaluation:
     completions_N: tuple[Completion, ...] = field(repr=False)
 
     def accuracies(self) -> dict[str, float]:
-        """Mean score by judge. Raises RewardsUnavailableError when a judge scored nothing."""
+        """Mean score by judge.
+
+        Raises:
+            RewardsUnavailableError: A judge scored nothing.
+        """
         return {name: mean_scored(scores_N) for name, scores_N in self.scores.items()}
 
 

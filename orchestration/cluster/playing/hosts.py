@@ -84,7 +84,11 @@ class EnvironmentHosts:
         return host.actor
 
     def lose(self, host: _Host, actor: Actor, why: BaseException) -> None:
-        """Give an actor up; whoever finds out first sees to it. Raises WorkerDiedError when that was once too often."""
+        """Give an actor up; whoever finds out first sees to it.
+
+        Raises:
+            WorkerDiedError: That was once too often.
+        """
         if host.actor is not actor:
             return
         host.actor = None

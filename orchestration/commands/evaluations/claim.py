@@ -121,7 +121,11 @@ def evaluation_options(options: ClaimOptions) -> tuple[EvalOptions, dict[str, An
 
 
 def run_settings(run_dir: Path) -> dict[str, Any]:
-    """A run's settings, as its folder has them. Raises ConfigError where it is none."""
+    """A run's settings, as its folder has them.
+
+    Raises:
+        ConfigError: It is no run's folder.
+    """
     path = config_of(run_dir)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -135,7 +135,11 @@ def evaluation_config(
 
 
 def adapter_rank(folder: Path) -> int:
-    """The rank in a peft folder's configuration. Raises DataError when it cannot be read."""
+    """The rank in a peft folder's configuration.
+
+    Raises:
+        DataError: It cannot be read.
+    """
     path = folder / "adapter_config.json"
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["r"])

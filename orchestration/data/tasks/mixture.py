@@ -79,7 +79,11 @@ class Mixture(Task):
         raise ConfigError("the tasks of data.kind=mixture are asked each in its own way: take one of them alone")
 
     def rewards(self) -> tuple[RewardSpec, ...]:
-        """Those of all tasks. Raises ValueError when two tasks have one reward with other weights or parameters."""
+        """Those of all tasks.
+
+        Raises:
+            ValueError: Two tasks have one reward with other weights or parameters.
+        """
         found: dict[str, RewardSpec] = {}
         for name, task in self.tasks.items():
             for spec in task.rewards():

@@ -143,7 +143,11 @@ def _python(held: Held) -> tuple[str, list[str]]:
 
 
 def packages_of(packages: Sequence[str]) -> Path:
-    """The folder with verifiers and these packages, installed if need be. Raises ConfigError where that fails."""
+    """The folder with verifiers and these packages, installed if need be.
+
+    Raises:
+        ConfigError: That fails.
+    """
     wanted = (*NEEDS, *packages)
     folder = cache_root() / "verifiers" / settings_hash(wanted, sys.version_info[:2])
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,11 @@ class Tool:
 
     @property
     def schema(self) -> Schema:
-        """As chat templates take it. Raises ConfigError where hints or docstring are missing."""
+        """As chat templates take it.
+
+        Raises:
+            ConfigError: Hints or docstring are missing.
+        """
         return schema_of(getattr(self.function, "__func__", self.function))
 
     @property

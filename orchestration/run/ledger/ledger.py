@@ -134,7 +134,11 @@ class Ledger:
             self._reporter.note("warning", f"{error}; the run goes on, and has the records since the one before")
 
     async def write_checkpoint(self, files: Mapping[str, bytes]) -> None:
-        """The same, waited for. Raises LearnerError when it cannot be written."""
+        """The same, waited for.
+
+        Raises:
+            LearnerError: It cannot be written.
+        """
         await self._learner.save_checkpoint(str(self._folder.path / CHECKPOINTS_FOLDER), files)
         await asyncio.to_thread(self._folder.mark)
         await asyncio.to_thread(self._prune)

@@ -176,7 +176,11 @@ def _check_rewards(run: RunConfig, settings: HyperPodConfig) -> None:
 
 
 def gpus_in_pods(run: RunConfig, settings: HyperPodConfig) -> str:
-    """Who gets which of the hosts' GPUs, in words. Raises ConfigError when they do not suffice."""
+    """Who gets which of the hosts' GPUs, in words.
+
+    Raises:
+        ConfigError: They do not suffice.
+    """
     if run.device == "cpu":
         raise ConfigError("device=cpu would leave the GPUs of hyperpod.learner idle; use device=auto")
     hosts = {

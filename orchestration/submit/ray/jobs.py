@@ -123,7 +123,11 @@ class RayJobs:
             self._client.stop_job(name)
 
     def check_version(self) -> str:
-        """The cluster's version of Ray. Raises SubmitError when our code does not run on it."""
+        """The cluster's version of Ray.
+
+        Raises:
+            SubmitError: Our code does not run on it.
+        """
         with self._explained():
             version = str(self._client._do_request("GET", "/api/version").json()["ray_version"])
         wanted = _supported_ray()

@@ -23,7 +23,11 @@ class _Streams:
         self._positions: dict[str, Any] = {}
 
     def news(self, *, over: bool = False) -> Iterator[str]:
-        """Lines of all hosts in the order of time. Raises SubmitError when CloudWatch does not answer."""
+        """Lines of all hosts in the order of time.
+
+        Raises:
+            SubmitError: CloudWatch does not answer.
+        """
         from sagemaker.core.logs import Position, multi_stream_iter
 
         names = self._names()

@@ -288,7 +288,11 @@ def start_ray(facts: HostFacts, *, head_ip: str) -> RayProcess:
 
 
 def own_ip(facts: HostFacts) -> str:
-    """This host's address on the network of the job. Raises HostError when there is no such interface."""
+    """This host's address on the network of the job.
+
+    Raises:
+        HostError: There is no such interface.
+    """
     for address in psutil.net_if_addrs().get(facts.network_interface, ()):
         if address.family is socket.AF_INET:
             return str(address.address)
