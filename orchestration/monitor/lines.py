@@ -40,5 +40,5 @@ def run_line(row: Mapping[str, Number], max_steps: int) -> str:
     if (speed := row.get("rollout_tokens_per_s")) is not None:
         parts.append(f"{speed:,.0f} tok/s")
     if alarms := row.get("alarms"):
-        parts.append(f"{alarms} alarms")
+        parts.append("1 alarm" if alarms == 1 else f"{alarms} alarms")
     return " · ".join(parts)

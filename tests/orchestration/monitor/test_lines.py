@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from orchestration.monitor.board_pages import _Handler
 from orchestration.monitor.lines import actor_line, run_line
 from orchestration.monitor.targets import Announcement, announced, describe, targets_folder
 
@@ -22,7 +24,7 @@ def test_lines() -> None:
         "LearnerRank 0 · step 3 · 12,064 tok/s"
     )
     row = {"step": 3, "reward_mean": 0.8281, "rollout_tokens_per_s": 1460.87, "alarms": 1}
-    assert run_line(row, 16) == "step 3 of 16 · reward 0.83 · 1,461 tok/s · 1 alarms"
+    assert run_line(row, 16) == "step 3 of 16 · reward 0.83 · 1,461 tok/s · 1 alarm"
     assert run_line({"step": 3, "reward_mean": None}, 16) == "step 3 of 16"
 
 
@@ -38,3 +40,14 @@ def test_a_run_says_where_its_metrics_are(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert json.loads(left.read_bytes()) == groups
     mine.take_back()
     assert announced() == []
+
+
+def test_a_browser_that_leaves_before_its_page_is_no_fault():
+    class Gone:
+        def write(self, content: bytes) -> int:
+            raise BrokenPipeError
+
+    handler = _Handler.__new__(_Handler)
+    handler.server, handler.path, handler.wfile = SimpleNamespace(prometheus=""), "/d/another", Gone()
+    handler.requestline, handler.request_version = "GET /d/another HTTP/1.1", "HTTP/1.1"
+    handler.do_GET()
