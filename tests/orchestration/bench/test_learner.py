@@ -42,8 +42,8 @@ def test_the_contenders_agree() -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)  # standard output holds that alone
     figures, attention = result["figures"], result["attention"]
-    for phase in ("loading and warming up tree_on", "loading and warming up trl"):
-        assert re.search(rf"^rlvr: {phase} \d+%, [\d.]+ s$", done.stderr, re.MULTILINE), done.stderr
+    # What takes no second is not said; the first waits for the imports of all.
+    assert re.search(r"^rlvr: loading and warming up matmul \d+%, [\d.]+ s$", done.stderr, re.MULTILINE), done.stderr
     assert figures["distinct_tokens"] < figures["total_tokens"]
     for theirs in ("trl", "trl_async"):
         assert figures["tree_on_grad_norm"] == pytest.approx(figures[f"{theirs}_grad_norm"], rel=1e-3)

@@ -158,7 +158,7 @@ def test_limits_are_shared_out() -> None:
 
 
 def test_more_processes_than_workers_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--processes", "3", "num_workers=2"]) == 1
+    assert main(["--processes", "3", "num_workers=2"]) == 2
     assert "processes=3 is more than num_workers=2" in capsys.readouterr().err
 
 
