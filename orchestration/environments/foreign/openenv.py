@@ -1,4 +1,4 @@
-"""An OpenEnv server, by its URL: one WebSocket session for an episode.
+"""An OpenEnv server, by its URL or its image: one WebSocket session for an episode.
 
 Its protocol: `{"type": "reset", "data": {"seed": …}}` and `{"type": "step", "data": ACTION}` are answered with
 `{"type": "observation", "data": {"observation": {…}, "reward": …, "done": …}}`, or with an `error` that has a code.
@@ -7,6 +7,7 @@ Spoken here and not by its package, whose dependencies hold other versions of wh
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from orchestration.environments.environment import Step
+from orchestration.environments.foreign.openenv_image import IMAGE, address_of
 from orchestration.errors import ConfigError, one_line
 from orchestration.extras import require
 from orchestration.types import Problem
@@ -33,7 +35,7 @@ def check_server(url: str, action_field: str, observation_field: str | None) -> 
     Raises:
         ConfigError: nobody answers there, or they have no such fields.
     """
-    address = url.rstrip("/").replace("ws://", "http://", 1).replace("wss://", "https://", 1)
+    address = address_of(url).rstrip("/").replace("ws://", "http://", 1).replace("wss://", "https://", 1)
     try:
         answer = httpx.get(f"{address}/schema", timeout=_ASKED_S, trust_env=False).raise_for_status().json()
         known = {what: answer[what]["properties"] for what in ("action", "observation")}
@@ -56,17 +58,18 @@ class OpenEnvironment:
 
     def __init__(self, url: str, action_field: str, observation_field: str | None) -> None:
         require("websockets", by="data=openenv", extra="openenv")
-        scheme, separator, rest = url.partition("://")
-        if not separator or scheme not in ("http", "https", "ws", "wss"):
-            raise ConfigError(f"data.url={url!r} is no address; write http://HOST:PORT")
-        self._url = f"{'wss' if scheme in ('https', 'wss') else 'ws'}://{rest.rstrip('/')}/ws"
+        if not url.startswith((IMAGE, "http://", "https://", "ws://", "wss://")):
+            raise ConfigError(f"data.url={url!r} is no address; write http://HOST:PORT, or {IMAGE}NAME")
+        self._url = url
         self._action_field, self._observation_field = action_field, observation_field
         self._session: ClientConnection | None = None
 
     async def reset(self, problem: Problem) -> str:
         from websockets.asyncio.client import connect
 
-        self._session = await connect(self._url, max_size=_MAX_BYTES, proxy=None)
+        scheme, _, rest = (await asyncio.to_thread(address_of, self._url)).partition("://")
+        socket = f"{'wss' if scheme in ('https', 'wss') else 'ws'}://{rest.rstrip('/')}/ws"
+        self._session = await connect(socket, max_size=_MAX_BYTES, proxy=None)
         return self._shown((await self._asked("reset", {"seed": int(problem.reference["seed"])}))["observation"])
 
     async def step(self, action: str) -> Step:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from orchestration.errors import ConfigError
 from orchestration.settings.config import load_config
 from orchestration.types import Problem
 from tests.orchestration.environments.packages import openenv_server, use_gymnasium
+from tests.waiting import until
 
 TRL = "data=trl:tests.orchestration.environments.trl_world:Counter"
 
@@ -91,8 +96,44 @@ async def test_an_openenv_servers_refusals_are_told_and_its_failures_are_the_epi
         await other.reset(seeded(5))
     with pytest.raises(ConfigError, match=r"data\.url='http://.*no server of OpenEnv's answers .* start it"):
         task.load()
-    with pytest.raises(ConfigError, match=r"data\.url='localhost' is no address; write http://HOST:PORT"):
+    with pytest.raises(
+        ConfigError, match=r"data\.url='localhost' is no address; write http://HOST:PORT, or image:NAME"
+    ):
         load_config("guess", ["data=openenv:localhost"]).data.load()
+
+
+def test_an_openenv_image_is_served_as_long_as_the_process_that_plays_it() -> None:
+    """`openenv_server.py` in an image of its package, on the port of its own images."""
+    image = os.environ.get("RLVR_OPENENV_IMAGE")
+    if image is None or shutil.which("docker") is None:
+        pytest.skip("no docker, or RLVR_OPENENV_IMAGE names no image of openenv_server.py")
+    script = """if 1:
+        import asyncio, os, sys
+        from orchestration.settings.config import load_config
+        task = load_config("guess", [f"data=openenv:image:{sys.argv[1]}", "data.observation_field=text"]).data
+        world, (problem,) = task.environment(), task.load().train[:1]
+        print(asyncio.run(world.reset(problem)), flush=True)
+        os.kill(os.getpid(), 9)
+    """
+    before = _containers_of(image)
+    done = subprocess.run(
+        [sys.executable, "-c", script, image], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.startswith("Seed "), done.stderr
+    until(lambda: _containers_of(image) == before, timeout_s=60)
+    with pytest.raises(ConfigError, match=r"no image that can be run here .*`docker pull no-such-image` gets one"):
+        load_config("guess", ["data=openenv:image:no-such-image"]).data.load()
+
+
+def _containers_of(image: str) -> str:
+    asked = ["docker", "ps", "--quiet", "--filter", f"ancestor={image}"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+
+
+def test_an_openenv_image_needs_something_that_runs_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match=r"data\.url='image:x': neither docker nor podman is here; install one, or"):
+        load_config("guess", ["data=openenv:image:x"]).data.load()
 
 
 @pytest.mark.parametrize(

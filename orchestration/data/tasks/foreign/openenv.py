@@ -1,4 +1,4 @@
-"""OpenEnv's environments, by the address of a server."""
+"""OpenEnv's environments, by the address of a server or the name of an image."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from orchestration.environments.foreign.openenv import OpenEnvironment, check_se
 
 @register
 class OpenEnv(SeededTask):
-    """A server of OpenEnv's, which somebody has started: data=openenv:http://HOST:8000."""
+    """A server of OpenEnv's: data=openenv:http://HOST:8000, or data=openenv:image:NAME, started where it is played."""
 
     name: ClassVar[str] = "openenv"
     named_by: ClassVar[str] = "url"
 
-    url: str = Field("http://127.0.0.1:8000", description="Where the environment's server is.")
+    url: str = Field("http://127.0.0.1:8000", description="Where the environment's server is; image:NAME: in a container.")
     action_field: str = Field("message", description="The action's field that is a turn's text.")
     observation_field: str | None = Field(None, description="The observation's field that is shown; unset: all of it.")
 
