@@ -80,19 +80,20 @@ def measured_rates(runs: Sequence[MeasuredRun], *, on_cpu: bool) -> Rates:
     """
     if len({run.config.model.name for run in runs}) > 1:
         raise ConfigError(f"the runs have different models: {', '.join(sorted({r.config.model.name for r in runs}))}")
-    step_s, sequence_s, prefill_token_s = fit(
-        [
-            (work, _generation_s(row))
-            for run in runs
-            for row, work in zip(run.rows, _works(run, CPU_BLOCK if on_cpu else GPU_BLOCK), strict=True)
-            if _generation_s(row)
-        ]
-    )
-    if not step_s + sequence_s:
-        raise ConfigError(
-            f"the steps of {', '.join(str(run.path) for run in runs)} do not show what an engine's step takes, as what "
-            f"overlaps hides it: measure a run with max_staleness=0, and give it as --measured"
-        )
+    generated = [
+        (work, _generation_s(row))
+        for run in runs
+        for row, work in zip(run.rows, _works(run, CPU_BLOCK if on_cpu else GPU_BLOCK), strict=True)
+        if _generation_s(row)
+    ]
+    step_s, sequence_s, prefill_token_s = fit(generated)
+    if not step_s + sequence_s:  # steps of a few like-sized groups may be told by their prompts alone
+        if any(run.config.max_staleness for run in runs):
+            raise ConfigError(
+                f"the steps of {', '.join(str(run.path) for run in runs)} do not show what an engine's step takes, as "
+                f"what overlaps hides it: measure a run with max_staleness=0, and give it as --measured"
+            )
+        (step_s, sequence_s), prefill_token_s = fit([(work[:2], measured) for work, measured in generated]), 0.0
     update_s, token_s = fit(
         [
             ((1.0, row["num_distinct_tokens"] / run.ranks), float(row["learning_busy_s"]))

@@ -187,13 +187,17 @@ def test_rates_are_found_again_whatever_one_sample_says() -> None:
     assert 0 <= found[2] < 1e-4
 
 
-def test_steps_whose_generation_grows_with_prompts_alone_are_refused() -> None:
+def test_steps_whose_generation_grows_with_prompts_alone_are_refused_where_others_hide_it() -> None:
     groups = [scored_group((5,) * prompt, [(1,) * length]) for prompt, length in ((40, 3), (80, 2), (60, 1))]
     rows = tuple({"generation_busy_s": 1e-3 * len(group.prompt_token_ids)} for group in groups)
     records = cast(Any, tuple(SimpleNamespace(groups_P=(group,)) for group in groups))
-    run = MeasuredRun(path=Path("run"), config=run_config(), rows=rows, records=records)
+    run = MeasuredRun(path=Path("run"), config=run_config(max_staleness=1), rows=rows, records=records)
     with pytest.raises(ConfigError, match="measure a run with max_staleness=0"):
         measured_rates([run], on_cpu=False)
+    learned = {"num_distinct_tokens": 10, "learning_busy_s": 0.1, "publish_ms": 1.0, "scoring_s": 0.0, "other_s": 0.0}
+    alone = replace(run, config=run_config(), rows=tuple(row | learned for row in rows))
+    rates = measured_rates([alone], on_cpu=False)
+    assert rates.step_s + rates.sequence_s > 0 == rates.prefill_token_s
 
 
 def test_engine_steps_and_prefill() -> None:

@@ -19,7 +19,9 @@ class OpenEnv(SeededTask):
     name: ClassVar[str] = "openenv"
     named_by: ClassVar[str] = "url"
 
-    url: str = Field("http://127.0.0.1:8000", description="Where the environment's server is; image:NAME: in a container.")
+    url: str = Field(
+        "http://127.0.0.1:8000", description="Where the environment's server is; image:NAME: in a container."
+    )
     action_field: str = Field("message", description="The action's field that is a turn's text.")
     observation_field: str | None = Field(None, description="The observation's field that is shown; unset: all of it.")
 
