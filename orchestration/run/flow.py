@@ -19,7 +19,7 @@ from orchestration.run.lookahead import Lookahead
 from orchestration.run.metrics import Block
 from orchestration.run.ports import Drawn, Generator, Scorer, ScoringGenerator, scored_group
 from orchestration.types import BuiltPrompt
-from rollout_server.types import Prompt, SamplingParams, Turn
+from rollout_server.types import Completion, Prompt, SamplingParams, Turn
 
 
 class Source(Protocol):
@@ -101,6 +101,11 @@ def group_seed(run_seed: int, version: int, number: int, prompt_id: str) -> int:
     """
     digest = hashlib.sha256(f"group/{run_seed}/{version}/{number}/{prompt_id}".encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:8], "big") >> 2
+
+
+def _dated(completion: Completion, version: int) -> Completion:
+    """An episode that failed before its first turn was sampled on no version: it has that on which its group began."""
+    return completion if completion.num_sampled else replace(completion, adapter_version=version)
 
 
 def _oldest_version(group: ScoredGroup) -> int:
@@ -278,7 +283,7 @@ class RolloutFlow:
 
     async def _run(self, order: int, item: _Admitted) -> None:
         try:
-            scored = item.scored = await self._generate_and_score(item.built, item.prompt)
+            scored = item.scored = await self._generate_and_score(item.built, item.prompt, item.start_version)
         except Exception as error:  # handed to the consumer, who decides
             self._failure = self._failure or error
         else:
@@ -293,16 +298,17 @@ class RolloutFlow:
         self._report_progress()
         self._changed.set()
 
-    async def _generate_and_score(self, built: BuiltPrompt, prompt: Prompt) -> ScoredGroup:
+    async def _generate_and_score(self, built: BuiltPrompt, prompt: Prompt, version: int) -> ScoredGroup:
         with self._clock.phase("generation") as generating:
             drawn = await self._draw_group(built, prompt)
             generating.was_later("scoring", drawn.scoring_s)
         if drawn.group is not None:
             self._generated_tokens += sum(member.completion.num_sampled for member in drawn.group.members)
             return drawn.group
-        self._generated_tokens += sum(completion.num_sampled for completion in drawn.completions_G)
+        completions_G = [_dated(completion, version) for completion in drawn.completions_G]
+        self._generated_tokens += sum(completion.num_sampled for completion in completions_G)
         with self._clock.phase("scoring"):
-            members_G = await self._scorer.score(built.problem, built.text, drawn.completions_G)
+            members_G = await self._scorer.score(built.problem, built.text, completions_G)
         return scored_group(built, members_G)
 
     async def _draw_group(self, built: BuiltPrompt, prompt: Prompt) -> Drawn:

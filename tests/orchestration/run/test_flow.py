@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from learner.types import ScoredGroup
 from orchestration.run.flow import Batch, FlowSettings, RolloutFlow
 from orchestration.run.scorer import RandomControlScorer
-from rollout_server.types import Prompt, SamplingParams
+from rollout_server.arrays import Logprobs, TokenIds
+from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
 from tests.orchestration.fakes import FakeClock, FakeGenerator, FakeScorer, FakeSource
 from tests.waiting import others_run
 
@@ -83,6 +85,19 @@ async def test_one_batch_is_generated_while_one_is_learned_and_no_more_however_s
         assert {m.completion.adapter_version for g in batch.scored_P for m in g.members} == {max(version - 1, 0)}
         generator.version = version + 1
         flow.published(version + 1)
+
+
+async def test_what_failed_before_anything_was_sampled_is_as_old_as_its_group() -> None:
+    class Failing(FakeGenerator):
+        async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
+            sampled, failed = await super().generate(prompt, sampling)
+            nothing = replace(failed, token_ids=TokenIds(), sampling_logprobs=Logprobs(), adapter_version=0)
+            return [sampled, replace(nothing, finish_reason=FinishReason.FAILED, failure="no world")]
+
+    generator = Failing()
+    generator.version = 5
+    batch = await make_flow(generator, first_version=5).next_batch()
+    assert {m.completion.adapter_version for g in batch.scored_P for m in g.members} == {5}
 
 
 async def test_no_more_is_asked_for_than_keeps_the_workers_busy() -> None:
