@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
 _NOT_SHOWN = ("done", "reward", "metadata")
-_REFUSED = "VALIDATION_ERROR"
+_REFUSED, _FULL = "VALIDATION_ERROR", "CAPACITY_REACHED"
 _ASKED_S = 10.0
 _MAX_BYTES = 16 * 2**20
 
@@ -82,18 +83,29 @@ class OpenEnvironment:
         return Step(shown, reward=None if reward is None else float(reward), done=done)
 
     async def close(self) -> None:
+        from websockets.exceptions import ConnectionClosed
+
         if self._session is not None:
-            await self._session.send(json.dumps({"type": "close"}))
+            with suppress(ConnectionClosed):
+                await self._session.send(json.dumps({"type": "close"}))
             await self._session.close()
 
     async def _asked(self, what: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        from websockets.exceptions import ConnectionClosed
+
         assert self._session is not None, "reset comes first"
-        await self._session.send(json.dumps({"type": what, "data": data}))
-        answer = json.loads(await self._session.recv())
+        try:
+            with suppress(ConnectionClosed):  # why it was closed may have been said before, and is read next
+                await self._session.send(json.dumps({"type": what, "data": data}))
+            answer = json.loads(await self._session.recv())
+        except ConnectionClosed as error:
+            raise RuntimeError(f"the server ended the session: {error}") from error
         found: Mapping[str, Any] = answer.get("data", {})
         if answer.get("type") == "error":
             wrong = [str(one.get("msg")) for one in found.get("errors") or () if isinstance(one, dict)]
             why = one_line(f"{found.get('message', 'it gave no reason')}: {'; '.join(wrong)}".removesuffix(": "))
+            if found.get("code") == _FULL:
+                why += " (episodes.max_concurrent bounds how many a run opens at once)"
             raise (RefusedActionError if found.get("code") == _REFUSED else RuntimeError)(why)
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -90,6 +91,15 @@ async def test_an_openenv_servers_refusals_are_told_and_its_failures_are_the_epi
         assert (await world.step("abc")).reward == 0.25
         assert (await world.step("")).done
         await world.close()
+        worlds = [task.environment() for _ in range(20)]  # the server takes 16
+        begun = await asyncio.gather(*(one.reset(seeded(1)) for one in worlds if one), return_exceptions=True)
+        refused_ones = [str(one) for one in begun if isinstance(one, Exception)]
+        assert len(refused_ones) == 4
+        assert "at capacity: 16/16" in refused_ones[0]
+        assert "episodes.max_concurrent" in refused_ones[0]
+        for one in worlds:
+            assert one is not None
+            await one.close()
     other = task.environment()
     assert other is not None
     with pytest.raises(OSError, match="Connect call failed"):
