@@ -146,7 +146,7 @@ def _gain(evidence: Evidence) -> list[Sentence]:
             continue
         told = f"{_levels(evidence, rule)}: {change(rule, changed)} points on {changed['num_problems']} problems"
         p = f" (p {p_value(changed)})" if p_value(changed) else ""
-        if changed["low"] > 0 and changed.get("p", 0.0) < ALPHA:
+        if _is_shown(changed):
             found.append(Sentence(verdict="yes", text=f"{rule.capitalize()} accuracy rose: {told}{p}."))
         elif changed["high"] < 0:
             found.append(Sentence(verdict="no", text=f"{rule.capitalize()} accuracy fell: {told}{p}."))
@@ -155,6 +155,11 @@ def _gain(evidence: Evidence) -> list[Sentence]:
             text = f"No change of {rule} accuracy may be claimed, as {why}: {told}{p}."
             found.append(Sentence(verdict="no", text=text))
     return found
+
+
+def _is_shown(changed: Mapping[str, Any]) -> bool:
+    """Whether a gain may be claimed: by its interval, and by the exact test where there is one."""
+    return bool(changed["low"] > 0 and changed.get("p", 0.0) < ALPHA)
 
 
 def _form(evidence: Evidence) -> list[Sentence]:
@@ -168,8 +173,11 @@ def _form(evidence: Evidence) -> list[Sentence]:
         )
         found.append(Sentence(verdict="open", text=text))
     if ends:
-        text = f"Stops by itself: {_levels(evidence, 'ends_by_itself')}, {change('', ends)} points."
-        found.append(Sentence(verdict="yes", text=text))
+        told = f"{_levels(evidence, 'ends_by_itself')}, {change('', ends)} points."
+        if _is_shown(ends):
+            found.append(Sentence(verdict="yes", text=f"Stops by itself: {told}"))
+        else:
+            found.append(Sentence(verdict="no", text=f"No gain in stopping by itself may be claimed: {told}"))
     return found
 
 

@@ -103,6 +103,7 @@ def test_a_gain_that_is_form_and_stopping_is_told_from_one_of_answers() -> None:
 def test_a_change_whose_interval_holds_0_may_not_be_claimed() -> None:
     nothing = answers(ADAPTER, strict=0.125, lenient=0.5, ends=0.2, article=0.1)
     assert said(sentences(evidence(nothing)), "No change of strict accuracy may be claimed").verdict == "no"
+    assert said(sentences(evidence(nothing)), "No gain in stopping by itself may be claimed: 20.0 %").verdict == "no"
     worse = answers(ADAPTER, strict=0.0, lenient=0.1, ends=0.2, article=0.0)
     assert said(sentences(evidence(worse)), "Lenient accuracy fell").verdict == "no"
 
