@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from orchestration.cluster.upkeep.garbage import collect_seldom
 from orchestration.cluster.upkeep.sessions import KEPT_S, claim_session, remove_session
 
 CLAIMED = "import sys; from pathlib import Path; from orchestration.cluster.upkeep.sessions import claim_session as c; "
@@ -28,3 +34,18 @@ def test_what_is_old_and_nobodys_goes(tmp_path: Path) -> None:
     (tmp_path / "session_latest").symlink_to(ours)
     remove_session(ours)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["session_foreign", "session_young"]
+
+
+def test_what_is_not_looked_at_for_garbage_is_let_go_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_end: list[Callable[[], None]] = []
+    monkeypatch.setattr(atexit, "register", at_end.append)
+    before = gc.get_threshold()
+    try:
+        collect_seldom()
+        assert gc.get_freeze_count() > 0
+        (end,) = at_end
+        end()
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
