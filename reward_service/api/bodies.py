@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -12,7 +13,6 @@ from typing import Any, Final, NamedTuple, TypeVar
 import jiter
 import msgspec
 from fastapi import Request
-from starlette.requests import ClientDisconnect
 
 from reward_service.api import reading
 from reward_service.api.connections import body_is_here
@@ -58,29 +58,44 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body, if it is small enough and arrives soon enough; it counts as held until the block ends."""
+        """The whole body, if it is small enough and arrives soon enough; it counts as held until the block ends.
+
+        A byte order mark before it, which some editors and platforms write, can mean nothing else: it is passed over,
+        as RFC 8259 lets parsers do.
+        """
         body = bytearray()
         try:
             _admit_encoding(request.headers.get("content-encoding", "identity"))
             declared = request.headers.get("content-length", "")
             if declared.isascii() and declared.isdigit():
                 self._admit(int(declared) if len(declared) < 18 else 10**18, 0)
-            try:
-                async with asyncio.timeout(None if body_is_here(request.receive) else self._settings.body_timeout_s):
-                    async for chunk in request.stream():
-                        self._admit(len(body) + len(chunk), len(chunk))
-                        self.held_bytes += len(chunk)
-                        body += chunk
-            except TimeoutError:
-                raise BodyTimeoutError(
-                    f"the body did not arrive within body_timeout_s = {self._settings.body_timeout_s:g} s"
-                ) from None
-            except ClientDisconnect:  # who hangs up in the middle is no error of ours
-                raise ClientGoneError("the client hung up before its body was whole") from None
+            if body_is_here(request.receive):
+                await self._receive(request, body)
+            else:
+                await self._receive_in_time(request, body)
             self._admit_keys(body)
-            yield bytes(body)
+            yield bytes(body).removeprefix(BOM_UTF8)
         finally:
             self.held_bytes -= len(body)
+
+    async def _receive(self, request: Request, body: bytearray) -> None:
+        more = True
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":  # who hangs up in the middle is no error of ours
+                raise ClientGoneError("the client hung up before its body was whole")
+            part, more = message.get("body", b""), message.get("more_body", False)
+            self._admit(len(body) + len(part), len(part))
+            self.held_bytes += len(part)
+            body += part
+
+    async def _receive_in_time(self, request: Request, body: bytearray) -> None:
+        limit_s = self._settings.body_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._receive(request, body)
+        except TimeoutError:
+            raise BodyTimeoutError(f"the body did not arrive within body_timeout_s = {limit_s:g} s") from None
 
     @contextmanager
     def wanted(self, request: Request) -> Iterator[None]:

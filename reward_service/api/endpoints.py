@@ -56,7 +56,9 @@ async def score(request: Request) -> Response:
         version = None if body.policy_version is None else int(body.policy_version)
         tokens = service.settings.end_tokens
         items = protocols.with_stripped_ends(body.items, tokens) if tokens else body.items
-        scored = await service.score(caller, specs, items, run_id=body.run_id, policy_version=version)
+        scored = await service.score(
+            caller, specs, items, num_bytes=len(raw), run_id=body.run_id, policy_version=version
+        )
         return _json(service.encode(scored))
 
 
@@ -82,7 +84,9 @@ async def openrlhf_profile(request: Request, profile: str) -> Response:
     async with _answering(request, "/get_reward") as (caller, raw):
         body, problems = await parse_openrlhf_beside(raw)
         items = protocols.from_openrlhf(body, settings)
-        scored = await service.score(caller, specs, unreadable(items, problems) if problems else items)
+        scored = await service.score(
+            caller, specs, unreadable(items, problems) if problems else items, num_bytes=len(raw)
+        )
         losses = _losses(service, profile, scored)
         return _json(msgspec.json.encode(protocols.to_openrlhf(scored.plan, scored.results, losses, settings)))
 
@@ -105,7 +109,9 @@ async def slime_profile(request: Request, profile: str) -> Response:
     async with _answering(request, "/rm") as (caller, raw):
         body, problems = await parse_slime_beside(raw)
         items = protocols.from_slime(body, settings)
-        scored = await service.score(caller, specs, unreadable(items, problems) if problems else items)
+        scored = await service.score(
+            caller, specs, unreadable(items, problems) if problems else items, num_bytes=len(raw)
+        )
         losses = _losses(service, profile, scored)
         response = _json(msgspec.json.encode(protocols.to_slime(scored.results, losses, settings)))
         for loss in losses.values():  # a bare number has no room for it
@@ -130,7 +136,7 @@ async def _test_program(request: Request, *, stdio: bool) -> Response:
     async with _answering(request, "/test_program") as (caller, raw):
         specs, items = protocols.from_open_instruct(await parse_beside(raw, ProgramRequest), stdio=stdio)
         began = time.perf_counter()
-        scored = await service.score(caller, specs, items)
+        scored = await service.score(caller, specs, items, num_bytes=len(raw))
         seconds = (time.perf_counter() - began) / len(items)
         for loss in _losses(service, "/test_program", scored).values():
             raise protocols.error_of(loss)

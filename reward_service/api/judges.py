@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +22,7 @@ from reward_service.errors import InvalidParamsError, QueueFullError, ServiceErr
 from reward_service.judging.grade import Judge
 from reward_service.judging.judge import Gate, JudgeReward, Params
 from reward_service.pool.counters import PoolStatistics
-from reward_service.pool.messages import BUCKETS_S, RewardStats, ScoredItem
+from reward_service.pool.messages import RewardStats, ScoredItem
 from reward_service.rewards.base import Reward, RewardParams, Task
 from reward_service.schemas import ScoreItem
 from reward_service.scoring import Plan, PlannedReward, make_plan, unscored, weighted_total
@@ -202,16 +201,14 @@ class JudgedScoring:
             verdicts = enumerate(gated(params.gate, rewards) for rewards in found)
             grades = {position: verdict for position, verdict in verdicts if verdict is not None}
         positions = iter([position for position in range(len(items)) if position not in grades])
-        stats = RewardStats(planned.reward.name, [0] * (len(BUCKETS_S) + 1))
+        stats = RewardStats.none(planned.reward.name)
 
         async def take_turns() -> None:
             for position in positions:
                 item, began = items[position], time.monotonic()
                 task = Task(item.completion, item.reference, item.prompt, item.metadata)
                 grades[position] = await _grade(judge, task, params)
-                seconds = time.monotonic() - began
-                stats.buckets[bisect_left(BUCKETS_S, seconds)] += 1
-                stats.total_s += seconds
+                stats.count(time.monotonic() - began, None)
 
         # No more of a request at a time than the judge takes calls, so that requests share it in turns.
         with suppress(TimeoutError):

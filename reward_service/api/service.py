@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from reward_service.api.bodies import Bodies, Texts, check_limits
-from reward_service.api.judges import JudgedScoring
+from reward_service.api.judges import JudgedPlan, JudgedScoring
 from reward_service.api.metrics import Metrics
 from reward_service.api.rare_log import RareLog
 from reward_service.api.siblings import Siblings, add_up
@@ -35,6 +35,7 @@ from reward_service.pool.messages import ScoredItem, encode_specs
 from reward_service.pool.pool import WorkerPool
 from reward_service.pool.request import unscored_item
 from reward_service.rates import Caller, SharedRates
+from reward_service.registry import is_light
 from reward_service.rewards.base import Reward
 from reward_service.sandbox.probe import resolve
 from reward_service.schemas import ScoreItem, ServiceInfo, UnreadableItem
@@ -46,7 +47,21 @@ _RESULT_BYTES = 400
 """About what an item's identifiers and scores take in the audit log's messages."""
 _MAX_PLANS = 64
 _MAX_PLAN_BYTES = 4096
+_SMALL_BYTES = 8192
+"""Of a request whose light rewards this process applies itself: no text makes that take long."""
+_FEW_ITEMS = 4
+"""Of more this process would have more work than with handing them to a worker."""
 NOBODY = Caller(name=ANONYMOUS)
+
+
+class _Asked(NamedTuple):
+    """What requests ask for. It is mostly the same, and to look it up and validate it takes as long as an item."""
+
+    plan: Plan
+    judged: JudgedPlan | None
+    deadlines_s: Sequence[float]
+    is_light: bool
+    """Nothing but rewards that the server may apply itself."""
 
 
 class Scored(NamedTuple):
@@ -77,7 +92,7 @@ class RewardService:
         self.metrics = Metrics(self.pool, self._audit_bytes if settings.audit is not None else None)
         self.unscorable_log = RareLog()
         self._siblings = siblings
-        self._plans: dict[bytes, Plan] = {}
+        self._asked: dict[bytes, _Asked] = {}
         self._audit: AuditHandle | None = None
         try:
             self._keys = None if settings.keys_file is None else KeyRing(settings.keys_file, rates=rates)
@@ -94,7 +109,7 @@ class RewardService:
         """What would otherwise fail at the first request."""
         for name, specs in self._profiles.items():
             try:
-                self._judges.prepare(make_plan(specs, self.rewards), specs)
+                self._look_up(specs)
             except ServiceError as error:
                 raise ServiceStartError(f"profile {name!r}: {error}") from None
         if "code" in self.rewards and self.settings.sandbox.mode != "auto":
@@ -150,6 +165,7 @@ class RewardService:
         specs: tuple[RewardSpec, ...],
         items: list[ScoreItem],
         *,
+        num_bytes: int,
         run_id: str | None = None,
         policy_version: int | None = None,
     ) -> Scored:
@@ -159,42 +175,48 @@ class RewardService:
             caller: whose rate limit the items count towards.
             specs: what to score by.
             items: the completions.
+            num_bytes: of the request's body, which bound the items.
             run_id: for the audit log.
             policy_version: for the audit log.
 
         Raises:
             ServiceError: the request cannot be taken as a whole: unknown rewards, bad parameters, a limit, no room.
         """
-        plan = self._plan(specs)
-        judged = self._judges.prepare(plan, specs)
+        asked = self._look_up(specs)
         texts = Texts([item.prompt for item in items], [item.completion for item in items])
         check_limits(texts, self.settings)
         caller.spend(len(items))
-        deadlines_s = [self.settings.deadline_of(p.reward.name, p.reward.deadline_s) for p in plan]
         async with self._recording(texts) as audit:
             sound = [item for item in items if not isinstance(item, UnreadableItem)]
-            if judged is None:
-                results = await self.pool.score(specs, deadlines_s, sound)
+            if asked.judged is not None:
+                results = await self._judges.score(asked.judged, sound)
+            elif asked.is_light and num_bytes <= _SMALL_BYTES and len(sound) <= _FEW_ITEMS:
+                results = self.pool.score_here(asked.plan, sound)
             else:
-                results = await self._judges.score(judged, sound)
+                results = await self.pool.score(specs, asked.deadlines_s, sound)
             if len(sound) < len(items):
                 results = _with_unreadable(specs, items, results)
-            scored = Scored(plan, items, results)
+            scored = Scored(asked.plan, items, results)
             if audit is not None:
                 audit.offer(_audit_batch(scored, texts, caller, run_id, policy_version))
         self.metrics.items.inc(len(items))
         return scored
 
-    def _plan(self, specs: tuple[RewardSpec, ...]) -> Plan:
-        """What requests ask for is mostly the same: to validate it takes as long as to score an item."""
+    def _look_up(self, specs: tuple[RewardSpec, ...]) -> _Asked:
         key = encode_specs(specs)
-        if (plan := self._plans.get(key)) is None:
+        if (asked := self._asked.get(key)) is None:
             plan = make_plan(specs, self.rewards)
-            if len(self._plans) >= _MAX_PLANS:
-                self._plans.clear()
+            asked = _Asked(
+                plan=plan,
+                judged=self._judges.prepare(plan, specs),
+                deadlines_s=[self.settings.deadline_of(p.reward.name, p.reward.deadline_s) for p in plan],
+                is_light=all(is_light(p.reward, p.params) for p in plan),
+            )
+            if len(self._asked) >= _MAX_PLANS:
+                self._asked.clear()
             if len(key) <= _MAX_PLAN_BYTES:
-                self._plans[key] = plan
-        return plan
+                self._asked[key] = asked
+        return asked
 
     @asynccontextmanager
     async def _recording(self, texts: Texts) -> AsyncIterator[AuditHandle | None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final
 
@@ -13,20 +12,11 @@ from reward_service.pool.messages import BUCKETS_S, RewardStats
 _FEW: Final = 1000
 
 
-@dataclass(slots=True)
-class RewardTotals:
-    """One reward since the start."""
-
-    buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
-    total_s: float = 0.0
-    reasons: Counter[str] = field(default_factory=Counter)
-
-
 class PoolStatistics:
     """Counters since the start."""
 
     def __init__(self) -> None:
-        self.rewards: dict[str, RewardTotals] = {}
+        self.rewards: dict[str, RewardStats] = {}
         self.restarts: Counter[str] = Counter()
         """Workers that had to be replaced, by reason."""
 
@@ -44,13 +34,19 @@ class PoolStatistics:
         bounds = zip(BUCKETS_S, reached, strict=False)  # beyond the last bound nothing is known
         return next((bound for bound, up_to in bounds if up_to >= 0.999 * number), None)
 
+    def of(self, name: str) -> RewardStats:
+        """What the reward did so far, to be added to."""
+        if name not in self.rewards:
+            self.rewards[name] = RewardStats.none(name)
+        return self.rewards[name]
+
     def add(self, stats: Iterable[RewardStats]) -> None:
         for one in stats:
-            totals = self.rewards.setdefault(one.name, RewardTotals())
+            totals = self.of(one.name)
             totals.buckets = [old + new for old, new in zip(totals.buckets, one.buckets, strict=True)]
             totals.total_s += one.total_s
-            if one.reasons:
-                totals.reasons.update(one.reasons)
+            for reason, count in one.reasons.items():
+                totals.reasons[reason] = totals.reasons.get(reason, 0) + count
 
     def ended(self, reason: str) -> None:
         """A worker was killed, died, or was replaced."""

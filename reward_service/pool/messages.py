@@ -3,8 +3,9 @@ that has run other people's verifiers."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
@@ -16,13 +17,25 @@ BUCKETS_S: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0
 
 
 class RewardStats(msgspec.Struct, array_like=True):
-    """What one reward did in a batch."""
+    """What one reward did: in a batch, or since the start."""
 
     name: str
     buckets: list[int]
     total_s: float = 0.0
     reasons: dict[str, int] = {}
     """How many items had no score, by reason."""
+
+    @classmethod
+    def none(cls, name: str) -> Self:
+        """Of a reward that did nothing yet."""
+        return cls(name, [0] * (len(BUCKETS_S) + 1))
+
+    def count(self, seconds: float, reason: str | None) -> None:
+        """Takes in one item, and why it has no score."""
+        self.buckets[bisect_left(BUCKETS_S, seconds)] += 1
+        self.total_s += seconds
+        if reason is not None:
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
 
 class ScoredItem(msgspec.Struct, array_like=True, frozen=True):

@@ -25,6 +25,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from reward_service.errors import QueueFullError, ShuttingDownError
+from reward_service.pool.applying import score_item
 from reward_service.pool.counters import PoolStatistics
 from reward_service.pool.messages import Batch, ScoredItem
 from reward_service.pool.patience import STUCK_S, End, Patience
@@ -32,6 +33,7 @@ from reward_service.pool.process import WorkerFactory, WorkerProcess
 from reward_service.pool.processor import kept_busy_by_others, waited_by_descendants
 from reward_service.pool.request import Chunk, PoolRequest, verdict_on_death
 from reward_service.schemas import ScoreItem
+from reward_service.scoring import Plan
 from reward_service.settings import ServiceSettings
 from reward_service.types import RewardSpec
 
@@ -82,6 +84,8 @@ class WorkerPool:
         """In how many of the last looks others kept the machine busy; of one alone chance decides."""
         self._next_scan = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._progress_here = [0.0, -1.0]
+        """As a worker's, for `score_here`; nobody looks at it."""
         self.statistics = PoolStatistics()
         self._patience = Patience(settings, self.statistics)
 
@@ -123,8 +127,7 @@ class WorkerPool:
         """
         if not items:
             return ()
-        if self._closing:
-            raise ShuttingDownError("the service is shutting down; try another one, or later")
+        self._require_open()
         room = self._settings.max_queued_items - self._queued_items
         if len(items) > room and self._queued_items > 0:
             raise QueueFullError(
@@ -145,6 +148,24 @@ class WorkerPool:
         finally:
             request.abandoned = True
             self._requests.discard(request)
+
+    def score_here(self, plan: Plan, items: Sequence[ScoreItem]) -> Sequence[ScoredItem]:
+        """Scores a request's items at once, in this process: nothing bounds the time. What comes out is the same.
+
+        Args:
+            plan: the rewards.
+            items: the completions.
+
+        Raises:
+            ShuttingDownError: the pool takes nothing more.
+        """
+        self._require_open()
+        stats = [self.statistics.of(planned.reward.name) for planned in plan]
+        return [score_item(plan, item, stats, self._progress_here) for item in items]
+
+    def _require_open(self) -> None:
+        if self._closing:
+            raise ShuttingDownError("the service is shutting down; try another one, or later")
 
     def _expire(self) -> None:
         """Ends requests whose time is over; that in which workers got no processor does not count. One timer for all:

@@ -16,7 +16,6 @@ import resource
 import signal
 import sys
 import time
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from multiprocessing import forkserver
@@ -24,37 +23,22 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from reward_service.custom import CustomRewardError
-from reward_service.pool.messages import (
-    BUCKETS_S,
-    Batch,
-    EncodedItem,
-    ReceivedJob,
-    RewardStats,
-    ScoredItem,
-    decode_job,
-    decode_specs,
-    encode_batch,
-)
+from reward_service.pool.applying import NO_VERDICTS, score_item
+from reward_service.pool.messages import Batch, ReceivedJob, RewardStats, decode_job, decode_specs, encode_batch
 from reward_service.registry import installed_rewards, load_rewards
-from reward_service.rewards.base import Reward, Task
-from reward_service.schemas import ScoreItem
-from reward_service.scoring import Plan, apply_reward, make_plan, unscored, weighted_total
+from reward_service.rewards.base import Reward
+from reward_service.scoring import Plan, make_plan
 from reward_service.settings import ServiceSettings
-from reward_service.types import Reason, RewardScore
+from reward_service.types import Reason
 
 FLUSH_S: Final = 0.02
 """What was scored is sent at least this often, so that a kill undoes little."""
 _PR_SET_PDEATHSIG: Final = 1
 _MAX_PLANS: Final = 64
-_NO_VERDICTS: Final[Mapping[str, tuple[str, str]]] = {}
 
 with suppress(CustomRewardError):  # the server says it; here it is done before the forks, a third of whose start it was
     installed_rewards()
-
-_to_json = msgspec.json.Encoder(enc_hook=str).encode
 
 
 def main(connection: Connection, progress: Any, settings_json: str, parent_pid: int) -> None:
@@ -82,9 +66,12 @@ class _Worker:
         batch = _new_batch(plan)
         sent = time.monotonic()
         for position, item in enumerate(job.items):
-            batch.items.append(self._score(plan, position, item, job.verdicts.get(position, _NO_VERDICTS), batch))
+            verdicts = job.verdicts.get(position, NO_VERDICTS)
+            scored = score_item(plan, item, batch.stats, self._progress, position, verdicts)
+            batch.items.append(scored)
             now = time.monotonic()
-            if batch.leaving:
+            if None in scored.scores and any(Reason.OUT_OF_MEMORY in stats.reasons for stats in batch.stats):
+                batch.leaving = "out of memory"
                 break
             if now - sent > FLUSH_S and position + 1 < len(job.items):
                 self._connection.send_bytes(encode_batch(batch))
@@ -93,31 +80,6 @@ class _Worker:
         self._connection.send_bytes(encode_batch(batch))
         if batch.leaving:
             sys.exit(0)
-
-    def _score(
-        self,
-        plan: Plan,
-        position: int,
-        item: ScoreItem,
-        verdicts: Mapping[str, tuple[str, str]],
-        batch: Batch,
-    ) -> ScoredItem:
-        task = Task(item.completion, item.reference, item.prompt, item.metadata)
-        scores: dict[str, RewardScore] = {}
-        progress, began = self._progress, time.monotonic()
-        for index, planned in enumerate(plan):
-            # In this order: whoever reads between the two takes the old item for younger than it is, never for older.
-            progress[0] = began
-            progress[1] = position * 64 + index
-            name = planned.reward.name
-            verdict = verdicts.get(name)
-            score = apply_reward(planned, task) if verdict is None else unscored(*verdict)
-            now = time.monotonic()
-            _count(batch, index, now - began, score)
-            began = now
-            scores[name] = score
-        total = weighted_total(plan, scores)
-        return ScoredItem(total, [score.score for score in scores.values()], _encode(item.id, total, scores))
 
     def _plan(self, specs: bytes) -> Plan:
         if specs not in self._plans:
@@ -138,28 +100,8 @@ def _import(modules: Iterable[str]) -> None:
             importlib.import_module(module)
 
 
-def _count(batch: Batch, index: int, seconds: float, score: RewardScore) -> None:
-    stats = batch.stats[index]
-    stats.buckets[bisect_left(BUCKETS_S, seconds)] += 1
-    stats.total_s += seconds
-    if score.reason is not None:
-        stats.reasons[score.reason] = stats.reasons.get(score.reason, 0) + 1
-        if score.reason == Reason.OUT_OF_MEMORY:
-            batch.leaving = "out of memory"
-
-
 def _new_batch(plan: Plan) -> Batch:
-    return Batch([], [RewardStats(planned.reward.name, [0] * (len(BUCKETS_S) + 1), 0.0, {}) for planned in plan])
-
-
-def _encode(item_id: str, total: float | None, scores: dict[str, RewardScore]) -> bytes:
-    """As JSON. Details are for people, and a reward of somebody's own may put there what JSON does not take."""
-    try:
-        return _to_json(EncodedItem(item_id, total, scores))
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        told = {"message": f"the details were not JSON: {error}"[:200]}
-        plain = {name: RewardScore(score=s.score, reason=s.reason, details=told) for name, s in scores.items()}
-        return _to_json(EncodedItem(item_id, total, plain))
+    return Batch([], [RewardStats.none(planned.reward.name) for planned in plan])
 
 
 def _settle(parent_pid: int) -> None:

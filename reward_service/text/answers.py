@@ -11,9 +11,9 @@ Lines end at a line feed only, so that no exotic separator hides a second answer
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from decimal import Decimal
-from typing import Final, Literal
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
 
 from reward_service.text.numerals import MAX_NUMBER_CHARS, parse_number
 from reward_service.types import ANSWER_PREFIX
@@ -23,8 +23,7 @@ AnswerPlace = Literal["auto", "line", "boxed", "tags", "whole"]
 _BLANKS: Final = " \t\r"
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerLine:
+class AnswerLine(NamedTuple):
     """One answer line."""
 
     text: str
@@ -35,13 +34,14 @@ class AnswerLine:
 
 
 def answer_lines(completion: str, prefix: str = ANSWER_PREFIX) -> Iterator[AnswerLine]:
-    """The answer lines in their order, found in one pass over the text."""
-    for rest in answer_texts(completion, prefix):
-        yield _read(rest)
+    """The answer lines in their order."""
+    return map(_read, answer_texts(completion, prefix))
 
 
-def answer_texts(completion: str, prefix: str = ANSWER_PREFIX) -> Iterator[str]:
-    """What follows the prefix on each answer line, as it stands there."""
+@lru_cache(maxsize=1)  # the rewards of a request look at a completion one after the other
+def answer_texts(completion: str, prefix: str = ANSWER_PREFIX) -> tuple[str, ...]:
+    """What follows the prefix on each answer line, as it stands there, found in one pass over the text."""
+    texts = []
     start = 0  # always the beginning of a line
     while (found := completion.find(prefix, start)) >= 0:
         line_start = completion.rfind("\n", start, found) + 1 or start
@@ -49,8 +49,9 @@ def answer_texts(completion: str, prefix: str = ANSWER_PREFIX) -> Iterator[str]:
         if line_end < 0:
             line_end = len(completion)
         if not completion[line_start:found].strip(_BLANKS):
-            yield completion[found + len(prefix) : line_end]
+            texts.append(completion[found + len(prefix) : line_end])
         start = line_end + 1
+    return tuple(texts)
 
 
 def _read(rest: str) -> AnswerLine:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import re
 from decimal import Context, Decimal
+from functools import lru_cache
 from typing import Final
 from unicodedata import normalize
 
@@ -132,6 +133,10 @@ def _in_line(text: str) -> str:
 
 def parse_number(text: str) -> Decimal | None:
     """Reads `text` as one number, as a whole; None if it is not one (see the module's grammar)."""
+    return _parse_short(text) if len(text) <= MAX_NUMBER_CHARS else _parse(text)
+
+
+def _parse(text: str) -> Decimal | None:
     text = _in_line(text.strip(_BLANKS))
     if not 0 < len(text) <= MAX_NUMBER_CHARS:
         return None
@@ -139,6 +144,10 @@ def parse_number(text: str) -> Decimal | None:
         return Decimal(text)
     match = _NUMBER.fullmatch(text)
     return None if match is None else _value(match)
+
+
+_parse_short = lru_cache(maxsize=4096)(_parse)
+"""A reference, and what completions say, is much the same in a batch."""
 
 
 def last_number(text: str) -> tuple[Decimal | None, str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,7 +13,9 @@ import pytest
 from fastapi import FastAPI
 
 from reward_service.api.app import create_app
-from reward_service.registry import BUILTIN_REWARDS
+from reward_service.custom import load_spec
+from reward_service.errors import QueueFullError
+from reward_service.registry import BUILTIN_REWARDS, is_light
 from reward_service.schemas import SCORE_REQUEST_EXAMPLE, SCORE_RESPONSE_EXAMPLE, ErrorBody, RewardList, ScoreResponse
 from reward_service.settings import CustomRewardSpec, ServiceSettings
 from tests.waiting import until_async
@@ -221,6 +223,31 @@ async def test_limits_are_named(
         response = await client.post("/v1/score", content=body if declared else pieces())
     assert response.status_code == status
     assert limit in response.json()["detail"]
+
+
+async def test_small_requests_for_light_rewards_need_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: Any) -> Any:
+        raise QueueFullError("nobody is free")
+
+    app = create_app(ServiceSettings(**hostile("hangs", rewards=None)))
+    monkeypatch.setattr(app.state.service.pool, "score", refuse)
+    names = app.state.service.rewards.keys() - {"environment", "judge"}
+    async with connect(app) as client:
+
+        async def needs_none(names: Sequence[str], items: list[dict[str, Any]], padding: int = 0) -> bool:
+            body = msgspec.json.encode({"rewards": [{"name": name} for name in names], "items": items})
+            return (await client.post("/v1/score", content=body + b" " * padding)).is_success
+
+        assert {name for name in names if await needs_none([name], [item()])} == {
+            *("gsm8k_format", "gsm8k_correctness", "last_number", "exact", "length")
+        }
+        assert not await needs_none(["exact", "math"], [item()])
+        assert not await needs_none(["exact"], [item()], padding=10_000)
+        assert not await needs_none(["exact"], [item()] * 20)
+        [spec] = app.state.service.settings.custom_rewards
+        own = load_spec(spec.model_copy(update={"target": "reward_service.rewards.exact:REWARD"}))
+        assert not is_light(own, own.params())
+        assert not is_light(BUILTIN_REWARDS["exact"], BUILTIN_REWARDS["exact"].params(nfkc=True))
 
 
 def test_a_reward_may_have_a_deadline_of_its_own() -> None:

@@ -93,6 +93,22 @@ async def test_one_item_that_cannot_be_read_has_no_score_and_the_others_have(
     assert told in reward["details"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/score", f'{{"rewards": {REWARDS}, "items": [{GOOD}]}}'),
+        ("/v1/score", f'{{"rewards": {REWARDS}, "items": [{GOOD}, {{"completion": "\\ud800"}}]}}'),
+        ("/get_reward", '{"query": ["a"], "labels": ["1"]}'),
+        ("/rm", '{"prompt": "", "response": "", "label": "1"}'),
+    ],
+    ids=["score", "rescued", "openrlhf", "slime"],
+)
+async def test_a_byte_order_mark_is_passed_over(client: httpx.AsyncClient, path: str, body: str) -> None:
+    marked, plain = await post(client, f"\ufeff{body}", path), await post(client, body, path)
+    assert (marked.status_code, marked.content) == (200, plain.content)
+    assert (await post(client, f"\ufeff\ufeff{body}", path)).status_code == 422
+
+
 async def test_an_identifier_that_cannot_be_read_comes_back_as_it_can(client: httpx.AsyncClient) -> None:
     body = f'{{"rewards": {REWARDS}, "items": [{{"completion": "", "id": "a\\ud800"}}]}}'
     (result,) = (await post(client, body)).json()["results"]

@@ -19,10 +19,12 @@ from reward_service.pool.messages import ScoredItem
 from reward_service.pool.pool import WorkerPool
 from reward_service.pool.process import WorkerProcess
 from reward_service.pool.request import Chunk, PoolRequest, Verdict
-from reward_service.registry import BUILTIN_REWARDS
+from reward_service.registry import BUILTIN_REWARDS, is_light
 from reward_service.schemas import ScoreItem
+from reward_service.scoring import make_plan
 from reward_service.settings import CustomRewardSpec, ServiceSettings
 from reward_service.types import RewardSpec
+from tests.reward_service.cases.test_cases import FILES, read_cases
 from tests.waiting import until_async
 
 NAMES = ("fails", "hangs", "dies", "tells", "cold")
@@ -105,6 +107,25 @@ async def test_an_item_that_spoils_its_worker_is_found() -> None:
         answers = await score(pool, ["a", "shuts", "b", "c"], "dies", "gsm8k_format")
         assert [item.scores[0] for item in answers] == [1.0, None, 1.0, 1.0]
         assert reasons(answers[1])["dies"] == "verifier_error"
+
+
+async def test_what_the_server_scores_itself_is_what_workers_say() -> None:
+    light = [name for name, reward in BUILTIN_REWARDS.items() if is_light(reward, reward.params.model_construct())]
+    asked: dict[bytes, tuple[RewardSpec, list[ScoreItem]]] = {}
+    for case in (case for path in FILES if path.stem in light for case in read_cases(path)):
+        spec = RewardSpec(name=case["reward"], params=case.get("parameters", {}))
+        item = ScoreItem(case["completion"], reference=case["reference"], id=f"{case['why']}", metadata={"n": 2**70})
+        asked.setdefault(msgspec.json.encode(spec), (spec, []))[1].append(item)
+    async with running(rewards=tuple(light), custom_rewards=()) as pool:
+        for spec, items in asked.values():
+            both = [*items, ScoreItem("5", id="no reference")]
+            by_workers = await pool.score((spec,), [DEADLINE_S], both)
+            counted = pool.statistics.of(spec.name)
+            num_items, num_nulls = sum(counted.buckets), sum(counted.reasons.values())
+            assert list(pool.score_here(make_plan([spec], BUILTIN_REWARDS), both)) == list(by_workers)
+            assert sum(counted.buckets) - num_items == len(both)
+            assert sum(counted.reasons.values()) - num_nulls == sum(item.total is None for item in by_workers)
+        assert {spec.name for spec, _ in asked.values()} == set(light)
 
 
 async def test_an_item_that_was_there_when_a_worker_died_of_something_else_is_scored(tmp_path: Any) -> None:
