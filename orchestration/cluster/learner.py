@@ -22,7 +22,6 @@ from orchestration.cluster.adapter import RayAdapter
 from orchestration.cluster.calls import Pending, RemoteActor, shared
 from orchestration.cluster.upkeep.heartbeat import BEAT_S, until_stalled
 from orchestration.cluster.upkeep.restarts import Restarts
-from orchestration.cluster.upkeep.room import when_there_is_room
 from orchestration.concurrency import before, gather_or_cancel
 from orchestration.errors import RemoteTimeoutError, RlvrError, WorkerDiedError, one_line
 from orchestration.run.reporter import Note
@@ -114,15 +113,11 @@ class RayLearner:
         self._checkpoints, step = Path(folder), self._step
         timeout_s = self._config.learner.update_timeout_s
 
-        async def save() -> None:
-            await self._kept_alive(
-                lambda: self._watched(
-                    f"checkpoint of step {step}",
-                    self._all(LearnerActor.save_checkpoint, timeout_s, folder, files),
-                )
+        await self._kept_alive(
+            lambda: self._watched(
+                f"checkpoint of step {step}", self._all(LearnerActor.save_checkpoint, timeout_s, folder, files)
             )
-
-        await when_there_is_room(save, retry_io_s=self._config.retry_io_s, note=self._note)
+        )
         self._since = {made: batch for made, batch in self._since.items() if made > step}
 
     async def load_checkpoint(self, folder: str) -> int:

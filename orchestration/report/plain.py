@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -123,8 +124,12 @@ class PlainReporter:
         self._last_said = self._now()
         encoding = self._stream.encoding or "utf-8"
         text = f"{self._time_of_day()} {one_line(line)}\n"
-        self._stream.write(text.encode(encoding, "replace").decode(encoding))
-        self._stream.flush()
+        try:
+            self._stream.write(text.encode(encoding, "replace").decode(encoding))
+            self._stream.flush()
+        except OSError as error:  # a log on a full disk: the run waits for room, and so does what is said
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
 
 def _quoted(text: str) -> str:

@@ -17,15 +17,9 @@ from typing import Protocol
 from learner.types import ScoredGroup
 from orchestration.run.lookahead import Lookahead
 from orchestration.run.metrics import Block
-from orchestration.run.ports import Drawn, Generator, Scorer, ScoringGenerator, scored_group
+from orchestration.run.ports import Drawn, Generator, Scorer, ScoringGenerator, Source, scored_group
 from orchestration.types import BuiltPrompt
 from rollout_server.types import Completion, Prompt, SamplingParams, Turn
-
-
-class Source(Protocol):
-    """Problems in the order of training."""
-
-    def next(self) -> BuiltPrompt: ...
 
 
 class Clock(Protocol):

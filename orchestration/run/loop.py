@@ -10,49 +10,26 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from learner.types import ScoredGroup, UpdateMetrics
-from orchestration.concurrency import unless_set
-from orchestration.errors import RewardsUnavailableError, RlvrError
+from orchestration.concurrency import kept_on, unless_set
+from orchestration.errors import NoRoomError, RewardsUnavailableError, RlvrError
 from orchestration.run.alarms import Alarms
 from orchestration.run.evaluation import Evaluation, evaluate
-from orchestration.run.flow import Batch, FlowSettings, RolloutFlow, Source
+from orchestration.run.flow import Batch, FlowSettings, RolloutFlow
 from orchestration.run.ledger.folder import RunFolder
 from orchestration.run.ledger.ledger import Ledger
 from orchestration.run.ledger.records import RunState, StepRecord, encodable, given_to_rewards, storable
 from orchestration.run.ledger.recovery import catch_up, records_of
 from orchestration.run.ledger.resume import state_files
 from orchestration.run.metrics import Number, PhaseClock, pass_rate, step_row
-from orchestration.run.ports import AdapterHandle, Generator, Learner, Scorer
+from orchestration.run.ports import AdapterHandle, Generator, Learner, ResumableSource, Scorer
 from orchestration.run.reporter import Reporter
 from orchestration.run.start import StartClock
 from orchestration.run.summary import Spent, Summary, Tally, add_seconds, grown, summarise
 from orchestration.settings.config import RunConfig
-from orchestration.types import BuiltPrompt, CurriculumState
+from orchestration.types import BuiltPrompt
 from rollout_server.types import PublishReport, SamplingParams
-
-
-class ResumableSource(Source, Protocol):
-    """A source that can say where it is and go back there."""
-
-    @property
-    def position(self) -> int: ...
-
-    @property
-    def waiting(self) -> Sequence[str]: ...
-
-    @property
-    def curriculum(self) -> CurriculumState: ...
-
-    @property
-    def num_dropped(self) -> int: ...
-
-    def digest(self) -> str: ...
-
-    def observe(self, problem_id: str, pass_rate: float) -> None: ...
-
-    def restore(self, position: int, pending: Sequence[str], curriculum: CurriculumState | None) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +45,7 @@ class Rooms:
     held_out: Sequence[BuiltPrompt]
     sampling: SamplingParams
     """Of training; held-out answers are greedy."""
-    start: StartClock = field(default_factory=lambda: StartClock(time.time()))
+    start: StartClock = field(default_factory=lambda: StartClock(time.perf_counter()))
     """Runs until the first step is done."""
 
 
@@ -98,7 +75,8 @@ class TrainingLoop:
         Raises what broke the run, after the adapter, a checkpoint and the problems under way have been written, as
         far as the rooms still answer.
         """
-        await self._resume()
+        if not await unless_set(self._stop, self._resumed(), grace_s=self._config.stop_grace_s):
+            return self._ended(None)
         self._alarms = Alarms(self._config, self._reporter, self._rooms.scorer.reward_names, self._folder.append_event)
         if self._config.eval_at_ends and self._before is None:
             with self._rooms.start.phase("evaluation"):
@@ -114,20 +92,26 @@ class TrainingLoop:
             await flow.close()
             await self._save_after_failure(flow, error)
             raise
+        return self._ended(after)
+
+    def _ended(self, after: Evaluation | None) -> Summary:
         summary = self._summary(after)
         self._folder.write_summary(summary)
         self._reporter.finish(summary)
         return summary
 
-    async def _resume(self) -> None:
+    async def _resumed(self) -> bool:
+        """Bring everything to where the run stood. Until that is done, nothing is written of where it stands."""
         found = self._folder.resumable
         if found is None:
-            return
+            return True
         for damage in found.damaged:
             self._reporter.note("warning", damage)
         if found.changed:
             self._reporter.note("info", f"changed since the last start: {found.changed}")
         state = found.state
+        self._tally = Tally.restored(found.recorded, state.tokens)
+        self._before, self._seconds_before = state.before, dict(state.seconds)
         self._rooms.source.restore(state.cursor, state.pending, state.curriculum)
         self._finished = found.finished if self._config.max_staleness else ()
         exact = await catch_up(
@@ -145,9 +129,6 @@ class TrainingLoop:
                 f"is not the one of then, bit for bit: ranks, threads, settings or the machine are others",
             )
         step = self._first_step = found.recorded
-        self._before = state.before
-        self._tally = Tally.restored(step, state.tokens)
-        self._seconds_before = dict(state.seconds)
         first = max(found.learned, 1)
         await asyncio.to_thread(self._folder.mend, records_of(self._folder.path, first, found.recorded))
         self._reporter.note("info", f"going on after step {step} in {self._folder.path}")
@@ -155,6 +136,7 @@ class TrainingLoop:
             self._adapter = await self._rooms.learner.export_adapter()
             await self._ledger.write_adapter(self._adapter)
             await self._rooms.generator.publish(self._adapter)
+        return True
 
     def _new_flow(self) -> RolloutFlow:
         config = self._config
@@ -194,10 +176,12 @@ class TrainingLoop:
     async def _learn_and_publish(
         self, flow: RolloutFlow, batch: Batch, spent: Spent
     ) -> tuple[UpdateMetrics, Sequence[PublishReport]] | None:
-        """None: the run was stopped, and its update took too long for that."""
+        """None: the run was stopped, and this was not begun, or took too long."""
         rooms = self._rooms
-        await self._ledger.checkpoint_written()
+        is_free = await self._ledger.checkpoint_written()
         await self._ledger.step_written()
+        if not is_free or self._stop.is_set():  # both may have waited for room
+            return None
         self._learning = batch
         self._reporter.phase("learning", f"step {self._tally.step + 1}", None)
         with self._clock.phase("learning"):
@@ -215,12 +199,17 @@ class TrainingLoop:
             export = asyncio.ensure_future(rooms.learner.export_adapter())
             # From here on the step is recorded, whatever becomes of its publishing.
             self._ledger.begin_step(self._record(flow, batch, update, self._row(batch, update, spent)), export)
-            self._adapter = await export
-            reports = await rooms.generator.publish(self._adapter)
+            reports = await unless_set(self._stop, self._publish(export), grace_s=self._config.stop_grace_s)
+            if reports is None:
+                return None
             self._tally.publish_ms.append(1e3 * (time.perf_counter() - began))
         if self._config.max_staleness or not self._evaluates_after(update.step):
             flow.published(update.step)
         return update, reports
+
+    async def _publish(self, export: asyncio.Future[AdapterHandle]) -> Sequence[PublishReport]:
+        self._adapter = await kept_on(export)  # the step's record waits for it too
+        return await self._rooms.generator.publish(self._adapter)
 
     def _evaluates_after(self, step: int) -> bool:
         every = self._config.eval_every
@@ -342,8 +331,10 @@ class TrainingLoop:
 
     async def _save(self, flow: RolloutFlow) -> None:
         """All that is still to be written, at the end of a run: the last step, the adapter, a checkpoint."""
-        await self._ledger.checkpoint_written()
+        is_free = await self._ledger.checkpoint_written()
         await self._ledger.step_written()
+        if not is_free:
+            return
         if self._learning is not None:  # the learner is busy, and the records say all there is
             grace = f"stop_grace_s={self._config.stop_grace_s:g}"
             self._reporter.note("warning", f"step {self._tally.step + 1} was abandoned: its update took over {grace} s")
@@ -362,7 +353,8 @@ class TrainingLoop:
                 self._adapter = await self._rooms.learner.export_adapter()
                 await self._ledger.write_adapter(self._adapter)
             await self._ledger.write_checkpoint(
-                state_files(self._state(flow, self._tally.step), flow.finished(), self._unanswered(flow))
+                state_files(self._state(flow, self._tally.step), flow.finished(), self._unanswered(flow)),
+                waits=not isinstance(failure, NoRoomError),
             )
             self._reporter.note("info", f"kept in {self._folder.path}: start again with run_dir set to it to go on")
         except Exception as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
-from orchestration.types import BuiltPrompt, Problem
+from orchestration.types import BuiltPrompt, CurriculumState, Problem
 from rollout_server.types import (
     AdapterPayload,
     Completion,
@@ -15,6 +15,34 @@ from rollout_server.types import (
     PublishReport,
     SamplingParams,
 )
+
+
+class Source(Protocol):
+    """Problems in the order of training."""
+
+    def next(self) -> BuiltPrompt: ...
+
+
+class ResumableSource(Source, Protocol):
+    """A source that can say where it is and go back there."""
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def waiting(self) -> Sequence[str]: ...
+
+    @property
+    def curriculum(self) -> CurriculumState: ...
+
+    @property
+    def num_dropped(self) -> int: ...
+
+    def digest(self) -> str: ...
+
+    def observe(self, problem_id: str, pass_rate: float) -> None: ...
+
+    def restore(self, position: int, pending: Sequence[str], curriculum: CurriculumState | None) -> None: ...
 
 
 class AdapterHandle(Protocol):

@@ -15,7 +15,7 @@ class StartClock:
     """Seconds by phase. Phases may overlap, so that they add up to more than the total.
 
     Args:
-        began: When the command was given, seconds since the epoch.
+        began: When the command was given, on the clock of `time.perf_counter`, which nobody sets.
     """
 
     def __init__(self, began: float) -> None:
@@ -25,8 +25,9 @@ class StartClock:
     @classmethod
     def of_this_process(cls) -> StartClock:
         """One that runs since this process was started; what it has done until now is the phase `command`."""
-        clock = cls(psutil.Process().create_time())
-        clock._seconds["command"] = time.time() - clock._began
+        age_s = time.time() - psutil.Process().create_time()
+        clock = cls(time.perf_counter() - age_s)
+        clock._seconds["command"] = age_s
         return clock
 
     @contextmanager
@@ -40,7 +41,7 @@ class StartClock:
 
     def finish(self, first_step_s: float) -> None:
         """The first step is done, and took so long."""
-        self._seconds |= {"first_step": first_step_s, TOTAL: time.time() - self._began}
+        self._seconds |= {"first_step": first_step_s, TOTAL: time.perf_counter() - self._began}
 
     @property
     def finished(self) -> bool:

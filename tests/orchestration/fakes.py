@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from learner.checkpoint import write_checkpoint
-from learner.errors import LearnerError
+from learner.errors import DiskFullError
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
 from orchestration.errors import RemoteTimeoutError
 from orchestration.run.ledger.records import RunState, StepRecord
@@ -183,7 +183,7 @@ class FakeLearner:
 
     async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         if self.full_disk:
-            raise LearnerError("cannot write checkpoint: No space left on device")
+            raise DiskFullError("cannot write checkpoint: No space left on device")
         own = ("version", str(self.version).encode())
         write_checkpoint(Path(folder), self.version, [own, *files.items()], keep=2)
 

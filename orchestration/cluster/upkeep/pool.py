@@ -19,9 +19,9 @@ from typing import Any, Generic, TypeVar
 from orchestration.cluster.upkeep.heartbeat import BEAT_S, until_stalled
 from orchestration.cluster.upkeep.members import Place, Worker, in_turn, told
 from orchestration.cluster.upkeep.restarts import Restarts
-from orchestration.cluster.upkeep.room import when_there_is_room
 from orchestration.concurrency import before, gather_or_cancel
 from orchestration.errors import RemoteTimeoutError, RlvrError, WorkerDiedError, one_line
+from orchestration.run.ledger.room import when_there_is_room
 from orchestration.run.ports import AdapterHandle
 from orchestration.run.reporter import Note
 from rollout_server.balancing import Balancer, prefix_key

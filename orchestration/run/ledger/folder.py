@@ -29,7 +29,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from orchestration.errors import ConfigError, MachineError, RlvrError
+from orchestration.errors import ConfigError, NoRoomError, RlvrError
 from orchestration.run.ledger.names import (
     ADAPTER_FOLDER,
     COMPLETIONS_FOLDER,
@@ -79,7 +79,7 @@ class RunFolder:
 
         Raises:
             ConfigError: the folder holds something else, a finished run or a running one, or cannot be written.
-            MachineError: the disk is full.
+            NoRoomError: the disk is full.
         """
         path = _choose_path(config)
         with _explained(path, ConfigError):
@@ -231,7 +231,10 @@ class RunFolder:
             self._rows.add_missing(rows)
 
     def _set_aside_later_steps(self, step: int) -> None:
-        """Before this process's first step: put away what an earlier start wrote of it and of later ones."""
+        """Before this process's first step: put away what an earlier start wrote of it and of later ones. Before every
+        one: see that the folder is the one that was opened, and no new one that a log or checkpoint has made."""
+        if not self._rows.is_there():
+            raise RlvrError(f"{self.path} is not the folder that was opened; was it removed or moved meanwhile?")
         if not self._first_write:
             return
         with _explained(self.path / METRICS_FILE):
@@ -348,7 +351,7 @@ def _explained(path: Path, wrong_place: type[RlvrError] = RlvrError) -> Iterator
     except OSError as error:
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise MachineError(f"cannot write {path}: {reason}; free some space or choose another run_dir") from error
+            raise NoRoomError(f"cannot write {path}: {reason}; free some space or choose another run_dir") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
             raise wrong_place(f"cannot write {path}: {reason}; choose another run_dir") from error
         if error.errno == errno.ENOENT:

@@ -14,20 +14,18 @@ from typing import Any
 
 from learner.checkpoint import checkpoint_steps
 from learner.errors import LearnerError
-from orchestration.concurrency import unless_set
-from orchestration.errors import MachineError
+from orchestration.concurrency import kept_on, unless_set
+from orchestration.errors import NoRoomError
 from orchestration.run.ledger.folder import RunFolder
 from orchestration.run.ledger.names import CHECKPOINTS_FOLDER
 from orchestration.run.ledger.records import StepRecord, prune_records
+from orchestration.run.ledger.room import when_there_is_room
 from orchestration.run.ports import AdapterHandle, Learner
 from orchestration.run.reporter import Reporter
 from orchestration.settings.config import RunConfig
 from rollout_server.types import ADAPTER_WEIGHTS, AdapterPayload
 
 Row = Mapping[str, Any]
-
-RETRY_S = 2.0
-"""Between two attempts to write to a full disk."""
 
 
 class Ledger:
@@ -41,10 +39,11 @@ class Ledger:
         self._step: asyncio.Task[None] | None = None
         self._row: asyncio.Future[Row] | None = None
         self._checkpoint: asyncio.Task[None] | None = None
-        self._saved_at = time.monotonic()
+        self._saved_at, self._is_busy = time.monotonic(), False
 
-    def begin_step(self, record: StepRecord, adapter: Awaitable[AdapterHandle]) -> None:
-        """Write a step that the learner has made, and its adapter when that is there. `end_step` follows."""
+    def begin_step(self, record: StepRecord, adapter: asyncio.Future[AdapterHandle]) -> None:
+        """Write a step that the learner has made, and its adapter when that is there. Once the run is to stop it goes
+        without an adapter that takes long. `end_step` follows."""
         assert self._step is None, "the step before is still being written"
         self._row = asyncio.get_running_loop().create_future()
         self._step = asyncio.create_task(self._write_step(record, adapter, self._row))
@@ -67,12 +66,15 @@ class Ledger:
                 row.set_result({})
             await task
 
-    async def _write_step(self, record: StepRecord, adapter: Awaitable[AdapterHandle], row: Awaitable[Row]) -> None:
+    async def _write_step(
+        self, record: StepRecord, adapter: asyncio.Future[AdapterHandle], row: Awaitable[Row]
+    ) -> None:
         failures: list[Exception] = []
         payload = None
         try:
-            payload = await (await adapter).fetch()
-            record = replace(record, adapter=await asyncio.to_thread(weights_digest, payload))
+            payload = await unless_set(self._stop, _fetched(adapter), grace_s=self._config.stop_grace_s)
+            if payload is not None:
+                record = replace(record, adapter=await asyncio.to_thread(weights_digest, payload))
         except Exception as error:  # the step is written all the same
             failures.append(error)
         await self._tried(failures, self._folder.write_record, record)
@@ -86,23 +88,14 @@ class Ledger:
 
     async def _tried(self, failures: list[Exception], write: Callable[..., object], *arguments: Any) -> None:
         """One file that cannot be written does not keep the others from it; for room on the disk it waits."""
-        deadline = time.monotonic() + self._config.retry_io_s
-        said = False
-        while True:
-            try:
-                await asyncio.to_thread(write, *arguments)
-                return
-            except MachineError as error:  # the disk is full
-                if self._stop.is_set() or time.monotonic() > deadline:
-                    failures.append(error)
-                    return
-                if not said:
-                    self._reporter.note("warning", f"{error}; the run waits for room (retry_io_s)")
-                said = True
-                await unless_set(self._stop, asyncio.sleep(RETRY_S))
-            except Exception as error:
-                failures.append(error)
-                return
+        try:
+            await self._given_room(lambda: asyncio.to_thread(write, *arguments), waits=not failures)
+        except Exception as error:
+            failures.append(error)
+
+    async def _given_room(self, write: Callable[[], Awaitable[object]], *, waits: bool) -> None:
+        retry_io_s = self._config.retry_io_s if waits else 0.0
+        await when_there_is_room(write, retry_io_s=retry_io_s, note=self._reporter.note, stop=self._stop)
 
     async def write_adapter(self, adapter: AdapterHandle) -> None:
         """Replace the run's adapter."""
@@ -122,24 +115,36 @@ class Ledger:
         self._saved_at = time.monotonic()
         self._checkpoint = asyncio.create_task(self.write_checkpoint(files))
 
-    async def checkpoint_written(self) -> None:
+    async def checkpoint_written(self) -> bool:
         """Wait for what `begin_checkpoint` began. One that cannot be written is said, and the run goes on: its records
-        are there. Raises what else went wrong."""
+        are there. Raises what else went wrong.
+
+        Returns:
+            False: The run is to stop, and the learner is busy with it still.
+        """
         task, self._checkpoint = self._checkpoint, None
         if task is None:
-            return
+            return not self._is_busy
+        grace_s = self._config.stop_grace_s
         try:
-            await task
-        except LearnerError as error:
+            if not await unless_set(self._stop, _done(task), grace_s=grace_s):
+                self._is_busy = True
+                self._reporter.note("warning", f"a checkpoint was abandoned: it took over stop_grace_s={grace_s:g} s")
+        except (LearnerError, NoRoomError) as error:
             self._reporter.note("warning", f"{error}; the run goes on, and has the records since the one before")
+        return not self._is_busy
 
-    async def write_checkpoint(self, files: Mapping[str, bytes]) -> None:
+    async def write_checkpoint(self, files: Mapping[str, bytes], *, waits: bool = True) -> None:
         """The same, waited for.
+
+        Args:
+            waits: For room, where there is none.
 
         Raises:
             LearnerError: It cannot be written.
         """
-        await self._learner.save_checkpoint(str(self._folder.path / CHECKPOINTS_FOLDER), files)
+        folder = str(self._folder.path / CHECKPOINTS_FOLDER)
+        await self._given_room(lambda: self._learner.save_checkpoint(folder, files), waits=waits)
         await asyncio.to_thread(self._folder.mark)
         await asyncio.to_thread(self._prune)
 
@@ -156,6 +161,15 @@ class Ledger:
                 await wait()
             except Exception as error:
                 self._reporter.note("warning", " ".join(str(error).split()))
+
+
+async def _fetched(adapter: asyncio.Future[AdapterHandle]) -> AdapterPayload:
+    return await (await kept_on(adapter)).fetch()
+
+
+async def _done(work: Awaitable[None]) -> bool:
+    await work
+    return True
 
 
 def weights_digest(payload: AdapterPayload) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import lock_descriptor
 
 from orchestration.errors import ConfigError
+from orchestration.storage.atomic import atomic_write
 
 
 class RowsFile:
@@ -25,15 +26,8 @@ class RowsFile:
         Raises:
             ConfigError: another process has it.
         """
-        self._path, self._file = path, FileIO(path, "a+")
+        self._path, self._file = path, _locked(path)
         self._last: tuple[int, bytes] | None = None
-        try:
-            is_ours = lock_descriptor(self._file.fileno(), blocking=False)
-        except OSError:
-            is_ours = True  # some network file systems have no locks; there the user has to keep runs apart
-        if not is_ours:
-            self._file.close()
-            raise ConfigError(f"another run is writing to run_dir={str(path.parent)!r}; choose another run_dir")
         self._file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
     def append(self, row: Mapping[str, Any]) -> None:
@@ -47,6 +41,10 @@ class RowsFile:
                 self._file.truncate(end)
             raise
         self._last = row["step"], line
+
+    def is_there(self) -> bool:
+        """Whether it still lies where it was opened: its folder may have been moved or removed, and made anew."""
+        return self._path.exists() and os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
 
     def line_of(self, step: int) -> bytes | None:
         """The line that was appended last, if it is this step's."""
@@ -62,11 +60,12 @@ class RowsFile:
         self._file.truncate(self._path.stat().st_size - len(end))
 
     def add_missing(self, rows: Mapping[int, Mapping[str, Any]]) -> None:
-        """Put rows of steps that have none in their places."""
+        """Put rows of steps that have none in their places; the file is whole at any time, the old or the new."""
         lines = _lines_by_step(self._path.read_bytes())
         if missing := {step: to_json(row) + b"\n" for step, row in rows.items() if step not in lines}:
-            self._file.truncate(0)
-            self._write(b"".join(line for _, line in sorted((lines | missing).items())))
+            atomic_write(self._path, b"".join(line for _, line in sorted((lines | missing).items())))
+            old, self._file = self._file, _locked(self._path)
+            old.close()
 
     def close(self) -> None:
         """Let another process take it."""
@@ -76,6 +75,19 @@ class RowsFile:
         rest = memoryview(content)
         while rest:  # an unbuffered write may take only a part, for example of the last free block
             rest = rest[self._file.write(rest) :]
+
+
+def _locked(path: Path) -> FileIO:
+    """Open for appending, and held. Raises ConfigError: another process has it."""
+    file = FileIO(path, "a+")
+    try:
+        is_ours = lock_descriptor(file.fileno(), blocking=False)
+    except OSError:
+        is_ours = True  # some network file systems have no locks; there the user has to keep runs apart
+    if not is_ours:
+        file.close()
+        raise ConfigError(f"another run is writing to run_dir={str(path.parent)!r}; choose another run_dir")
+    return file
 
 
 def to_json(value: Mapping[str, Any], indent: int | None = None) -> bytes:

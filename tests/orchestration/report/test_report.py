@@ -156,6 +156,13 @@ def test_plain_lines_go_to_a_stream_of_any_encoding() -> None:
     assert "19.0 % ? 52.0 %" in "\n".join(plain_lines("ascii"))
 
 
+def test_a_log_on_a_full_disk_does_not_end_what_it_tells_of() -> None:
+    full = open("/dev/full", "w")  # noqa: SIM115  # its closing is what is looked at
+    PlainReporter(full).note("warning", "no room")
+    with pytest.raises(OSError, match="No space left"):
+        full.close()  # what it could not say is not forgotten
+
+
 def test_metrics_are_found_in_the_lines_by_their_regular_expressions() -> None:
     lines = plain_lines()
     found = {

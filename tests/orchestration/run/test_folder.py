@@ -200,12 +200,28 @@ def test_a_write_that_fails_half_way_is_taken_back(tmp_path: Path) -> None:
     assert [row["step"] for row in rows_of(folder)] == [1, 2]
 
 
+def test_rows_that_are_mended_where_there_is_no_room_are_what_they_were(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    folder.append_metrics({"step": 2})
+    record = record_of(1, [scored_group()])
+    folder.write_table(record)
+    with file_size_limit(15), pytest.raises(RlvrError, match=r"cannot write .*metrics\.jsonl: File too large"):
+        folder.mend([record])
+    assert rows_of(folder) == [{"step": 2}]
+    folder.mend([record])
+    folder.append_metrics({"step": 3})
+    assert [row["step"] for row in rows_of(folder)] == [1, 2, 3]
+    with pytest.raises(ConfigError, match="another run is writing"):
+        open_folder(tmp_path)
+
+
 def test_a_full_disk_says_what_to_do(tmp_path: Path) -> None:
     open_folder(tmp_path).close()
     (tmp_path / "metrics.jsonl").unlink()
     folder = open_folder(tmp_path)
     folder._rows._file.close()
     folder._rows._file = FileIO("/dev/full", "ab")
+    folder._rows.is_there = lambda: True  # type: ignore[method-assign]
     folder._first_write = False
     with pytest.raises(MachineError, match="No space left on device; free some space or choose another run_dir"):
         folder.append_metrics({"step": 1})

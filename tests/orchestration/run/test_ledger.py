@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
-from orchestration.errors import ConfigError, DataError, MachineError, RemoteTimeoutError, RlvrError
-from orchestration.run.ledger import ledger
+from orchestration.errors import ConfigError, DataError, NoRoomError, RemoteTimeoutError, RlvrError
+from orchestration.run.ledger import room
 from orchestration.run.ledger.folder import RunFolder
 from orchestration.run.ledger.records import (
     RunState,
@@ -27,8 +27,8 @@ from orchestration.run.ledger.records import (
     unpacked,
     write_record,
 )
-from rollout_server.types import Completion, FinishReason
-from tests.orchestration.fakes import FakeLearner, KilledError
+from rollout_server.types import Completion, FinishReason, PublishReport
+from tests.orchestration.fakes import FakeAdapter, FakeLearner, KilledError
 from tests.orchestration.run.test_loop import Bench, steps_in
 
 ALL = [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
@@ -201,11 +201,13 @@ async def test_a_file_that_cannot_be_written_ends_the_run_and_loses_nothing(tmp_
     assert steps_in(run) == [1, 2, 3] or broken == "records"  # without a record a row is all that is left of a step
 
 
-async def test_a_folder_that_is_removed_ends_the_run_and_can_be_gone_on_from(tmp_path: Path) -> None:
+@pytest.mark.parametrize("save_every", [0, 1])
+async def test_a_folder_that_is_removed_ends_the_run_and_can_be_gone_on_from(tmp_path: Path, save_every: int) -> None:
+    """Also where it is made again at once, for the checkpoint of the step before."""
     run = tmp_path / "run"
-    bench = Bench(run)
+    bench = Bench(run, save_every=save_every)
     bench.reporter.on_step = lambda: len(bench.reporter.rows) == 1 and shutil.rmtree(run)
-    with pytest.raises(RlvrError, match="its folder is gone"):
+    with pytest.raises(RlvrError, match="not the folder that was opened; was it removed or moved meanwhile"):
         await bench.run()
     again = Bench(run)
     assert (await again.run())["steps"] == 3
@@ -213,25 +215,29 @@ async def test_a_folder_that_is_removed_ends_the_run_and_can_be_gone_on_from(tmp
 
 
 async def test_room_on_the_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "RETRY_S", 0.001)
+    monkeypatch.setattr(room, "POLL_S", 0.001)
     write, attempts = RunFolder.write_record, []
 
     def full_at_first(folder: RunFolder, record: StepRecord) -> None:
         attempts.append(record.step)
-        if len(attempts) <= 3:
-            raise MachineError("cannot write it: No space left on device; free some space")
+        if len(attempts) <= 3 or folder.path.name == "other":
+            raise NoRoomError("cannot write it: No space left on device; free some space")
         write(folder, record)
 
     monkeypatch.setattr(RunFolder, "write_record", full_at_first)
     bench = Bench(tmp_path / "run")
     assert (await bench.run())["steps"] == 3
     assert attempts == [1, 1, 1, 1, 2, 3]
-    assert sum("the run waits for room (retry_io_s)" in note for note in bench.reporter.notes) == 1
+    assert sum("it is tried again for retry_io_s=600 s" in note for note in bench.reporter.notes) == 1
     assert recorded_steps(tmp_path / "run") == [1, 2, 3]
 
     attempts.clear()
-    with pytest.raises(MachineError, match="No space left"):
-        await Bench(tmp_path / "other", retry_io_s=0).run()
+    given_up = Bench(tmp_path / "other", retry_io_s=0.01)
+    monkeypatch.setattr(RunFolder, "write_table", full_at_first)
+    given_up.learner.full_disk = True
+    with pytest.raises(NoRoomError, match="No space left"):
+        await given_up.run()
+    assert sum("it is tried again" in note for note in given_up.reporter.notes) == 1  # and for the other files no more
 
 
 async def test_a_stop_while_resuming_loses_no_prompt(tmp_path: Path) -> None:
@@ -245,6 +251,70 @@ async def test_a_stop_while_resuming_loses_no_prompt(tmp_path: Path) -> None:
     third = Bench(run)
     await third.run()
     assert first.learner.seen + third.learner.seen == ALL
+
+
+async def test_a_stop_ends_the_way_back_that_takes_long_and_changes_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    await killed(run, 3)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    again = Bench(run, stop_grace_s=0.01)
+
+    async def update(groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
+        again.stop.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    again.learner.update = update  # type: ignore[method-assign]
+    summary = await again.run()
+    assert (summary["status"], summary["steps"]) == ("stopped", 3)
+    (run / "summary.json").unlink()
+    before.pop(run / "config.yaml")
+    assert {path: path.read_bytes() for path in before} == before
+    last = Bench(run)
+    assert (await last.run())["steps"] == 3
+    assert last.learner.seen == ALL
+
+
+async def test_a_stop_is_heard_while_an_adapter_is_published(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    bench = Bench(run, stop_grace_s=0.01)
+
+    async def publish(adapter: FakeAdapter) -> Sequence[PublishReport]:
+        bench.stop.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    bench.generator.publish = publish  # type: ignore[method-assign]
+    assert (await bench.run())["status"] == "stopped"
+    assert steps_in(run) == [1]
+    again = Bench(run)
+    assert (await again.run())["steps"] == 3
+    assert bench.learner.seen + again.learner.seen == ALL
+
+
+async def test_a_stop_is_heard_while_a_checkpoint_waits_for_room_or_takes_long(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    bench = Bench(run, save_every=1)
+    bench.learner.full_disk = True
+    bench.reporter.on_step = lambda: (
+        len(bench.reporter.rows) == 1 and asyncio.get_running_loop().call_later(0.05, bench.stop.set)
+    )
+    summary = await bench.run()
+    assert (summary["status"], summary["steps"]) == ("stopped", 1)
+    assert sum("No space left on device; it is tried again" in note for note in bench.reporter.notes) == 1
+
+    again = Bench(run, save_every=1, stop_grace_s=0.01)
+
+    async def save_checkpoint(folder: str, files: Mapping[str, bytes]) -> None:
+        again.stop.set()
+        await asyncio.Event().wait()
+
+    again.learner.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+    assert (await again.run())["steps"] == 2
+    assert sum("a checkpoint was abandoned" in note for note in again.reporter.notes) == 1
+    last = Bench(run)
+    assert (await last.run())["steps"] == 3
+    assert last.learner.seen == ALL
 
 
 async def test_groups_that_are_ready_are_kept_and_those_under_way_asked_again(tmp_path: Path) -> None:

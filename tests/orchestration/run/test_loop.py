@@ -199,7 +199,7 @@ async def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path:
 
 
 async def test_a_checkpoint_that_cannot_be_written_is_said_and_its_steps_are_recorded(tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "run", FakeLearner(fail_at=3), save_every=1)
+    bench = Bench(tmp_path / "run", FakeLearner(fail_at=3), save_every=1, retry_io_s=0)
     bench.learner.full_disk = True
     with pytest.raises(RuntimeError, match="not finite"):
         await bench.run()
