@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 from orchestration.cluster.upkeep.restarts import Restarts
@@ -17,8 +17,7 @@ from orchestration.errors import RlvrError, WorkerDiedError, one_line
 from orchestration.run.reporter import Note
 from orchestration.settings.rewards import RewardConfig
 from reward_service.clients.asynchronous import RewardClient
-from reward_service.clients.errors import BadAnswerError, RewardServiceError, RewardServiceUnavailable
-from reward_service.errors import ServiceStartError
+from reward_service.clients.errors import BadAnswerError, RewardServiceUnavailable
 from reward_service.types import ItemResult, RewardItem, RewardSpec
 
 LOOK_S = 5.0
@@ -67,6 +66,7 @@ class RewardKeeper:
         self._there.set()
         if self._config.url is None:
             self._upkeep = asyncio.create_task(self._keep_up(), name="reward-keeper")
+            self._upkeep.add_done_callback(self._ended)
 
     async def close(self) -> None:
         """End the service in order."""
@@ -151,12 +151,18 @@ class RewardKeeper:
                 life += 1
                 try:
                     self._service = await self._start(life)
-                except (RlvrError, ServiceStartError, RewardServiceError) as error:
+                except Exception as error:
                     why = f"the reward service did not start again: {error}"
                 else:
                     break
             self._there.set()
             self._note("info", "the reward service is back")
+
+    def _ended(self, upkeep: asyncio.Task[None]) -> None:
+        """A service that nobody keeps any more would be waited for for ever: what ends its keeping ends the run."""
+        if not upkeep.cancelled() and (error := upkeep.exception()) is not None:
+            self._failure = RlvrError(f"the run's reward service is kept alive no longer: {error!r}")
+            self._there.set()
 
     async def _until_lost(self, service: Service) -> str:
         """Returns what was lost when the service has ended, or is not ready for `stall_timeout_s`."""
@@ -170,10 +176,11 @@ class RewardKeeper:
                 await asyncio.wait([ended], timeout=self._look_s)
                 if ended.done():
                     return ended.result()
+        except Exception as error:  # such as of its log, which cannot be read any more
+            return f"the reward service cannot be watched any more: {error}"
         finally:
             ended.cancel()
-            with suppress(asyncio.CancelledError):
-                await ended
+            await asyncio.gather(ended, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -62,6 +62,18 @@ async def test_another_takes_over_when_it_is_killed_and_past_the_budget_the_stor
             await score_until_it_fails(keeper)
 
 
+async def test_one_that_cannot_be_started_again_ends_the_wait_for_it(tmp_path: Path) -> None:
+    """Such as in a folder that was removed, of which the system says no more than that."""
+    logs = tmp_path / "logs"
+    async with own_service(logs) as (keeper, _):
+        number = newest_service(logs)
+        logs.rename(tmp_path / "elsewhere")
+        logs.write_text("in the way")
+        os.kill(number, signal.SIGKILL)
+        with pytest.raises(WorkerDiedError, match=r"did not start again: .*File exists"):
+            await score_until_it_fails(keeper)
+
+
 async def test_one_that_is_stopped_is_replaced(tmp_path: Path) -> None:
     async with own_service(tmp_path, stall_s=1.0) as (keeper, notes):
         stopped = newest_service(tmp_path)
