@@ -129,10 +129,7 @@ class RunConfig(Section):
     )
     restart_window_s: float = Field(600.0, gt=0, description="Over how long restarts are counted, seconds.")
     stop_grace_s: float = Field(
-        15.0,
-        ge=0,
-        description="What is under way at Ctrl-C or SIGTERM (an update, a publish, a checkpoint, a resumed run's way "
-        "back) and takes longer is abandoned, seconds.",
+        15.0, ge=0, description="What is under way at Ctrl-C or SIGTERM and takes longer is abandoned, seconds."
     )
     retry_io_s: float = Field(
         600.0, ge=0, description="How long the run waits for room where a disk or /dev/shm is full, seconds."

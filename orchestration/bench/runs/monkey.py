@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,10 +29,12 @@ from orchestration.settings.config import RunConfig, load_config
 from orchestration.storage.cache import Progress
 from rollout_server.forking.leftovers import SHARED_MEMORY, owned_prefix, remove_leftovers
 
+_FORK_SERVER: Final = "rollout_server.forking.server"
+FORKED: Final = "engine, core or rank"
 KINDS: Final = {
     "ray::RolloutActor": "rollout actor",
     "ray::LearnerActor": "learner actor",
-    "rollout_server.forking.server": "engine, core or rank",
+    _FORK_SERVER: FORKED,
     "reward_service": "reward service",
     "raylet/raylet": "raylet",
     "gcs_server": "GCS",
@@ -61,6 +63,15 @@ _SETTINGS: Final = (
 )
 _POLL_S: Final = 0.2
 _START_S: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A process of a run."""
+
+    kind: str
+    """Of `KINDS`."""
+    pid: int
 
 
 @dataclass(slots=True)
@@ -92,7 +103,7 @@ def run(seconds: float, every_s: float, steps: int, seed: int, progress: Progres
             words = ["tiny", *_SETTINGS, f"max_steps={steps}", f"seed={num_runs}", f"run_dir={name}/run-{num_runs}"]
             rows = Path(name, f"run-{num_runs}", "metrics.jsonl")
             _train(words, rows, draw, mischief, until=began + seconds, every_s=every_s, log=Path(name, "log"))
-            rewards.append(_checked(load_config("tiny", words[1:])))
+            rewards.append(checked(load_config("tiny", words[1:])))
             num_runs += 1
             progress(f"{num_runs} runs, {sum(mischief.faults.values())} faults", (time.monotonic() - began) / seconds)
     remove_leftovers()
@@ -146,37 +157,50 @@ def _disturb(
         if fatal or not next_at <= time.monotonic() < until or (next_at == 0 and _num_lines(rows) <= before):
             continue
         next_at = time.monotonic() + every_s
-        victims = list(_victims(driver.pid))
-        if not victims:
-            continue
-        kind = draw.choice(sorted({kind for kind, _ in victims}))
-        victim = draw.choice([process for name, process in victims if name == kind])
-        number = draw.choice(SIGNALS.get(kind, (signal.SIGKILL, signal.SIGSTOP)))
-        try:
-            os.kill(victim.pid, number)
-        except ProcessLookupError:
-            continue
-        fatal = kind in FATAL
-        mischief.faults[f"{kind}, {number.name}"] += 1
+        if victims := list(victims_below([driver.pid])):
+            victim, number = chosen(victims, draw)
+            fatal = strike(victim, number, mischief) and victim.kind in FATAL
     return fatal
 
 
-def _victims(driver: int) -> Iterator[tuple[str, psutil.Process]]:
-    """(kind, process) of a run's processes. The fork server itself is spared: what it forks is not."""
-    processes = [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]
-    for process in processes:
-        try:
-            line = " ".join(process.cmdline())
-            parent = " ".join(process.parent().cmdline()) if process.parent() else ""
-        except psutil.Error:
-            continue
-        kind = next((kind for part, kind in KINDS.items() if part in line), None)
-        if kind is None or (kind == "engine, core or rank" and "rollout_server.forking.server" not in parent):
-            continue
-        yield kind, process
+def chosen(victims: Sequence[Victim], draw: random.Random) -> tuple[Victim, signal.Signals]:
+    """Who is next, and what is sent to it: any kind is as likely as another, however many there are of it."""
+    kind = draw.choice(sorted({victim.kind for victim in victims}))
+    victim = draw.choice([victim for victim in victims if victim.kind == kind])
+    return victim, draw.choice(SIGNALS.get(kind, (signal.SIGKILL, signal.SIGSTOP)))
 
 
-def _checked(config: RunConfig) -> float:
+def strike(victim: Victim, number: signal.Signals, mischief: Mischief) -> bool:
+    """Send the signal, and book it. Returns whether there was somebody to receive it."""
+    try:
+        os.kill(victim.pid, number)
+    except ProcessLookupError:
+        return False
+    mischief.faults[f"{victim.kind}, {number.name}"] += 1
+    return True
+
+
+def victims_below(roots: Iterable[int]) -> Iterator[Victim]:
+    """The processes of a run, of which these are the first."""
+    for root in map(psutil.Process, roots):
+        for process in (root, *root.children(recursive=True)):
+            try:
+                line = " ".join(process.cmdline())
+                parent = " ".join(above.cmdline()) if (above := process.parent()) else ""
+            except psutil.Error:
+                continue
+            if (kind := kind_of(line, parent)) is not None:
+                yield Victim(kind, process.pid)
+
+
+def kind_of(line: str, parent: str) -> str | None:
+    """What a process is, by its command line and its parent's. The fork server itself is spared: what it forks is
+    not."""
+    kind = next((kind for part, kind in KINDS.items() if part in line), None)
+    return None if kind == FORKED and _FORK_SERVER not in parent else kind
+
+
+def checked(config: RunConfig) -> float:
     """The mean reward of the last steps of a finished run.
 
     Raises RlvrError if it made other updates, or learned from other prompts, than planned.
