@@ -9,7 +9,7 @@ Shapes: H heads, K key-value heads, N packed tokens, D head size; Q and C blocks
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import numpy as np
@@ -124,8 +124,16 @@ def compiled(kernel: Callable[..., Any], backend: Any = "inductor") -> Callable[
     """One graph for all lengths from 128 tokens on, and one for shorter trees, for which inductor has other code; for
     each window, with and without gradients. Beyond the limit of graphs an error: PyTorch would else go on by the dense
     scores of N × N."""
-    torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
-    return torch.compile(kernel, dynamic=True, fullgraph=True, backend=backend)
+    graphs = torch.compile(kernel, dynamic=True, fullgraph=True, backend=backend)
+
+    @wraps(kernel)
+    def run(*given: Any, **further: Any) -> Any:
+        # Dynamo's settings are a thread's own, and what is recomputed in a GPU's backward pass is in autograd's.
+        if torch._dynamo.config.recompile_limit < MOST_GRAPHS:
+            torch._dynamo.config.recompile_limit = MOST_GRAPHS
+        return graphs(*given, **further)
+
+    return run
 
 
 @cache

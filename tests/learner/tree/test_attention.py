@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from torch.testing import assert_close
 
 from learner.tree.attention import attend, make_attention
 from learner.tree.blocks import BlockAttention, plan_blocks
-from learner.tree.flex import block_mask, block_relations, compiled
+from learner.tree.flex import MOST_GRAPHS, block_mask, block_relations, compiled
 from learner.tree.prefix_tree import PrefixTree, TokenSequence, build_tree
 from tests.learner.helpers import random_groups
 from tests.learner.tree.test_prefix_tree import sequences
@@ -129,6 +130,23 @@ def test_beyond_the_limit_of_graphs_is_an_error_and_no_dense_attention(monkeypat
         kernel(query, key, value, block_mask=block_mask(tree, CPU), enable_gqa=True)
         with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
             kernel(query, query, query, block_mask=block_mask(tree, CPU, window=3), enable_gqa=False)
+
+
+def test_the_limit_of_graphs_is_that_of_every_thread() -> None:
+    """What is recomputed in a GPU's backward pass is compiled in a thread of autograd's, with dynamo's own settings."""
+
+    def kernel(given: Tensor, number: int) -> Tensor:
+        return given + number
+
+    torch._dynamo.reset()
+    run = compiled(kernel, backend="eager")
+    sizes = [torch.zeros([2] * rank) for rank in range(MOST_GRAPHS + 1)]
+    run(sizes[0], 2)  # where the settings are ours already
+    with ThreadPoolExecutor(1) as thread:
+        for tensor in sizes[1:-1]:
+            thread.submit(run, tensor, 2).result()
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            thread.submit(run, sizes[-1], 2).result()
 
 
 @pytest.mark.slow
