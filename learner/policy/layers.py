@@ -57,10 +57,13 @@ def kept_in_evaluation(base: nn.Module) -> list[nn.Module]:
 
 
 def other_layers(base: Any) -> str | None:
-    """The kinds of layers that mix tokens by something else than full or sliding attention, as far as the configuration
-    names them; None: it names no such."""
-    kinds = getattr(base.config.get_text_config(), "layer_types", None) or ()
+    """The kinds of layers that mix tokens by something else than full or sliding attention, or count the tokens before
+    one themselves, as far as the configuration names them; None: it names no such."""
+    text = base.config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ()
     other = [kind for kind in dict.fromkeys(kinds) if kind not in ATTENTION_LAYERS]
+    if getattr(text, "attn_temperature_tuning", None):  # Llama 4, from its floor_scale-th token on
+        other.append("scaled by the place in the row")
     return f"{', '.join(other)} ({layer_classes(base)})" if other else None
 
 
@@ -84,9 +87,13 @@ def expected_windows(text: Any) -> list[int | None]:
 
 
 def logit_scale(text: Any) -> float:
-    """What the model multiplies its logits by: Cohere, Falcon-H1; Granite divides."""
-    scale = float(getattr(text, "logit_scale", None) or 1.0) * float(getattr(text, "lm_head_multiplier", None) or 1.0)
-    return scale / float(getattr(text, "logits_scaling", None) or 1.0)
+    """What the model multiplies its logits by: Cohere, Falcon-H1; Granite and Inkling divide."""
+    scale = 1.0
+    for name in ("logit_scale", "lm_head_multiplier"):
+        scale *= float(getattr(text, name, None) or 1.0)
+    for name in ("logits_scaling", "logits_mup_width_multiplier"):
+        scale /= float(getattr(text, name, None) or 1.0)
+    return scale
 
 
 def positions_per_token(base: Any) -> int:

@@ -64,22 +64,25 @@ def adapter_targets(base: Any, lora: LoraSettings) -> AdapterTargets:
 
 
 def _takes_adapter(module: nn.Module) -> bool:
-    """A router may be a linear layer that gives more than the product."""
+    """A linear layer may give more than the product, as a router, or less, as one of groups."""
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(module, nn.Linear | nn.Embedding | Conv1D) and "Router" not in type(module).__name__
+    own = re.search("Router|Grouped", type(module).__name__)
+    return isinstance(module, nn.Linear | nn.Embedding | Conv1D) and own is None
 
 
 def _every_linear(base: Any, layers: dict[str, nn.Module]) -> tuple[str, ...]:
     """Last names of the linear layers but the output projection, in the order of the model. Two of a Mamba mixer
-    are none: kernels take their weights and never call them. Nor are those of an indexer, which only chooses what is
-    attended to, so that no gradient comes back."""
+    are none: kernels take their weights and never call them; nor is a router's classifier. Nor are those of an indexer,
+    which only chooses what is attended to, so that no gradient comes back."""
     head = base.get_output_embeddings()
     names: dict[str, None] = {}
     for name, module in layers.items():
         parent, _, last = name.rpartition(".")
         holder = base.get_submodule(parent)
-        unreached = (last in ("out_proj", "dt_proj") and hasattr(holder, "D")) or "Indexer" in type(holder).__name__
+        kind = type(holder).__name__
+        unreached = (last in ("out_proj", "dt_proj") and hasattr(holder, "D")) or "Indexer" in kind
+        unreached = unreached or (last == "classifier" and "Router" in kind)
         if not (module is head or isinstance(module, nn.Embedding) or unreached):
             names[_LAST_NAME.findall(name)[0]] = None
     return tuple(names)

@@ -65,7 +65,8 @@ _LATENT = {
     "v_head_dim": 8,
     "num_key_value_heads": 4,
 }
-_INDEXER = {"index_n_heads": 2, "index_head_dim": 16}
+_INDEXER = {"index_n_heads": 16, "index_head_dim": 16, "index_topk": 24}
+"""Fewer than sequences have tokens. Of two heads scores would often be alike, and rounding choose."""
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 _DELTA = {
     **_LINEAR,
@@ -82,7 +83,18 @@ _MAMBA2 = {
     "mamba_d_state": 8,
     "mamba_chunk_size": 8,
 }
+_COMPRESSED = {
+    **_ROUTED_EXPERTS,
+    "head_dim": 16,
+    "num_key_value_heads": 1,
+    "q_lora_rank": 16,
+    "o_lora_rank": 8,
+    "o_groups": 2,
+    "hc_mult": 2,
+    "sliding_window": 6,
+}
 _SCALED = {"factor": 4.0, "rope_theta": 10000.0}
+_THREE_AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 _DECODER = {"d_model": 32, "decoder_layers": 12, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
 """Deep: where norms stand behind the layers, tokens become alike."""
 
@@ -377,6 +389,83 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "roberta": {},
     "nanochat": {},
     "vaultgemma": {"head_dim": 8, "sliding_window": 6},
+    "gemma4_unified_text": {
+        "head_dim": 8,
+        "global_head_dim": 8,
+        **_WINDOWS,
+        "use_bidirectional_attention": None,
+    },
+    "cohere_compass_text": {
+        **_WINDOWS,
+        "logit_scale": 0.25,
+        "rope_parameters": {"full_attention": _THREE_AXES, "sliding_attention": _THREE_AXES},
+    },
+    "longcat_flash": {
+        **_LATENT,
+        "head_dim": 8,
+        "num_layers": 1,
+        "ffn_hidden_size": 48,
+        "n_routed_experts": 4,
+        "zero_expert_num": 2,
+        "moe_topk": 2,
+        "expert_ffn_hidden_size": 24,
+    },
+    "ministral3, scaled": {
+        "rope_parameters": {
+            **_SCALED,
+            "rope_type": "yarn",
+            "original_max_position_embeddings": 24,
+            "llama_4_scaling_beta": 0.5,
+        },
+    },
+    "llama4_text, whole": {
+        **_LOCAL_EXPERTS,
+        "head_dim": 8,
+        "intermediate_size_mlp": 48,
+        "layer_types": ["full_attention"] * 2,
+        "no_rope_layers": [0, 1],
+        "floor_scale": 24,
+    },
+    "mvp": {**_DECODER, "decoder_layers": 2},
+    "blenderbot-small": {**_DECODER, "decoder_layers": 2},
+    "bigbird_pegasus": {**_DECODER, "decoder_layers": 2},
+    "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 4, "causal": True},
+    "axk2": {
+        **_ROUTED_EXPERTS,
+        **_LATENT,
+        **_INDEXER,
+        "head_dim": 8,
+        "gated_norm_rank": 4,
+        "mlp_layer_types": ["dense", "sparse"],
+    },
+    "hy_v4": {**_ROUTED_EXPERTS, **_LATENT, **_INDEXER, "head_dim": 16, "mlp_layer_types": ["dense", "sparse"]},
+    "deepseek_v4": {**_COMPRESSED, "num_hidden_layers": 4, "index_n_heads": 16, "index_head_dim": 16, "index_topk": 4},
+    "deepseek_v4, sliding": {**_COMPRESSED, "layer_types": ["sliding_attention"] * 2},
+    "zaya": {**_SMALL_EXPERTS, "num_experts_per_tok": 1, "head_dim": 8, "router_hidden_size": 16},
+    "inkling_text": {
+        **_ROUTED_EXPERTS,
+        "head_dim": 8,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 2,
+        "swa_head_dim": 8,
+        "sliding_window_size": 6,
+        "d_rel": 4,
+        "rel_extent": 16,
+        "logits_mup_width_multiplier": 4.0,
+    },
+    "qwen4_exp_text": {
+        **_SMALL_EXPERTS,
+        **_DELTA,
+        "head_dim": 8,
+        "shared_expert_intermediate_size": 24,
+        "hc_count": 2,
+        "hc_lowrank": 8,
+        "indexer_n_heads": 16,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
 }
 """A kind of `transformers`, with a variant behind a comma → what its configuration has beside `_SIZES`."""
 
@@ -520,6 +609,7 @@ def table(rows: Iterable[Row]) -> str:
 
 _REASONS = {
     r"s_aux": "sinks beside the attention",
+    r"kind scaled by": "attention scaled by the place in the row",
     r"calls the attention|needs the keyword|differs|fails": "attention, positions or windows of its own",
     r"looks ahead": "encoders: attention both ways",
     r"back from a file": "peft loses adapters on its shared experts",

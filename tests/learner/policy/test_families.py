@@ -22,11 +22,12 @@ from tests.learner.policy.families import (
     some_sequences,
 )
 
-SHARED = ("mistral", "gemma3_text", "mixtral", "phi3", "olmo", "deepseek_v3", "granite")
+SHARED = ("mistral", "gemma3_text", "mixtral", "phi3", "olmo", "longcat_flash", "granite")
 """A window, two windows, jitter, dropout, a clamp in place, latent attention, scaled logits."""
-HYBRIDS = ("qwen3_next", "qwen3_5_text", "lfm2", "falcon_h1", "jamba", "bamba")
-OTHER_ATTENTION = ("phimoe", "bloom", "gpt_oss", "llama4_text", "deepseek_v32")
-"""A window in the mask alone, ALiBi, sinks, chunks, an indexer that chooses what is attended to."""
+HYBRIDS = ("qwen3_next", "qwen3_5_text", "lfm2", "falcon_h1", "jamba", "inkling_text")
+OTHER_ATTENTION = ("phimoe", "bloom", "gpt_oss", "llama4_text, whole", "deepseek_v32", "deepseek_v4, sliding")
+"""A window in the mask alone, ALiBi, sinks, a scale that counts packed tokens beyond the self-test's, an indexer that
+chooses what is attended to, products in groups."""
 
 
 def readme_says(family: str) -> str:
