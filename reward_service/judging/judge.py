@@ -31,14 +31,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reward_service.judging.settings import JudgeSettings
-from reward_service.rewards.base import (
-    NotScorableError,
-    Reference,
-    Reward,
-    RewardParams,
-    definition_hash,
-    first_paragraph,
-)
+from reward_service.rewards.base import NotScorableError, Reference, Reward, RewardParams, definition_hash
 from reward_service.types import JUDGE, Reason, ReferenceKeys, RewardScore
 
 NAME: Final = JUDGE
@@ -126,13 +119,5 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
 def make_judge_reward(settings: JudgeSettings) -> JudgeReward:
     """`judge` as a server's configuration has it."""
     return JudgeReward(
-        name=NAME,
-        description=first_paragraph(__doc__),
-        low=0.0,
-        high=1.0,
-        params=Params,
-        score=score,
-        keys=ReferenceKeys(),
-        deadline_s=settings.deadline_s,
-        settings=settings,
+        name=NAME, params=Params, score=score, keys=ReferenceKeys(), deadline_s=settings.deadline_s, settings=settings
     )

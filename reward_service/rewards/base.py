@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,11 +89,12 @@ class Reward:
     """
 
     name: str
-    description: str
-    low: float
-    high: float
-    params: type[RewardParams]
     score: Callable[[str, Reference, Any], RewardScore]
+    params: type[RewardParams] = RewardParams
+    low: float = 0.0
+    high: float = 1.0
+    description: str = ""
+    """Empty: the first paragraph of the docstring of `score`'s module."""
     deadline_s: float | None = None
     """Time for one item, seconds; None: what the service's settings say."""
     keys: ReferenceKeys | Callable[[Any], ReferenceKeys] | None = None
@@ -104,6 +106,11 @@ class Reward:
     on_demand: tuple[str, ...] = ()
     """The same for modules that take seconds, or need not be installed: a worker has them before its first item of this
     reward, or of any where the settings' `rewards` name it."""
+
+    def __post_init__(self) -> None:
+        if not self.description:
+            module = sys.modules.get(self.score.__module__)
+            object.__setattr__(self, "description", first_paragraph(getattr(module, "__doc__", None)))
 
     def apply(self, task: Task, params: RewardParams) -> RewardScore:
         """The score of a task; rewards that look at more than the completion and the reference override it."""

@@ -53,7 +53,6 @@ from reward_service.rewards.base import (
     Task,
     UnavailableError,
     definition_hash,
-    first_paragraph,
 )
 from reward_service.sandbox.compare import MalformedValueError, Tolerance, is_true, matches, parse
 from reward_service.sandbox.preamble import MODULES, preamble_for, with_methods
@@ -311,9 +310,6 @@ def make_code_reward(sandbox: SandboxSettings) -> CodeReward:
     """`code` in the sandbox of a server's configuration."""
     return CodeReward(
         name="code",
-        description=first_paragraph(__doc__),
-        low=0.0,
-        high=1.0,
         params=Params,
         score=score,
         keys=ReferenceKeys(any_of=KEYS, optional=("entry_point", "setup")),

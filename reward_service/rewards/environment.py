@@ -13,15 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from reward_service.rewards.base import (
-    InvalidReferenceError,
-    Reference,
-    Reward,
-    RewardParams,
-    Task,
-    UnavailableError,
-    first_paragraph,
-)
+from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, RewardParams, Task, UnavailableError
 from reward_service.types import ReferenceKeys, RewardScore
 
 
@@ -70,11 +62,5 @@ def _are_rewards(rewards: Any) -> bool:
 
 
 REWARD = EnvironmentReward(
-    name="environment",
-    description=first_paragraph(__doc__),
-    low=-1e9,
-    high=1e9,
-    params=Params,
-    score=score,
-    keys=ReferenceKeys(metadata=("episode",)),
+    name="environment", low=-1e9, high=1e9, params=Params, score=score, keys=ReferenceKeys(metadata=("episode",))
 )

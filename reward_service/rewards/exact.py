@@ -15,14 +15,7 @@ import unicodedata
 
 from pydantic import Field
 
-from reward_service.rewards.base import (
-    FINAL_ANSWER,
-    AnswerParams,
-    Reference,
-    Reward,
-    acceptable_answers,
-    first_paragraph,
-)
+from reward_service.rewards.base import FINAL_ANSWER, AnswerParams, Reference, Reward, acceptable_answers
 from reward_service.text.answers import AnswerPlace
 from reward_service.text.extraction import read_answers, shown
 from reward_service.types import ANSWER_PREFIX, RewardScore
@@ -62,6 +55,4 @@ def normalised(text: str, params: Params) -> str:
     return text.strip() if params.strip else text
 
 
-REWARD = Reward(
-    name="exact", description=first_paragraph(__doc__), low=0.0, high=1.0, params=Params, score=score, keys=FINAL_ANSWER
-)
+REWARD = Reward(name="exact", params=Params, score=score, keys=FINAL_ANSWER)

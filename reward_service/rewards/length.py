@@ -16,14 +16,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from reward_service.rewards.base import (
-    InvalidReferenceError,
-    Reference,
-    Reward,
-    RewardParams,
-    Task,
-    first_paragraph,
-)
+from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, RewardParams, Task
 from reward_service.types import ReferenceKeys, RewardScore
 
 
@@ -81,12 +74,4 @@ class LengthReward(Reward):
         return _scored(num_tokens, params)
 
 
-REWARD = LengthReward(
-    name="length",
-    description=first_paragraph(__doc__),
-    low=-1.0,
-    high=0.0,
-    params=Params,
-    score=score,
-    keys=reference_keys,
-)
+REWARD = LengthReward(name="length", low=-1.0, high=0.0, params=Params, score=score, keys=reference_keys)

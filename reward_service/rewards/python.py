@@ -20,7 +20,6 @@ from reward_service.rewards.base import (
     Task,
     UnavailableError,
     definition_hash,
-    first_paragraph,
 )
 from reward_service.sandbox.probe import backend_of
 from reward_service.sandbox.program import INSIDE
@@ -79,15 +78,7 @@ def score(completion: str, reference: Reference, params: Params, sandbox: Sandbo
 def make_python_reward(sandbox: SandboxSettings) -> PythonReward:
     """`python` in the sandbox of a server's configuration."""
     return PythonReward(
-        name="python",
-        description=first_paragraph(__doc__),
-        low=0.0,
-        high=1.0,
-        params=Params,
-        score=score,
-        keys=ReferenceKeys(),
-        deadline_s=sandbox.deadline_s,
-        sandbox=sandbox,
+        name="python", params=Params, score=score, keys=ReferenceKeys(), deadline_s=sandbox.deadline_s, sandbox=sandbox
     )
 
 

@@ -15,14 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from reward_service.rewards.base import (
-    AnswerParams,
-    InvalidReferenceError,
-    Reference,
-    Reward,
-    UnavailableError,
-    first_paragraph,
-)
+from reward_service.rewards.base import AnswerParams, InvalidReferenceError, Reference, Reward, UnavailableError
 from reward_service.text.extraction import read_answers, shown, undecorated
 from reward_service.types import ReferenceKeys, RewardScore
 
@@ -114,9 +107,6 @@ def _check_entry(verifier: Verifier, entry: Any, dataset: str) -> None:
 
 REWARD = Reward(
     name="reasoning_gym",
-    description=first_paragraph(__doc__),
-    low=0.0,
-    high=1.0,
     params=AnswerParams,
     score=score,
     keys=ReferenceKeys(required=("dataset", "entry")),

@@ -17,14 +17,7 @@ from typing import Final, Literal
 
 from pydantic import Field, field_validator
 
-from reward_service.rewards.base import (
-    InvalidReferenceError,
-    Reference,
-    Reward,
-    RewardParams,
-    acceptable_answers,
-    first_paragraph,
-)
+from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, RewardParams, acceptable_answers
 from reward_service.text.extraction import shown
 from reward_service.types import ReferenceKeys, RewardScore
 
@@ -105,13 +98,4 @@ def _compile(pattern: str, flags: int) -> re.Pattern[str]:
         raise ValueError(f"the pattern {pattern!r:.100} is not a regular expression: {error}") from None
 
 
-REWARD = Reward(
-    name="regex",
-    description=first_paragraph(__doc__),
-    low=0.0,
-    high=1.0,
-    params=Params,
-    score=score,
-    keys=reference_keys,
-    deadline_s=1.0,
-)
+REWARD = Reward(name="regex", params=Params, score=score, keys=reference_keys, deadline_s=1.0)

@@ -15,7 +15,7 @@ from typing import Final
 
 from pydantic import Field
 
-from reward_service.rewards.base import Reference, Reward, RewardParams, first_paragraph
+from reward_service.rewards.base import Reference, Reward, RewardParams
 from reward_service.types import ReferenceKeys, RewardScore
 
 _TOKEN: Final = re.compile(r"\S{1,16}|\s{16}")
@@ -39,12 +39,4 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
     return RewardScore(score=-params.max_penalty * repeated + 0.0, details={"repeated": round(repeated, 6)})
 
 
-REWARD = Reward(
-    name="repetition",
-    description=first_paragraph(__doc__),
-    low=-1.0,
-    high=0.0,
-    params=Params,
-    score=score,
-    keys=ReferenceKeys(),
-)
+REWARD = Reward(name="repetition", low=-1.0, high=0.0, params=Params, score=score, keys=ReferenceKeys())

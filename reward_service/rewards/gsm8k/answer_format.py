@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from reward_service.rewards.base import Reference, Reward, RewardParams, first_paragraph
+from reward_service.rewards.base import Reference, Reward, RewardParams
 from reward_service.text.answers import answer_lines
 from reward_service.types import ANSWER_PREFIX, ReferenceKeys, RewardScore
 
@@ -46,12 +46,4 @@ _NONE = RewardScore(score=0.0, details={"why": "no answer line"})
 _SEVERAL = RewardScore(score=0.0, details={"why": "more than one answer line"})
 _MALFORMED = RewardScore(score=0.0, details={"why": "the answer line is malformed"})
 
-REWARD = Reward(
-    name="gsm8k_format",
-    description=first_paragraph(__doc__),
-    low=0.0,
-    high=0.5,
-    params=Params,
-    score=score,
-    keys=ReferenceKeys(),
-)
+REWARD = Reward(name="gsm8k_format", high=0.5, params=Params, score=score, keys=ReferenceKeys())

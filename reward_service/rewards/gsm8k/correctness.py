@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from reward_service.rewards.base import FINAL_ANSWER, Reference, Reward, RewardParams, final_answer, first_paragraph
+from reward_service.rewards.base import FINAL_ANSWER, Reference, Reward, RewardParams, final_answer
 from reward_service.text.answers import answer_lines
 from reward_service.text.numerals import close
 from reward_service.types import ANSWER_PREFIX, RewardScore
@@ -38,12 +38,4 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
     return RewardScore(score=1.0, details={"extracted": first})
 
 
-REWARD = Reward(
-    name="gsm8k_correctness",
-    description=first_paragraph(__doc__),
-    low=0.0,
-    high=1.0,
-    params=Params,
-    score=score,
-    keys=FINAL_ANSWER,
-)
+REWARD = Reward(name="gsm8k_correctness", params=Params, score=score, keys=FINAL_ANSWER)
