@@ -9,13 +9,15 @@ of more than `max_chars` characters or nested deeper than `max_depth`. Numbers a
 
 The schema is the parameter `schema`, or else the reference's `schema`. A `$ref` leads to places in the schema itself
 and to the drafts' own meta-schemas; nothing is ever fetched, and a schema that refers elsewhere is an invalid
-reference. `format` is an annotation, as the draft has it, and not checked. Patterns are JavaScript's, as the drafts
-say: their `$` is the very end, their `\\d` and `\\w` are of ASCII.
+reference. `format` is an annotation, as the draft has it, and not checked; `dependencies`, gone from the later drafts,
+still are. Patterns are JavaScript's, as the drafts say: their `$` is the very end, their `\\d` and `\\w` are of ASCII,
+their `\\s` is any blank of Unicode. `\\p{…}` is not known, and makes an invalid reference.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from decimal import Decimal
@@ -25,7 +27,7 @@ from typing import Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 
-from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, RewardParams, first_paragraph
+from reward_service.rewards.base import InvalidReferenceError, Reference, Reward, RewardParams
 from reward_service.types import ReferenceKeys, RewardScore
 
 MAX_SCHEMA_CHARS: Final = 100_000
@@ -33,8 +35,9 @@ MAX_SCHEMA_CHARS: Final = 100_000
 _MAX_NUMBER_CHARS: Final = 309  # a double's range, and what Fraction works on in no time
 
 _DATA: Final = ("const", "default", "enum", "examples")
-_DOLLAR: Final = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
-"""An end sign, or what passes over one: an escaped character, a class."""
+_PIECE: Final = re.compile(r"\\c[A-Za-z]|\\.|\[(?:\\.|[^\]\\])*\]|\$", re.DOTALL)
+"""What JavaScript may read in another way: an escaped character, a class, an end sign."""
+_SPACES: Final = r"\t-\r \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 
 _FENCE: Final = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})[ \t]*([^\n`]*)$", re.MULTILINE)
 
@@ -133,7 +136,7 @@ class _Number(Decimal):
 
 def _decimal(text: str) -> Decimal:
     value = _Number(text)
-    if len(text) > _MAX_NUMBER_CHARS or (value and not -_MAX_NUMBER_CHARS < value.adjusted() < 308):
+    if len(text) > _MAX_NUMBER_CHARS or not math.isfinite(float(text)) or (value and value.adjusted() <= -308):
         raise _RefusedError(f"the number {text:.20} is too large, too small or too long")
     return value
 
@@ -180,13 +183,15 @@ def _make_validator(text: str) -> Any:
     plain = json.loads(text)
     draft = _draft(plain)
     try:
-        draft.check_schema(plain)
+        draft.check_schema(_with_patterns(plain))
         schema = _with_patterns(json.loads(text, parse_float=_decimal))
-    except (SchemaError, RecursionError, _RefusedError) as error:
+    except (SchemaError, RecursionError, _RefusedError, re.error) as error:
         named = draft.META_SCHEMA["$schema"]
         raise InvalidReferenceError(f"the schema is not one of {named}: {error!s:.100}") from None
     types = draft.TYPE_CHECKER.redefine("integer", _is_integer)
     rules = {name: _multiple_of for name in ("multipleOf", "divisibleBy") if name in draft.VALIDATORS}
+    if "dependencies" not in draft.VALIDATORS:
+        rules["dependencies"] = validators.Draft7Validator.VALIDATORS["dependencies"]
     exact = validators.extend(draft, rules, type_checker=types)
     # A registry of its own: the default one fetches what it does not know.
     return exact(schema, registry=REGISTRY)
@@ -211,8 +216,18 @@ def _with_patterns(schema: Any) -> Any:
 
 
 def _pattern(written: str) -> str:
-    ends = _DOLLAR.sub(lambda match: r"\Z" if match.group() == "$" else match.group(), written)
-    return f"(?a:{ends})"
+    pattern = f"(?a:{_PIECE.sub(_in_python, written)})"
+    re.compile(pattern)
+    return pattern
+
+
+def _in_python(match: re.Match[str]) -> str:
+    piece = match.group()
+    if piece.startswith("["):
+        return re.sub(r"\\(.)", lambda escaped: _SPACES if escaped[1] == "s" else escaped.group(), piece)
+    if piece.startswith("\\c") and len(piece) > 2:
+        return re.escape(chr(ord(piece[2]) % 32))
+    return {"$": r"\Z", r"\s": f"[{_SPACES}]", r"\S": f"[^{_SPACES}]"}.get(piece, piece)
 
 
 def _draft(schema: Any) -> Any:
@@ -243,9 +258,6 @@ def _multiple_of(validator: Any, divisor: Any, instance: Any, _: Any) -> Iterato
 
 REWARD = Reward(
     name="json_schema",
-    description=first_paragraph(__doc__),
-    low=0.0,
-    high=1.0,
     params=Params,
     score=score,
     keys=reference_keys,
