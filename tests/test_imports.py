@@ -163,7 +163,11 @@ HOLDERS = {
     "matplotlib": ("orchestration/sweep/chart.py",),
     "scipy": ("orchestration/run/intervals.py",),
     "sqlalchemy": tuple(f"reward_service/audit/{name}.py" for name in ("database", "store", "tables")),
-    "sympy": ("reward_service/text/expressions.py", "reward_service/text/latex/*.py"),
+    "sympy": (
+        "reward_service/text/expressions.py",
+        "reward_service/text/plain.py",
+        "reward_service/text/latex/*.py",
+    ),
     "math_verify": ("reward_service/rewards/mathematics.py",),
     "fastapi": ("reward_service/api/*.py", "orchestration/bench/reward_servers.py"),
     "uvicorn": (

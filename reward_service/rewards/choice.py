@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from string import ascii_uppercase
 from typing import Any, Final
 
-from reward_service.rewards.base import AnswerParams, InvalidReferenceError, Reference, Reward, first_paragraph
+from reward_service.rewards.base import AnswerParams, InvalidReferenceError, Reference, Reward
 from reward_service.text.extraction import has_balanced_braces, read_answers, shown, undecorated
 from reward_service.types import ReferenceKeys, RewardScore
 
@@ -93,7 +93,7 @@ def _unmarked(answer: str) -> tuple[str, bool]:
     text = _UNSEEN.sub("", answer)
     marked = _SET_OFF.match(text) is not None
     text = _MARKED.sub(lambda match: f"{next(group for group in match.groups() if group is not None).strip()} ", text)
-    text = undecorated(_SPACES.sub(" ", text).strip().removesuffix("$").removeprefix("$"))
+    text = undecorated(_SPACES.sub(" ", text))
     while text.startswith("{") and text.endswith("}") and has_balanced_braces(text[1:-1]):
         text = text[1:-1].strip()
     text = undecorated(_LABELLED.sub("", text))
@@ -140,9 +140,6 @@ def _expected(reference: Reference, options: Mapping[str, str | None]) -> str:
 
 REWARD = Reward(
     name="choice",
-    description=first_paragraph(__doc__),
-    low=0.0,
-    high=1.0,
     params=AnswerParams,
     score=score,
     keys=ReferenceKeys(required=("final_answer",), optional=("options",)),

@@ -7,7 +7,7 @@ without a value (`1e999`, `1/0`) scores 0. Of a reference below 0.1 a hundredth 
 
 from __future__ import annotations
 
-from reward_service.rewards.base import FINAL_ANSWER, Reference, Reward, RewardParams, final_answer, first_paragraph
+from reward_service.rewards.base import FINAL_ANSWER, Reference, Reward, RewardParams, final_answer
 from reward_service.text.numerals import close, last_number
 from reward_service.types import RewardScore
 
@@ -20,12 +20,4 @@ def score(completion: str, reference: Reference, params: RewardParams) -> Reward
     return RewardScore(score=1.0 if right else 0.0, details={"extracted": written})
 
 
-REWARD = Reward(
-    name="last_number",
-    description=first_paragraph(__doc__),
-    low=0.0,
-    high=1.0,
-    params=RewardParams,
-    score=score,
-    keys=FINAL_ANSWER,
-)
+REWARD = Reward(name="last_number", score=score, keys=FINAL_ANSWER)

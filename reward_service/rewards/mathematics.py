@@ -13,10 +13,10 @@ are not euros. Sums, products, limits and integrals of one variable are worked o
 others are left to Math-Verify, which is asked only about those that are written with the same signs.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`).
-Every one must be right: answers that disagree score 0, whichever comes last. An answer scores 0 unread if it is
-longer than `max_chars`, nested deeper than 30 brackets, has unbalanced braces, a number of more than 100 digits, a
-tower of numeric powers, or invisible characters or digits of other scripts. What is slow nevertheless meets the
-deadline and is null.
+Every one must be right, or all together the list that the reference is (`\\boxed{1}` and `\\boxed{-2}` for `1, -2`):
+answers that disagree score 0, whichever comes last. An answer scores 0 unread if it is longer than `max_chars`, nested
+deeper than 30 brackets, has unbalanced braces, a number of more than 100 digits, a tower of numeric powers, or
+invisible characters or digits of other scripts. What is slow nevertheless meets the deadline and is null.
 
 `answer_in = "anywhere"` is lenient, for evaluation: if there is neither line nor box, Math-Verify looks for an answer
 in the last `tail_chars` characters (an answer stands at the end, and the time of its search grows with the square of
@@ -45,7 +45,6 @@ from reward_service.rewards.base import (
     Reference,
     Reward,
     acceptable_answers,
-    first_paragraph,
 )
 from reward_service.text.expressions import ExpressionError
 from reward_service.text.extraction import has_balanced_braces, read_answers, shown, undecorated
@@ -102,9 +101,10 @@ def score(completion: str, reference: Reference, params: Params) -> RewardScore:
     for text in answers.texts:
         if (why := unreadable(text, params.max_chars)) is not None:
             return RewardScore(score=0.0, details={**details, "why": f"an answer {why}"})
-    for text in answers.texts:
-        if not _is_right(golds, text, params):
-            return RewardScore(score=0.0, details={**details, "why": f"an answer says {shown(text)}"})
+    wrong = [text for text in answers.texts if not _is_right(golds, text, params)]
+    parts = 1 < len(answers.texts) == len(wrong)
+    if wrong and not (parts and _is_right(golds, ", ".join(answers.texts), params)):
+        return RewardScore(score=0.0, details={**details, "why": f"an answer says {shown(wrong[0])}"})
     return RewardScore(score=1.0, details=details)
 
 
@@ -257,9 +257,6 @@ def _verify(gold: Sequence[Any], found: Sequence[Any]) -> bool:
 
 REWARD: Final = Reward(
     name="math",
-    description=first_paragraph(__doc__),
-    low=0.0,
-    high=1.0,
     params=Params,
     score=score,
     keys=FINAL_ANSWER,

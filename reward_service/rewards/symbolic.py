@@ -1,13 +1,13 @@
 """1.0 if every answer in the completion is an expression that equals the reference's for all values, else 0.0.
 
-Expressions are written in one line, `2x^2 + sin(pi/3)`, as `reward_service.text.expressions` defines it (for LaTeX
-there is `math`); numbers are exact, so 0.333 is not 1/3. `assume` says what variables stand for: sqrt(x^2) is x for
-positive ones only. Values at points that nobody can know refute, simplification proves (see `equivalent` there); an
-answer that could be shown neither equal nor different is null.
+Expressions are written in one line, `2x^2 + sin(pi/3)`, as `reward_service.text.plain` defines it (for LaTeX there is
+`math`); numbers are exact, so 0.333 is not 1/3. `assume` says what variables stand for: sqrt(x^2) is x for positive
+ones only. Values at points that nobody can know refute, simplification proves (see `equivalent`); an answer that could
+be shown neither equal nor different is null.
 
 The answers are the answer lines and the boxes, or what `answer_in` says (see `reward_service.text.extraction`), and
-all of them must be right. What is not such an expression, or is too large for one (1000 characters, 300 tokens, 30
-levels, 50 digits, a power above 1000, of variables above 50), scores 0.
+all of them must be right. What is not such an expression, or is too large for one (1000 characters, 300 tokens, 40
+levels, 1000 digits, a power above 10,000, of variables above 50), scores 0.
 
 `final_answer` is an expression or a number, or a list of these of which any one will do. With the reference's `form`
 `expanded` an answer has no brackets and no more terms than the longest of these: what was to be expanded or simplified
@@ -31,11 +31,11 @@ from reward_service.rewards.base import (
     Reference,
     Reward,
     acceptable_answers,
-    first_paragraph,
 )
-from reward_service.text.expressions import ExpressionError, equivalent, parse_expression
+from reward_service.text.expressions import ExpressionError, equivalent
 from reward_service.text.extraction import read_answers, shown, undecorated
 from reward_service.text.labels import answer_of
+from reward_service.text.plain import parse_expression
 from reward_service.types import ReferenceKeys, RewardScore
 
 
@@ -105,9 +105,6 @@ def _parse_reference(text: str, assume: Literal["complex", "real", "positive"]) 
 
 REWARD = Reward(
     name="symbolic",
-    description=first_paragraph(__doc__),
-    low=0.0,
-    high=1.0,
     params=Params,
     score=score,
     keys=ReferenceKeys(required=FINAL_ANSWER.required, optional=("form",)),

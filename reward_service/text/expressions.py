@@ -1,60 +1,18 @@
-"""Expressions in one line of text, `2x^2 + sin(pi/3)`, as sympy objects, and whether two of them are the same function.
-
-sympy's own readers (`sympify`, `parse_expr`) evaluate Python and must not see text from a model. This one knows
-numbers, names, a list of functions and `+ - * / ^ ** !` with brackets, and nothing else:
-
-- a number is exact (0.1 is 1/10), scientific notation included (`2e3` is 2000, `2e` is 2 times Euler's number);
-- `pi`, `e` and `i` (or `E`, `I`) are the constants; any other name of at most 16 characters is a variable;
-- a product may leave out its sign: `2x`, `3(x+1)`, `x y`; `xy` is one variable; `1/2x` is x/2;
-- `-x^2` is -(x^2), `2^3^2` is 2^9, `sin^2(x)` is sin(x)^2;
-- `name = expression` is the expression; `−`, `×`, `·`, `÷` and `π` are what they look like.
-
-Sizes are limited before sympy works: characters, tokens, depth, digits, exponents.
-"""
+"""Whether two sympy expressions are the same function."""
 
 from __future__ import annotations
 
 import hmac
 import os
 import random
-import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final, Literal
-
-MAX_CHARS: Final = 1000
-MAX_TOKENS: Final = 300
-MAX_DEPTH: Final = 30
-MAX_DIGITS: Final = 50
-MAX_EXPONENT: Final = 1000
-"""Of a number's power, and of a decimal exponent."""
-MAX_SYMBOLIC_EXPONENT: Final = 50
-MAX_BITS: Final = 20_000
-MAX_FACTORIAL: Final = 500
 
 Assumption = Literal["complex", "real", "positive"]
 
-_TOKEN: Final = re.compile(
-    r"[ \t]*(?:(?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)"
-    r"|(?P<name>[A-Za-z][A-Za-z0-9_]*)|(?P<operator>\*\*|[-+*/^!(),=]))[ \t]*"
-)
-_LOOKALIKES: Final = str.maketrans({"\u2212": "-", "×": "*", "·": "*", "÷": "/", "π": " pi "})
-_FUNCTIONS: Final = {
-    **{name: name for name in ("sqrt", "cbrt", "exp", "log", "floor", "sin", "cos", "tan", "cot", "sec", "csc")},
-    **{name: name for name in ("sinh", "cosh", "tanh", "asin", "acos", "atan", "acot", "asinh", "acosh", "atanh")},
-    **{f"arc{name}": f"a{name}" for name in ("sin", "cos", "tan", "cot")},
-    "ln": "log",
-    "abs": "Abs",
-    "Abs": "Abs",
-    "ceil": "ceiling",
-    "ceiling": "ceiling",
-}
-_GROWING: Final = ("exp", "sinh", "cosh")
-_CONSTANTS: Final = {"pi": "pi", "e": "E", "E": "E", "i": "I", "I": "I"}
-_SUM, _PRODUCT, _NEGATION, _POWER, _FACTORIAL = range(1, 6)  # what binds tighter is greater
-
-_SIZES: Final = (3, 3, 3, 3, 40, 40, 1000, 1000)
-"""Of the points that two functions are compared at: |x - 100| is 100 - x near 0."""
+_SIZES: Final = (3, 3, 3, 3, 40, 40, 10_000, 10_000)
+"""Of the points that two functions are compared at: |x - 100| is 100 - x near 0. The last ones are far from it."""
 _DIGITS: Final = 40
 _MAX_WORKING_DIGITS: Final = 400
 _AGREEMENT: Final = 25  # digits
@@ -67,187 +25,6 @@ class ExpressionError(ValueError):
     """The text is not an expression, or is too large for one."""
 
 
-def parse_expression(text: str, assume: Assumption = "real") -> Any:
-    """`text` as a sympy expression.
-
-    Args:
-        text: At most MAX_CHARS characters and MAX_TOKENS tokens.
-        assume: What its variables are: complex, real or positive.
-
-    Raises:
-        ExpressionError: What is wrong with it.
-    """
-    if len(text) > MAX_CHARS:
-        raise ExpressionError(f"it has more than {MAX_CHARS} characters")
-    tokens = list(_tokens(text.translate(_LOOKALIKES)))
-    if len(tokens) > MAX_TOKENS:
-        raise ExpressionError(f"it has more than {MAX_TOKENS} tokens")
-    kinds = [kind for kind, _ in tokens[:2]]
-    if kinds == ["name", "="] and tokens[0][1] not in _FUNCTIONS and tokens[0][1] not in _CONSTANTS:
-        del tokens[:2]
-    parser = _Parser(tokens, assume)
-    expression = parser.read(0, 0)
-    if parser.kind != "end":
-        raise ExpressionError(f"{parser.text!r:.30} is not expected here")
-    return _finite(expression)
-
-
-def _tokens(text: str) -> Iterator[tuple[str, str]]:
-    """(kind, text): number, name, or the operator twice."""
-    position = 0
-    text = text.strip(" \t\r\n")
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise ExpressionError(f"{text[position]!r} is not part of an expression")
-        kind = str(match.lastgroup)
-        yield (match[kind], match[kind]) if kind == "operator" else (kind, match[kind])
-        position = match.end()
-
-
-class _Parser:
-    """Operator precedence by recursion; builds as it reads. Depth counts brackets, signs and right sides."""
-
-    def __init__(self, tokens: list[tuple[str, str]], assume: Assumption) -> None:
-        self._tokens = iter(tokens)
-        self._assume = assume
-        self.kind, self.text = "", ""  # of the token that comes next
-        self._advance()
-
-    def _advance(self) -> str:
-        text = self.text
-        self.kind, self.text = next(self._tokens, ("end", "the end"))
-        return text
-
-    def read(self, binding: int, depth: int) -> Any:
-        """An expression of what binds tighter than `binding`."""
-        if depth > MAX_DEPTH:
-            raise ExpressionError(f"it is nested deeper than {MAX_DEPTH}")
-        left = self._operand(depth)
-        while True:
-            kind = self.kind
-            if kind == "!" and binding < _FACTORIAL:
-                self._advance()
-                left = _factorial(left)
-            elif kind in ("^", "**") and binding < _POWER:
-                self._advance()
-                left = _power(left, self.read(_NEGATION, depth + 1))  # what is as tight stays on the right
-            elif kind in ("*", "/") and binding < _PRODUCT:
-                self._advance()
-                right = self.read(_PRODUCT, depth + 1)
-                left = left * right if kind == "*" else left / right
-            elif kind in ("name", "(") and binding < _PRODUCT:
-                left = left * self.read(_PRODUCT, depth + 1)
-            elif kind in ("+", "-") and binding < _SUM:
-                self._advance()
-                right = self.read(_SUM, depth + 1)
-                left = left + right if kind == "+" else left - right
-            else:
-                return left
-
-    def _operand(self, depth: int) -> Any:
-        import sympy
-
-        kind, text = self.kind, self._advance()
-        if kind == "number":
-            return _number(text)
-        if kind in ("+", "-"):
-            operand = self.read(_NEGATION, depth + 1)
-            return operand if kind == "+" else -operand
-        if kind == "(":
-            inner = self.read(0, depth + 1)
-            self._expect(")")
-            return inner
-        if kind == "name":
-            if text in _FUNCTIONS:
-                return self._call(text, depth)
-            if text in _CONSTANTS:
-                return getattr(sympy, _CONSTANTS[text])
-            if self.kind == "(" and len(text) > 1:  # `f(x)` is a product, `foo(x)` is not meant as one
-                raise ExpressionError(f"there is no function {text[:20]!r}")
-            if len(text) > 16:
-                raise ExpressionError(f"the name {text[:20]!r} is too long")
-            return sympy.Symbol(text, **{self._assume: True})
-        raise ExpressionError(f"{text!r:.30} is not expected here")
-
-    def _call(self, name: str, depth: int) -> Any:
-        import sympy
-
-        raised = None
-        if self.kind in ("^", "**"):  # sin^2(x)
-            self._advance()
-            if not self.text.isdecimal():  # sin^-1 is the arc sine to some, and 1/sin to others
-                raise ExpressionError(f"between {name} and its bracket only a whole power may stand: {name}^2(x)")
-            raised = _number(self._advance())
-        self._expect("(")
-        arguments = [self.read(0, depth + 1)]
-        if self.kind == "," and name == "log":  # log(x, base)
-            self._advance()
-            arguments.append(self.read(0, depth + 1))
-        self._expect(")")
-        if name in _GROWING and arguments[0].is_number and not abs(arguments[0].evalf(5)) <= MAX_EXPONENT:
-            raise ExpressionError(f"the argument of {name} is too large")
-        function: Callable[..., Any] = getattr(sympy, _FUNCTIONS[name])
-        value = _finite(function(*arguments))
-        return value if raised is None else _power(value, raised)
-
-    def _expect(self, kind: str) -> None:
-        if self.kind != kind:
-            raise ExpressionError(f"{kind!r} is missing before {self.text!r:.30}")
-        self._advance()
-
-
-def _number(text: str) -> Any:
-    import sympy
-
-    mantissa, _, exponent = text.lower().partition("e")
-    if len(mantissa) > MAX_DIGITS or len(exponent) > 6 or abs(int(exponent or "0")) > MAX_EXPONENT:
-        raise ExpressionError(f"the number {text[:20]!r} is too large")
-    return sympy.Rational(mantissa) * sympy.Integer(10) ** int(exponent or "0")
-
-
-def _power(base: Any, exponent: Any) -> Any:
-    check_power(base, exponent, MAX_EXPONENT)
-    return _finite(base**exponent)
-
-
-def check_power(base: Any, exponent: Any, max_exponent: int, max_bits: int = MAX_BITS) -> None:
-    """ExpressionError if `base**exponent` must not be worked out: more than `max_exponent`, or too many digits.
-
-    Args:
-        base: A sympy expression.
-        exponent: One that is no number is let through: nothing is worked out.
-        max_exponent: Largest absolute value for a base that is a number; for others it is MAX_SYMBOLIC_EXPONENT.
-        max_bits: Of the result.
-
-    Raises:
-        ExpressionError: It is larger.
-    """
-    if not exponent.is_number:
-        return
-    size = abs(exponent.evalf(5))
-    if not size.is_number or not size < (max_exponent if base.is_number else MAX_SYMBOLIC_EXPONENT) + 1:
-        raise ExpressionError("an exponent is too large")
-    if base.is_Rational and max(abs(base.p), base.q).bit_length() * float(size) > max_bits:
-        raise ExpressionError("a power is too large")
-
-
-def _factorial(operand: Any) -> Any:
-    import sympy
-
-    if not operand.is_Integer or not 0 <= operand <= MAX_FACTORIAL:
-        raise ExpressionError(f"a factorial is of a whole number up to {MAX_FACTORIAL} only")
-    return sympy.factorial(operand)
-
-
-def _finite(expression: Any) -> Any:
-    import sympy
-
-    if expression.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
-        raise ExpressionError("it has no finite value")
-    return expression
-
-
 def equivalent(left: Any, right: Any, assume: Assumption = "real") -> bool | None:
     """Whether two expressions are equal wherever both are defined.
 
@@ -258,9 +35,9 @@ def equivalent(left: Any, right: Any, assume: Assumption = "real") -> bool | Non
     same two are compared at the same points by every process of a service (see `_KEY`).
 
     Args:
-        left: a sympy expression of `parse_expression`.
+        left: a sympy expression.
         right: another.
-        assume: what the variables stand for, as when the two were parsed.
+        assume: what the variables of both stand for.
 
     Returns:
         None if it could not be found out.
@@ -317,11 +94,16 @@ def _grows(expression: Any) -> bool:
 
 
 def _coordinate(generator: random.Random, size: int) -> Any:
-    """Up to `size`; its denominator is as secret as the rest, as sin(k pi x) vanishes at all multiples of 1/k."""
+    """Up to `size`; its denominator is as secret as the rest, as sin(k pi x) vanishes at all multiples of 1/k.
+
+    No Rational, as sympy puts that into functions exactly: of (1 + x)^y it makes a number of a million digits.
+    """
     import sympy
 
     denominator = generator.randrange(10**6, 10**7)
-    return sympy.Rational(generator.randrange(1, size * denominator), denominator)
+    smallest = size * denominator // 2 if size == _SIZES[-1] else 1
+    value = sympy.Rational(generator.randrange(smallest, size * denominator), denominator)
+    return sympy.Float(value, 2 * _MAX_WORKING_DIGITS)
 
 
 def _agree(left: Any, right: Any, point: dict[Any, Any], assume: Assumption) -> bool | None:

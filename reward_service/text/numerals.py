@@ -87,7 +87,7 @@ _NUMBER_IN_TEXT: Final = re.compile(rf"{_SIGNED}(?<!\d)(?>{_MAGNITUDE}){_SCALE}(
 # Nor is what stands behind the _ of a variable.
 # Nor is the 2 of `18 m2`.
 _BEFORE_EXPONENT: Final = re.compile(
-    rf"(?:\^|[\w)]\*\*|(?<=[A-Za-z])_)[{{(]?{_SIGN}?$|[0-9][ ]?(?:[cdkm]?m|ft|in|yd|mi)$"
+    rf"(?:\^|[0-9A-Za-z)]\*\*|(?<=[A-Za-z])_)[{{(]?{_SIGN}?$|[0-9][ ]?(?:[cdkm]?m|ft|in|yd|mi)$"
 )
 # `12:30`, `3:5`, `2024-01-05`, `1.2.3`: the last part of a time, a ratio, a date, a version is no number of its own.
 _PART_OF_A_DATE: Final = re.compile(r"[0-9]:$|[0-9]{1,4}[-/][0-9]{1,2}$|[0-9]-[0-9]{1,2}-$|[0-9]\.[0-9]+(?:\.[0-9]*)?$")

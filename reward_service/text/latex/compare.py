@@ -78,6 +78,8 @@ def _is_condition(value: Value) -> bool:
 def _same_relations(gold: Value, answer: Value, digits: int) -> bool:
     if isinstance(gold, Relation) and isinstance(answer, Relation):
         return _same_relation(gold, answer, digits)
+    if isinstance(gold, Chain) and isinstance(answer, Chain) and _same_chain(gold, answer, digits):
+        return True
     if isinstance(gold, Relation | Chain) and isinstance(answer, Relation | Chain):
         return variables(gold) == variables(answer) and same_regions(gold, answer)
     relation, other = (gold, answer) if isinstance(gold, Relation | Chain) else (answer, gold)
@@ -86,6 +88,19 @@ def _same_relations(gold: Value, answer: Value, digits: int) -> bool:
             return False
         return same(relation.right, other, digits) if relation is gold else same(other, relation.right, digits)
     return isinstance(other, Region | Sequence) and same_regions(gold, answer)
+
+
+def _same_chain(gold: Chain, answer: Chain, digits: int) -> bool:
+    """Link by link; `c > b > a` is `a < b < c`."""
+    back = tuple(Relation(one.right, _OPPOSITE.get(one.sign, ""), one.left) for one in reversed(answer.relations))
+    return any(
+        [one.sign for one in gold.relations] == [one.sign for one in links]
+        and all(
+            same(one.left, other.left, digits) and same(one.right, other.right, digits)
+            for one, other in zip(gold.relations, links, strict=True)
+        )
+        for links in (answer.relations, back)
+    )
 
 
 def _names_several(relation: Relation, other: Value) -> bool:

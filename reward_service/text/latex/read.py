@@ -24,11 +24,11 @@ from reward_service.text.latex.operations import (
     remainder,
     repeating,
 )
-from reward_service.text.latex.tokens import CURRENCIES, SCALES, Token
+from reward_service.text.latex.tokens import CURRENCIES, FUNCTIONS, SCALES, Token
 
 MAX_DEPTH: Final = 40
 
-_SUM, _PRODUCT, _NEGATION, _POWER, _POSTFIX = range(1, 6)  # what binds tighter is greater
+SUM, PRODUCT, NEGATION, POWER, POSTFIX = range(1, 6)  # what binds tighter is greater
 _CLOSING: Final = {"(": ")", "[": "]", "{": "}", "\\lbrace": "\\rbrace", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}
 _BARS: Final = {"|": "|", "\\lvert": "\\rvert"}
 _TIMES: Final = ("*", "\\times", "\\cdot", "\\ast", "\\bullet")
@@ -49,6 +49,8 @@ class Reader:
         self.tokens = tokens
         self.log_base = log_base
         self.at = 0
+        self.bars = 0
+        """How many are open, so that the next one may be their end."""
         self.degrees = 0
         """Degree signs outside of functions' arguments."""
         self.currency = ""
@@ -90,25 +92,32 @@ class Reader:
     def _continued(self, left: Any, binding: int, depth: int) -> Any:
         """`left` with the next operator and its right side; None where nothing binds tighter than `binding`."""
         kind = self.kind
-        if kind in ("!", "%", "\\degree", "'", "scale") and binding < _POSTFIX:
+        if kind in ("!", "%", "\\degree", "'", "scale") and binding < POSTFIX:
             return self._postfix(left)
-        if kind in ("^", "**") and binding < _POWER:
+        if kind in ("^", "**") and binding < POWER:
             self.advance()
             return power(left, self._script(depth))
-        if kind in ("\\bmod", "\\mod") and binding < _PRODUCT:
+        if kind in ("\\bmod", "\\mod") and binding < PRODUCT:
             self.advance()
-            return remainder(left, self.read(_PRODUCT, depth + 1))
-        if kind in (*_TIMES, "/", "\\div") and binding < _PRODUCT:
+            return remainder(left, self.read(PRODUCT, depth + 1))
+        if kind in (*_TIMES, "/", "\\div") and binding < PRODUCT:
             self.advance()
-            right = self.read(_PRODUCT, depth + 1)
+            right = self.read(PRODUCT, depth + 1)
             return bounded(left * right) if kind in _TIMES else quotient(left, right)
-        if binding < _PRODUCT and (kind in _OPENERS or (kind == "number" and self.peek(-1).kind == "!")):
-            return bounded(left * self.read(_PRODUCT, depth + 1))
-        if kind in ("+", "-", "\\pm", "\\mp") and binding < _SUM:
+        if binding < PRODUCT and self._at_factor():
+            return bounded(left * self.read(PRODUCT, depth + 1))
+        if kind in ("+", "-", "\\pm", "\\mp") and binding < SUM:
             self.advance()
             sign = self._sign(kind)
-            return bounded(left + sign * self.read(_SUM, depth + 1))
+            return bounded(left + sign * self.read(SUM, depth + 1))
         return None
+
+    def _at_factor(self) -> bool:
+        """Whether a product goes on with no sign. A bar may be an end, and so may `[`, of an interval."""
+        kind = self.kind
+        if kind == "[":
+            return self.peek().kind in (*_OPENERS, "number", "-")
+        return kind in _OPENERS or (kind == "|" and not self.bars) or (kind == "number" and self.peek(-1).kind == "!")
 
     def _sign(self, kind: str) -> Any:
         import sympy
@@ -178,7 +187,7 @@ class Reader:
         if kind in ("number", "repeating"):
             return self._number(token)
         if kind in ("+", "-", "\\pm", "\\mp"):
-            return self._sign(kind) * self.read(_NEGATION, depth + 1)
+            return self._sign(kind) * self.read(NEGATION, depth + 1)
         if kind in CURRENCIES:
             self.currency = CURRENCIES[kind]
             return self._operand(depth + 1)
@@ -195,7 +204,9 @@ class Reader:
     def _delimited(self, opening: str, depth: int) -> Any:
         import sympy
 
+        self.bars += opening == "|"
         inner = self.read(0, depth + 1)
+        self.bars -= opening == "|"
         self.expect(_CLOSING.get(opening) or _BARS[opening])
         if opening in _BARS:
             return sympy.Abs(inner)
@@ -277,9 +288,19 @@ class Reader:
             return sympy.E
         elif text == "i":
             return sympy.I
-        if self.kind == "(" and text in ("f", "g", "h", "F", "G", "P") and not text.endswith("'"):
+        probability = text == "P" and self.peek(2).kind == ")"  # P(1 + r) is a product
+        if self.kind == "(" and (text in ("f", "g", "h", "F", "G") or probability or self._takes_several()):
             return self._applied(text, depth)
         return sympy.Symbol(text, real=True)
+
+    def _takes_several(self) -> bool:
+        """Whether a comma stands in the bracket that comes next: `u(x, t)` is no product."""
+        depth = 0
+        for token in self.tokens[self.at :]:
+            depth += (token.kind in ("(", "{")) - (token.kind in (")", "}"))
+            if depth == 0 or (depth == 1 and token.kind == ","):
+                return depth == 1
+        return False
 
     def _applied(self, name: str, depth: int) -> Any:
         import sympy
@@ -341,7 +362,7 @@ class Reader:
         outside = self.degrees
         arguments = self._arguments(name, depth)
         self.degrees = outside
-        if exponent is not None and exponent == -1 and name in ("sin", "cos", "tan", "cot", "sec", "csc"):
+        if exponent is not None and exponent == -1 and f"a{name}" in FUNCTIONS:
             return apply(f"a{name}", arguments, base)
         if name == "log" and base is None and len(arguments) == 1:
             base = self.log_base
@@ -357,7 +378,7 @@ class Reader:
                 arguments.append(self.read(0, depth + 1))
             self.expect(closing)
             return arguments
-        value = self.read(_POWER - 1, depth + 1)
+        value = self.read(POWER - 1, depth + 1)
         while self.kind in _OPENERS and self.kind not in ("function", "("):
-            value = value * self.read(_POWER - 1, depth + 1)
+            value = value * self.read(POWER - 1, depth + 1)
         return [value]

@@ -113,7 +113,13 @@ def positive_part(numbers: Any) -> Any:
 
 def combined(left: Value, sign: str, right: Value) -> Value:
     """Union, intersection or difference of two sets."""
+    import sympy
+
     one, other = as_region(left), as_region(right)
+    if isinstance(left, Quantity) and isinstance(right, Quantity):  # sets by their names
+        pair = [left.expression, right.expression]
+        pair = pair if sign == "\\setminus" else sorted(pair, key=str)
+        return Quantity(sympy.Function(sign, real=True)(*pair))
     if one is None or other is None:
         raise ExpressionError(f"{sign} stands between what are not sets")
     if sign == "\\cup":

@@ -45,6 +45,8 @@ _UNSEEN: Final = re.compile(
     r"\\(?:[hv]?phantom|[hv]space\*?) *\{[^{}]*\}|\\(?:math)?strut(?![A-Za-z])|\\hskip *-?[0-9.]+ *[a-z]{2}"
 )
 _ROOT_OF: Final = re.compile(r"\\root *\{?([0-9]+)\}? *\\of(?![A-Za-z])")
+_TEXT: Final = re.compile(r"\\text *\{((?:[^{}]|[_^] ?\{[^{}]*\})*)\}")
+_CHEMICAL: Final = re.compile(r"\\ce *\{([^{}]*)\}")
 _WRITTEN_SET: Final = re.compile(r"\\[Ss]et *\{([^{}]*)\}")
 _COLUMN: Final = re.compile(r"(?:\[([^\[\]]+)\]|\(([^()]+,[^()]+)\)) *\^ *\{? *(?:T|\\top|\\text\{T\}) *\}?")
 _DETERMINANT: Final = re.compile(
@@ -67,7 +69,6 @@ _COMMON: Final = tuple(
             r"^(?:\\text *\{ *)?all (?:real numbers|reals) except(?: for)? *(?:\} *)?([^{}]+?) *\}?$",
             r"\\mathbb{R}\\setminus\\{\1\\}",
         ),
-        (r"(?<=\\text\{)([^{}^]*)\^ ?\{ ?(-?[0-9]) ?\}(?=[^{}]*\})", r"\1^\2"),  # \text{km h^{-1}}
         (r"^R ?\\?\$ ?([0-9.,]+)$", r"\1\\text{ real}"),
         (r"^([0-9]{1,3}) ?C ?([0-9]{1,2})$", r"C_{\1}^{\2}"),
         (r"(?<![A-Za-z\\{])C *(\^ *(?:\{ *[0-9]+ *\}|[0-9])) *(_ *(?:\{ *[0-9]+ *\}|[0-9]))", r"C\2\1"),
@@ -93,12 +94,15 @@ def respelled(text: str) -> str:
     """`text` with the common spelling of what is rarer."""
     text = _MARKS.sub(" ", text).strip()
     if "\\" in text:
+        text = _CHEMICAL.sub(_formula, text)
         text = _ARROWS.sub(r"\\vec", _SHORT_BARS.sub(r"\\overline", text))
     if _RARE.search(text) is not None:
         text = _COMMAND.sub(lambda match: _COMMANDS[match[1]], _UNSEEN.sub(" ", text))
         text = _WRITTEN_SET.sub(r"\\{\1\\}", _ROOT_OF.sub(r"\\sqrt[\1]", text))
         if (over := _OVER.fullmatch(text)) is not None:
             text = rf"\frac{{{over[1]}}}{{{over[2]}}}"
+    if "\\text" in text:
+        text = _TEXT.sub(_in_text, text)
     if "\\begin" in text:
         text = _DETERMINANT.sub(r"\\begin{vmatrix}\2\\end{vmatrix}", text)
     if "^" in text and (column := _COLUMN.fullmatch(text)) is not None:
@@ -119,6 +123,18 @@ def respelled(text: str) -> str:
 
 def _prefixed(pattern: re.Pattern[str], sign: str, text: str) -> str:
     return text if (match := pattern.match(text)) is None else sign + text[match.end() :]
+
+
+def _in_text(match: re.Match[str]) -> str:
+    r"""`\text{J\cdot mol^{-1}}` as `\text{J mol^-1}`, and `\text{H_{2}O}`, which is no text, without its frame."""
+    inner = re.sub(r" *\\(?:cdot|times)(?![A-Za-z]) *", " ", re.sub(r"\^ ?\{ ?(-?[0-9]) ?\}", r"^\1", match[1]))
+    inner = re.sub(r"/ ?\(([A-Za-z0-9^ -]+)\)", r"/\1", inner)
+    return inner if re.search(r"[_^] ?\{", inner) else rf"\text{{{inner}}}"
+
+
+def _formula(match: re.Match[str]) -> str:
+    r"""`\ce{SO4^2-}` as `SO_{4}^{2-}`."""
+    return re.sub(r"(?<=[A-Za-z)])([0-9]+)", r"_{\1}", re.sub(r"\^([0-9]*[-+])", r"^{\1}", match[1]))
 
 
 def _rows(match: re.Match[str]) -> str:

@@ -14,7 +14,7 @@ from reward_service.text.latex.forms.bases import in_base
 from reward_service.text.latex.forms.congruences import reduced, without_modulus
 from reward_service.text.latex.forms.words import named_set, read_words
 from reward_service.text.latex.matrices import added, inverted, scaled, transposed
-from reward_service.text.latex.read import _SUM, Reader
+from reward_service.text.latex.read import SUM, Reader
 from reward_service.text.latex.regions import as_region, variables
 from reward_service.text.latex.shapes import (
     BRACKETS,
@@ -53,6 +53,8 @@ def read_answer(text: str, log_base: int | None = None) -> Value:
         return number
     if (congruence := without_modulus(smooth)) is not None:
         return reduced(read_answer(congruence[0], log_base), congruence[1])
+    if ";" in smooth and all("=" in part and "," in part for part in smooth.split(";")):  # p=5, q=2; p=7, q=2
+        smooth = ",".join(f"({part})" for part in smooth.split(";"))
     reader = _Structure(tokens(smooth, MAX_TOKENS), log_base)
     value = reader.top()
     if reader.kind != "end":
@@ -139,7 +141,7 @@ class _Structure(Reader):
                 value = None
             if value is not None and (self._at_end() or (isinstance(value, Matrix) and self.kind in ("+", "-"))):
                 return value
-            self.at, self.degrees, self.signs = start, 0, []
+            self.at, self.degrees, self.signs, self.bars = start, 0, [], 0
         return self._multiple()
 
     def _point(self) -> Value | None:
@@ -226,8 +228,9 @@ class _Structure(Reader):
             self.advance()
             return named_region("EmptySet")
         self.names_set = opening == "\\lbrace"
+        self.bars = int(self.names_set)
         items, connector = self._items((")", "]", "[", "\\rbrace", "\\rangle", "}", "|", ":"))
-        self.names_set = False
+        self.names_set, self.bars = False, 0
         if self.kind in ("|", ":"):
             if opening == "\\lbrace":
                 return self._set_builder(items)
@@ -333,7 +336,7 @@ class _Structure(Reader):
             if self.kind != "number":
                 self.at = start
                 break
-            amount = self.read(_SUM)
+            amount = self.read(SUM)
             smaller = self._unit()
             factor = ratio(unit, smaller)
             if factor is None or factor <= 1 or not amount.is_number or not 0 <= amount < factor.numerator:

@@ -16,7 +16,7 @@ def _words(text: str) -> frozenset[str]:
 FUNCTIONS: Final = {
     **{name: name for name in ("exp", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth")},
     **{f"{prefix}{name}": f"a{name}" for prefix in ("a", "arc") for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
-    **{f"{prefix}{name}": f"a{name}" for prefix in ("a", "ar") for name in ("sinh", "cosh", "tanh")},
+    **{f"{prefix}{name}": f"a{name}" for prefix in ("a", "ar", "arc") for name in ("sinh", "cosh", "tanh")},
     **{"ln": "ln", "log": "log", "lg": "lg", "tg": "tan", "ctg": "cot", "cosec": "csc", "abs": "Abs", "cbrt": "cbrt"},
     **{
         "floor": "floor",
@@ -75,6 +75,9 @@ _TOKEN: Final = re.compile(
     r"|(?P<sign>\*\*|<=|>=|==|!=|~=|:=|=<|=>|[-+*/^!(),=<>|\[\]{}:;_&%'$€£¥₹元円₩₽₺₫₪₱฿¢]|\\[$&#_]))"
 )
 _NOUN: Final = re.compile(r"(?=[a-z]*[aeiou])[a-z]{4,}")  # behind a blank hardly a product of variables
+_RAISED_UNITS: Final = re.compile(
+    r"(?=.*(?:[A-Za-z]{2}|\^-))[A-Za-z]+(?:\^-?[0-9])?(?:(?: +|(?<=[0-9]))[A-Za-z]+(?:\^-?[0-9])?)+"
+)
 
 
 class Token(NamedTuple):
@@ -142,6 +145,8 @@ def _of_text(written: str) -> Iterator[Token]:
         yield Token("letter", bare, True)
     elif re.fullmatch(r"[A-Za-z][A-Za-z '\-.,]*", bare):
         yield Token("text", bare, True)
+    elif _RAISED_UNITS.fullmatch(bare):
+        yield Token("unit", bare, True)
     else:
         pieces = re.split(r"([A-Za-z][A-Za-z']*(?:[ ]+[A-Za-z']+)*)", bare)
         for index, piece in enumerate(pieces):

@@ -62,7 +62,7 @@ def unit_name(words: str) -> str:
 
     ExpressionError if the words may say something of the number, as `or more` and `is wrong` do.
     """
-    if len(words.split()) > _MAX_WORDS or _SAY_SOMETHING.search(words.lower()):
+    if len(re.findall(r"[A-Za-z]+", words)) > _MAX_WORDS or _SAY_SOMETHING.search(words.lower()):
         raise ExpressionError(f"{words:.30} is no unit")
     words = re.sub(r"\bper\b", "/", words.strip(" ."))
     words = re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])", " ", words)
@@ -86,7 +86,7 @@ def _product(parts: list[str]) -> str:
             powers[last] += (int(part[1:]) - 1) * (1 if powers[last] > 0 else -1)
         elif part[0] != "^":
             powers[part] = powers.get(part, 0) + sign
-            sign, last = 1, part
+            last = part
     above, below = ([one for one in powers.items() if one[1] * side > 0] for side in (1, -1))
     return "/".join(["·".join(map(_power, above)), *map(_power, below)])
 

@@ -10,11 +10,12 @@ import sys
 import pytest
 
 from reward_service.text import expressions
-from reward_service.text.expressions import equivalent, parse_expression
+from reward_service.text.expressions import equivalent
+from reward_service.text.plain import parse_expression
 
 SHOW_POINTS = """
-from reward_service.text import expressions
-x, y = (expressions.parse_expression(text) for text in ("sin(x)", "cos(y)"))
+from reward_service.text import expressions, plain
+x, y = (plain.parse_expression(text) for text in ("sin(x)", "cos(y)"))
 print(list(expressions._points(x, y, sorted((x - y).free_symbols, key=str), "real")))
 """
 
