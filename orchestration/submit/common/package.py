@@ -9,17 +9,21 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import os
 import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from orchestration.errors import ConfigError
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from orchestration.errors import ConfigError, in_a_sentence
 
 ROOMS = ("learner", "orchestration", "reward_service", "rollout_server")
 MAX_INCLUDED_BYTES = 50 * 2**20
@@ -51,10 +55,10 @@ class CodePackage:
         return f"{self.num_files} files, {self.num_bytes / 1000:.0f} kB, sha256 {self.digest[:12]}"
 
     def archived(self) -> bytes:
-        """The folder as a .tar.xz, of which Ray makes a working directory; equal folders give equal bytes. A zip, which
-        compresses each file by itself, takes 1.7 times as much: more than a ConfigMap does."""
+        """The folder as a .tar.bz2, of which Ray makes a working directory; equal folders give equal bytes. Of .zip,
+        .tar.gz and .tar.xz the first two are larger than a ConfigMap, and the last takes eight times as long."""
         buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
+        with tarfile.open(fileobj=buffer, mode="w:bz2") as archive:
             for path in _files(self.folder):
                 entry = tarfile.TarInfo(path.relative_to(self.folder).as_posix())
                 content = path.read_bytes()
@@ -72,14 +76,18 @@ def packed_code(include: Sequence[Path] = (), *, recipe_folder: Path | None = No
             the package `mine/` are imported as `mine` there.
         recipe_folder: where the recipe lies, if it is a file: relative paths are looked for there, too.
 
-    Raises ConfigError when one of them is not there, has a name that is taken, is a secret, or is too large.
+    Raises ConfigError when one of them is not there, has a name that is taken, is a secret, or is too large; RlvrError
+    when it cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="rlvr-code-") as name:
         folder = Path(name)
         for room in ROOMS:
             _copy_room(room, folder / room)
         _copy_metadata(folder)
-        _copy_included([_found(source, recipe_folder) for source in include], folder)
+        try:
+            _copy_included([_found(source, recipe_folder) for source in include], folder)
+        except OSError as error:  # it may change under our hands
+            raise in_a_sentence("job.include was not packed", error) from error
         yield _described(folder)
 
 
@@ -117,16 +125,7 @@ def _found(source: Path, recipe_folder: Path | None) -> Path:
 
 def _copy_included(include: Sequence[Path], folder: Path) -> None:
     files = {source: _included_files(source) for source in include}
-    sizes = {source: sum(path.stat().st_size for path in paths) for source, paths in files.items()}
-    for what, size, most in (
-        *((f"job.include={str(source)!r}", size, MAX_INCLUDED_BYTES) for source, size in sizes.items()),
-        ("job.include together", sum(sizes.values()), MAX_TOGETHER_BYTES),
-    ):
-        if size > most:
-            raise ConfigError(
-                f"{what} has {size / 2**20:.0f} MiB, and code has at most {most // 2**20}; put data on S3, or on "
-                f"storage that the cluster shares"
-            )
+    _check_size("job.include together", (path for paths in files.values() for path in paths), MAX_TOGETHER_BYTES)
     for source, paths in files.items():
         place = folder / source.name
         if place.exists():
@@ -145,9 +144,10 @@ def _included_files(source: Path) -> list[Path]:
         )
     if not source.is_file() and not source.is_dir():
         raise ConfigError(f"job.include={str(source)!r} is neither a file nor a folder; give one")
-    if source.stem in sys.stdlib_module_names and (source.is_dir() or source.suffix == ".py"):
-        raise ConfigError(f"job.include={str(source)!r} would hide Python's own module {source.stem!r}; rename it")
-    files = [source] if source.is_file() else list(_files(source))
+    if (source.is_dir() or source.suffix == ".py") and (hidden := _what_it_would_hide(source.stem)):
+        raise ConfigError(f"job.include={str(source)!r} would hide {hidden} {source.stem!r}; rename it")
+    _check_size(f"job.include={str(source)!r}", _files(source), MAX_INCLUDED_BYTES)
+    files = list(_files(source))
     if link := next((path for path in _visible(source) if path.is_symlink() and not path.is_file()), None):
         raise ConfigError(
             f"job.include={str(source)!r} holds the link {link.name!r} to {str(link.readlink())!r}, and only links to "
@@ -161,22 +161,50 @@ def _included_files(source: Path) -> list[Path]:
     return files
 
 
+def _what_it_would_hide(module: str) -> str:
+    """In words, a module that ours import, as far as it is installed here; empty: none."""
+    if module in sys.stdlib_module_names:
+        return "Python's own module"
+    needed = {canonicalize_name(Requirement(line).name) for line in metadata.requires(_DISTRIBUTION) or ()}
+    there = metadata.packages_distributions().get(module, ())
+    return "the installed package" if needed & set(map(canonicalize_name, there)) else ""
+
+
+def _check_size(what: str, files: Iterable[Path], most: int) -> None:
+    """Looks no further than it has to: what was named may be a whole disk."""
+    size = 0
+    for path in files:
+        size += path.stat().st_size
+        if size > most:
+            raise ConfigError(
+                f"{what} has more than the {most // 2**20} MiB that code may have; put data on S3, or on storage that "
+                f"the cluster shares"
+            )
+
+
 def _is_secret(path: Path) -> bool:
     name = path.name.lower()
     return name in _SECRET_NAMES or name.startswith(".env.") or path.suffix.lower() in _SECRET_SUFFIXES
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """All files, in the order of their names; a link counts as its file."""
-    return (path for path in _visible(folder) if path.is_file())
+def _files(place: Path) -> Iterator[Path]:
+    """A file, or all those of a folder; a link counts as its file."""
+    return (path for path in _visible(place) if path.is_file())
 
 
-def _visible(folder: Path) -> Iterator[Path]:
-    """All that is below, in the order of the names, but for caches and hidden folders such as .git and .venv."""
-    for path in sorted(folder.rglob("*")):
-        folders = path.relative_to(folder).parts[:-1]
-        if not any(name == "__pycache__" or name.startswith(".") for name in folders):
-            yield path
+def _visible(place: Path) -> Iterator[Path]:
+    """A file, or all that is below a folder, but for caches and hidden folders such as .git and .venv; in an order that
+    names alone decide. Raises OSError when a folder cannot be read."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    if place.is_file():
+        yield place
+        return
+    for parent, folders, files in os.walk(place, onerror=fail):
+        folders[:] = sorted(name for name in folders if name != "__pycache__" and not name.startswith("."))
+        yield from (Path(parent, name) for name in (*folders, *sorted(files)))
 
 
 def _described(folder: Path) -> CodePackage:
