@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from pydantic import ValidationError
 
 from orchestration.settings.names import here_it_is, nearest, with_sections
+
+_MAY_BE_SECRET = re.compile(r"(secrets|environment)(\.|$)|(api_key|token|password)$")
+"""What was given there is not for a log."""
 
 
 def first_problem(error: ValidationError, known: Callable[[], list[str]], *, prefix: str = "") -> str:
@@ -33,4 +37,10 @@ def first_problem(error: ValidationError, known: Callable[[], list[str]], *, pre
         return message
     # "Input should be …" goes on in small letters, a name in capitals stays as it is.
     message = message if message[1:2].isupper() else f"{message[0].lower()}{message[1:]}"
+    if problem["type"] == "string_type" and isinstance(problem["input"], bool | int | float):
+        message += ", which a number is in quotes of its own: '\"1\"'"
+    if problem["type"] == "tuple_type":
+        message = "input should be a list, [a, b]"
+    if _MAY_BE_SECRET.search(dotted) and path[-1] != "[key]":
+        return f"{dotted}: {message}"
     return f"{dotted}={problem['input']!r:.200}: {message}"

@@ -75,6 +75,15 @@ def known_regions(service: str) -> frozenset[str]:
 
 
 @cache
+def partition(region: str) -> tuple[str, str]:
+    """The partition of a known region, and AWS's domain there: `aws` and `amazonaws.com`, `aws-cn` and …"""
+    session = _offline()
+    name = str(session.get_partition_for_region(region))
+    parts = session.get_component("data_loader").load_data("partitions")["partitions"]
+    return name, next(str(part["outputs"]["dnsSuffix"]) for part in parts if part["id"] == name)
+
+
+@cache
 def input_shape(service: str, operation: str) -> Any:
     """botocore's model of what an operation takes.
 

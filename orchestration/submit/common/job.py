@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from orchestration.errors import ConfigError
 from orchestration.settings.config import RunConfig
 from orchestration.submit.common.package import CodePackage
 from orchestration.submit.common.paths import data_files
@@ -85,7 +86,7 @@ class Plan:
     def text(self) -> str:
         """The same for a person, as YAML."""
         documents = self.request.get("manifests", [dict(self.request)])
-        dumped = [yaml.dump(each, Dumper=_Dumper, sort_keys=False, width=110) for each in documents]
+        dumped = [yaml.dump(each, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True) for each in documents]
         return "---\n".join(dumped) + "".join(f"# {note}\n" for note in self.notes)
 
 
@@ -138,6 +139,25 @@ class Backend(Protocol):
 
 def unrecorded(_reference: Mapping[str, str]) -> None:
     """Tells nobody."""
+
+
+def check_variables(job: JobSpec, secrets: Mapping[str, str], *, place: str) -> None:
+    """Refuse variables that have two values, or that are the job's cluster's own.
+
+    Args:
+        job: With its environment.
+        secrets: Variables that the place fills in itself.
+        place: Its section of the settings.
+
+    Raises:
+        ConfigError: Naming the variable.
+    """
+    for name in (*job.environment, *secrets):
+        where = "job.environment" if name in job.environment else f"{place}.secrets"
+        if name in job.environment and name in secrets:
+            raise ConfigError(f"{name} is in job.environment and in {place}.secrets; leave it out of one of them")
+        if name.startswith("RAY_AUTH_"):
+            raise ConfigError(f"{where} has {name}, which is made for the job's cluster; leave it out")
 
 
 def job_name(recipe: str, *, now: time.struct_time | None = None) -> str:

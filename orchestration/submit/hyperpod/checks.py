@@ -14,7 +14,7 @@ from orchestration.settings.hyperpod import GpuGroup, HyperPodConfig
 from orchestration.settings.rewards import ActorDeployment
 from orchestration.submit.common.hosts import ALL_ROLES, LEARNER, REWARD, ROLLOUT, Hosts, division_of_gpus
 from orchestration.submit.common.instances import INSTANCES, Instance
-from orchestration.submit.common.job import JobSpec
+from orchestration.submit.common.job import JobSpec, check_variables
 from orchestration.submit.common.paths import paths_on_disk, refuse_what_stays_here, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE
 
@@ -107,6 +107,7 @@ def check_cluster(job: JobSpec, settings: HyperPodConfig) -> None:
     """Raises ConfigError for what Kubernetes, KubeRay or HyperPod would not take."""
     for problem in _problems(job, settings):
         raise ConfigError(problem)
+    check_variables(job, settings.secrets, place="hyperpod")
 
 
 def _problems(job: JobSpec, settings: HyperPodConfig) -> Iterator[str]:
@@ -145,8 +146,6 @@ def _problems(job: JobSpec, settings: HyperPodConfig) -> Iterator[str]:
         )
     if settings.priority is not None and settings.queue is None:
         yield f"hyperpod.priority={settings.priority!r} is of a queue; give hyperpod.queue as well"
-    if reserved := next((name for name in job.environment if name.startswith("RAY_AUTH_")), None):
-        yield f"job.environment has {reserved}, which is made for the job's cluster; leave it out"
 
 
 def gpu_groups(settings: HyperPodConfig) -> dict[str, GpuGroup]:

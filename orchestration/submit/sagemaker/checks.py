@@ -12,15 +12,15 @@ from orchestration.models.resolve import EMBEDDED_MODELS, check_model_folder
 from orchestration.settings.config import RunConfig
 from orchestration.settings.names import nearest
 from orchestration.settings.sagemaker import SageMakerConfig
-from orchestration.storage.aws import known_regions
+from orchestration.storage.aws import known_regions, partition
 from orchestration.submit.common.hosts import LEARNER, ROLLOUT
 from orchestration.submit.common.instances import has_own_disks
 from orchestration.submit.common.paths import local_model_folder, refuse_what_stays_here
-from orchestration.submit.sagemaker.fitting import check_fitting, groups_by_role, instance_kinds
+from orchestration.submit.sagemaker.fitting import check_fitting, instance_kinds
 from orchestration.submit.sagemaker.host.places import RUN_FOLDER
 
 _ROLE = re.compile(r"arn:aws[a-z-]*:iam::\d{12}:role/[\w+=,.@/-]+", re.ASCII)
-_ECR = re.compile(r"\d{12}\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.[a-z0-9.-]+")
+_ECR = re.compile(r"\d{12}\.dkr\.ecr(?:-fips)?\.([a-z0-9-]+)\.([a-z0-9.-]+)")
 _REGISTRY = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+(:\d{1,5})?")
 _IMAGE = re.compile(r"[a-z0-9._/-]+(:[\w.-]{1,128})?(@sha256:[0-9a-f]{64})?")
 _BUCKET = re.compile(r"(?!.*\.\.)(?!\d+\.\d+\.\d+\.\d+$)(?!xn--)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
@@ -65,6 +65,8 @@ def _of_account(settings: SageMakerConfig, region: str | None) -> Iterator[str]:
     elif region not in (known := known_regions("sagemaker")):
         near = nearest(region, sorted(known))
         yield f"sagemaker.region={region!r} is none where this botocore knows SageMaker; install a newer boto3{near}"
+    elif settings.role is not None and settings.role.split(":")[1:2] != [partition(region)[0]]:
+        yield f"sagemaker.role={settings.role!r} is not of {region}, whose ARNs begin with arn:{partition(region)[0]}:"
     elif settings.image is None:
         yield (
             "sagemaker.image is not set; build docker/rollout_learner.Dockerfile, push it to ECR and give "
@@ -84,6 +86,8 @@ def _of_image(settings: SageMakerConfig, image: str, region: str) -> Iterator[st
         )
     elif ecr and ecr[1] != region:
         yield f"sagemaker.image={image!r} is in {ecr[1]}, and the job in {region}; push it to ECR there"
+    elif ecr and ecr[2] != (domain := partition(region)[1]):
+        yield f"sagemaker.image={image!r} is in no ECR: that of {region} is ACCOUNT.dkr.ecr.{region}.{domain}"
     elif ecr and settings.registry_credentials:
         yield f"sagemaker.registry_credentials is about a registry of your own, and {image!r} is in ECR; leave it out"
     elif not ecr and not settings.subnets:
@@ -158,7 +162,7 @@ def _of_run(settings: SageMakerConfig, run: RunConfig) -> Iterator[str]:
 
 
 def _of_reward(settings: SageMakerConfig, run: RunConfig) -> Iterator[str]:
-    reward, groups = run.reward, groups_by_role(settings)
+    reward, groups = run.reward, instance_kinds(settings)
     if reward.url is not None and "reward" in groups:
         yield f"reward.url={reward.url!r} leaves the reward group without work; leave one of them out"
     for name, file in (("settings_file", reward.settings_file), ("api_key_file", reward.api_key_file)):

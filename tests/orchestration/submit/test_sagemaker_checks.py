@@ -94,6 +94,11 @@ def without(name: str) -> tuple[str, ...]:
             (*ONE_P4D, "sagemaker.image=123456789012.dkr.ecr.eu-west-1.amazonaws.com/rlvr:1.0"),
             "is in eu-west-1, and the job in us-west-2",
         ),
+        (
+            (*ONE_P4D, "sagemaker.image=123456789012.dkr.ecr.us-west-2.amazonaws.com.cn/rlvr:1.0"),
+            "is in no ECR: that of us-west-2 is ACCOUNT.dkr.ecr.us-west-2.amazonaws.com",
+        ),
+        ((*ONE_P4D, "sagemaker.region=cn-north-1"), "is not of cn-north-1, whose ARNs begin with arn:aws-cn:"),
         ((*ONE_P4D, "sagemaker.image=registry.corp.example/rlvr:1.0"), "is not in ECR, and a registry of your own"),
         ((*ONE_P4D, "sagemaker.registry_credentials=arn:aws:lambda:x"), "is about a registry of your own"),
         (without("region"), "sagemaker.region is not set"),
