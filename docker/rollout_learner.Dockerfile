@@ -79,4 +79,5 @@ HEALTHCHECK --interval=15s --timeout=6s --start-period=90s --retries=4 \
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "-g", "--", "/opt/rlvr/cuda_compat.sh"]
 # A head for this container alone: Ray runs whatever it is sent, so more than loopback needs a token, as in compose.yaml.
-CMD ["ray", "start", "--head", "--block", "--disable-usage-stats"]
+# Without a port of the agent's, a head that takes over 30 s to start ends.
+CMD ["ray", "start", "--head", "--block", "--disable-usage-stats", "--runtime-env-agent-port=8266"]

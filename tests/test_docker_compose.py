@@ -128,6 +128,7 @@ class TestServices:
         head = services["head"]
         given = parse_ray_start(head["command"])
         assert (given["head"], given["block"], given["dashboard_host"]) == (True, True, "0.0.0.0")
+        assert given["runtime_env_agent_port"]
         assert head["environment"]["RAY_AUTH_MODE"] == "token"
         assert head["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
 

@@ -53,7 +53,7 @@ def head() -> Iterator[Head]:
         folder = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # Ray's sockets allow no long path
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         (folder / "token").write_text(secrets.token_hex(32))
-        gcs, dashboard, agent = free_ports(3)
+        gcs, dashboard, agent, environments = free_ports(4)
         environment = {
             **os.environ,
             **service["environment"],
@@ -61,10 +61,11 @@ def head() -> Iterator[Head]:
             "RAY_ADDRESS": f"127.0.0.1:{gcs}",
             "PYTHONPATH": str(ROOT),
         }
-        kept = [w for w in service["command"][1:] if not w.startswith(("--dashboard-host", "--metrics-export-port"))]
+        others = ("--dashboard-host", "--metrics-export-port", "--runtime-env-agent-port")
+        kept = [word for word in service["command"][1:] if not word.startswith(others)]
         words = [*kept, "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
         words += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-        words += ["--num-cpus=1", "--object-store-memory=80000000"]
+        words += ["--num-cpus=1", "--object-store-memory=80000000", f"--runtime-env-agent-port={environments}"]
         log = stack.enter_context((folder / "log").open("w"))
         ray = [sys.executable, "-m", "ray.scripts.scripts"]
         process = subprocess.Popen([*ray, *words], env=environment, stdout=log, stderr=log, start_new_session=True)

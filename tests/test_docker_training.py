@@ -89,7 +89,7 @@ class TestDockerfile:
         (command,) = DOCKERFILE.named("CMD")
         assert command.words[:4] == ["ray", "start", "--head", "--block"]
         assert not any("host" in word for word in command.words)  # Ray's default is loopback
-        parse_ray_start(command.words)
+        assert parse_ray_start(command.words)["runtime_env_agent_port"]  # else a slow start is an end
 
     def test_signals_reach_it(self) -> None:
         (entry_point,) = DOCKERFILE.named("ENTRYPOINT")

@@ -7,14 +7,14 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from orchestration.errors import SubmitError, UnreachableError, one_line
 from orchestration.submit.hyperpod.manifest import TOKEN_KEY, Manifest
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
 
-_GROUP = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
+_RAY_JOBS = {"group": "ray.io", "version": "v1", "plural": "rayjobs"}
 _LOGIN = "`aws eks update-kubeconfig --name CLUSTER` writes it"
 
 
@@ -29,6 +29,8 @@ class KubernetesApi:
         from kubernetes import client, config
 
         self._namespace, self._timeout_s = namespace, timeout_s
+        self._limit = {"_request_timeout": timeout_s}
+        self._ray_jobs = {**_RAY_JOBS, "namespace": namespace, **self._limit}
         self._configuration = client.Configuration()
         self._configuration.retries = False  # of urllib3: three more tries would be three more time-outs
         self._configuration.safe_chars_for_path_param = "/:"  # of what a service is asked through its proxy
@@ -43,36 +45,23 @@ class KubernetesApi:
 
     def create(self, manifest: Manifest) -> dict[str, Any]:
         """The object as Kubernetes has it now, its `uid` among the rest."""
-        kind, limits = manifest["kind"], {"_request_timeout": self._timeout_s}
+        kind = manifest["kind"]
         with self._explained(f"create the {kind}", name=manifest["metadata"]["name"]):
             if kind == "RayJob":
-                made = self._objects.create_namespaced_custom_object(
-                    **_GROUP, namespace=self._namespace, body=manifest, **limits
-                )
-                return dict(made)
-            create = {
-                "Secret": self._core.create_namespaced_secret,
-                "ConfigMap": self._core.create_namespaced_config_map,
-            }
-            return dict(create[kind](self._namespace, manifest, **limits).to_dict())
+                return dict(self._objects.create_namespaced_custom_object(**self._ray_jobs, body=manifest))
+            core = self._core
+            create = {"Secret": core.create_namespaced_secret, "ConfigMap": core.create_namespaced_config_map}[kind]
+            return dict(create(self._namespace, manifest, **self._limit).to_dict())
 
     def ray_job(self, name: str) -> dict[str, Any]:
         """Raises NotThereError when it was deleted."""
         with self._explained("read the RayJob", name=name):
-            found = self._objects.get_namespaced_custom_object(
-                **_GROUP, namespace=self._namespace, name=name, _request_timeout=self._timeout_s
-            )
-        return dict(found)
+            return dict(self._objects.get_namespaced_custom_object(**self._ray_jobs, name=name))
 
     def delete_ray_job(self, name: str) -> None:
         """With all that it owns. What is gone already is no error."""
-        try:
-            with self._explained("delete the RayJob", name=name):
-                self._objects.delete_namespaced_custom_object(
-                    **_GROUP, namespace=self._namespace, name=name, _request_timeout=self._timeout_s
-                )
-        except NotThereError:
-            return
+        with suppress(NotThereError), self._explained("delete the RayJob", name=name):
+            self._objects.delete_namespaced_custom_object(**self._ray_jobs, name=name)
 
     def stop_in_ray(self, service: str, job_id: str, *, secret: str) -> None:
         """Ask Ray itself, through the API server, to end a job: the driver gets SIGTERM and time to save.
@@ -84,24 +73,20 @@ class KubernetesApi:
         from kubernetes import client
 
         with self._explained("read the Secret", name=secret):
-            found = self._core.read_namespaced_secret(secret, self._namespace, _request_timeout=self._timeout_s)
+            found = self._core.read_namespaced_secret(secret, self._namespace, **self._limit)
         token = base64.b64decode(found.data[TOKEN_KEY]).decode()
         # The API server keeps `Authorization` for itself; Ray takes its token under this name as well.
-        api = client.ApiClient(self._configuration, "X-Ray-Authorization", f"Bearer {token}")
+        core = client.CoreV1Api(client.ApiClient(self._configuration, "X-Ray-Authorization", f"Bearer {token}"))
         with self._explained(f"reach the service {service} through the API server (services/proxy)", name=job_id):
-            client.CoreV1Api(api).connect_post_namespaced_service_proxy_with_path(
-                f"{service}:{DASHBOARD_PORT}",
-                self._namespace,
-                f"api/jobs/{job_id}/stop",
-                _request_timeout=self._timeout_s,
+            core.connect_post_namespaced_service_proxy_with_path(
+                f"{service}:{DASHBOARD_PORT}", self._namespace, f"api/jobs/{job_id}/stop", **self._limit
             )
 
     def submitter_pods(self, name: str) -> list[str]:
         """Names of the pods that have handed a RayJob to Ray and print its log; the newest last."""
         with self._explained("list the pods", name=name):
-            pods = self._core.list_namespaced_pod(
-                self._namespace, label_selector=f"job-name={name}", _request_timeout=self._timeout_s
-            ).items
+            selected = {"label_selector": f"job-name={name}", **self._limit}
+            pods = self._core.list_namespaced_pod(self._namespace, **selected).items
         begun = [pod for pod in pods if pod.status.phase != "Pending"]
         return [pod.metadata.name for pod in sorted(begun, key=lambda pod: pod.metadata.creation_timestamp)]
 
@@ -113,13 +98,7 @@ class KubernetesApi:
         since = {"since_seconds": math.ceil(time.monotonic() - heard) + 1} if latest else {}
         with self._explained("read the log of the pod", name=pod):
             answer = self._core.read_namespaced_pod_log(
-                pod,
-                self._namespace,
-                follow=follow,
-                timestamps=True,
-                _preload_content=False,
-                _request_timeout=self._timeout_s,
-                **since,
+                pod, self._namespace, follow=follow, timestamps=True, _preload_content=False, **since, **self._limit
             )
             try:
                 for line in _lines(answer):

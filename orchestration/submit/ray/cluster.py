@@ -82,28 +82,25 @@ def jobs_at(config: RayConfig) -> RayJobs:
     address = _address(config)
     if config.ca_file is not None and not config.ca_file.exists():
         raise ConfigError(f"ray.ca_file={str(config.ca_file)!r} does not exist; give a PEM file")
-    if address.startswith(HYPERPOD):
-        return _hyperpod_jobs(Endpoint(address=address, timeout_s=config.timeout_s, use_proxy=True))
-    return RayJobs(
-        Endpoint(
-            address=address,
-            token=_token(config),
-            ca_file=config.ca_file,
-            timeout_s=config.timeout_s,
-            use_proxy=config.use_proxy,
-        )
+    hyperpod = address.startswith(HYPERPOD)  # its gateway is reached as all of AWS is, and asks for a cookie
+    endpoint = Endpoint(
+        address=address,
+        token=None if hyperpod else _token(config),
+        ca_file=config.ca_file,
+        timeout_s=config.timeout_s,
+        use_proxy=hyperpod or config.use_proxy,
     )
-
-
-def _hyperpod_jobs(endpoint: Endpoint) -> RayJobs:
-    """Those behind AWS's gateway, which is reached as all of AWS is and asks for a cookie instead of a token."""
+    jobs = RayJobs(endpoint)
+    if not hyperpod:
+        return jobs
     require("sagemaker_ray", by="HyperPod", extra="hyperpod", package="toolkit-for-ray-on-sagemaker-ai")
     from toolkit_for_ray_on_sagemaker_ai.job_submission import _kubeconfig, _token_provider
 
     try:
-        return RayJobs(endpoint)
+        jobs.connect()
     except (_kubeconfig.KubeconfigError, _token_provider.TokenAcquisitionError) as error:
         raise SubmitError(f"no access to {endpoint.address}: {one_line(error)}") from error
+    return jobs
 
 
 def cluster_run(run: RunConfig, name: str, *, run_root: str) -> RunConfig:

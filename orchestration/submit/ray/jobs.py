@@ -10,9 +10,11 @@ import asyncio
 import logging
 import os
 import shlex
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,8 +65,15 @@ class RayJobs:
     def __init__(self, endpoint: Endpoint) -> None:
         require("ray", by="a Ray job", extra="ray", package="ray[default]")
         self._endpoint = endpoint
+
+    @cached_property
+    def _client(self) -> Any:
         with self._explained():
-            self._client = _timed_client(endpoint)
+            return _timed_client(self._endpoint)
+
+    def connect(self) -> None:
+        """Ask whether the dashboard is there, which else the first call does."""
+        assert self._client is not None
 
     def submit(
         self, *, name: str, command: str, runtime_env: Mapping[str, Any], metadata: Mapping[str, str] | None = None
@@ -189,7 +198,7 @@ class RayJobs:
             raise SubmitError(
                 f"the Ray cluster at {address} refused {given}; set ray.token_file to a file with its token"
             ) from error
-        except requests.exceptions.SSLError as error:
+        except (requests.exceptions.SSLError, ssl.SSLError) as error:
             raise SubmitError(
                 f"the certificate of {address} is not trusted ({one_line(error)}); set ray.ca_file to its authority"
             ) from error

@@ -18,13 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import psutil
 from filelock import FileLock, Timeout
 
 from orchestration.cluster.environment import NODE_ENVIRONMENT, ON_LOOPBACK, with_token
@@ -32,13 +31,13 @@ from orchestration.errors import MachineError, SubmitError
 from orchestration.sockets import LOOPBACK, free_port
 from orchestration.storage.atomic import atomic_write
 from orchestration.submit.ray.jobs import DASHBOARD_PORT, Endpoint, RayJobs
+from orchestration.submit.ray.process import RayProcess
 
 TOKEN_FILE, STATE_FILE, LOCK_FILE, LOG_FILE = "auth_token", "head.json", "lock", "head.log"
 
 _FIRST_JOB_S = 60.0
 _POLL_S = 2.0
 _ANSWER_S = 10.0
-_END_S = 15.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,22 +148,23 @@ def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
         ray = _start_ray(port, token_file, ray_folder, object_store_bytes)
         try:
             head = Head(pid=os.getpid(), address=f"http://{LOOPBACK}:{port}", identity=secrets.token_hex(8))
-            _until_ready(ray, lambda: RayJobs(endpoint(folder, head)))
+            jobs = RayJobs(endpoint(folder, head))
+            _until_ready(ray, jobs)
             atomic_write(folder / STATE_FILE, json.dumps(asdict(head)).encode())
-            _until_idle(ray, RayJobs(endpoint(folder, head)), linger_s)
+            _until_idle(ray, jobs, linger_s)
         finally:
             (folder / STATE_FILE).unlink(missing_ok=True)
-            _end(ray)
+            ray.stop()
             shutil.rmtree(ray_folder, ignore_errors=True)
 
 
-def _start_ray(port: int, token_file: Path, ray_folder: Path, object_store_bytes: int) -> subprocess.Popen[bytes]:
-    words = (
-        "--head",
-        "--block",
+def _start_ray(port: int, token_file: Path, ray_folder: Path, object_store_bytes: int) -> RayProcess:
+    command = (
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         "--port=0",
         # Free ports for all else, too: another Ray on this machine has the usual ones.
         f"--ray-client-server-port={free_port()}",
+        f"--runtime-env-agent-port={free_port()}",  # unnamed, a head that is slow to start ends after 30 s
         f"--dashboard-agent-listen-port={free_port()}",
         "--min-worker-port=0",
         "--max-worker-port=0",
@@ -177,51 +177,29 @@ def _start_ray(port: int, token_file: Path, ray_folder: Path, object_store_bytes
     )
     # What Ray starts, and with it every driver and actor, finds the programs of this interpreter first.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "ray.scripts.scripts", "start", *words],
-        env={**os.environ, **NODE_ENVIRONMENT, **with_token(token_file), **ON_LOOPBACK, "PATH": path},
-        stdin=subprocess.DEVNULL,
-    )
+    environment = {**NODE_ENVIRONMENT, **with_token(token_file), **ON_LOOPBACK, "PATH": path}
+    return RayProcess(command, environment, token_file.with_name(LOG_FILE))
 
 
-def _until_ready(ray: subprocess.Popen[bytes], ask: Callable[[], object]) -> None:
+def _until_ready(ray: RayProcess, jobs: RayJobs) -> None:
     """Returns when the dashboard answers. How long that may take is the affair of whoever asked for the head."""
     while True:
         try:
-            ask()
-            return
+            return jobs.connect()
         except SubmitError:
-            if ray.poll() is not None:
+            if ray.ended() is not None:
                 raise
             time.sleep(0.3)
 
 
-def _until_idle(ray: subprocess.Popen[bytes], jobs: RayJobs, linger_s: float) -> None:
+def _until_idle(ray: RayProcess, jobs: RayJobs, linger_s: float) -> None:
     # Whoever started it is about to send a job, which takes a busy machine long.
     busy_at = time.monotonic() + _FIRST_JOB_S
-    while ray.poll() is None and time.monotonic() - busy_at <= linger_s:
-        with suppress(SubmitError):  # it may be busy; when it has died, `poll` says so
+    while ray.ended() is None and time.monotonic() - busy_at <= linger_s:
+        with suppress(SubmitError):  # it may be busy; when it has died, `ended` says so
             if jobs.unfinished():
                 busy_at = time.monotonic()
         time.sleep(_POLL_S)
-
-
-def _end(ray: subprocess.Popen[bytes]) -> None:
-    """End Ray and all it started, and nobody else's Ray, which `ray stop` would."""
-    with suppress(psutil.NoSuchProcess):
-        started = psutil.Process(ray.pid).children(recursive=True)
-        ray.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            ray.wait(_END_S)
-        for process in started:
-            with suppress(psutil.NoSuchProcess):
-                process.terminate()
-        for process in psutil.wait_procs(started, timeout=_END_S)[1]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-    if ray.poll() is None:
-        ray.kill()
-        ray.wait(_END_S)
 
 
 @contextmanager

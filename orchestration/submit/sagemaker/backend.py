@@ -14,9 +14,19 @@ from orchestration.settings.config import dump_config
 from orchestration.settings.sagemaker import AwsService
 from orchestration.settings.submit import SubmitConfig
 from orchestration.storage.aws import client, configured_region, error_code, explained
-from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Record, Say, unrecorded
+from orchestration.submit.common.job import (
+    JobSpec,
+    JobState,
+    JobStatus,
+    Plan,
+    Record,
+    Say,
+    check_variables,
+    unrecorded,
+)
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
 from orchestration.submit.sagemaker.checks import check
+from orchestration.submit.sagemaker.container import container_inputs
 from orchestration.submit.sagemaker.fitting import instance_kinds, notes
 from orchestration.submit.sagemaker.logs import logs_of
 from orchestration.submit.sagemaker.request import form, has_dashboard
@@ -52,44 +62,44 @@ class SageMakerBackend:
         self._settings = settings.sagemaker
 
     def plan(self, job: JobSpec) -> Plan:
-        region = self._checked(job)
-        formed = form(self._settings, job)
+        region, inputs = self._checked(job), container_inputs(self._settings, job)
         request = {
             "region": region,
             "uploads": {
-                formed.layout.token: "made at submission",
-                **{upload.uri: upload.describe() for upload in formed.inputs.uploads},
+                inputs.layout.token: "made at submission",
+                **{upload.uri: upload.describe() for upload in inputs.uploads},
             },
-            "run": yaml.safe_load(dump_config(formed.inputs.run)),
-            "CreateTrainingJob": dict(formed.request),
+            "run": yaml.safe_load(dump_config(inputs.run)),
+            "CreateTrainingJob": form(self._settings, job, inputs),
         }
         return Plan(request=request, notes=notes(self._settings, job.run))
 
     def submit(self, job: JobSpec, say: Say, record: Record = unrecorded) -> dict[str, str]:
         region, settings = self._checked(job), self._settings
-        formed = form(settings, job)
+        inputs = container_inputs(settings, job)
+        request, layout = form(settings, job, inputs), inputs.layout
         sagemaker, s3 = (self._client(service, region) for service in ("sagemaker", "s3"))
         if settings.resume is not None:
-            for name in (settings.resume, *resumers(s3, formed.layout, settings.resume)):
+            for name in (settings.resume, *resumers(s3, layout, settings.resume)):
                 earlier = _describe(sagemaker, name)
                 if earlier is not None and not training_status(earlier).state.ended:
                     raise ConfigError(
                         f"sagemaker.resume={settings.resume!r}: {name!r} is running still, and two jobs would write "
                         f"one folder; stop it first: rlvr jobs stop {name}"
                     )
-            check_resumable(s3, formed.layout, settings.resume)
-        put_all(s3, formed.layout, formed.inputs.uploads, kms_key=settings.kms_key, say=say)
+            check_resumable(s3, layout, settings.resume)
+        put_all(s3, layout, inputs.uploads, kms_key=settings.kms_key, say=say)
         reference = {
             "job_name": job.name,
             "region": region,
-            "token": formed.layout.token,
-            "adapter": f"{formed.layout.run_folder(settings.resume)}/{ADAPTER_FOLDER}",
+            "token": layout.token,
+            "adapter": f"{layout.run_folder(settings.resume)}/{ADAPTER_FOLDER}",
             "remote_debug": str(has_dashboard(settings)).lower(),
         }
         if settings.instance_groups:
             reference["head_group"] = "learner"
         record(reference)
-        _create(sagemaker, formed.request, say)
+        _create(sagemaker, request, say)
         hosts = ", ".join(f"{count} × {kind}" for kind, count in instance_kinds(settings).values())
         say(f"training job {job.name} in {region} on {hosts}")
         return reference
@@ -135,6 +145,7 @@ class SageMakerBackend:
         """The job's region. Raises ConfigError for all that would be refused later."""
         region = configured_region(self._settings.region)
         check(self._settings, job.run, job.data_files, region=region)
+        check_variables(job, self._settings.secrets, place="sagemaker")
         assert region is not None
         return region
 

@@ -15,7 +15,7 @@ from orchestration.settings.sagemaker import SageMakerConfig
 from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.paths import local_model_folder, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE
-from orchestration.submit.sagemaker.fitting import expected_gpus, groups_by_role, learner_on_head
+from orchestration.submit.sagemaker.fitting import expected_gpus, instance_kinds, learner_on_head
 from orchestration.submit.sagemaker.host import places
 from orchestration.submit.sagemaker.host.facts import HEAD
 
@@ -91,26 +91,19 @@ class Upload:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Channel:
-    """What SageMaker copies into a folder of every host."""
-
-    uri: str
-    manifest: bool = False
-    """The URI is of a list of objects, and not a prefix of theirs."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Inputs:
     """What a run reads, placed in channels."""
 
     run: RunConfig
     """With the container's paths."""
-    channels: Mapping[str, Channel]
-    """In the order of the request."""
+    channels: Mapping[str, str]
+    """What SageMaker copies into a folder of every host, in the order of the request: a prefix on S3, which ends in a
+    slash, or a manifest, a list of objects."""
     uploads: tuple[Upload, ...]
+    layout: Layout
 
 
-def container_inputs(settings: SageMakerConfig, job: JobSpec, layout: Layout) -> Inputs:
+def container_inputs(settings: SageMakerConfig, job: JobSpec) -> Inputs:
     """Rewrite a checked run's paths to the container's, and say which channels and uploads that takes.
 
     Files on S3 stay where they lie. `config`, `auth` and `code` are always there; the token in `auth` is made when the
@@ -119,13 +112,12 @@ def container_inputs(settings: SageMakerConfig, job: JobSpec, layout: Layout) ->
     Args:
         settings: Of the place.
         job: Checked.
-        layout: Where on S3 the job's things lie.
 
     Returns:
         Channels by name, uploads, and the settings as the container reads them. Nothing is uploaded yet.
     """
-    run = job.run
-    channels = {name: Channel(uri=layout.channel(name)) for name in (places.CONFIG, places.AUTH, _CODE)}
+    run, layout = job.run, Layout.of(settings, job)
+    channels = {name: layout.channel(name) for name in (places.CONFIG, places.AUTH, _CODE)}
     uploads = [Upload(uri=layout.channel(_CODE), source=job.code.folder)]
     changes: dict[str, Any] = {"run_dir": str(places.RUN_FOLDER), "ray_address": "auto"}
     for name, file in job.data_files.items():
@@ -133,17 +125,16 @@ def container_inputs(settings: SageMakerConfig, job: JobSpec, layout: Layout) ->
         folder, _, basename = file.rpartition("/")
         if file.startswith("s3://"):
             # As a prefix, train.jsonl would bring train.jsonl.bak along.
-            manifest = f"{layout.channel('manifests')}{channel}.json"
-            uploads.append(Upload(uri=manifest, source=json.dumps([{"prefix": f"{folder}/"}, basename])))
-            channels[channel] = Channel(uri=manifest, manifest=True)
+            channels[channel] = f"{layout.channel('manifests')}{channel}.json"
+            uploads.append(Upload(uri=channels[channel], source=json.dumps([{"prefix": f"{folder}/"}, basename])))
         else:
-            channels[channel] = Channel(uri=layout.channel(channel))
+            channels[channel] = layout.channel(channel)
             uploads.append(Upload(uri=f"{layout.channel(channel)}{basename}", source=Path(file).expanduser()))
         changes[name] = str(places.CHANNELS_FOLDER / channel / basename)
     if (model := _model_uri(run, layout)) is not None:
         if (own := local_model_folder(run)) is not None:
             uploads.append(Upload(uri=model, source=own))
-        channels[places.MODEL] = Channel(uri=model)
+        channels[places.MODEL] = model
         changes["model.name"] = str(places.CHANNELS_FOLDER / places.MODEL)
     for name, source, channel, beside in (
         ("reward.settings_file", run.reward.settings_file, places.CONFIG, "reward.yaml"),
@@ -160,16 +151,14 @@ def container_inputs(settings: SageMakerConfig, job: JobSpec, layout: Layout) ->
     ]
     if settings.resume is not None:
         uploads.append(Upload(uri=f"{layout.resumed_by(settings.resume)}{layout.name}/{layout.submission}", source=""))
-    return Inputs(run=there, channels=channels, uploads=tuple(uploads))
+    return Inputs(run=there, channels=channels, uploads=tuple(uploads), layout=layout)
 
 
 def host_settings(settings: SageMakerConfig, run: RunConfig, layout: Layout) -> dict[str, Any]:
     """What the hosts are told beside the run's own settings; nothing secret."""
-    groups = groups_by_role(settings)
     return {
         "join_timeout_s": settings.join_timeout_s,
-        "head_group": "learner" if groups else None,
-        "roles": {role: role for role in groups},
+        "head_group": "learner" if settings.instance_groups else None,
         "gpus": expected_gpus(settings, run),
         "adapter": f"{layout.run_folder(settings.resume)}/{ADAPTER_FOLDER}",
         "secrets": settings.secrets,
@@ -187,13 +176,12 @@ def _model_uri(run: RunConfig, layout: Layout) -> str | None:
 def _role_changes(settings: SageMakerConfig, run: RunConfig) -> dict[str, Any]:
     """Settings that send each room to its hosts, by the Ray resources that these carry, and to GPUs where there are
     any: `auto` would train on the processor of a host whose driver is broken."""
-    groups = groups_by_role(settings)
     changes: dict[str, Any] = {"device": "cuda"} if expected_gpus(settings, run) else {}
-    if groups:
+    if settings.instance_groups:
         changes |= {"rollout_nodes": "rollout", "learner_nodes": "learner"}
     if learner_on_head(settings, run):
         changes["learner_nodes"] = HEAD
-    if "reward" in groups:
+    if "reward" in instance_kinds(settings):
         deployment = run.reward.deployment
         cores = {"num_cpus": deployment.num_cpus} if deployment.kind == "actor" else {}
         changes["reward.deployment"] = {"kind": "actor", **cores, "resources": {"reward": MARK}}

@@ -7,7 +7,7 @@ import re
 from orchestration.errors import ConfigError
 from orchestration.machine.placement import PlacementMode, place
 from orchestration.settings.config import RunConfig
-from orchestration.settings.sagemaker import InstanceGroup, SageMakerConfig
+from orchestration.settings.sagemaker import SageMakerConfig
 from orchestration.submit.common.hosts import ALL_ROLES, LEARNER, REWARD, ROLLOUT, Hosts, division_of_gpus, sized_on
 from orchestration.submit.common.instances import EFA_ENVIRONMENT, INSTANCES, LEAST_CAPABILITY, gpu_kind
 
@@ -19,17 +19,12 @@ def num_gpus(instance_type: str) -> int | None:
     return None if re.match(r"ml\.[pg]\d", instance_type) else 0
 
 
-def groups_by_role(settings: SageMakerConfig) -> dict[str, InstanceGroup]:
-    """The groups of a heterogeneous cluster, the learner's first: the head is on its first host."""
-    order = (LEARNER, ROLLOUT, REWARD)
-    return {group.role: group for group in sorted(settings.instance_groups, key=lambda group: order.index(group.role))}
-
-
 def instance_kinds(settings: SageMakerConfig) -> dict[str, tuple[str, int]]:
-    """Type and number of the hosts, by role."""
+    """Type and number of the hosts, by role; the learner's first, as the head is on its first host."""
     if settings.instance_type is not None:
         return {ALL_ROLES: (settings.instance_type, settings.instance_count)}
-    return {role: (group.instance_type, group.instance_count) for role, group in groups_by_role(settings).items()}
+    kinds = {str(group.role): (group.instance_type, group.instance_count) for group in settings.instance_groups}
+    return {role: kinds[role] for role in (LEARNER, ROLLOUT, REWARD) if role in kinds}
 
 
 def expected_gpus(settings: SageMakerConfig, run: RunConfig) -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from orchestration.errors import ConfigError
@@ -11,38 +10,12 @@ from orchestration.report.plain import EVALUATION_METRICS, LINE_METRICS, metric_
 from orchestration.settings.sagemaker import SageMakerConfig
 from orchestration.storage.aws import input_shape
 from orchestration.submit.common.job import JobSpec
-from orchestration.submit.sagemaker.container import Channel, Inputs, Layout, container_inputs
-from orchestration.submit.sagemaker.fitting import efa_environment, groups_by_role
+from orchestration.submit.sagemaker.container import Inputs
+from orchestration.submit.sagemaker.fitting import efa_environment, instance_kinds
 from orchestration.submit.sagemaker.host.places import CHANNELS_FOLDER, CHECKPOINTS_FOLDER
 from orchestration.submit.sagemaker.limits import breaches
 
 ENTRY_SCRIPT = CHANNELS_FOLDER / "code/orchestration/submit/sagemaker/driver/driver.py"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FormedJob:
-    """Everything a submission sends, but for the token, which is made then."""
-
-    request: Mapping[str, Any]
-    """Parameters of CreateTrainingJob."""
-    inputs: Inputs
-    layout: Layout
-
-
-def form(settings: SageMakerConfig, job: JobSpec) -> FormedJob:
-    """Form a checked job's request.
-
-    Args:
-        job: with the paths of this machine, and checked by `checks.check`.
-
-    Raises:
-        ConfigError: botocore is not installed, or one of the service's limits is not kept.
-    """
-    layout = Layout.of(settings, job)
-    inputs = container_inputs(settings, job, layout)
-    request = _request(settings, job, inputs, layout)
-    _check_limits(request)
-    return FormedJob(request=request, inputs=inputs, layout=layout)
 
 
 def is_in_ecr(image: str) -> bool:
@@ -55,12 +28,23 @@ def has_dashboard(settings: SageMakerConfig) -> bool:
     return settings.remote_debug and not settings.network_isolation
 
 
-def _request(settings: SageMakerConfig, job: JobSpec, inputs: Inputs, layout: Layout) -> dict[str, Any]:
+def form(settings: SageMakerConfig, job: JobSpec, inputs: Inputs) -> dict[str, Any]:
+    """Parameters of CreateTrainingJob.
+
+    Args:
+        settings: Checked, by `checks.check`.
+        job: Checked.
+        inputs: Of the job.
+
+    Raises:
+        ConfigError: botocore is not installed, or one of the service's limits is not kept.
+    """
     assert settings.image is not None, "checked before"
+    layout = inputs.layout
     metrics = (*LINE_METRICS, *EVALUATION_METRICS)
     credentials = _given(TrainingRepositoryCredentialsProviderArn=settings.registry_credentials)
     registry = _given(TrainingRepositoryAccessMode="Vpc", TrainingRepositoryAuthConfig=credentials)
-    return _given(
+    request = _given(
         TrainingJobName=job.name,
         AlgorithmSpecification=_given(
             TrainingImage=settings.image,
@@ -71,7 +55,7 @@ def _request(settings: SageMakerConfig, job: JobSpec, inputs: Inputs, layout: La
             MetricDefinitions=[{"Name": name, "Regex": metric_regex(name)} for name in metrics],
         ),
         RoleArn=settings.role,
-        InputDataConfig=[_channel(name, channel) for name, channel in inputs.channels.items()],
+        InputDataConfig=[_channel(name, uri) for name, uri in inputs.channels.items()],
         OutputDataConfig=_given(S3OutputPath=layout.output, KmsKeyId=settings.kms_key, CompressionType="GZIP"),
         ResourceConfig=_hosts(settings),
         VpcConfig=_given(Subnets=list(settings.subnets), SecurityGroupIds=list(settings.security_group_ids)),
@@ -85,6 +69,8 @@ def _request(settings: SageMakerConfig, job: JobSpec, inputs: Inputs, layout: La
         RemoteDebugConfig=_given(EnableRemoteDebug=has_dashboard(settings)),
         SessionChainingConfig=_given(EnableSessionTagChaining=settings.session_tags),
     )
+    _check_limits(request)
+    return request
 
 
 def _given(**members: Any) -> dict[str, Any]:
@@ -92,25 +78,19 @@ def _given(**members: Any) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value}
 
 
-def _channel(name: str, channel: Channel) -> dict[str, Any]:
-    source = {
-        "S3DataType": "ManifestFile" if channel.manifest else "S3Prefix",
-        "S3Uri": channel.uri,
-        "S3DataDistributionType": "FullyReplicated",
-    }
+def _channel(name: str, uri: str) -> dict[str, Any]:
+    kind = "S3Prefix" if uri.endswith("/") else "ManifestFile"
+    source = {"S3DataType": kind, "S3Uri": uri, "S3DataDistributionType": "FullyReplicated"}
     return {"ChannelName": name, "DataSource": {"S3DataSource": source}, "InputMode": "File"}
 
 
 def _hosts(settings: SageMakerConfig) -> dict[str, Any]:
-    groups = groups_by_role(settings)
+    kinds, groups = instance_kinds(settings), bool(settings.instance_groups)
     return _given(
-        InstanceGroups=[
-            {
-                "InstanceGroupName": role,
-                "InstanceType": group.instance_type,
-                "InstanceCount": group.instance_count,
-            }
-            for role, group in groups.items()
+        InstanceGroups=groups
+        and [
+            {"InstanceGroupName": role, "InstanceType": kind, "InstanceCount": count}
+            for role, (kind, count) in kinds.items()
         ],
         InstanceType=settings.instance_type,
         InstanceCount=None if groups else settings.instance_count,

@@ -195,7 +195,7 @@ def test_no_call_goes_to_the_proxy_of_the_environment(
 
 def test_a_proxy_is_gone_through_when_it_is_asked_for(proxy: RecordingProxy) -> None:
     with dashboard() as made, pytest.raises(SubmitError):
-        RayJobs(Endpoint(address=made.address, token=TOKEN, use_proxy=True))
+        RayJobs(Endpoint(address=made.address, token=TOKEN, use_proxy=True)).connect()
     assert proxy.seen
     assert made.seen == []
 

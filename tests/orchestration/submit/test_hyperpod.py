@@ -142,6 +142,10 @@ class TestWhatIsRefused:
             (["hyperpod.retries=2", "save_minutes=0"], "hyperpod.retries=2 would begin again each time"),
             (["hyperpod.priority=high"], "hyperpod.priority='high' is of a queue"),
             (["job.environment={RAY_AUTH_MODE: disabled}"], "job.environment has RAY_AUTH_MODE"),
+            (
+                ["job.environment={A: b}", "hyperpod.secrets={A: s/k}"],
+                "A is in job.environment and in hyperpod.secrets",
+            ),
         ],
     )
     def test_it_says_what_and_what_to_do(self, code: CodePackage, overrides: list[str], says: str) -> None:
@@ -164,7 +168,7 @@ class TestWhatIsRefused:
 
     def test_code_that_no_config_map_takes(self, code: CodePackage) -> None:
         (code.folder / "large.py").write_bytes(os.urandom(2**20))
-        with pytest.raises(ConfigError, match=r"the code is 10\d\d kB as a \.tar\.xz, and a ConfigMap takes 1000"):
+        with pytest.raises(ConfigError, match=r"the code is 10\d\d kB as a \.tar\.bz2, and a ConfigMap takes 1000"):
             plan(code, *SETTINGS)
 
 
@@ -236,6 +240,8 @@ class TestManifests:
             assert shm["medium"] == "Memory"
             size = int(shm["sizeLimit"].removesuffix("Gi")) * 2**30
             assert int(group["rayStartParams"]["object-store-memory"]) * 2 == size
+        head = cluster["headGroupSpec"]["rayStartParams"]
+        assert head["runtime-env-agent-port"] == "8266"  # else a head that is slow to start is ended by Ray
 
     def test_gpus_and_network_adapters(self, code: CodePackage) -> None:
         made = manifests(code, *SETTINGS, *LARGE)["RayJob"]
@@ -281,7 +287,7 @@ class TestManifests:
         ray_job, secret, config_map = read
         assert (ray_job["kind"], secret["kind"], config_map["kind"]) == ("RayJob", "Secret", "ConfigMap")
         assert secret["stringData"] == {"auth_token": "<made when the job is submitted>"}
-        assert config_map["binaryData"]["code-0123456789ab.tar.xz"].startswith("<0 kB, sha256 ")
+        assert config_map["binaryData"]["code-0123456789ab.tar.bz2"].startswith("<0 kB, sha256 ")
         assert yaml.safe_load(config_map["data"]["run.yaml"])["recipe"] == "tiny"
         assert "&id" not in shown.text()
 

@@ -84,6 +84,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place.jobs.stop(KEEPER)
     family = family_of(head.pid)
     assert len(family) > 5
+    (server,) = (words for words in (p.cmdline() for p in family) if "ray.util.client.server" in words)
+    (agent,) = (word for word in server if word.startswith("--runtime-env-agent-address="))
+    assert not agent.endswith(":0")  # it would wait for the node to register, and end a head that is slow to start
     assert not open_to_others(family)
     until(lambda: local_head.find(place.folder / "state" / "head") is None, timeout_s=LINGER_S + 60)
     until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], timeout_s=30)

@@ -27,7 +27,7 @@ from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.package import CodePackage
 from orchestration.submit.sagemaker import backend as sagemaker
 from orchestration.submit.sagemaker.backend import SageMakerBackend
-from orchestration.submit.sagemaker.container import Inputs, Layout, container_inputs
+from orchestration.submit.sagemaker.container import Inputs, container_inputs
 from orchestration.submit.sagemaker.limits import breaches
 
 EXPECTED = Path(__file__).parent / "expected"
@@ -177,7 +177,6 @@ def test_everything_that_a_run_reads_is_uploaded(code: CodePackage, aws: Any, tm
     assert json.loads(stored["manifests/validation.json"]) == [{"prefix": "s3://elsewhere/gsm8k/"}, "test.jsonl"]
     assert json.loads(stored["config/hosts.json"]) == {
         "join_timeout_s": 900.0,
-        "roles": {"learner": "learner", "rollout": "rollout", "reward": "reward"},
         "head_group": "learner",
         "gpus": {"learner": 8, "rollout": 4},
         "adapter": f"s3://{BUCKET}/{FOLDER}/checkpoints/run/adapter",
@@ -212,7 +211,7 @@ def test_everything_that_a_run_reads_is_uploaded(code: CodePackage, aws: Any, tm
 def inputs_of(code: CodePackage, *settings: str) -> Inputs:
     both = load_settings("tiny", [*ACCOUNT, *ONE_HOST, *settings])
     job = JobSpec(name=NAME, run=both.run, code=code, submission=SUBMISSION)
-    return container_inputs(both.submit.sagemaker, job, Layout.of(both.submit.sagemaker, job))
+    return container_inputs(both.submit.sagemaker, job)
 
 
 def test_a_reward_service_key_goes_beside_the_token(code: CodePackage, tmp_path: Path) -> None:
@@ -225,14 +224,13 @@ def test_a_reward_service_key_goes_beside_the_token(code: CodePackage, tmp_path:
 def test_a_model_on_s3_is_read_where_it_lies(code: CodePackage) -> None:
     inputs = inputs_of(code, "model.name=s3://elsewhere/models/qwen")
     assert inputs.run.model.name == "/opt/ml/input/data/model"
-    assert inputs.channels["model"].uri == "s3://elsewhere/models/qwen/"
+    assert inputs.channels["model"] == "s3://elsewhere/models/qwen/"
     assert not [upload for upload in inputs.uploads if "model" in upload.uri]
 
 
 def test_no_channel_brings_its_neighbours(code: CodePackage) -> None:
     inputs = inputs_of(code, "data={kind: gsm8k, train_file: 's3://b-1/train.jsonl', eval_file: 's3://b-1/test.jsonl'}")
-    assert all(channel.manifest or channel.uri.endswith("/") for channel in inputs.channels.values())
-    assert {name for name, channel in inputs.channels.items() if channel.manifest} == {"train", "validation"}
+    assert {name for name, uri in inputs.channels.items() if not uri.endswith("/")} == {"train", "validation"}
 
 
 def test_the_token_is_in_one_place(code: CodePackage, aws: Any, captured: Captured) -> None:

@@ -26,6 +26,7 @@ from orchestration.settings.config import load_settings
 from orchestration.storage.cache import cache_root
 from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.package import packed_code
+from orchestration.submit.sagemaker.container import container_inputs
 from orchestration.submit.sagemaker.request import form
 from tests.orchestration.submit import stub_run
 from tests.orchestration.submit.sagemaker_emulator import EmulatedJob, Host, namespaces_missing
@@ -101,15 +102,16 @@ class Workplace:
         with packed_code() as code:
             environment = settings.submit.job.environment
             job = JobSpec(name="rlvr-tiny-20261121-172233", run=settings.run, code=code, environment=environment)
-            formed = form(settings.submit.sagemaker, job)
-            uploads = [file for upload in formed.inputs.uploads for file in upload.files()]
-            for content, uri in [*uploads, (TOKEN.encode(), formed.layout.token)]:
+            inputs = container_inputs(settings.submit.sagemaker, job)
+            request = form(settings.submit.sagemaker, job, inputs)
+            uploads = [file for upload in inputs.uploads for file in upload.files()]
+            for content, uri in [*uploads, (TOKEN.encode(), inputs.layout.token)]:
                 target = place / uri.partition(f"/input-{job.submission}/")[2]
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
                 os.utime(target, (0, 0))  # what one host has compiled of it serves all, of every job
-        names = [channel["ChannelName"] for channel in formed.request["InputDataConfig"]]
-        return Prepared(request=dict(formed.request), channels={name: place / name for name in names})
+        names = [channel["ChannelName"] for channel in request["InputDataConfig"]]
+        return Prepared(request=request, channels={name: place / name for name in names})
 
     def job(self, prepared: Prepared, name: str = "job", *, checkpoints: Path | None = None) -> EmulatedJob:
         return EmulatedJob(
@@ -229,6 +231,8 @@ def test_a_run_that_fails_is_told_in_its_own_words(workplace: Workplace) -> None
         job.start()
         assert ended(job, START_S) == {"algo-1": 1}
         head = job.hosts["algo-1"]
+        (log,) = (head.folder / "tmp/ray").glob("session_2*/logs/ray_client_server.err")
+        assert f"agent_address='http://{head.ip}:8266'" in log.read_text()  # it need not wait for the node to register
     assert head.failure is not None
     assert "no-such-model" in head.failure
     assert head.files("model") == []

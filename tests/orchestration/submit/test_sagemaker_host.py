@@ -20,9 +20,11 @@ from orchestration.run.ledger.folder import read_status
 from orchestration.settings.config import load_settings
 from orchestration.submit.common.job import JobSpec, JobState, JobStatus
 from orchestration.submit.common.package import CodePackage
-from orchestration.submit.sagemaker.container import Layout, container_inputs
+from orchestration.submit.ray import process as ray_process
+from orchestration.submit.ray.process import RayProcess
+from orchestration.submit.sagemaker.container import container_inputs
 from orchestration.submit.sagemaker.driver import driver
-from orchestration.submit.sagemaker.host import ray_process as sagemaker_host_ray
+from orchestration.submit.sagemaker.host import head_ray as sagemaker_host_ray
 from orchestration.submit.sagemaker.host import run as sagemaker_host
 from orchestration.submit.sagemaker.host.environment import cuda_compatibility, fetch_secrets
 from orchestration.submit.sagemaker.host.facts import (
@@ -33,7 +35,6 @@ from orchestration.submit.sagemaker.host.facts import (
     STOPPED_WORKER_S,
     HostError,
     HostFacts,
-    WorkerView,
     by_number,
     failure_text,
     host_facts,
@@ -46,9 +47,9 @@ from orchestration.submit.sagemaker.host.facts import (
     run_failure,
     worker_ending,
 )
-from orchestration.submit.sagemaker.host.ray_process import JobLog, RayProcess
+from orchestration.submit.sagemaker.host.head_ray import JobLog
 
-SETTINGS = {"join_timeout_s": 600.0, "roles": {}, "head_group": None, "gpus": {}, "adapter": "s3://b/adapter"}
+SETTINGS = {"join_timeout_s": 600.0, "head_group": None, "gpus": {}, "adapter": "s3://b/adapter"}
 
 
 def resources(current: str, **groups: list[str]) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def test_the_only_group_of_a_job_gives_no_role() -> None:
 
 def test_the_head_is_the_first_host_of_its_group() -> None:
     groups = {"rollout": ["algo-1", "algo-2"], "learner": ["algo-10", "algo-9"], "reward": ["algo-3"]}
-    settings = {**SETTINGS, "roles": {name: name for name in groups}, "head_group": "learner"}
+    settings = {**SETTINGS, "head_group": "learner"}
     known = [
         host_facts(resources(host, **groups), settings, job_name="job") for host in ("algo-9", "algo-10", "algo-3")
     ]
@@ -123,11 +124,10 @@ P4D = "sagemaker.instance_type=ml.p4d.24xlarge"
     ],
 )
 def test_a_learner_that_fits_is_held_on_the_head(overrides: tuple[str, ...], held: bool) -> None:
-    settings = load_settings("tiny", overrides)
+    settings = load_settings("tiny", [*overrides, "sagemaker.bucket=b"])
     code = CodePackage(folder=Path(), digest="", num_files=0, num_bytes=0)
     job = JobSpec(name="n", run=settings.run, code=code)
-    layout = Layout(bucket="b", folder="f", name="n", submission="s")
-    inputs = container_inputs(settings.submit.sagemaker, job, layout)
+    inputs = container_inputs(settings.submit.sagemaker, job)
     assert (inputs.run.learner_nodes == HEAD) is held
 
 
@@ -135,18 +135,20 @@ def test_a_learner_that_fits_is_held_on_the_head(overrides: tuple[str, ...], hel
 
 
 def test_the_head_is_reachable_and_bears_its_marks() -> None:
-    command = ray_start(facts("algo-1"), node_ip="10.0.0.1", head_ip="10.0.0.1", object_store_bytes=2**30)
+    command = ray_start(facts("algo-1"), node_ip="10.0.0.1", object_store_bytes=2**30)
     assert command[0] == sys.executable
     assert {"--head", "--block", "--port=6379", "--dashboard-host=0.0.0.0", "--dashboard-port=8265"} <= set(command)
+    assert option(command, "--runtime-env-agent-port") == "8266"  # else a head that is slow to start is ended by Ray
     assert {"--node-ip-address=10.0.0.1", "--object-store-memory=1073741824", "--node-name=algo-1"} <= set(command)
     assert json.loads(option(command, "--resources")) == {"algo-1": 1, HEAD: 1}
     assert not any(word.startswith(("--address", "--num-cpus", "--num-gpus")) for word in command)
 
 
 def test_a_worker_joins_with_the_resource_of_its_role() -> None:
-    known = facts("algo-2", roles={"all": "rollout"})
-    command = ray_start(known, node_ip="10.0.0.2", head_ip="10.0.0.1", object_store_bytes=2**30)
-    assert option(command, "--address") == "10.0.0.1:6379"
+    groups = {"learner": ["algo-1"], "rollout": ["algo-2"]}
+    known = host_facts(resources("algo-2", **groups), {**SETTINGS, "head_group": "learner"}, job_name="job")
+    command = ray_start(known, node_ip="10.0.0.2", object_store_bytes=2**30)
+    assert option(command, "--address") == "algo-1:6379"
     assert json.loads(option(command, "--resources")) == {"algo-2": 1, "rollout": 1}
     assert "--head" not in command
 
@@ -166,7 +168,7 @@ def test_authentication_is_explicit_and_the_token_a_file() -> None:
 
 def test_a_stop_fits_into_the_two_minutes_before_the_kill() -> None:
     assert float(ray_environment(code="", token_file="")["RAY_JOB_STOP_WAIT_TIME_S"]) == STOP_JOB_S
-    head = STOP_JOB_S + 5 + sagemaker_host._TELL_WORKERS_S + sagemaker_host_ray._END_RAY_S
+    head = STOP_JOB_S + 5 + sagemaker_host._TELL_WORKERS_S + ray_process._END_S + ray_process._END_CHILDREN_S
     assert head < 120
     assert STOPPED_WORKER_S < 120
 
@@ -200,7 +202,7 @@ def test_a_host_whose_shared_memory_is_too_small_is_refused() -> None:
 
 def test_gpus_that_are_paid_for_and_not_seen_are_named() -> None:
     groups = {"learner": ["algo-1"], "rollout": ["algo-2", "algo-3"], "reward": ["algo-4"]}
-    settings = {**SETTINGS, "roles": {name: name for name in groups}, "gpus": {"learner": 8, "rollout": 4}}
+    settings = {**SETTINGS, "head_group": "learner", "gpus": {"learner": 8, "rollout": 4}}
     known = host_facts(resources("algo-1", **groups), settings, job_name="job")
     nodes = [{"algo-1": 1, "GPU": 8.0}, {"algo-2": 1, "GPU": 3.0}, {"algo-3": 1}, {"algo-4": 1}]
     assert lacking_gpus(known, nodes) == "algo-2 has 3 of 4 GPUs, algo-3 has 0 of 4 GPUs"
@@ -261,31 +263,29 @@ def test_a_host_has_joined_when_a_node_bears_its_name() -> None:
 
 # When a worker leaves
 
-RUNNING = JobStatus(state=JobState.RUNNING)
-
 
 @pytest.mark.parametrize(
-    ("view", "expected"),
+    ("answered", "silent_s", "more", "expected"),
     [
-        (WorkerView(run=None, silent_s=599), None),
-        (WorkerView(run=None, silent_s=601), (1, "the head, algo-1, did not answer algo-2 within 600 s")),
-        (WorkerView(run=None, silent_s=5, stopping_s=0), (130, "algo-2 was stopped before the head was up")),
-        (WorkerView(run=RUNNING, silent_s=0), None),
-        (WorkerView(run=RUNNING, silent_s=HEAD_GONE_S - 1), None),
-        (WorkerView(run=RUNNING, silent_s=HEAD_GONE_S + 1), (1, "the head, algo-1, is gone")),
+        (False, 599, {}, None),
+        (False, 601, {}, (1, "the head, algo-1, did not answer algo-2 within 600 s")),
+        (False, 5, {"stopping_s": 0}, (130, "algo-2 was stopped before the head was up")),
+        (True, 0, {}, None),
+        (True, HEAD_GONE_S - 1, {}, None),
+        (True, HEAD_GONE_S + 1, {}, (1, "the head, algo-1, is gone")),
         # The run on the head still needs a worker that was told to stop first.
-        (WorkerView(run=RUNNING, silent_s=0, stopping_s=100), None),
-        (
-            WorkerView(run=RUNNING, silent_s=0, stopping_s=STOPPED_WORKER_S + 1),
-            (130, "algo-2 was stopped, and the head, algo-1, was not"),
-        ),
+        (True, 0, {"stopping_s": 100}, None),
+        (True, 0, {"stopping_s": STOPPED_WORKER_S + 1}, (130, "algo-2 was stopped, and the head, algo-1, was not")),
         # Ray ended here because the head is gone, or by itself: the head's answer tells.
-        (WorkerView(run=RUNNING, silent_s=3, ray_ended="lost its head"), None),
-        (WorkerView(run=RUNNING, silent_s=0, ray_ended="no room"), (1, "Ray ended on algo-2: no room")),
+        (True, 3, {"ray_ended": "lost its head"}, None),
+        (True, 0, {"ray_ended": "no room"}, (1, "Ray ended on algo-2: no room")),
     ],
 )
-def test_a_worker_leaves_when_there_is_a_reason(view: WorkerView, expected: tuple[int, str] | None) -> None:
-    ending = worker_ending(facts(), view)
+def test_a_worker_leaves_when_there_is_a_reason(
+    answered: bool, silent_s: float, more: dict[str, Any], expected: tuple[int, str] | None
+) -> None:
+    known = {"ray_ended": None, "stopping_s": -1.0, **more}
+    ending = worker_ending(facts(), answered=answered, silent_s=silent_s, **known)
     assert (None if ending is None else (ending.exit_code, ending.reason)) == expected
 
 

@@ -234,6 +234,8 @@ def test_a_dashboards_certificate_is_checked_by_the_authority_that_is_named(dash
 
     with pytest.raises(SubmitError, match=r"certificate of .* is not trusted .*; set ray\.ca_file"):
         state("a")
+    with pytest.raises(SubmitError, match=r"certificate of .* is not trusted .*; set ray\.ca_file"):
+        state("a", f"ray.ca_file={__file__}")  # no certificate
     trusted = f"ray.ca_file={certificate}"
     assert state("a", trusted) == "succeeded"
     with pytest.raises(SubmitError, match=r"did not answer within 0\.3 s; raise ray\.timeout_s"):

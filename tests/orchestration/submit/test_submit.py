@@ -17,9 +17,10 @@ import yaml
 
 from orchestration import extras
 from orchestration.cli import main
-from orchestration.errors import ConfigError, SubmitError, UnreachableError
+from orchestration.errors import ConfigError, RlvrError, SubmitError, UnreachableError
 from orchestration.settings.config import load_config, load_settings
 from orchestration.settings.submit import MAX_NAME_CHARS
+from orchestration.submit.common import package
 from orchestration.submit.common.book import JobBook, JobRecord
 from orchestration.submit.common.job import JobSpec, Plan, Record, Say, job_name
 from orchestration.submit.common.package import MAX_INCLUDED_BYTES, ROOMS, CodePackage, packed_code
@@ -120,8 +121,9 @@ def test_relative_paths_are_found_here_and_beside_the_recipe(tmp_path: Path, mon
         (".env", 1, "looks like a secret"),
         ("server.pem", 1, "looks like a secret"),
         ("learner", 1, "is taken"),
-        ("data.bin", MAX_INCLUDED_BYTES + 1, "code has at most 50"),
+        ("data.bin", MAX_INCLUDED_BYTES + 1, "more than the 50 MiB that code may have"),
         ("random.py", 1, "would hide Python's own module 'random'"),
+        ("yaml.py", 1, "would hide the installed package 'yaml'"),
         ("/dev/null", None, "is neither a file nor a folder"),
         (".", None, "has no name that it could be imported by"),
         ("..", None, "has no name that it could be imported by"),
@@ -136,11 +138,21 @@ def test_what_is_no_code_stays_here(name: str, size: int | None, what: str, tmp_
         pass
 
 
+def test_what_changes_while_it_is_packed_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").touch()
+    monkeypatch.setattr(package, "_is_secret", lambda path: path.unlink(missing_ok=True))
+    with (
+        pytest.raises(RlvrError, match=r"was not packed: .*mine\.py: No such file"),
+        packed_code([tmp_path / "mine.py"]),
+    ):
+        pass
+
+
 def test_what_is_included_has_a_limit_together(tmp_path: Path) -> None:
     for number in range(11):
         with (tmp_path / f"part{number}.bin").open("wb") as file:
             file.truncate(MAX_INCLUDED_BYTES)  # holes: nothing is written, and nothing may be copied
-    says = "together has 550 MiB, and code has at most 500"
+    says = "together has more than the 500 MiB that code may have"
     with pytest.raises(ConfigError, match=says), packed_code(sorted(tmp_path.iterdir())):
         pass
 
@@ -299,6 +311,8 @@ def test_names_of_one_second_differ() -> None:
         ("job.environment={WANDB_API_KEY_2: x}", "WANDB_API_KEY_2 looks like a secret"),
         ("sagemaker.secrets={HF_TOKEN: hf_abc}", "HF_TOKEN wants the name of a secret"),
         ("hyperpod.secrets={HF_TOKEN: hf_abc}", "HF_TOKEN wants the name of a Kubernetes Secret"),
+        ("job.environment={OMP_NUM_THREADS: 4}", "job.environment.OMP_NUM_THREADS: .* in quotes of its own"),
+        ("job.include=mine.py", "job.include='mine.py': input should be a list"),
         ("sagemaker.endpoints={s3: vpce-1}", "sagemaker.endpoints.s3"),
         ("ray.adress=x", "did you mean 'ray.address'"),
         ("local.linger_s=-1", "local.linger_s=-1"),
@@ -307,8 +321,9 @@ def test_names_of_one_second_differ() -> None:
 )
 def test_wrong_settings_of_a_submission_are_named(override: str, what: str) -> None:
     for read in (load_settings, load_config):  # `rlvr train` does not use them, and reads them all the same
-        with pytest.raises(ConfigError, match=what):
+        with pytest.raises(ConfigError, match=what) as caught:
             read("tiny", [override])
+        assert "hf_abc" not in str(caught.value)
 
 
 def test_what_is_no_secret_may_be_in_the_environment() -> None:

@@ -17,8 +17,12 @@ from orchestration.cluster.environment import NODE_ENVIRONMENT, with_token
 from orchestration.errors import one_line
 from orchestration.submit.common.job import JobState, JobStatus
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
+from orchestration.submit.ray.process import last_words
 
 GCS_PORT = 6379
+AGENT_PORT = 8266
+"""Of the head's agent of runtime environments. With an unnamed one Ray's client server, which every head has, ends when
+the node has not registered within 30 s, and `ray start --block` ends the head with it."""
 RAY_FOLDER = "/tmp/ray"  # Ray's own default; said aloud, as the job's log is read there
 HEAD = "head"
 """A Ray resource that the head alone has."""
@@ -95,9 +99,8 @@ def host_facts(resources: Mapping[str, Any], settings: Mapping[str, Any], *, job
     head_group = settings.get("head_group")
     if head_group and head_group not in groups:
         raise HostError(f"head_group={head_group!r} is no instance group of this job, which has {sorted(groups)}")
-    roles: Mapping[str, str] = settings.get("roles") or {}
-    role_of = {host: roles.get(group) for group, members in groups.items() for host in members}
-    gpus = {host: settings["gpus"].get(role_of.get(host) or "", 0) for host in hosts}
+    role_of = {host: group for group, members in groups.items() for host in members} if head_group else {}
+    gpus = {host: settings["gpus"].get(role_of.get(host, ""), 0) for host in hosts}
     return HostFacts(
         job_name=job_name,
         name=name,
@@ -111,12 +114,11 @@ def host_facts(resources: Mapping[str, Any], settings: Mapping[str, Any], *, job
     )
 
 
-def ray_start(facts: HostFacts, *, node_ip: str, head_ip: str, object_store_bytes: int) -> list[str]:
+def ray_start(facts: HostFacts, *, node_ip: str, object_store_bytes: int) -> list[str]:
     """The command that starts Ray on this host and stays until it ends. CPUs and GPUs are counted by Ray.
 
     Args:
         node_ip: this host's address on the network of the job.
-        head_ip: the head's, which a worker joins.
     """
     marks = {facts.name: 1} | ({} if facts.role is None else {facts.role: 1}) | ({HEAD: 1} if facts.is_head else {})
     command = [
@@ -125,9 +127,10 @@ def ray_start(facts: HostFacts, *, node_ip: str, head_ip: str, object_store_byte
         f"--resources={json.dumps(marks)}",
     ]
     if not facts.is_head:
-        return [*command, f"--address={head_ip}:{GCS_PORT}"]
+        return [*command, f"--address={facts.head}:{GCS_PORT}"]
     return [
         *(*command, "--head", f"--port={GCS_PORT}", f"--temp-dir={RAY_FOLDER}"),
+        f"--runtime-env-agent-port={AGENT_PORT}",
         *("--include-dashboard=true", "--dashboard-host=0.0.0.0", f"--dashboard-port={DASHBOARD_PORT}"),
     ]
 
@@ -166,7 +169,7 @@ def object_store_bytes(*, memory: int, shared_memory: int, limit: int | None = N
     return wanted
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Ending:
     """How a host leaves."""
 
@@ -175,47 +178,38 @@ class Ending:
     """For the failure file; empty after success."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerView:
-    """What a worker knows at one moment."""
-
-    run: JobStatus | None
-    """As the head last told it; None: it has not answered yet."""
-    silent_s: float
-    """Since that answer, 0 if it came just now; without one, since this host's start."""
-    ray_ended: str | None = None
-    """The last words of this host's Ray, if it ended and is not started again."""
-    stopping_s: float | None = None
-    """Since SIGTERM."""
-
-
 def run_ending(status: JobStatus, lines: Sequence[str]) -> Ending:
     """How a host leaves whose run has ended, with these lines at the end of its log."""
     if status.state is JobState.SUCCEEDED:
-        return Ending(exit_code=0)
+        return Ending(0)
     if status.state is JobState.STOPPED:
-        return Ending(exit_code=EXIT_STOPPED, reason=GOES_ON)
-    return Ending(exit_code=EXIT_FAILED, reason=run_failure(lines, status.message))
+        return Ending(EXIT_STOPPED, GOES_ON)
+    return Ending(EXIT_FAILED, run_failure(lines, status.message))
 
 
-def worker_ending(facts: HostFacts, view: WorkerView) -> Ending | None:
-    """How a worker has to leave while the run goes on; None: it stays."""
-    if view.run is None:
-        if view.stopping_s is not None:
-            return Ending(exit_code=EXIT_STOPPED, reason=f"{facts.name} was stopped before the head was up")
-        if view.silent_s > facts.join_timeout_s:
-            return Ending(
-                exit_code=EXIT_FAILED,
-                reason=f"the head, {facts.head}, did not answer {facts.name} within {facts.join_timeout_s:g} s",
-            )
-        return None
-    if view.silent_s > HEAD_GONE_S:
-        return Ending(exit_code=EXIT_FAILED, reason=f"the head, {facts.head}, is gone")
-    if view.stopping_s is not None and view.stopping_s > STOPPED_WORKER_S:
-        return Ending(exit_code=EXIT_STOPPED, reason=f"{facts.name} was stopped, and the head, {facts.head}, was not")
+def worker_ending(
+    facts: HostFacts, *, answered: bool, silent_s: float, ray_ended: str | None, stopping_s: float
+) -> Ending | None:
+    """How a worker has to leave while the run goes on; None: it stays.
+
+    Args:
+        answered: The head has said how the run is, at least once.
+        silent_s: Since it did, 0 if it was just now; without an answer, since this host's start.
+        ray_ended: The last words of this host's Ray, if it ended and is not started again.
+        stopping_s: Since SIGTERM, negative without one.
+    """
+    head = f"the head, {facts.head},"
+    if not answered and stopping_s >= 0:
+        return Ending(EXIT_STOPPED, f"{facts.name} was stopped before the head was up")
+    if not answered and silent_s > facts.join_timeout_s:
+        return Ending(EXIT_FAILED, f"{head} did not answer {facts.name} within {facts.join_timeout_s:g} s")
+    if answered and silent_s > HEAD_GONE_S:
+        return Ending(EXIT_FAILED, f"{head} is gone")
+    if stopping_s > STOPPED_WORKER_S:
+        return Ending(EXIT_STOPPED, f"{facts.name} was stopped, and {head} was not")
     # A worker's Ray ends soon after the head's. If the head has just said that it goes on, this one ended by itself.
-    if view.ray_ended is not None and view.silent_s == 0:
-        return Ending(exit_code=EXIT_FAILED, reason=f"Ray ended on {facts.name}: {view.ray_ended}")
+    if ray_ended is not None and silent_s == 0:
+        return Ending(EXIT_FAILED, f"Ray ended on {facts.name}: {ray_ended}")
     return None
 
 
@@ -230,11 +224,6 @@ def missing(facts: HostFacts, nodes: Iterable[Mapping[str, float]]) -> tuple[str
     """Hosts that are not there yet, by the resources of the nodes that are: a host's name is one of its own."""
     there = {name for resources in nodes for name in resources}
     return tuple(host for host in facts.hosts if host not in there)
-
-
-def last_words(lines: Sequence[str]) -> str:
-    """The last line that says something."""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 def run_failure(lines: Sequence[str], message: str) -> str:

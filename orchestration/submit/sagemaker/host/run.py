@@ -8,12 +8,12 @@ that fail write the reason to the failure file. Only the head writes checkpoints
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -25,8 +25,8 @@ from orchestration.errors import RlvrError, SubmitError
 from orchestration.run.ledger.folder import read_status
 from orchestration.run.ledger.names import ADAPTER_FOLDER, CONFIG_FILE, SUMMARY_FILE
 from orchestration.storage.atomic import atomic_write
-from orchestration.submit.common.job import JobStatus
 from orchestration.submit.ray.jobs import RUN_FILE, entrypoint
+from orchestration.submit.ray.process import RayProcess
 from orchestration.submit.sagemaker.host import places
 from orchestration.submit.sagemaker.host.environment import cuda_compatibility, fetch_secrets
 from orchestration.submit.sagemaker.host.facts import (
@@ -37,7 +37,6 @@ from orchestration.submit.sagemaker.host.facts import (
     Ending,
     HostError,
     HostFacts,
-    WorkerView,
     failure_text,
     host_facts,
     lacking_gpus,
@@ -48,8 +47,7 @@ from orchestration.submit.sagemaker.host.facts import (
     run_ending,
     worker_ending,
 )
-from orchestration.submit.sagemaker.host.head_ray import HeadRay
-from orchestration.submit.sagemaker.host.ray_process import JobLog, RayProcess
+from orchestration.submit.sagemaker.host.head_ray import HeadRay, JobLog
 
 ML = Path(places.ML)
 CODE = Path(places.CHANNELS_FOLDER / "code")
@@ -79,10 +77,10 @@ def main() -> int:
         say(facts, f"{'head' if facts.is_head else f'worker of {facts.head}'}, {len(facts.hosts)} hosts in all")
         ending = run_head(facts, token, stop) if facts.is_head else run_worker(facts, token, stop)
     except (HostError, RlvrError) as error:
-        ending = Ending(exit_code=EXIT_FAILED, reason=str(error))
+        ending = Ending(EXIT_FAILED, str(error))
     except Exception as error:  # nobody above would write the reason where SageMaker looks for it
         traceback.print_exc()
-        ending = Ending(exit_code=EXIT_FAILED, reason=f"{type(error).__name__}: {error}")
+        ending = Ending(EXIT_FAILED, f"{type(error).__name__}: {error}")
     if ending.reason:
         text = failure_text(ending.reason)
         print(f"{socket.gethostname()} leaves: {text}", flush=True)
@@ -94,23 +92,17 @@ class _Stop:
     """Since when this host has to stop."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
-        self._at = 0.0
+        self._at = math.inf
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if not self._event.is_set():
-            self._at = time.monotonic()
-            self._event.set()
+        self._at = min(self._at, time.monotonic())
 
     @property
-    def for_s(self) -> float | None:
-        return time.monotonic() - self._at if self._event.is_set() else None
-
-    def wait(self, seconds: float) -> bool:
-        """Wait so long, or until it is set."""
-        return self._event.wait(seconds)
+    def for_s(self) -> float:
+        """Negative while it has not."""
+        return time.monotonic() - self._at
 
 
 def say(facts: HostFacts, message: str) -> None:
@@ -123,7 +115,7 @@ def say(facts: HostFacts, message: str) -> None:
 
 def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
     """The whole life of the head, its workers' end included; returns how this host leaves. SIGTERM sets `stop`."""
-    ray = start_ray(facts, head_ip=own_ip(facts))
+    ray = start_ray(facts)
     jobs = HeadRay(facts, token)
     try:
         try:
@@ -132,7 +124,7 @@ def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
                 put_out(RUN_FOLDER, ML / "model", adapter=facts.adapter)
                 say(facts, f"adapter: {facts.adapter}")
         except (HostError, SubmitError, OSError) as error:
-            ending = Ending(exit_code=EXIT_FAILED, reason=str(error))
+            ending = Ending(EXIT_FAILED, str(error))
         jobs.tell(ending.reason)
         if left := jobs.wait_for_workers_to_leave(timeout_s=_TELL_WORKERS_S):
             say(facts, f"did not leave before the head: {', '.join(left)}")
@@ -143,7 +135,7 @@ def run_head(facts: HostFacts, token: str, stop: _Stop) -> Ending:
 
 def _head_ending(facts: HostFacts, ray: RayProcess, jobs: HeadRay, stop: _Stop) -> Ending:
     if not _all_joined(facts, ray, jobs, stop):
-        return Ending(exit_code=EXIT_STOPPED, reason="stopped before all hosts had joined")
+        return Ending(EXIT_STOPPED, "stopped before all hosts had joined")
     if read_status(RUN_FOLDER) == "finished":  # an interruption came between the run's end and the job's
         say(facts, "the checkpoint folder holds a finished run: nothing to do")
         jobs.submit("true")
@@ -159,7 +151,8 @@ def _all_joined(facts: HostFacts, ray: RayProcess, jobs: HeadRay, stop: _Stop) -
     deadline = time.monotonic() + facts.join_timeout_s
     absent, trouble = facts.hosts, ""
     nodes: list[dict[str, float]] = []
-    while not stop.wait(POLL_S):
+    while stop.for_s < 0:
+        time.sleep(POLL_S)
         if (words := ray.ended()) is not None:
             raise HostError(f"Ray ended on the head, {facts.name}: {words}")
         before = absent
@@ -191,7 +184,7 @@ def _followed(facts: HostFacts, ray: RayProcess, jobs: HeadRay, stop: _Stop) -> 
         log.relay()
         stopping_s, trouble = stop.for_s, ""
         try:
-            if stopping_s is not None and not asked_to_stop:
+            if stopping_s >= 0 and not asked_to_stop:
                 say(facts, f"asked to stop: the run may save its state for {STOP_JOB_S:g} s")
                 jobs.ray.stop(facts.job_name)
                 asked_to_stop = True
@@ -202,8 +195,8 @@ def _followed(facts: HostFacts, ray: RayProcess, jobs: HeadRay, stop: _Stop) -> 
                 return run_ending(status, list(log.tail))
         except SubmitError as error:
             trouble = str(error)
-        if stopping_s is not None and stopping_s > STOP_JOB_S + 5:
-            return Ending(exit_code=EXIT_STOPPED, reason=f"stopped; the run had not ended after {STOP_JOB_S:g} s")
+        if stopping_s > STOP_JOB_S + 5:
+            return Ending(EXIT_STOPPED, f"stopped; the run had not ended after {STOP_JOB_S:g} s")
         if (words := ray.ended()) is not None:
             raise HostError(f"Ray ended on the head, {facts.name}, during the run: {words}")
         if time.monotonic() - answered > _DASHBOARD_SILENT_S:
@@ -231,33 +224,30 @@ def run_worker(facts: HostFacts, token: str, stop: _Stop) -> Ending:
     """The whole life of a worker: join, and stay until there is a reason to leave."""
     began = heard = time.monotonic()
     ray: RayProcess | None = None
-    run: JobStatus | None = None
-    jobs: HeadRay | None = None
-    started_at = 0.0
+    jobs = HeadRay(facts, token)
+    answered, started_at = False, 0.0
     try:
         while True:
             now = time.monotonic()
             ray_ended = ray.ended() if ray is not None else None
-            head_ip = _address_of(facts.head)
-            jobs = jobs or (HeadRay(facts, token, head_ip) if head_ip else None)
-            answer = jobs.status() if jobs else None
-            if jobs and answer:
-                run, heard = answer, time.monotonic()
+            if answer := jobs.status():
+                answered, heard = True, time.monotonic()
                 if answer.state.ended:
                     return jobs.ending(answer)
             retry = ray_ended is not None and now - began < facts.join_timeout_s
-            view = WorkerView(
-                run=run,
+            ending = worker_ending(
+                facts,
+                answered=answered,
                 silent_s=0.0 if answer else time.monotonic() - heard,
                 ray_ended=None if retry else ray_ended,
                 stopping_s=stop.for_s,
             )
-            if (ending := worker_ending(facts, view)) is not None:
+            if ending is not None:
                 return ending
             if answer and (ray is None or retry) and now - started_at > _RESTART_S:
                 if ray_ended is not None:
                     say(facts, f"Ray did not start, trying again: {ray_ended}")
-                ray, started_at = start_ray(facts, head_ip=str(head_ip)), now
+                ray, started_at = start_ray(facts), now
             time.sleep(2 * POLL_S)
     finally:
         if ray is not None:
@@ -267,7 +257,7 @@ def run_worker(facts: HostFacts, token: str, stop: _Stop) -> Ending:
 # Both
 
 
-def start_ray(facts: HostFacts, *, head_ip: str) -> RayProcess:
+def start_ray(facts: HostFacts) -> RayProcess:
     """Start Ray on this host."""
     limit = os.environ.get(OBJECT_STORE_VARIABLE)
     store = object_store_bytes(
@@ -275,7 +265,7 @@ def start_ray(facts: HostFacts, *, head_ip: str) -> RayProcess:
         shared_memory=psutil.disk_usage("/dev/shm").free,
         limit=int(limit) if limit else None,
     )
-    command = ray_start(facts, node_ip=own_ip(facts), head_ip=head_ip, object_store_bytes=store)
+    command = ray_start(facts, node_ip=own_ip(facts), object_store_bytes=store)
     environment = {
         # What the job's environment says of them wins.
         **{name: os.environ.get(name, facts.network_interface) for name in _INTERFACE_VARIABLES},
@@ -297,11 +287,3 @@ def own_ip(facts: HostFacts) -> str:
         if address.family is socket.AF_INET:
             return str(address.address)
     raise HostError(f"{facts.name} has no IPv4 address on {facts.network_interface!r}")
-
-
-def _address_of(host: str) -> str | None:
-    """None: its name is not known yet."""
-    try:
-        return socket.gethostbyname(host)
-    except OSError:
-        return None
