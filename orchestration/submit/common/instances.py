@@ -53,32 +53,33 @@ GPU_KINDS = {
 }
 """By the families of instance types."""
 
-_G_SIZES = {  # GPUs and cores
-    "xlarge": (1, 4),
-    "2xlarge": (1, 8),
-    "4xlarge": (1, 16),
-    "8xlarge": (1, 32),
-    "12xlarge": (4, 48),
-    "16xlarge": (1, 64),
-    "24xlarge": (4, 96),
-    "48xlarge": (8, 192),
+
+def num_cpus(instance_type: str) -> int:
+    """Virtual cores of a host: AWS's sizes have four for each `x`, in all families."""
+    size = re.search(r"\.(?:(\d*)x)?large$", instance_type)
+    return 1 if size is None else 2 if size[1] is None else 4 * int(size[1] or 1)
+
+
+_P = {  # GPUs, memory in GiB, EFA
+    "p4d.24xlarge": (8, 1152, 4),
+    "p4de.24xlarge": (8, 1152, 4),
+    "p5.4xlarge": (1, 256, 1),
+    "p5.48xlarge": (8, 2048, 32),
+    "p5e.48xlarge": (8, 2048, 32),
+    "p5en.48xlarge": (8, 2048, 16),
+    "p6-b200.48xlarge": (8, 2048, 8),
 }
+_G = {"xlarge": 1, "2xlarge": 1, "4xlarge": 1, "8xlarge": 1, "12xlarge": 4, "16xlarge": 1, "24xlarge": 4, "48xlarge": 8}
 _G_GIB_PER_CORE = {"g4dn": 4, "g5": 4, "g6": 4, "g6e": 8}
 
 INSTANCES = {
-    "ml.p4d.24xlarge": Instance(gpus=8, cpus=96, memory_gib=1152, efa=4),
-    "ml.p4de.24xlarge": Instance(gpus=8, cpus=96, memory_gib=1152, efa=4),
-    "ml.p5.4xlarge": Instance(gpus=1, cpus=16, memory_gib=256, efa=1),
-    "ml.p5.48xlarge": Instance(gpus=8, cpus=192, memory_gib=2048, efa=32),
-    "ml.p5e.48xlarge": Instance(gpus=8, cpus=192, memory_gib=2048, efa=32),
-    "ml.p5en.48xlarge": Instance(gpus=8, cpus=192, memory_gib=2048, efa=16),
-    "ml.p6-b200.48xlarge": Instance(gpus=8, cpus=192, memory_gib=2048, efa=8),
-    **{
-        f"ml.{family}.{size}": Instance(gpus=gpus, cpus=cpus, memory_gib=cpus * gib)
-        for family, gib in _G_GIB_PER_CORE.items()
-        for size, (gpus, cpus) in _G_SIZES.items()
-        if family != "g4dn" or size not in ("24xlarge", "48xlarge")
-    },
+    f"ml.{name}": Instance(gpus=gpus, cpus=num_cpus(name), memory_gib=memory_gib, efa=efa)
+    for name, (gpus, memory_gib, efa) in _P.items()
+} | {
+    f"ml.{family}.{size}": Instance(gpus=gpus, cpus=num_cpus(f".{size}"), memory_gib=num_cpus(f".{size}") * gib)
+    for family, gib in _G_GIB_PER_CORE.items()
+    for size, gpus in _G.items()
+    if family != "g4dn" or size not in ("24xlarge", "48xlarge")
 }
 """By their names as SageMaker and HyperPod spell them."""
 

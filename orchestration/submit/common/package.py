@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from orchestration.errors import ConfigError, in_a_sentence
+from orchestration.submit.common.paths import is_utf8
 
 ROOMS = ("learner", "orchestration", "reward_service", "rollout_server")
 MAX_INCLUDED_BYTES = 50 * 2**20
@@ -153,6 +154,8 @@ def _included_files(source: Path) -> list[Path]:
             f"job.include={str(source)!r} holds the link {link.name!r} to {str(link.readlink())!r}, and only links to "
             f"files are followed: put what is meant there in its place, or remove it"
         )
+    if strange := next((path.name for path in files if not is_utf8(str(path))), None):
+        raise ConfigError(f"job.include={str(source)!r} holds {strange!a}, a name that is not in UTF-8: rename it")
     if secret := next((path for path in files if _is_secret(path) or _is_secret(path.resolve())), None):
         raise ConfigError(
             f"job.include={str(source)!r} holds {secret.name!r}, which looks like a secret; code is stored where "

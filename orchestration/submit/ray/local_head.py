@@ -38,6 +38,7 @@ TOKEN_FILE, STATE_FILE, LOCK_FILE, LOG_FILE = "auth_token", "head.json", "lock",
 _FIRST_JOB_S = 60.0
 _POLL_S = 2.0
 _ANSWER_S = 10.0
+_SILENT_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,10 +196,16 @@ def _until_ready(ray: RayProcess, jobs: RayJobs) -> None:
 def _until_idle(ray: RayProcess, jobs: RayJobs, linger_s: float) -> None:
     # Whoever started it is about to send a job, which takes a busy machine long.
     busy_at = time.monotonic() + _FIRST_JOB_S
-    while ray.ended() is None and time.monotonic() - busy_at <= linger_s:
-        with suppress(SubmitError):  # it may be busy; when it has died, `ended` says so
+    while ray.ended() is None:
+        idle_s = time.monotonic() - busy_at
+        try:
             if jobs.unfinished():
                 busy_at = time.monotonic()
+            elif idle_s > linger_s:
+                return
+        except SubmitError:  # that nobody answers on a busy machine says nothing of its jobs
+            if idle_s > linger_s + _SILENT_S:
+                return
         time.sleep(_POLL_S)
 
 

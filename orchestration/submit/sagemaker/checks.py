@@ -15,7 +15,7 @@ from orchestration.settings.sagemaker import SageMakerConfig
 from orchestration.storage.aws import known_regions, partition
 from orchestration.submit.common.hosts import LEARNER, ROLLOUT
 from orchestration.submit.common.instances import has_own_disks
-from orchestration.submit.common.paths import local_model_folder, refuse_what_stays_here
+from orchestration.submit.common.paths import is_utf8, local_model_folder, refuse_what_stays_here
 from orchestration.submit.sagemaker.fitting import check_fitting, instance_kinds
 from orchestration.submit.sagemaker.host.places import RUN_FOLDER
 
@@ -179,6 +179,8 @@ def _of_data_file(name: str, file: str) -> Iterator[str]:
     if file.startswith("s3://"):
         if not _S3_OBJECT.fullmatch(file):
             yield f"{name}={file!r} is not an object on S3; write s3://BUCKET/KEY of one file"
+    elif not is_utf8(file):
+        yield f"{name}={file!r} is a name that is not in UTF-8, as keys on S3 are; rename the file"
     elif not Path(file).expanduser().is_file():
         yield f"{name}={file!r} is not a file here; give one, or s3://BUCKET/KEY (`rlvr prepare` puts them there)"
 

@@ -12,6 +12,8 @@ from orchestration.machine.placement import MARK
 from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.config import RunConfig, dump_config
 from orchestration.settings.sagemaker import SageMakerConfig
+from orchestration.submit.common.hosts import REWARD
+from orchestration.submit.common.instances import num_cpus
 from orchestration.submit.common.job import JobSpec
 from orchestration.submit.common.paths import local_model_folder, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE
@@ -181,8 +183,8 @@ def _role_changes(settings: SageMakerConfig, run: RunConfig) -> dict[str, Any]:
         changes |= {"rollout_nodes": "rollout", "learner_nodes": "learner"}
     if learner_on_head(settings, run):
         changes["learner_nodes"] = HEAD
-    if "reward" in instance_kinds(settings):
-        deployment = run.reward.deployment
-        cores = {"num_cpus": deployment.num_cpus} if deployment.kind == "actor" else {}
-        changes["reward.deployment"] = {"kind": "actor", **cores, "resources": {"reward": MARK}}
+    if (kind := instance_kinds(settings).get(REWARD)) is not None:
+        asked = run.reward.deployment
+        cores = asked.num_cpus if asked.kind == "actor" else max(1, num_cpus(kind[0]) - 1)  # one is for Ray
+        changes["reward.deployment"] = {"kind": "actor", "num_cpus": cores, "resources": {REWARD: MARK}}
     return changes

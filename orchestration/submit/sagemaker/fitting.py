@@ -85,6 +85,11 @@ def notes(settings: SageMakerConfig, run: RunConfig) -> tuple[str, ...]:
         for kind in sorted({kinds[role][0] for role in expected_gpus(settings, run)})
         if (gpu := gpu_kind(kind)) is not None
     ]
+    kind, count = kinds.get(REWARD, ("", 1))
+    if count > 1:
+        said.append(f"the reward service is on one host: of {count} × {kind} of reward, {count - 1} would be idle")
+    if num_gpus(kind):
+        said.append(f"the GPUs of {kind} would be idle: the reward service needs none")
     return tuple(filter(None, said))
 
 

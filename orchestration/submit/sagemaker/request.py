@@ -86,6 +86,7 @@ def _channel(name: str, uri: str) -> dict[str, Any]:
 
 def _hosts(settings: SageMakerConfig) -> dict[str, Any]:
     kinds, groups = instance_kinds(settings), bool(settings.instance_groups)
+    smallest = any(kind == "ml.g4dn.xlarge" for kind, _ in kinds.values())
     return _given(
         InstanceGroups=groups
         and [
@@ -94,7 +95,8 @@ def _hosts(settings: SageMakerConfig) -> dict[str, Any]:
         ],
         InstanceType=settings.instance_type,
         InstanceCount=None if groups else settings.instance_count,
-        VolumeSizeInGB=settings.volume_size_gib,
+        # Of disks that are a type's own no more may be asked for than there is.
+        VolumeSizeInGB=min(settings.volume_size_gib, 125) if smallest else settings.volume_size_gib,
         VolumeKmsKeyId=settings.volume_kms_key,
         KeepAlivePeriodInSeconds=settings.keep_alive_s,
     )

@@ -233,6 +233,12 @@ def test_no_channel_brings_its_neighbours(code: CodePackage) -> None:
     assert {name for name, uri in inputs.channels.items() if not uri.endswith("/")} == {"train", "validation"}
 
 
+def test_the_reward_service_has_the_cores_of_its_host(code: CodePackage) -> None:
+    both = load_settings("tiny", [*ACCOUNT, GROUPS])
+    inputs = container_inputs(both.submit.sagemaker, JobSpec(name=NAME, run=both.run, code=code))
+    assert inputs.run.reward.deployment.model_dump()["num_cpus"] == 15  # of 16: one is Ray's
+
+
 def test_the_token_is_in_one_place(code: CodePackage, aws: Any, captured: Captured) -> None:
     said: list[str] = []
     backend, job = prepared(code, ONE_HOST)
@@ -268,9 +274,11 @@ def test_a_plan_needs_no_account_and_no_network(
 
 
 def test_hosts_have_the_disk_that_the_settings_say(code: CodePackage) -> None:
-    backend, job = prepared(code, [*ONE_HOST, "sagemaker.volume_size_gib=321"])
-    request = backend.plan(job).request["CreateTrainingJob"]
-    assert request["ResourceConfig"]["VolumeSizeInGB"] == 321
+    small = ("sagemaker.instance_type=ml.g4dn.xlarge", "rollout.dtype=float16", "learner.dtype=float32")
+    for words, gib in (((*ONE_HOST, "sagemaker.volume_size_gib=321"), 321), (small, 125)):  # that type's own disk
+        backend, job = prepared(code, words)
+        request = backend.plan(job).request["CreateTrainingJob"]
+        assert request["ResourceConfig"]["VolumeSizeInGB"] == gib
 
 
 def test_the_services_limits_are_kept_before_it_is_asked(code: CodePackage) -> None:
@@ -448,6 +456,8 @@ def test_what_is_paid_for_and_idle_is_said_before_anything_is_sent(code: CodePac
     assert "ml.p4d.24xlarge has the GPU A100" in said
     assert "driver R580" in said
     assert notes(*ONE_HOST).startswith("8 GPUs: 4 rollout workers on 4 GPUs, 4 learner ranks on 4 GPUs | ")
+    groups = GROUPS.replace("ml.c5.4xlarge", "ml.g5.xlarge, instance_count: 3")
+    assert "of 3 × ml.g5.xlarge of reward, 2 would be idle | the GPUs of ml.g5.xlarge would be idle" in notes(groups)
     assert "8 learner ranks on 8 GPUs, 4 of 16 idle" in notes(GROUPS, "rollout.num_workers=4", "learner.num_ranks=8")
     assert (
         notes("sagemaker.instance_type=ml.m5.large") == "0 GPUs: 1 rollout worker and 1 learner rank on the processor"

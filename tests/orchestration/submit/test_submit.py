@@ -124,6 +124,7 @@ def test_relative_paths_are_found_here_and_beside_the_recipe(tmp_path: Path, mon
         ("data.bin", MAX_INCLUDED_BYTES + 1, "more than the 50 MiB that code may have"),
         ("random.py", 1, "would hide Python's own module 'random'"),
         ("yaml.py", 1, "would hide the installed package 'yaml'"),
+        ("\udcff.py", 1, "holds '\\\\udcff.py', a name that is not in UTF-8"),
         ("/dev/null", None, "is neither a file nor a folder"),
         (".", None, "has no name that it could be imported by"),
         ("..", None, "has no name that it could be imported by"),
