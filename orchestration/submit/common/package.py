@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import io
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -24,7 +25,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from orchestration.errors import ConfigError, in_a_sentence
-from orchestration.submit.common.paths import is_utf8
 
 ROOMS = ("learner", "orchestration", "reward_service", "rollout_server")
 MAX_INCLUDED_BYTES = 50 * 2**20
@@ -183,6 +183,11 @@ def _check_size(what: str, files: Iterable[Path], most: int) -> None:
                 f"{what} has more than the {most // 2**20} MiB that code may have; put data on S3, or on storage that "
                 f"the cluster shares"
             )
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name, as Python has it, has only characters that can be written down elsewhere."""
+    return not re.search("[\ud800-\udfff]", name)
 
 
 def _is_secret(path: Path) -> bool:

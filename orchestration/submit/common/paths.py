@@ -4,7 +4,6 @@ which files there are here."""
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,11 +80,6 @@ def refuse_relative_paths(run: RunConfig, *, place: str) -> None:
                 f"{setting}={path!r} is a path of this machine; give the whole path it has on {place}, or s3://… "
                 f"(`rlvr prepare RECIPE --upload s3://…` puts data there)"
             )
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a file's name, as Python has it, has only characters that can be written down elsewhere."""
-    return not re.search("[\ud800-\udfff]", name)
 
 
 def is_loopback(url: str) -> bool:

@@ -15,7 +15,8 @@ from orchestration.settings.sagemaker import SageMakerConfig
 from orchestration.storage.aws import known_regions, partition
 from orchestration.submit.common.hosts import LEARNER, ROLLOUT
 from orchestration.submit.common.instances import has_own_disks
-from orchestration.submit.common.paths import is_utf8, local_model_folder, refuse_what_stays_here
+from orchestration.submit.common.package import is_utf8
+from orchestration.submit.common.paths import local_model_folder, refuse_what_stays_here
 from orchestration.submit.sagemaker.fitting import check_fitting, instance_kinds
 from orchestration.submit.sagemaker.host.places import RUN_FOLDER
 
