@@ -14,7 +14,6 @@ import yaml
 from orchestration.errors import ConfigError
 from orchestration.settings.config import RunConfig
 from orchestration.submit.common.package import CodePackage
-from orchestration.submit.common.paths import data_files
 
 Say = Callable[[str], None]
 """Told, in one line, what is going on."""
@@ -67,11 +66,6 @@ class JobSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     submission: str = field(default_factory=lambda: secrets.token_hex(6))
     """Tells this submission from all others, those of the same name too."""
-
-    @property
-    def data_files(self) -> dict[str, str]:
-        """Files that the run reads, by the setting that names them."""
-        return data_files(self.run)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

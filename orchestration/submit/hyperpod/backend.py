@@ -11,15 +11,13 @@ from orchestration.errors import SubmitError
 from orchestration.extras import require
 from orchestration.run.ledger.names import ADAPTER_FOLDER
 from orchestration.settings.submit import SubmitConfig
+from orchestration.submit.common.follow import POLL_S
 from orchestration.submit.common.follow import follow as followed
 from orchestration.submit.common.job import JobSpec, JobState, JobStatus, Plan, Record, Say, unrecorded
 from orchestration.submit.hyperpod.api import KubernetesApi, NotThereError
 from orchestration.submit.hyperpod.checks import run_in_pods
 from orchestration.submit.hyperpod.manifest import TOKEN_KEY, job_manifests, make_plan, owned_by
 from orchestration.submit.ray.jobs import DASHBOARD_PORT
-
-POLL_S = 3.0
-"""Between two looks at a job that is followed."""
 
 
 class HyperPodBackend:

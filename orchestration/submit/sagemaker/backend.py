@@ -144,7 +144,7 @@ class SageMakerBackend:
     def _checked(self, job: JobSpec) -> str:
         """The job's region. Raises ConfigError for all that would be refused later."""
         region = configured_region(self._settings.region)
-        check(self._settings, job.run, job.data_files, region=region)
+        check(self._settings, job.run, region=region)
         check_variables(job, self._settings.secrets, place="sagemaker")
         assert region is not None
         return region

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from orchestration.errors import ConfigError, DataError
@@ -16,7 +16,7 @@ from orchestration.storage.aws import known_regions, partition
 from orchestration.submit.common.hosts import LEARNER, ROLLOUT
 from orchestration.submit.common.instances import has_own_disks
 from orchestration.submit.common.package import is_utf8
-from orchestration.submit.common.paths import local_model_folder, refuse_what_stays_here
+from orchestration.submit.common.paths import data_files, local_model_folder, refuse_what_stays_here
 from orchestration.submit.sagemaker.fitting import check_fitting, instance_kinds
 from orchestration.submit.sagemaker.host.places import RUN_FOLDER
 
@@ -29,12 +29,11 @@ _S3_OBJECT = re.compile(r"s3://[a-z0-9][a-z0-9.-]+/.*[^/]")
 _S3_FOLDER = re.compile(r"s3://[a-z0-9][a-z0-9.-]+/.*[^/]/?")
 
 
-def check(settings: SageMakerConfig, run: RunConfig, data_files: Mapping[str, str], *, region: str | None) -> None:
+def check(settings: SageMakerConfig, run: RunConfig, *, region: str | None) -> None:
     """Refuse what cannot work.
 
     Args:
         run: what it runs, with the paths of this machine.
-        data_files: the files that the run reads, by setting.
         region: the settings' or the AWS configuration's.
 
     Raises ConfigError: the first problem, with the value and the remedy.
@@ -42,7 +41,7 @@ def check(settings: SageMakerConfig, run: RunConfig, data_files: Mapping[str, st
     for problem in (*_of_account(settings, region), *_of_instances(settings), *_of_times(settings)):
         raise ConfigError(problem)
     refuse_what_stays_here(run, place="a training job")
-    files = (problem for name, file in data_files.items() for problem in _of_data_file(name, file))
+    files = (problem for name, file in data_files(run).items() for problem in _of_data_file(name, file))
     isolation = _of_isolation(settings, run) if settings.network_isolation else ()
     for problem in (*_of_run(settings, run), *_of_reward(settings, run), *files, *_of_model(run), *isolation):
         raise ConfigError(problem)

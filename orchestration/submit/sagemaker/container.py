@@ -15,7 +15,7 @@ from orchestration.settings.sagemaker import SageMakerConfig
 from orchestration.submit.common.hosts import REWARD
 from orchestration.submit.common.instances import num_cpus
 from orchestration.submit.common.job import JobSpec
-from orchestration.submit.common.paths import local_model_folder, with_settings
+from orchestration.submit.common.paths import data_files, local_model_folder, with_settings
 from orchestration.submit.ray.jobs import RUN_FILE
 from orchestration.submit.sagemaker.fitting import expected_gpus, instance_kinds, learner_on_head
 from orchestration.submit.sagemaker.host import places
@@ -122,7 +122,7 @@ def container_inputs(settings: SageMakerConfig, job: JobSpec) -> Inputs:
     channels = {name: layout.channel(name) for name in (places.CONFIG, places.AUTH, _CODE)}
     uploads = [Upload(uri=layout.channel(_CODE), source=job.code.folder)]
     changes: dict[str, Any] = {"run_dir": str(places.RUN_FOLDER), "ray_address": "auto"}
-    for name, file in job.data_files.items():
+    for name, file in data_files(run).items():
         channel = _CHANNELS.get(name) or name.removeprefix("data.").replace("_", "-")
         folder, _, basename = file.rpartition("/")
         if file.startswith("s3://"):

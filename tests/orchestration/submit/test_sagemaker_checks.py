@@ -11,7 +11,6 @@ import pytest
 from orchestration.errors import ConfigError
 from orchestration.settings.config import load_settings
 from orchestration.submit.common.instances import EFA_ENVIRONMENT, INSTANCES, has_own_disks
-from orchestration.submit.common.paths import data_files
 from orchestration.submit.sagemaker.checks import check
 from orchestration.submit.sagemaker.fitting import efa_environment, num_gpus
 
@@ -40,7 +39,7 @@ THREE_GROUPS = groups(learner=("ml.g5.xlarge", 1), rollout=("ml.g5.xlarge", 1), 
 def checked(settings: Sequence[str], recipe: str = "tiny") -> None:
     both = load_settings(recipe, settings)
     sagemaker = both.submit.sagemaker
-    check(sagemaker, both.run, data_files(both.run), region=sagemaker.region)
+    check(sagemaker, both.run, region=sagemaker.region)
 
 
 @pytest.mark.parametrize(
