@@ -47,10 +47,10 @@ _RESULT_BYTES = 400
 """About what an item's identifiers and scores take in the audit log's messages."""
 _MAX_PLANS = 64
 _MAX_PLAN_BYTES = 4096
-_SMALL_BYTES = 8192
-"""Of a request whose light rewards this process applies itself: no text makes that take long."""
+_SMALL_BYTES = 2**15
+"""Of a request whose light rewards this process may apply itself: no text makes that take long."""
 _FEW_ITEMS = 4
-"""Of more this process would have more work than with handing them to a worker."""
+"""Are scored here: to hand them to a worker is as much work. More are, too, where no worker is idle."""
 NOBODY = Caller(name=ANONYMOUS)
 
 
@@ -190,7 +190,11 @@ class RewardService:
             sound = [item for item in items if not isinstance(item, UnreadableItem)]
             if asked.judged is not None:
                 results = await self._judges.score(asked.judged, sound)
-            elif asked.is_light and num_bytes <= _SMALL_BYTES and len(sound) <= _FEW_ITEMS:
+            elif (
+                asked.is_light
+                and num_bytes <= _SMALL_BYTES
+                and (len(sound) <= _FEW_ITEMS or not self.pool.has_idle_worker)
+            ):
                 results = self.pool.score_here(asked.plan, sound)
             else:
                 results = await self.pool.score(specs, asked.deadlines_s, sound)

@@ -303,7 +303,7 @@ class AuditStore:
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
         if self._is_sqlite and not Path(str(self._url.database)).is_file():
-            raise AuditError(f"there is no audit log {self.name}; give the database that the service writes to")
+            raise AuditError(f"there is no audit log {self.name}; --database names the one that the service writes to")
         with translated(self.name), self._engine.connect() as connection:
             if self._is_sqlite:
                 connection.info["begin"] = "BEGIN"

@@ -92,9 +92,7 @@ class RewardClient:
         self._deadline_s, self._max_tries = deadline_s, max_tries
         self.api_key = api_key
         self._places = asyncio.Semaphore(max_concurrency)
-        headers = {"accept-encoding": "identity", "content-type": "application/json"}
-        if api_key is not None:
-            headers["authorization"] = f"Bearer {api_key}"
+        headers = {"accept-encoding": "identity", "content-type": "application/json", **key_header(api_key)}
         self._http = httpx.AsyncClient(
             headers=headers,
             timeout=timeout_s,
@@ -228,6 +226,17 @@ class RewardClient:
             wait_s = retry_after_s(response.headers.get("retry-after"))
             raise RetryLaterError(RewardServiceUnavailable(message), wait_s=wait_s)
         raise RequestRefusedError(f"reward service {self._shown_url} refused the request: {message}", status)
+
+
+def key_header(api_key: str | None) -> dict[str, str]:
+    """What carries a key. Blanks and line ends around it, which files and secrets have, are no part of it; ValueError,
+    which does not show it, if the rest cannot be one."""
+    if api_key is None:
+        return {}
+    key = api_key.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ValueError("api_key holds no API key, one line of printable ASCII; None is for a service without keys")
+    return {"authorization": f"Bearer {key}"}
 
 
 def authorities(ca_file: str | Path | None) -> ssl.SSLContext | bool:

@@ -203,6 +203,17 @@ _of_a_parent: list[Any] = []
 as well, and taking them down would reach into the parent."""
 
 
+def run_beside(work: Coroutine[Any, Any, Answer], timeout_s: float) -> Answer:
+    """What `work` gives, run on the clients' event loop; TimeoutError after `timeout_s`, however it goes on."""
+    with _lock:
+        thread = _thread_of_this_process()
+    future = thread.submit(work)
+    try:
+        return future.result(timeout_s)
+    finally:
+        future.cancel()
+
+
 def _thread_of_this_process() -> _LoopThread:
     """To be called under the lock."""
     global _thread  # noqa: PLW0603  # one a process, made when it is first needed

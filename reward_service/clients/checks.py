@@ -9,15 +9,15 @@ from typing import Any
 import httpx
 import msgspec
 
-from reward_service.clients.asynchronous import authorities, is_distrust, named, parse_url, shown_url
-from reward_service.clients.blocking import ClientSettings
+from reward_service.clients.asynchronous import authorities, is_distrust, key_header, named, parse_url, shown_url
+from reward_service.clients.blocking import ClientSettings, run_beside
 from reward_service.clients.errors import RequestRefusedError, RewardServiceUnavailable
 from reward_service.clients.wire import error_detail
 from reward_service.types import RewardSpec
 
 logger = logging.getLogger(__name__)
 
-_TIMEOUT_S = 5.0
+_TIMEOUT_S = 10.0
 
 Rewards = Mapping[str, Mapping[str, Any]]
 """What `GET /v1/rewards` says, by name."""
@@ -26,19 +26,14 @@ Rewards = Mapping[str, Mapping[str, Any]]
 def ask_for_rewards(settings: ClientSettings) -> Rewards | None:
     """The rewards that are served; None, with a warning, if nobody answers. RequestRefusedError for a bad key,
     RewardServiceUnavailable for a certificate that is not trusted."""
-    url = parse_url(settings.url)
-    headers = {} if settings.api_key is None else {"authorization": f"Bearer {settings.api_key}"}
+    url, timeout_s = parse_url(settings.url), min(_TIMEOUT_S, settings.timeout_s)
     try:
-        answer = httpx.get(
-            f"{settings.url.rstrip('/')}/v1/rewards",
-            headers=headers,
-            timeout=min(_TIMEOUT_S, settings.timeout_s),
-            trust_env=settings.use_proxy,
-            verify=authorities(settings.ca_file),
-        )
+        answer = run_beside(_get(settings), timeout_s)
         if answer.status_code == httpx.codes.OK:
             return {reward["name"]: reward for reward in msgspec.json.decode(answer.content)["rewards"]}
         why = f"status {answer.status_code}, {error_detail(answer.content)}"
+    except TimeoutError:
+        why = f"no answer within {timeout_s:g} s"
     except (httpx.RequestError, ValueError, KeyError, TypeError) as error:
         why = named(error)
         if is_distrust(error):
@@ -48,6 +43,14 @@ def ask_for_rewards(settings: ClientSettings) -> Rewards | None:
             raise RequestRefusedError(f"reward service {shown_url(url)} refused the request: {why}", answer.status_code)
     logger.warning("reward service %s: its rewards and their keys are not checked yet: %s", shown_url(url), why)
     return None
+
+
+async def _get(settings: ClientSettings) -> httpx.Response:
+    """Its time is for the caller to bound: httpx's limits are for each read, which a drip would renew."""
+    verify = authorities(settings.ca_file)
+    headers = key_header(settings.api_key)
+    async with httpx.AsyncClient(headers=headers, timeout=None, trust_env=settings.use_proxy, verify=verify) as http:
+        return await http.get(f"{settings.url.rstrip('/')}/v1/rewards")
 
 
 def check_names(rewards: Rewards, specs: Sequence[RewardSpec]) -> None:

@@ -108,6 +108,11 @@ class WorkerPool:
         """Whether there is a worker that can score, or is scoring and not held up."""
         return not self._closing and any(worker not in self._stuck for worker in (*self._idle, *self._jobs))
 
+    @property
+    def has_idle_worker(self) -> bool:
+        """Whether a request's first items would not have to wait."""
+        return bool(self._idle)
+
     async def score(
         self, specs: tuple[RewardSpec, ...], deadlines_s: Sequence[float], items: Sequence[ScoreItem]
     ) -> Sequence[ScoredItem]:

@@ -33,6 +33,8 @@ from typing import Final
 from unicodedata import normalize
 
 MAX_NUMBER_CHARS: Final = 100
+_MAX_WRITTEN_CHARS: Final = 10 * MAX_NUMBER_CHARS
+"""No spelling of a number is so many times as long as it is in a line."""
 TOLERANCE: Final = Decimal("0.001")
 _SMALL: Final = Decimal("0.1")
 
@@ -137,7 +139,10 @@ def parse_number(text: str) -> Decimal | None:
 
 
 def _parse(text: str) -> Decimal | None:
-    text = _in_line(text.strip(_BLANKS))
+    text = text.strip(_BLANKS)
+    if len(text) > _MAX_WRITTEN_CHARS:
+        return None
+    text = _in_line(text)
     if not 0 < len(text) <= MAX_NUMBER_CHARS:
         return None
     if text.isascii() and text.isdigit():  # the usual case

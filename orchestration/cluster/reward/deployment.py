@@ -243,7 +243,7 @@ async def _ready_client(config: RewardConfig, url: str, api_key: str | None) -> 
     try:
         client = client_for(config, url, api_key)
     except ValueError as error:
-        raise ConfigError(f"reward.url={url!r}: {error}") from error
+        raise ConfigError(f"reward.url, reward.api_key: {error}") from error  # which shows no credentials of a URL
     try:
         await client.health(timeout_s=config.timeout_s)
     except BaseException:

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from reward_service.api.app import create_app
 from reward_service.custom import load_spec
 from reward_service.errors import QueueFullError
+from reward_service.pool.pool import WorkerPool
 from reward_service.registry import BUILTIN_REWARDS, is_light
 from reward_service.schemas import SCORE_REQUEST_EXAMPLE, SCORE_RESPONSE_EXAMPLE, ErrorBody, RewardList, ScoreResponse
 from reward_service.settings import CustomRewardSpec, ServiceSettings
@@ -242,8 +243,12 @@ async def test_small_requests_for_light_rewards_need_no_worker(monkeypatch: pyte
             *("gsm8k_format", "gsm8k_correctness", "last_number", "exact", "length")
         }
         assert not await needs_none(["exact", "math"], [item()])
-        assert not await needs_none(["exact"], [item()], padding=10_000)
+        assert not await needs_none(["exact"], [item()], padding=40_000)
         assert not await needs_none(["exact"], [item()] * 20)
+        monkeypatch.setattr(WorkerPool, "has_idle_worker", False)
+        assert await needs_none(["exact"], [item()] * 20)
+        assert not await needs_none(["exact"], [item()] * 20, padding=40_000)
+        assert not await needs_none(["exact", "math"], [item()] * 20)
         [spec] = app.state.service.settings.custom_rewards
         own = load_spec(spec.model_copy(update={"target": "reward_service.rewards.exact:REWARD"}))
         assert not is_light(own, own.params())

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -179,6 +180,37 @@ async def test_a_try_that_drips_is_cut_off() -> None:
     async with client_of(lambda _: httpx.Response(200, stream=Drip()), timeout_s=0.1, deadline_s=0.4) as client:
         with pytest.raises(RewardServiceUnavailable, match=r"within 0\.1 s|still waiting"):
             await client.score(ITEMS, REWARDS)
+
+
+async def test_a_list_of_rewards_that_drips_is_not_waited_for() -> None:
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            for letter in b"HTTP/1.1 200 OK\r\ncontent-length: 14\r\nx: " + b"x" * 100 + b'\r\n\r\n{"rewards": []}':
+                writer.write(bytes([letter]))
+                await writer.drain()
+                await asyncio.sleep(0.02)
+        writer.close()
+
+    async with await asyncio.start_server(drip, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert await asyncio.to_thread(ask_for_rewards, ClientSettings(url=url, timeout_s=0.3)) is None
+
+
+async def test_a_key_is_sent_without_what_is_around_it_and_never_shown() -> None:
+    seen: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["authorization"])
+        return httpx.Response(401)
+
+    async with client_of(handler, api_key=" rlvr_key\r\n") as client:
+        with pytest.raises(RequestRefusedError):
+            await client.score(ITEMS, REWARDS)
+    assert seen == ["Bearer rlvr_key"]
+    for bad in ("", " \n", "rlvr_a\nrlvr_b", "rlvr_schlüssel", "rlvr_\0"):
+        with pytest.raises(ValueError, match="api_key holds no API key") as raised:
+            RewardClient(URL, api_key=bad)
+        assert "rlvr_" not in str(raised.value)
 
 
 async def test_retry_after_is_honoured() -> None:
