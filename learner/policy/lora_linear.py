@@ -44,8 +44,13 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         flat_MI = x_MI.reshape(-1, x_MI.shape[-1])
         down_Mr = flat_MI @ a_rI.to(x_MI.dtype).T
-        out = nn.functional.linear(x_MI, weight_OI, bias_O)  # no view: a model may clamp it in place
-        out.view(-1, out.shape[-1]).addmm_(down_Mr, b_Or.to(x_MI.dtype).T, alpha=scaling)
+        out = x_MI.new_empty(*x_MI.shape[:-1], len(weight_OI))  # no view: a model may clamp it in place
+        out_MO = out.view(-1, len(weight_OI))
+        if bias_O is None:
+            torch.mm(flat_MI, weight_OI.T, out=out_MO)
+        else:
+            torch.addmm(bias_O, flat_MI, weight_OI.T, out=out_MO)
+        out_MO.addmm_(down_Mr, b_Or.to(x_MI.dtype).T, alpha=scaling)
         ctx.save_for_backward(x_MI, weight_OI, a_rI, b_Or, down_Mr)  # A and B themselves: no copies of the parameters
         ctx.scaling = scaling
         return out

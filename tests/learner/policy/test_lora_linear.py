@@ -52,6 +52,18 @@ def test_gradients_are_those_of_float64_but_for_bfloat16(whole: bool, request: p
             assert float((ours.double() - right).norm() / right.norm()) <= 1.05 * bound < 0.01
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_model_may_clamp_the_output_in_place(biased: bool) -> None:
+    x, weight, bias, a, b, _ = (tensor.float() for tensor in tensors())
+    x.requires_grad_()
+    own = bias if biased else torch.zeros_like(bias)
+    out = lora_linear(x, weight, bias if biased else None, a, b, SCALING).clamp_(-0.5, 0.5)
+    expected = plain(x, weight, own, a, b).clamp(-0.5, 0.5)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+    (found,), (right,) = (torch.autograd.grad(made.sum(), [x]) for made in (out, expected))
+    torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
 def test_no_more_is_saved_than_for_an_adapter_in_bfloat16() -> None:
     x, weight, bias, a, b, _ = tensors()
 
