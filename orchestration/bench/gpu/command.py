@@ -46,8 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
         parts = choose(arguments.only, minutes=arguments.minutes)
         folder = Path(arguments.out or f"bench-gpu-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
         folder.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"rlvr: {error}", file=sys.stderr)
+        return _EXIT_USAGE
+    except OSError as error:
+        print(f"rlvr: --out {error.filename} cannot be made a folder: {error.strerror}", file=sys.stderr)
         return _EXIT_USAGE
     from orchestration.bench.machine import machine_line, num_gpus
 

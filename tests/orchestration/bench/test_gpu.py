@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from orchestration.__main__ import main as rlvr
 from orchestration.bench.gpu.command import LINES_FILE, SUMMARY_FILE
 from orchestration.bench.gpu.parts import PARTS, Part, choose
 from orchestration.bench.gpu.runner import Bench, run_parts
@@ -127,6 +128,23 @@ def test_parts_are_chosen_by_name_and_plan() -> None:
 def test_the_large_tree_has_its_tokens() -> None:
     # 700 + 16 * 60 + 16 * 8 * 149: a completion's last token predicts nothing
     assert LARGE.tree().num_tokens == 20_732
+
+
+def test_what_ends_before_the_first_line_ends_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(sys, "argv", ["rlvr", "bench", "gpu", "--only", "versions", "--out", str(file)])
+    assert rlvr() == 2
+    assert capsys.readouterr().err == f"rlvr: --out {file} cannot be made a folder: File exists\n"
+
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestration.bench.gpu.command.main", interrupted)
+    assert rlvr() == 130
+    assert capsys.readouterr().err == "rlvr: interrupted\n"
 
 
 def test_attention_needs_torch_alone_and_ctrl_c_leaves_its_lines(tmp_path: Path) -> None:
