@@ -72,6 +72,28 @@ async def kept_on(work: asyncio.Future[Result]) -> Result:
     return await asyncio.shield(work)
 
 
+async def in_thread(work: Callable[[], Result]) -> Result:
+    """The result of `work`, or what it raises, from a thread of its own. As `asyncio.to_thread`, but that whoever wants
+    to wait no longer need not: neither the event loop nor the process waits for the thread at its end."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Result] = loop.create_future()
+
+    def tell(set_outcome: Callable[[Any], None], outcome: object) -> None:
+        if not done.done():
+            set_outcome(outcome)
+
+    def run() -> None:
+        try:
+            news: tuple[Callable[[Any], None], object] = done.set_result, work()
+        except Exception as error:
+            news = done.set_exception, error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, *news)
+
+    threading.Thread(target=run, name="in-thread", daemon=True).start()
+    return await done
+
+
 async def at_most(timeout_s: float, work: Callable[[], object]) -> None:
     """Run `work` in a thread, and wait for it no longer than so. Errors are passed over, and a thread that hangs does
     not keep the process from ending, as one of the event loop's own would."""

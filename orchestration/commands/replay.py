@@ -6,11 +6,13 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from learner.checkpoint import checkpoint_name, checkpoint_steps
 from learner.errors import LearnerError
+from orchestration.concurrency import in_thread
 from orchestration.episodes.generator import acting
 from orchestration.errors import ConfigError, RlvrError
 from orchestration.machine.facts import collect
@@ -90,7 +92,7 @@ async def _replay(options: ReplayOptions, config: RunConfig, record: StepRecord,
     start = starting_point(run_dir, step)
     device = place(config, num_gpus=len(collect().gpus)).device
     progress(f"preparing the model {config.model.name}", 0.0)
-    model_path = await asyncio.to_thread(resolve_model, config.model.name, config.model.revision, progress=progress)
+    model_path = await in_thread(partial(resolve_model, config.model.name, config.model.revision, progress=progress))
     progress("starting the learner", 0.0)
     async with local_learner(model_path=model_path, config=config, device=device) as learner:
         exact = await catch_up(

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,7 @@ from orchestration.cluster.reward.keeper import RewardKeeper
 from orchestration.cluster.upkeep.ahead import import_ahead
 from orchestration.cluster.upkeep.garbage import collect_seldom
 from orchestration.commands.report import write_report
-from orchestration.concurrency import unless_set, within
+from orchestration.concurrency import in_thread, unless_set, within
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder, PromptSet
 from orchestration.data.source import PromptSource
@@ -72,10 +73,12 @@ class Texts:
     def of(cls, config: RunConfig, problems: Problems, model_path: Path) -> Texts:
         builder = make_prompt_builder(config, problems, model_path)
         order = config.seed, config.curriculum, config.data.category_weights()
+        source = PromptSource(problems.train, builder.build, *order)
+        source.check()
         return cls(
             problems=problems,
             builder=builder,
-            source=PromptSource(problems.train, builder.build, *order),
+            source=source,
             held_out=builder.build_all(problems.eval),
         )
 
@@ -105,12 +108,11 @@ async def _train(config: RunConfig) -> int:
             doctor.require_machine(config)
             import_ahead(config)
             check_trackers(config.report_to)
-            problems = config.data.load()
+            problems = await _unless_stopped(stop, in_thread(config.data.load))
             await _unless_stopped(stop, _check_rewards(config, problems))
         with start.phase("model"):
             model_path = await _unless_stopped(stop, _resolve_model(config, shown))
-            texts = Texts.of(config, problems, model_path)
-            texts.source.check()
+            texts = await _unless_stopped(stop, in_thread(partial(Texts.of, config, problems, model_path)))
         folder = RunFolder.create(config, lambda path: where_to_go_on(path, config, texts.source.digest()))
         try:
             async with AsyncExitStack() as stack:
@@ -174,7 +176,7 @@ def _seal(folder: RunFolder, reporter: Reporter) -> None:
 async def _check_rewards(config: RunConfig, problems: Problems) -> None:
     limit_s = config.reward.start_timeout_s
     try:  # in a thread, so that Ctrl-C ends a reward of somebody's own that hangs
-        await within(limit_s, asyncio.to_thread(check_rewards, config, problems))
+        await within(limit_s, in_thread(partial(check_rewards, config, problems)))
     except TimeoutError as error:
         raise DataError(
             f"the run's rewards did not score one problem of the task {config.data.kind!r} within "
@@ -196,7 +198,7 @@ def _monitor(reporter: Reporter) -> None:
 async def _resolve_model(config: RunConfig, reporter: Reporter) -> Path:
     reporter.phase("preparing", f"model {config.model.name}")
     progress = _progress_to(reporter)
-    return await asyncio.to_thread(resolve_model, config.model.name, config.model.revision, progress=progress)
+    return await in_thread(partial(resolve_model, config.model.name, config.model.revision, progress=progress))
 
 
 def _progress_to(reporter: Reporter) -> Progress:

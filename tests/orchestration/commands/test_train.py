@@ -7,10 +7,16 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestration.commands import train
+from orchestration.data.tasks.copying import Copy
+from orchestration.settings.config import load_config
 from tests.waiting import until
 
 WAITER = """
@@ -41,6 +47,32 @@ def test_a_terminal_that_hangs_up_ends_a_run_in_order(tmp_path: Path) -> None:
     until(place.is_file, 60)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.fixture
+def hangs() -> Iterator[Any]:
+    """Somebody asks for an end while it is called, and waits long for it."""
+    over = threading.Event()
+
+    def called(*arguments: object, **named: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert over.wait(60), "nobody heard it"
+
+    yield called
+    over.set()
+
+
+@pytest.mark.parametrize(
+    ("where", "what"), [(Copy, "load"), (train, "check_rewards"), (train, "resolve_model"), (train.Texts, "of")]
+)
+def test_ctrl_c_is_heard_while_a_run_is_made_ready(
+    where: Any, what: str, hangs: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(train, "import_ahead", lambda config: None)  # starts processes
+    monkeypatch.setattr(where, what, hangs)
+    with pytest.raises(KeyboardInterrupt):
+        train.run_training(load_config("tiny", [f"run_dir={tmp_path}/run"]))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
