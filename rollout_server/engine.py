@@ -38,6 +38,8 @@ from rollout_server.repeatable.turns import Turns
 from rollout_server.types import AdapterVersion, Completion, EngineStep, Prompt, SamplingParams, Turn
 from rollout_server.vllm_types import (
     completion_from,
+    is_cut_off,
+    is_death,
     lora_request,
     stat_logger_factory,
     take_threads,
@@ -198,11 +200,11 @@ class VllmEngine:
         Raises:
             AdapterCorruptError: vLLM does not take it.
         """
-        with self._naming_death():
+        async with self._naming_death():
             try:
                 await self._running().add_lora(lora_request(version))
             except Exception as error:
-                if self._running().errored:
+                if self._running().errored or is_cut_off(error):
                     raise
                 raise AdapterCorruptError(
                     f"vLLM does not load adapter version {version.number}: {' '.join(str(error).split())}"
@@ -241,12 +243,12 @@ class VllmEngine:
         nothing of the base.
         """
         numbers = first.number, None if second is None else second.number
-        with self._naming_death():
+        async with self._naming_death():
             return all(await self._running().collective_rpc("rlvr_same_adapters", args=numbers))
 
     async def remove_lora(self, version: AdapterVersion) -> None:
         """Forget an adapter that no request uses."""
-        with self._naming_death():
+        async with self._naming_death():
             await self._running().remove_lora(version.number)
 
     async def check_full_tensors(self, version: AdapterVersion) -> None:
@@ -269,12 +271,12 @@ class VllmEngine:
 
     async def check(self) -> None:
         """Raises EngineDeadError when the engine has died, also where nobody waits for it."""
-        with self._naming_death():
+        async with self._naming_death():
             await self._running().check_health()
 
     async def drop_prefix_cache(self) -> None:
         """Forget the keys and values of finished requests; waits for requests that are still being ended."""
-        with self._naming_death():
+        async with self._naming_death():
             while not await self._running().reset_prefix_cache():  # noqa: ASYNC110  # vLLM tells nobody when
                 await asyncio.sleep(_PREFIX_CACHE_POLL_S)
 
@@ -312,7 +314,7 @@ class VllmEngine:
 
     async def _on_all_ranks(self, method: str, version: AdapterVersion) -> None:
         path = str(Path(version.path) / FULL_TENSORS_NAME)
-        with self._naming_death():
+        async with self._naming_death():
             problems = await self._running().collective_rpc(method, args=(path,))
         for problem in problems:
             if problem is not None:
@@ -336,7 +338,7 @@ class VllmEngine:
             "lora_request": None if lora is None else lora_request(lora),
         }
         last = None
-        with self._naming_death():
+        async with self._naming_death():
             if turn is None:
                 stream: AsyncIterator[Any] = self._running().generate(
                     sampling_params=parameters, priority=priority, **arguments
@@ -380,17 +382,17 @@ class VllmEngine:
         finally:
             await llm.resume_generation()
 
-    @contextlib.contextmanager
-    def _naming_death(self) -> Any:
-        """Turn vLLM's "the engine died" into an error that says what died and how."""
-        from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
-
+    @contextlib.asynccontextmanager
+    async def _naming_death(self) -> AsyncIterator[None]:
+        """Turn vLLM's "the engine died" into an error that says what died and how. A call of its core that one of the
+        core's own processes dies under fails before the core does, and with no word of that."""
         try:
             yield
-        except VllmEngineDeadError as error:
-            raise EngineDeadError(
-                f"the vLLM engine of {self.model_path!r} ({self.device}) died: {describe_ends(self._processes)}"
-            ) from error
+        except Exception as error:
+            if not await is_death(error, self._llm):
+                raise
+            died = f"the vLLM engine of {self.model_path!r} ({self.device}) died: {describe_ends(self._processes)}"
+            raise EngineDeadError(died) from error
 
 
 def _new_children(before: set[Any]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,3 +122,24 @@ def take_threads(settings: Any) -> Sequence[int]:
         return ()
     torch.set_num_threads(len(lists[0]))  # sizes the pool that the worker will make, and begins no thread
     return lists[0]
+
+
+async def is_death(error: Exception, llm: Any) -> bool:
+    """Whether an error of vLLM's means that the engine is dead, or will be within a moment."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if isinstance(error, EngineDeadError):
+        return True
+    for _ in range(_DYING_POLLS if is_cut_off(error) else 0):
+        if llm is None or llm.errored:
+            return True
+        await asyncio.sleep(_DYING_POLL_S)
+    return False
+
+
+def is_cut_off(error: Exception) -> bool:
+    """Whether a call of vLLM's core failed as calls do when a process of the core's is gone: the core follows it."""
+    return str(error).endswith(("method failed: cancelled", "method failed: Executor failed."))
+
+
+_DYING_POLLS, _DYING_POLL_S = 100, 0.1

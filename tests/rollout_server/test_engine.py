@@ -8,7 +8,9 @@ import time
 
 import pytest
 
-from rollout_server.errors import AdapterMismatchError, RolloutTimeoutError, StaleAdapterError
+from rollout_server.config import RolloutConfig
+from rollout_server.engine import VllmEngine
+from rollout_server.errors import AdapterMismatchError, EngineDeadError, RolloutTimeoutError, StaleAdapterError
 from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams, Turn
 from tests.rollout_server.conftest import kept_busy
 from tests.waiting import others_run, until_async
@@ -225,3 +227,20 @@ async def test_what_begins_together_is_the_same_in_whatever_order_it_comes(serve
     others = await drawn("third", list(range(12)), seed=500_000)
     assert [[c.token_ids for c in group] for group in others] != [[c.token_ids for c in group] for group in first]
     assert len({completion.token_ids for group in first for completion in group}) > 20  # each has a seed of its own
+
+
+async def test_a_call_that_a_process_of_the_core_dies_under_fails_as_the_engine_does():
+    """Before the core is known as dead, and in vLLM's own words; `test_faults` kills such processes."""
+
+    class Core:
+        errored = False
+
+    core = Core()
+    engine = VllmEngine("model", RolloutConfig(), "cpu", seed=0, _llm=core)
+    with pytest.raises(ValueError, match="no room"):
+        async with engine._naming_death():
+            raise ValueError("no room")
+    asyncio.get_running_loop().call_later(0.01, setattr, core, "errored", True)
+    with pytest.raises(EngineDeadError, match="died"):
+        async with engine._naming_death():
+            raise RuntimeError("Call to pause_scheduler method failed: cancelled")
