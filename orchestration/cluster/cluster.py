@@ -118,6 +118,8 @@ class Cluster:
         self, actor_class: type[Host], slot: Slot, life: int, *args: Any, max_concurrency: int
     ) -> RemoteActor[Host]:
         assert self._bundles is not None, "connect() comes first"
+        if dead := dead_ray_processes():
+            raise _ended(dead)  # Ray would wait a minute for itself, and all of this process with it
         name = _named(slot.name, life)
         options: dict[str, Any] = {
             "name": name,
@@ -261,10 +263,7 @@ class Cluster:
         """What Ray itself is made of on this node cannot be replaced: when it dies, all that waits hears why."""
         while not (dead := dead_ray_processes()):  # noqa: ASYNC110  # nobody tells
             await asyncio.sleep(BEAT_S)
-        error = MachineError(
-            f"Ray's own {' and '.join(dead)} on this host: the run cannot go on without it; the same run_dir goes on "
-            f"from what is kept. Its log is in {log_folder()}"
-        )
+        error = _ended(dead)
         for each in self._watched:
             if isinstance(each, RayLearner) and not any("raylet" in one for one in dead):
                 each.start_no_more(error)  # without the GCS it still answers, and its state can be saved
@@ -354,6 +353,13 @@ class Cluster:
         if self._bundles is not None:
             self._bundles.free()
         ray.shutdown()
+
+
+def _ended(dead: Sequence[str]) -> MachineError:
+    return MachineError(
+        f"Ray's own {' and '.join(dead)} on this host: the run cannot go on without it; the same run_dir goes on "
+        f"from what is kept. Its log is in {log_folder()}"
+    )
 
 
 def _named(name: str, life: int) -> str:

@@ -42,7 +42,7 @@ def claim_node() -> None:
 
 def end_ray_here() -> None:
     """Kill what is left of the actors of a Ray that this process started and has ended: one that is stopped does not
-    notice that its raylet is gone."""
+    notice that its raylet is gone. Ray's agents are called as actors are, and a raylet that lives ends without them."""
     own = mark()
     for pid, owner in owned_processes():
         with suppress(ProcessLookupError, FileNotFoundError):
