@@ -138,6 +138,9 @@ def _new_root(layout: dict[str, Any]) -> None:
     for name in _DEVICES:
         _bind_one(f"/old/dev/{name}", f"/new/dev/{name}", directory=False)
     os.symlink("/tmp", "/new/dev/shm")
+    os.symlink("/proc/self/fd", "/new/dev/fd")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"fd/{number}", f"/new/dev/{name}")
     os.makedirs("/new/proc")
     try:
         _mount("proc", "/new/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)

@@ -18,6 +18,7 @@ from typing import Any
 from reward_service.sandbox.inside import beside, judge, values
 
 _MESSAGE_CHARS = 200
+_STREAMS = (("stdin", "r", "replace"), ("stdout", "w", "surrogateescape"), ("stderr", "w", "backslashreplace"))
 
 
 class Verdict:
@@ -56,9 +57,10 @@ def run(job: dict[str, Any], test: dict[str, Any], fd: int, nonce: str) -> None:
     leave = os._exit
     try:
         set_limits(job["limits"])
-        sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
-        sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        for number, (name, mode, errors) in enumerate(_STREAMS):
+            stream = open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)  # keeps it open where the solution puts another around its buffer
         for name in [name for name in sys.modules if name.startswith("reward_service")]:
             del sys.modules[name]
         sys.setrecursionlimit(job["recursion_limit"])
@@ -80,6 +82,7 @@ def _load(job: dict[str, Any], name: str, say: Callable[..., None], needs: Itera
         return None
     say("compiled")
     module = types.ModuleType(name)
+    module.__file__ = "solution.py"
     sys.modules[name] = sys.modules["solution"] = module
     try:
         exec(compile(job["preamble"], "<preamble>", "exec", dont_inherit=True), module.__dict__)
@@ -103,7 +106,8 @@ def _run_program(job: dict[str, Any], test: dict[str, Any], say: Callable[..., N
     if "atexit" in sys.modules:
         sys.modules["atexit"]._run_exitfuncs()
     for stream in (sys.stdout, stdout):
-        stream.flush()
+        if stream is not None and not getattr(stream, "closed", False):
+            stream.flush()
     if module is not None:
         say("ran")
         say("ended")

@@ -39,6 +39,7 @@ class Supervisor:
         self._job = job
         self._in = control_in
         self._out = control_out
+        self._stdin = os.memfd_create("stdin")  # a file, as judges of contests have it: programs ask for its size
         self._is_init = os.getpid() == 1
         self._has_proc = self._is_init and os.path.exists("/proc/1/status")
         if not self._is_init:
@@ -70,9 +71,10 @@ class Supervisor:
         is_program, served = test["kind"] == "program", test["kind"] == "served"
         outcome = Outcome(self._job["output_bytes"], served=served)
         out_r, out_w = os.pipe()
-        in_r, in_w = os.pipe()
         line = [*os.pipe(), *os.pipe()] if served else []  # the solution reads, the judge writes, and the other way
-        streams = [in_r, out_w] if is_program else [None, None]
+        streams = [self._stdin, out_w] if is_program else [None, None]
+        if is_program:
+            self._write_stdin(test["stdin"])
         verdict_r, pid = self._start(test, [*streams, None], line[::3], outcome.nonce)
         sinks = {verdict_r: outcome.verdict, out_r: outcome.output}
         pids = [pid]
@@ -82,16 +84,23 @@ class Supervisor:
             judging_r, judge = self._start(test, [None, None, None], ends, outcome.judge_nonce)
             sinks[judging_r] = outcome.judged
             pids.append(judge)
-        for fd in (out_w, in_r, *line):
+        for fd in (out_w, *line):
             os.close(fd)
-        stdin = memoryview(test["stdin"].encode("utf-8", "surrogateescape") if is_program else b"")
         try:
-            self._watch(pids, outcome, sinks, in_w, stdin, wall_s)
+            self._watch(pids, outcome, sinks, wall_s)
         finally:
             outcome.status = self._end_all(pid)
-            for fd in (*sinks, in_w):
+            for fd in sinks:
                 os.close(fd)
         return outcome
+
+    def _write_stdin(self, text: str) -> None:
+        os.ftruncate(self._stdin, 0)
+        os.lseek(self._stdin, 0, os.SEEK_SET)
+        rest = memoryview(text.encode("utf-8", "surrogateescape"))
+        while rest:
+            rest = rest[os.write(self._stdin, rest) :]
+        os.lseek(self._stdin, 0, os.SEEK_SET)
 
     def _start(self, test: dict[str, Any], streams: list[int | None], others: list[int], nonce: str) -> tuple[int, int]:
         """A process for a test, with these descriptors as 0 to 2 and from 4 on; where it is heard, and its number."""
@@ -118,8 +127,6 @@ class Supervisor:
         pids: list[int],
         outcome: Outcome,
         sinks: dict[int, bytearray],
-        in_w: int,
-        stdin: memoryview,
         wall_s: float,
     ) -> None:
         """Reads what the test says until it ends, or breaks a limit."""
@@ -132,11 +139,6 @@ class Supervisor:
         for fd in (*sinks, processes[-1]):
             poll.register(fd, select.POLLIN)
         poll.register(self._in, 0)  # reports nothing but the worker's end
-        os.set_blocking(in_w, False)
-        if stdin:
-            poll.register(in_w, select.POLLOUT)
-        else:
-            os.dup2(self._in, in_w)  # closes the writing end: the program reads the end of its input
         try:
             while outcome.broken is None:
                 now = time.monotonic()
@@ -154,11 +156,6 @@ class Supervisor:
                 for fd in sinks.keys() & events.keys():
                     if not _read(fd, sinks[fd], outcome):
                         poll.unregister(fd)
-                if in_w in events:
-                    stdin = _feed(in_w, stdin)
-                    if not stdin:
-                        poll.unregister(in_w)
-                        os.dup2(self._in, in_w)
                 if processes[-1] in events:
                     for fd, sink in sinks.items():
                         _drain(fd, sink, outcome)
@@ -286,15 +283,6 @@ def _drain(fd: int, sink: bytearray, outcome: Outcome) -> None:
         pass
 
 
-def _feed(fd: int, data: memoryview) -> memoryview:
-    try:
-        return data[os.write(fd, data[:_READ_BYTES]) :]
-    except BlockingIOError:
-        return data
-    except BrokenPipeError:
-        return data[:0]
-
-
 def main(job: dict[str, Any]) -> NoReturn:
     """Sets the sandbox up, runs the job, exits."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -319,8 +307,8 @@ def main(job: dict[str, Any]) -> NoReturn:
                 )
             job["limits"]["NPROC"] += _tasks_of_user()
             os.chdir(job["scratch"])
-        filtered = namespaces.harden()
         supervisor = Supervisor(job, control_in, control_out)
+        filtered = namespaces.harden()
         supervisor.tell('"ready"', f'{{"seccomp":{"true" if filtered else "false"}}}')
         supervisor.run()
     except BaseException as error:
