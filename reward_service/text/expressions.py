@@ -83,6 +83,10 @@ def _points(left: Any, right: Any, symbols: list[Any], assume: Assumption) -> It
                 value = -value
             point[symbol] = value + sympy.I * _coordinate(generator, size) if assume == "complex" else value
         yield point
+    jumps = left.has(sympy.floor, sympy.ceiling) or right.has(sympy.floor, sympy.ceiling)
+    if jumps and sizes == _SIZES:
+        for step in (sympy.Integer(60), sympy.Rational(1, 2)):  # where they jump, so exactly
+            yield {symbol: step * (2 * generator.randrange(100) + 1) for symbol in symbols}
 
 
 def _grows(expression: Any) -> bool:
@@ -114,8 +118,10 @@ def _agree(left: Any, right: Any, point: dict[Any, Any], assume: Assumption) -> 
     import sympy
 
     try:
+        if all(value.is_Rational for value in point.values()):
+            left, right = left.xreplace(point), right.xreplace(point)
         one, other = (side.evalf(_DIGITS, subs=point, maxn=_MAX_WORKING_DIGITS) for side in (left, right))
-    except OverflowError:
+    except ArithmeticError:  # too large, or too close to where a floor jumps
         return None
     if not all(value.is_number and value.is_finite for value in (one, other)):
         return None
