@@ -13,6 +13,15 @@ def family_of(pid: int) -> list[psutil.Process]:
     return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
 
 
+def commands_of(family: Iterable[psutil.Process]) -> list[list[str]]:
+    """What each that is still there was started as."""
+    found = []
+    for process in family:
+        with suppress(psutil.Error):
+            found.append(process.cmdline())
+    return found
+
+
 def listening(family: Iterable[psutil.Process]) -> list[tuple[str, str, int]]:
     """(process name, address, port) of every socket that waits for callers."""
     found = []

@@ -23,7 +23,7 @@ from orchestration.submit.common.package import packed_code
 from orchestration.submit.ray import local_head
 from orchestration.submit.ray.cluster import RayBackend
 from orchestration.submit.ray.jobs import RayJobs
-from tests.listening import family_of, open_to_others
+from tests.listening import commands_of, family_of, open_to_others
 from tests.proxies import RecordingProxy, recording_proxy
 from tests.waiting import until
 
@@ -84,7 +84,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place.jobs.stop(KEEPER)
     family = family_of(head.pid)
     assert len(family) > 5
-    (server,) = (words for words in (p.cmdline() for p in family) if "ray.util.client.server" in words)
+    (server,) = (words for words in commands_of(family) if "ray.util.client.server" in words)
     (agent,) = (word for word in server if word.startswith("--runtime-env-agent-address="))
     assert not agent.endswith(":0")  # it would wait for the node to register, and end a head that is slow to start
     assert not open_to_others(family)
