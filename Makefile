@@ -34,15 +34,9 @@ help: ## what can be made
 train: setup ## the main job: `rlvr train`, with ARGS
 	$(BIN)/rlvr train $(ARGS)
 
-# A file's tests stay together, as they share engines and clusters; files go in the order of tests/conftest.py. Those that
-# start clusters wait for much of their time, and go by themselves: Ray's dashboards have one port that others use too.
-# pytest's 5 is "nothing chosen", by ARGS.
-SPREAD := --dist loadfile --no-loadscope-reorder
+# A file's tests stay together, as they share engines and clusters; files go in the order of tests/conftest.py.
 test: check ## lint, types and every test; ARGS go to pytest
-	ran=; run() { local code=0; "$$@" || code=$$?; if [[ $$code = 0 ]]; then ran=1; elif [[ $$code != 5 ]]; then exit $$code; fi; }; \
-	run $(BIN)/python -m pytest -m "not cluster" --numprocesses 3 $(SPREAD) $(ARGS); \
-	run $(BIN)/python -m pytest -m cluster --numprocesses 2 $(SPREAD) $(ARGS); \
-	[[ $$ran ]] || { echo "ARGS='$(ARGS)' choose no test" >&2; exit 1; }
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 SOAK_S ?= 600
 soak: setup ## ten minutes of items that hang, die and eat memory, ten of a training whose processes are killed; by hand

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -45,10 +46,8 @@ LONGEST = (
     "orchestration/submit/test_sagemaker_emulated.py",
     "orchestration/cluster/test_end_to_end.py",
     "orchestration/submit/test_local.py",
-    "orchestration/cluster/test_hosts.py",
     "orchestration/cluster/test_tasks.py",
-    "reward_service/judging/test_judge_vllm.py",
-    "orchestration/submit/test_hyperpod_ray.py",
+    "orchestration/cluster/test_hosts.py",
     "learner/test_worker.py",
     *ENGINES,
     "learner/engine/test_checkpoint.py",
@@ -63,23 +62,23 @@ LONGEST = (
 """Files that take half a minute or more, roughly by how long. What is not here follows, slow tests first."""
 
 
+@functools.cache
+def _has_clusters(file: str) -> bool:
+    path = ROOM / file
+    return path.is_file() and "mark.cluster" in path.read_text(encoding="utf-8")
+
+
 def _file(item: pytest.Item) -> str:
     return item.path.relative_to(ROOM).as_posix()
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """`-m cluster` reads no files without such a test: all the others take each process ten seconds."""
-    if config.option.markexpr != "cluster" or not collection_path.match("test_*.py"):
-        return None
-    return "mark.cluster" not in collection_path.read_text(encoding="utf-8") or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Slow tests go last; but in several processes the longest files go first, or one would run on at the end alone."""
     order = {file: place for place, file in enumerate(LONGEST)}
 
-    def place(item: pytest.Item) -> tuple[int, bool]:
-        return order.get(_file(item), len(order)), item.get_closest_marker("slow") is None
+    def place(item: pytest.Item) -> tuple[bool, int, bool]:
+        file = _file(item)
+        return not _has_clusters(file), order.get(file, len(order)), item.get_closest_marker("slow") is None
 
     if hasattr(config, "workerinput"):
         items.sort(key=place)
@@ -89,12 +88,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One process runs all tests of a file, and all of `ENGINES`."""
+    """One process runs all tests of a file, and all of `ENGINES`. Two run those with clusters, which wait for a third
+    of their time; the others fill that. With more, two Rays meet on one port."""
     from xdist.scheduler import LoadFileScheduling
 
     class BySharing(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            file = str(super()._split_scope(nodeid))
-            return "engines" if file.removeprefix("tests/") in ENGINES else file
+            file = str(super()._split_scope(nodeid)).removeprefix("tests/")
+            return "engines" if file in ENGINES else file
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if node not in self.nodes[:2]:
+                other = next((scope for scope in self.workqueue if not _has_clusters(scope)), None)
+                if other is None:
+                    return node.shutdown()
+                self.workqueue.move_to_end(other, last=False)
+            return super()._assign_work_unit(node)
 
     return BySharing(config, log) if config.getvalue("dist") == "loadfile" else None
