@@ -113,7 +113,13 @@ class Ledger:
         before its next update."""
         assert self._checkpoint is None, "the checkpoint before is still being written"
         self._saved_at = time.monotonic()
-        self._checkpoint = asyncio.create_task(self.write_checkpoint(files))
+        self._checkpoint = asyncio.create_task(self._checkpoint_after(self._step, files))
+
+    async def _checkpoint_after(self, step: asyncio.Task[None] | None, files: Mapping[str, bytes]) -> None:
+        """A run that is killed in between goes on from the checkpoint: its step would be missing from the books."""
+        if step is not None:
+            await asyncio.wait({step})
+        await self.write_checkpoint(files)
 
     async def checkpoint_written(self) -> bool:
         """Wait for what `begin_checkpoint` began. One that cannot be written is said, and the run goes on: its records

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -341,6 +342,29 @@ async def test_groups_that_are_ready_are_kept_and_those_under_way_asked_again(tm
 async def test_a_checkpoint_is_written_by_time(tmp_path: Path) -> None:
     await killed(tmp_path / "run", 3, save_minutes=1e-9)
     assert (tmp_path / "run" / "checkpoints" / "step-000002").is_dir()
+
+
+async def test_a_checkpoint_begins_when_its_steps_record_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed in between goes on from the checkpoint, and its books would lack the step."""
+    run = tmp_path / "run"
+    bench = Bench(run, max_steps=3, save_every=1)
+    save, write, seen, known = bench.learner.save_checkpoint, RunFolder.write_record, [], threading.Event()
+
+    async def saved(folder: str, files: Mapping[str, bytes]) -> None:
+        seen.append(recorded_steps(run)[-1:])
+        known.set()
+        await save(folder, files)
+
+    def written(folder: RunFolder, record: StepRecord) -> None:
+        known.wait(0.2)  # for a checkpoint that does not wait
+        write(folder, record)
+
+    monkeypatch.setattr(bench.learner, "save_checkpoint", saved)
+    monkeypatch.setattr(RunFolder, "write_record", written)
+    await bench.run()
+    assert seen == [[1], [2], [3]]
 
 
 async def test_old_records_are_removed_once_a_checkpoint_stands_in_for_them(tmp_path: Path) -> None:
