@@ -14,7 +14,7 @@ from torch import Tensor
 
 from learner.checkpoint import write_checkpoint
 from learner.config import LearnerConfig
-from learner.engine.device import device_called, make_ready, random_state, restore_random_state
+from learner.engine.device import device_called, make_ready, on_half_the_threads, random_state, restore_random_state
 from learner.engine.engine import TrainingEngine
 from learner.engine.state import LearnerState, TrainingState, read_state, settings_that_bind, state_files
 from learner.engine.together import all_or_none
@@ -374,7 +374,7 @@ class LearnerRank:
         tokens = TokenIds(self._probes.tokens)
         context = max(1, len(tokens) - NUM_PREDICTIONS)
         sequence = TokenSequence(prompt_token_ids=tokens[:context], completion_token_ids=tokens[context:])
-        with without_dropout(self._policy), torch.no_grad():
+        with without_dropout(self._policy), torch.no_grad(), on_half_the_threads():
             inputs = tree_inputs(build_tree([sequence]), self._device, self._config.attention)
             logprobs_BT, _ = tree_logprobs(self._engine, inputs, temperature=1.0, use_adapter=use_adapter)
         return tuple(logprobs_BT.squeeze(0).tolist())

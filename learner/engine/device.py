@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -43,6 +44,18 @@ def make_ready(device: torch.device, *, num_threads: int | None, world_size: int
             f"driver, install a torch built for its CUDA, or set device=cpu"
         )
     torch.cuda.set_device(device)
+
+
+@contextmanager
+def on_half_the_threads() -> Iterator[None]:
+    """For a few tokens while an engine beside this rank needs the cores as well: work in small pieces waits after each
+    for the last of its threads, and the more so the more of them share a core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -333,6 +333,15 @@ def test_a_probe_tells_of_the_version_before(llama: str) -> None:
     assert second.tolerance == 50.0
 
 
+def test_a_probe_leaves_half_of_the_threads_to_the_engine(llama: str) -> None:
+    before, seen = torch.get_num_threads(), set()
+    with started(llama, num_threads=4) as rank:
+        rank._policy.register_forward_pre_hook(lambda *given: seen.add(torch.get_num_threads()))
+        rank.probe_adapter()
+        assert (seen, torch.get_num_threads()) == ({2}, 4)
+    torch.set_num_threads(before)
+
+
 def test_dropout_and_bfloat16_and_checkpointing_run(llama: str) -> None:
     with started(llama, dtype="bfloat16", gradient_checkpointing=True) as rank:
         update(rank, random_groups(0))
