@@ -71,7 +71,10 @@ def _points(left: Any, right: Any, symbols: list[Any], assume: Assumption) -> It
 
     seed = hmac.digest(_KEY.encode(), f"{left}\0{right}".encode(), "sha256")
     generator = random.Random(seed)
-    sizes = _SIZES[:4] * 2 if _grows(left) or _grows(right) else _SIZES
+    grows = _grows(left) or _grows(right)
+    sizes = _SIZES[:4] * 2 if grows else _SIZES
+    powers = left.atoms(sympy.Pow) | right.atoms(sympy.Pow)
+    raised = any(power.base.free_symbols and power.exp.free_symbols for power in powers)
     first = [_coordinate(generator, sizes[0]) for _ in symbols]
     for index, size in enumerate(sizes if symbols else sizes[:1]):
         point = {}
@@ -82,9 +85,10 @@ def _points(left: Any, right: Any, symbols: list[Any], assume: Assumption) -> It
             if assume != "positive" and index % 2 and (index != 3 or generator.random() < 0.5):
                 value = -value
             point[symbol] = value + sympy.I * _coordinate(generator, size) if assume == "complex" else value
-        yield point
+        # no fractions in (1 + x)^y: sympy works that out exactly, to a million digits
+        yield {symbol: value.evalf(2 * _MAX_WORKING_DIGITS) for symbol, value in point.items()} if raised else point
     jumps = left.has(sympy.floor, sympy.ceiling) or right.has(sympy.floor, sympy.ceiling)
-    if jumps and sizes == _SIZES:
+    if jumps and not grows:
         for step in (sympy.Integer(60), sympy.Rational(1, 2)):  # where they jump, so exactly
             yield {symbol: step * (2 * generator.randrange(100) + 1) for symbol in symbols}
 
@@ -98,16 +102,12 @@ def _grows(expression: Any) -> bool:
 
 
 def _coordinate(generator: random.Random, size: int) -> Any:
-    """Up to `size`; its denominator is as secret as the rest, as sin(k pi x) vanishes at all multiples of 1/k.
-
-    No Rational, as sympy puts that into functions exactly: of (1 + x)^y it makes a number of a million digits.
-    """
+    """Up to `size`; its denominator is as secret as the rest, as sin(k pi x) vanishes at all multiples of 1/k."""
     import sympy
 
     denominator = generator.randrange(10**6, 10**7)
     smallest = size * denominator // 2 if size == _SIZES[-1] else 1
-    value = sympy.Rational(generator.randrange(smallest, size * denominator), denominator)
-    return sympy.Float(value, 2 * _MAX_WORKING_DIGITS)
+    return sympy.Rational(generator.randrange(smallest, size * denominator), denominator)
 
 
 def _agree(left: Any, right: Any, point: dict[Any, Any], assume: Assumption) -> bool | None:
@@ -118,10 +118,10 @@ def _agree(left: Any, right: Any, point: dict[Any, Any], assume: Assumption) -> 
     import sympy
 
     try:
-        if all(value.is_Rational for value in point.values()):
+        if all(value.is_Rational and value.q < 3 for value in point.values()):
             left, right = left.xreplace(point), right.xreplace(point)
         one, other = (side.evalf(_DIGITS, subs=point, maxn=_MAX_WORKING_DIGITS) for side in (left, right))
-    except ArithmeticError:  # too large, or too close to where a floor jumps
+    except (ArithmeticError, RecursionError):  # too large, or too close to where a floor jumps
         return None
     if not all(value.is_number and value.is_finite for value in (one, other)):
         return None
