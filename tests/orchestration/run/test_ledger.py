@@ -297,9 +297,13 @@ async def test_a_stop_is_heard_while_a_checkpoint_waits_for_room_or_takes_long(t
     run = tmp_path / "run"
     bench = Bench(run, save_every=1)
     bench.learner.full_disk = True
-    bench.reporter.on_step = lambda: (
-        len(bench.reporter.rows) == 1 and asyncio.get_running_loop().call_later(0.05, bench.stop.set)
-    )
+
+    def note(level: str, message: str) -> None:
+        bench.reporter.notes.append(message)
+        if "it is tried again" in message:
+            bench.stop.set()
+
+    bench.reporter.note = note  # type: ignore[method-assign]
     summary = await bench.run()
     assert (summary["status"], summary["steps"]) == ("stopped", 1)
     assert sum("No space left on device; it is tried again" in note for note in bench.reporter.notes) == 1
