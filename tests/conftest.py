@@ -22,6 +22,7 @@ os.environ.update(
     HF_HUB_DISABLE_TELEMETRY="1",
     VLLM_NO_USAGE_STATS="1",
     RAY_USAGE_STATS_ENABLED="0",
+    OMP_WAIT_POLICY="PASSIVE",  # threads that wait by spinning took a quarter of the processor from the other processes
     TOKENIZERS_PARALLELISM="false",  # forking after the tokenizer's threads started warns and may hang
 )
 
