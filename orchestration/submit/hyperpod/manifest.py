@@ -2,7 +2,7 @@
 
     RayJob     one head (dashboard, driver), worker groups `learner`, `rollout`, `reward`, marked by Ray resources
     Secret     the token that Ray's processes, KubeRay and people show each other
-    ConfigMap  code.tar.bz2, our packages, and run.yaml, the run's settings; mounted in all pods
+    ConfigMap  code.tar.xz, our packages, and run.yaml, the run's settings; mounted in all pods
 
 The RayJob owns the other two. KubeRay 1.6 or later is needed, which shows the Secret's token to the dashboard itself.
 What they look like stands in `ray_job.yaml`, which is filled in here.
@@ -112,14 +112,14 @@ def _contents(job: JobSpec, settings: HyperPodConfig) -> tuple[dict[str, str], d
     num_bytes = len(archive) + sum(len(text.encode()) for text in texts.values())
     if num_bytes > MAX_CONFIG_BYTES:
         raise ConfigError(
-            f"the code is {num_bytes / 1000:.0f} kB as a .tar.bz2, and a ConfigMap takes {MAX_CONFIG_BYTES // 1000}: "
+            f"the code is {num_bytes / 1000:.0f} kB as a .tar.xz, and a ConfigMap takes {MAX_CONFIG_BYTES // 1000}: "
             f"put what job.include names into the image"
         )
     return texts, {_archive_name(job): base64.b64encode(archive).decode()}
 
 
 def _archive_name(job: JobSpec) -> str:
-    return f"code-{job.code.digest[:12]}.tar.bz2"
+    return f"code-{job.code.digest[:12]}.tar.xz"
 
 
 def _of_the_job(job: JobSpec, settings: HyperPodConfig) -> dict[str, Any]:

@@ -168,7 +168,7 @@ class TestWhatIsRefused:
 
     def test_code_that_no_config_map_takes(self, code: CodePackage) -> None:
         (code.folder / "large.py").write_bytes(os.urandom(2**20))
-        with pytest.raises(ConfigError, match=r"the code is 10\d\d kB as a \.tar\.bz2, and a ConfigMap takes 1000"):
+        with pytest.raises(ConfigError, match=r"the code is 10\d\d kB as a \.tar\.xz, and a ConfigMap takes 1000"):
             plan(code, *SETTINGS)
 
 
@@ -287,7 +287,7 @@ class TestManifests:
         ray_job, secret, config_map = read
         assert (ray_job["kind"], secret["kind"], config_map["kind"]) == ("RayJob", "Secret", "ConfigMap")
         assert secret["stringData"] == {"auth_token": "<made when the job is submitted>"}
-        assert config_map["binaryData"]["code-0123456789ab.tar.bz2"].startswith("<0 kB, sha256 ")
+        assert config_map["binaryData"]["code-0123456789ab.tar.xz"].startswith("<0 kB, sha256 ")
         assert yaml.safe_load(config_map["data"]["run.yaml"])["recipe"] == "tiny"
         assert "&id" not in shown.text()
 
