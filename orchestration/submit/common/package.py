@@ -56,8 +56,8 @@ class CodePackage:
         return f"{self.num_files} files, {self.num_bytes / 1000:.0f} kB, sha256 {self.digest[:12]}"
 
     def archived(self) -> bytes:
-        """The folder as a .tar.xz, of which Ray makes a working directory; equal folders give equal bytes. Of what else Ray
-        takes there, .zip and .tar.gz are larger than a ConfigMap, or nearly."""
+        """The folder as a .tar.xz, of which Ray makes a working directory; equal folders give equal bytes. A .zip or a
+        .tar.gz, the others that Ray takes, is larger than a ConfigMap, or nearly."""
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
             for path in _files(self.folder):
