@@ -100,7 +100,10 @@ def positions_per_token(base: Any) -> int:
     """How many ancestors a token has when attention to them costs as much as all linear layers: of these each weight is
     a multiply-add, and of each layer's attention an ancestor one for each of a head's numbers, twice."""
     text = base.config.get_text_config()
-    if not getattr(text, "num_attention_heads", None):
+    layers = [text] * getattr(text, "num_hidden_layers", 1)
+    if getattr(text, "per_layer_config", None) is not None:  # heads of Gemma 4 are of two sizes
+        layers = [text.per_layer_config[index] for index in range(text.num_hidden_layers)]
+    if not all(getattr(layer, "num_attention_heads", None) for layer in layers):
         return NO_ATTENTION
     head = base.get_output_embeddings()
     weights: int = sum(
@@ -108,11 +111,11 @@ def positions_per_token(base: Any) -> int:
         for module in base.modules()
         if isinstance(module, nn.Linear) and module is not head
     )
-    width: int = text.num_attention_heads * (
-        getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    width: int = sum(
+        layer.num_attention_heads * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
+        for layer in layers
     )
-    num_layers: int = text.num_hidden_layers
-    return max(1, weights // (2 * width * num_layers))
+    return max(1, weights // (2 * width))
 
 
 def rotary_scalings(text: Any) -> list[Mapping[str, Any]]:

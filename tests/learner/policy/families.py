@@ -148,7 +148,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     },
     "gemma4_text": {
         "head_dim": 8,
-        "global_head_dim": 8,
+        "global_head_dim": 16,
         **_WINDOWS,
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": 0,
@@ -162,7 +162,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     },
     "gemma4_text, shared": {
         "head_dim": 8,
-        "global_head_dim": 8,
+        "global_head_dim": 16,
         "sliding_window": 6,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "num_hidden_layers": 4,
@@ -172,7 +172,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     },
     "gemma4_text, experts": {
         "head_dim": 8,
-        "global_head_dim": 8,
+        "global_head_dim": 16,
         **_WINDOWS,
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": 0,
@@ -391,7 +391,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "vaultgemma": {"head_dim": 8, "sliding_window": 6},
     "gemma4_unified_text": {
         "head_dim": 8,
-        "global_head_dim": 8,
+        "global_head_dim": 16,
         **_WINDOWS,
         "use_bidirectional_attention": None,
     },

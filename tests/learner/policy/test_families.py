@@ -22,8 +22,8 @@ from tests.learner.policy.families import (
     some_sequences,
 )
 
-SHARED = ("mistral", "gemma3_text", "mixtral", "phi3", "olmo", "longcat_flash", "granite")
-"""A window, two windows, jitter, dropout, a clamp in place, latent attention, scaled logits."""
+SHARED = ("mistral", "gemma4_text", "mixtral", "phi3", "olmo", "longcat_flash", "granite")
+"""A window, two windows and two sizes of heads, jitter, dropout, a clamp in place, latent attention, scaled logits."""
 HYBRIDS = ("qwen3_next", "qwen3_5_text", "lfm2", "falcon_h1", "jamba", "inkling_text")
 OTHER_ATTENTION = ("phimoe", "bloom", "gpt_oss", "llama4_text, whole", "deepseek_v32", "deepseek_v4, sliding")
 """A window in the mask alone, ALiBi, sinks, a scale that counts packed tokens beyond the self-test's, an indexer that
