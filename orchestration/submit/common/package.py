@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from orchestration.errors import ConfigError, in_a_sentence
 
@@ -166,6 +164,9 @@ def _included_files(source: Path) -> list[Path]:
 
 def _what_it_would_hide(module: str) -> str:
     """In words, a module that ours import, as far as it is installed here; empty: none."""
+    from packaging.requirements import Requirement  # the reward service's image goes without it
+    from packaging.utils import canonicalize_name
+
     if module in sys.stdlib_module_names:
         return "Python's own module"
     needed = {canonicalize_name(Requirement(line).name) for line in metadata.requires(_DISTRIBUTION) or ()}

@@ -30,6 +30,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 PROMTOOL = shutil.which("promtool", path=f"{Path(programs.find_prometheus() or '/').parent}:{os.environ['PATH']}")
 
 
+PACED = "import time\n\ndef reward(completion, reference, params):\n    time.sleep(0.05)\n    return 0.0\n"
+"""Leaves the processor to who looks on."""
+PACE = ("reward.rewards=[{name: gsm8k_correctness}, {name: paced}]", "reward.custom_rewards=[{name: paced, target: 'paced:reward'}]")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run that goes on and on, with a dashboard; its state is its own."""
@@ -37,7 +42,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         root = tmp_path_factory.mktemp("seen")
         patch.setenv("RLVR_STATE", str(root / "state"))
         patch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-        words = ["train", "tiny", f"run_dir={root}/run", "max_steps=10000", "max_staleness=1", "data.num_eval=20"]
+        (root / "paced.py").write_text(PACED)
+        words = [
+            "train",
+            "tiny",
+            *PACE,
+            f"run_dir={root}/run",
+            "max_steps=10000",
+            "max_staleness=1",
+            "data.num_eval=20",
+        ]
         words.append(f"monitor={str(programs.find_prometheus() is not None).lower()}")
         with (root / "log").open("wb") as log:
             process = subprocess.Popen(

@@ -103,9 +103,12 @@ reward: {settings_file: FOLDER/service.yaml, rewards: [{name: mine}, {name: gsm8
 job: {include: [lengths.py]}
 """
 MY_REWARD = """
+import time
+
 import lengths
 
 def reward(completion, reference, params):
+    time.sleep(PAUSE_S)
     return lengths.reciprocal(completion)
 """
 LENGTHS = """
@@ -114,12 +117,12 @@ def reciprocal(text):
 """
 
 
-def own_recipe(folder: Path) -> Path:
+def own_recipe(folder: Path, pause_s: float = 0.0) -> Path:
     """A recipe with a reward of one's own, sent along by itself, and what that imports, which is named.
-    They are modules beside it and nowhere else."""
+    They are modules beside it and nowhere else. A run whose reward pauses leaves the processor to who watches it."""
     folder.mkdir()
     (folder / "lengths.py").write_text(LENGTHS)
-    (folder / "my_rewards.py").write_text(MY_REWARD)
+    (folder / "my_rewards.py").write_text(MY_REWARD.replace("PAUSE_S", str(pause_s)))
     (folder / "service.yaml").write_text("custom_rewards: [{name: mine, target: 'my_rewards:reward'}]")
     (folder / "mine.yaml").write_text(RECIPE.replace("FOLDER", str(folder)))
     return folder / "mine.yaml"
@@ -168,8 +171,8 @@ def test_a_job_that_fails_says_why(place: Place) -> None:
 
 
 def test_a_stopped_job_saves_its_state(place: Place) -> None:
-    run = place.folder / "stopped"
-    words = ("tiny", *SMALL, "max_steps=1000", f"run_dir={run}", "job.name=stopped", f"local.linger_s={LINGER_S}")
+    run, recipe = place.folder / "stopped", own_recipe(place.folder / "paced", pause_s=0.5)
+    words = (str(recipe), *SMALL, "max_steps=1000", f"run_dir={run}", "job.name=stopped", f"local.linger_s={LINGER_S}")
     done = place.rlvr("submit", *words, "--to", "local", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["job"] == "stopped"
