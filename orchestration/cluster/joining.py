@@ -21,6 +21,7 @@ from orchestration.machine.facts import collect
 from orchestration.machine.model_sizes import model_size
 from orchestration.machine.needs import object_store_bytes
 from orchestration.settings.config import RunConfig
+from orchestration.sockets import free_port, may_use_dashboard_port
 
 
 def join_ray(config: RunConfig, *, namespace: str) -> Any:
@@ -45,6 +46,7 @@ def join_ray(config: RunConfig, *, namespace: str) -> Any:
             2,  # its parts wait for each other for no longer than 15 s, which a busy machine may need
             address="local",  # not one that somebody else left running here
             include_dashboard=config.dashboard,
+            dashboard_port=None if not config.dashboard or may_use_dashboard_port() else free_port(),
             object_store_memory=object_store_bytes(model_size(config.model.name), config.learner),
             **common,
         )

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-
 from orchestration.errors import ConfigError, in_a_sentence
 
 ROOMS = ("learner", "orchestration", "reward_service", "rollout_server")

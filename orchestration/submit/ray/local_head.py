@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from orchestration.cluster.environment import NODE_ENVIRONMENT, ON_LOOPBACK, with_token
 from orchestration.errors import MachineError, SubmitError
-from orchestration.sockets import LOOPBACK, free_port
+from orchestration.sockets import LOOPBACK, free_port, may_use_dashboard_port
 from orchestration.storage.atomic import atomic_write
 from orchestration.submit.ray.jobs import DASHBOARD_PORT, Endpoint, RayJobs
 from orchestration.submit.ray.process import RayProcess
@@ -135,15 +135,13 @@ def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
 
     Returns at once when another process holds the head of this folder. Arguments as of `ensure`.
     """
-    usual_port = Path(tempfile.gettempdir()) / f"rlvr-dashboard-port-{os.getuid()}.lock"
-    with _locked(folder / LOCK_FILE) as is_ours, _locked(usual_port) as is_first:
+    with _locked(folder / LOCK_FILE) as is_ours:
         if not is_ours:
             return  # another was quicker
         (folder / STATE_FILE).unlink(missing_ok=True)
         token_file = folder / TOKEN_FILE
         atomic_write(token_file, secrets.token_hex(32).encode(), private=True)
-        # Seconds pass from the look at a port until the dashboard takes it: one of our heads at a time tries the usual.
-        port = free_port(DASHBOARD_PORT) if is_first else free_port()
+        port = free_port(DASHBOARD_PORT) if may_use_dashboard_port() else free_port()
         # A folder of its own: in a shared one a job joins the head that started last. Its path is short, for sockets.
         ray_folder = Path(tempfile.mkdtemp(prefix="rlvr-ray-"))
         ray = _start_ray(port, token_file, ray_folder, object_store_bytes)

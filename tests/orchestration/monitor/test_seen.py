@@ -32,7 +32,13 @@ PROMTOOL = shutil.which("promtool", path=f"{Path(programs.find_prometheus() or '
 
 PACED = "import time\n\ndef reward(completion, reference, params):\n    time.sleep(0.05)\n    return 0.0\n"
 """Leaves the processor to who looks on."""
-PACE = ("reward.rewards=[{name: gsm8k_correctness}, {name: paced}]", "reward.custom_rewards=[{name: paced, target: 'paced:reward'}]")
+PACE = (
+    "reward.rewards=[{name: gsm8k_correctness}, {name: paced}]",
+    "reward.custom_rewards=[{name: paced, target: 'paced:reward'}]",
+)
+    "reward.rewards=[{name: gsm8k_correctness}, {name: paced}]",
+    "reward.custom_rewards=[{name: paced, target: 'paced:reward'}]",
+)
 
 
 @pytest.fixture(scope="module")
