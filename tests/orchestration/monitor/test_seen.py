@@ -36,9 +36,6 @@ PACE = (
     "reward.rewards=[{name: gsm8k_correctness}, {name: paced}]",
     "reward.custom_rewards=[{name: paced, target: 'paced:reward'}]",
 )
-    "reward.rewards=[{name: gsm8k_correctness}, {name: paced}]",
-    "reward.custom_rewards=[{name: paced, target: 'paced:reward'}]",
-)
 
 
 @pytest.fixture(scope="module")
