@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from orchestration.errors import MachineError
 
@@ -39,11 +39,11 @@ def may_use_dashboard_port() -> bool:
     pass from the look at a port until the dashboard takes it: of two that began together one would find the other's."""
     try:
         _DASHBOARD_PORT_LOCK.acquire()
-    except Timeout:
+    except OSError:  # which filelock's Timeout is, too; and a full disk is no reason to have no port
         return False
     return True
 
 
 _DASHBOARD_PORT_LOCK: Final = FileLock(
-    Path(tempfile.gettempdir()) / f"rlvr-dashboard-port-{os.getuid()}.lock", blocking=False
+    Path(tempfile.gettempdir()) / f"rlvr-dashboard-port-{os.getuid()}.lock", blocking=False, thread_local=False
 )
