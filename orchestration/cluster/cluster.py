@@ -344,7 +344,8 @@ class Cluster:
         await asyncio.gather(*(self._end(actor) for actor in silent))
         self._actors.clear()  # with its driver Ray ends the others, and tells of none as of an accident
         await at_most(timeout_s, self._leave)
-        await asyncio.to_thread(end_ray_here)
+        if self._config.ray_address is None:  # another's nodes on this host may be children of this process, too
+            await asyncio.to_thread(end_ray_here)
         await asyncio.to_thread(end_here, None)
         if session is not None:
             await asyncio.to_thread(remove_session, session)

@@ -21,7 +21,7 @@ import pytest
 
 from orchestration.cluster.cluster import Cluster
 from orchestration.cluster.nodes import alive_nodes
-from orchestration.cluster.upkeep.whereabouts import end_here
+from orchestration.cluster.upkeep.whereabouts import claim_node, end_here
 from orchestration.errors import MachineError
 from orchestration.settings.config import RunConfig, load_config
 from reward_service.types import RewardItem, RewardSpec
@@ -45,9 +45,13 @@ def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def two_nodes(ray_folder: Path) -> Iterator[Any]:
-    """A cluster of a node with a GPU, which nothing uses, and one without that an operator has named `reward`."""
+    """A cluster of a node with a GPU, which nothing uses, and one without that an operator has named `reward`.
+
+    It is of a process that has had a run before, whose end is no end of these nodes.
+    """
     from ray.cluster_utils import Cluster as TwoNodes
 
+    claim_node()
     nodes = TwoNodes(
         initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 1, "object_store_memory": 80 * 2**20}
     )
