@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from reward_service.text.expressions import equivalent
+from reward_service.text.latex.forms.naming import each_named, with_names_of
 from reward_service.text.latex.forms.pieces import same_function
 from reward_service.text.latex.matrices import by_name, components
 from reward_service.text.latex.quantities import same_quantities
@@ -28,7 +29,6 @@ from reward_service.text.latex.settle import (
     is_name,
     same_name,
     settled,
-    with_counter_of,
     without_domain,
 )
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
@@ -38,13 +38,18 @@ _OPPOSITE: Final = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": 
 
 def same(gold: Value, answer: Value, digits: int = 6) -> bool:
     """Whether `answer` says what `gold` says."""
+    return _same(gold, with_names_of(gold, answer), digits)
+
+
+def _same(gold: Value, answer: Value, digits: int) -> bool:
+    if isinstance(gold, Chain | Sequence) and isinstance(answer, Chain | Sequence):
+        gold, answer = each_named(gold), each_named(answer)
     gold, answer = settled(gold), settled(answer)
     gold, answer = without_domain(gold, answer), without_domain(answer, gold)
-    answer = with_counter_of(gold, answer)
     if isinstance(gold, Relation | Chain) or isinstance(answer, Relation | Chain):
         return _same_relations(gold, answer, digits)
     if isinstance(gold, Quantity) and isinstance(answer, Quantity):
-        return same_quantities(gold, answer, digits)
+        return _same_sums_of_unit_vectors(gold, answer, digits) or same_quantities(gold, answer, digits)
     if isinstance(gold, Words) != isinstance(answer, Words):
         gold, answer = as_ratio(gold), as_ratio(answer)
     if isinstance(gold, Words) or isinstance(answer, Words):
@@ -86,7 +91,7 @@ def _same_relations(gold: Value, answer: Value, digits: int) -> bool:
     if isinstance(relation, Relation) and relation.sign == "=":
         if not (is_name if relation is gold else is_asked_for)(relation.left) or _names_several(relation, other):
             return False
-        return same(relation.right, other, digits) if relation is gold else same(other, relation.right, digits)
+        return _same(relation.right, other, digits) if relation is gold else _same(other, relation.right, digits)
     return isinstance(other, Region | Sequence) and same_regions(gold, answer)
 
 
@@ -96,7 +101,7 @@ def _same_chain(gold: Chain, answer: Chain, digits: int) -> bool:
     return any(
         [one.sign for one in gold.relations] == [one.sign for one in links]
         and all(
-            same(one.left, other.left, digits) and same(one.right, other.right, digits)
+            _same(one.left, other.left, digits) and _same(one.right, other.right, digits)
             for one, other in zip(gold.relations, links, strict=True)
         )
         for links in (answer.relations, back)
@@ -113,7 +118,7 @@ def _names_several(relation: Relation, other: Value) -> bool:
 
 
 def _same_relation(gold: Relation, answer: Relation, digits: int) -> bool:
-    if gold.sign == answer.sign and same_name(gold.left, answer.left) and same(gold.right, answer.right, digits):
+    if gold.sign == answer.sign and same_name(gold.left, answer.left) and _same(gold.right, answer.right, digits):
         return True
     sides = (gold.left, gold.right, answer.left, answer.right)
     if not all(isinstance(side, Quantity) and not side.unit for side in sides):
@@ -211,6 +216,18 @@ def _same_unit_vectors(gold: Value, answer: Value, digits: int) -> bool:
     return _same_vectors(pair[0], pair[1], digits)
 
 
+def _same_sums_of_unit_vectors(gold: Quantity, answer: Quantity, digits: int) -> bool:
+    """`2i + 3j` beside the same with hats or arrows."""
+    if not (_has_marks(gold) or _has_marks(answer)):
+        return False
+    one, other = components(gold, 3), components(answer, 3)
+    return one is not None and other is not None and _in_order(one, other, digits)
+
+
+def _has_marks(value: Quantity) -> bool:
+    return any(name.name.startswith(("\\hat", "\\vec")) for name in value.expression.free_symbols)
+
+
 def _same_collections(gold: Value, answer: Value, digits: int) -> bool:
     if isinstance(gold, Sequence) and isinstance(answer, Sequence):
         return _same_sequences(gold, answer, digits)
@@ -247,7 +264,7 @@ def _same_sequences(gold: Sequence, answer: Sequence, digits: int) -> bool:
     kinds = {gold.kind, answer.kind}
     if kinds == {"set"} and Words("…") not in gold.items:  # where nothing counts twice
         return _within(gold.items, answer.items, digits) and all(
-            any(same(one, other, digits) for one in gold.items) for other in answer.items
+            any(_same(one, other, digits) for one in gold.items) for other in answer.items
         )
     if len(gold.items) != len(answer.items):
         return False
@@ -266,7 +283,7 @@ def _same_sequences(gold: Sequence, answer: Sequence, digits: int) -> bool:
     if "or" in (gold.connector, answer.connector):  # the order of a choice says nothing
         return False
     pairs = zip(gold.items, by_name(answer.items), strict=True)
-    return all(same(_right(one), _right(other), digits) for one, other in pairs)
+    return all(_same(_right(one), _right(other), digits) for one, other in pairs)
 
 
 def _is_one_of(value: Sequence) -> bool:
@@ -280,7 +297,7 @@ def _chooses_names(value: Sequence) -> bool:
 
 
 def _within(golds: tuple[Value, ...], answers: tuple[Value, ...], digits: int) -> bool:
-    return all(any(same(gold, answer, digits) for answer in answers) for gold in golds)
+    return all(any(_same(gold, answer, digits) for answer in answers) for gold in golds)
 
 
 def _right(value: Value) -> Value:
@@ -301,7 +318,7 @@ def _same_ratio(gold: Sequence, answer: Sequence) -> bool:
 
 
 def _in_order(ones: tuple[Value, ...], others: tuple[Value, ...], digits: int) -> bool:
-    return len(ones) == len(others) and all(same(one, other, digits) for one, other in zip(ones, others, strict=True))
+    return len(ones) == len(others) and all(_same(one, other, digits) for one, other in zip(ones, others, strict=True))
 
 
 def _matched(golds: tuple[Value, ...], answers: tuple[Value, ...], digits: int) -> bool:
@@ -313,10 +330,10 @@ def _matched(golds: tuple[Value, ...], answers: tuple[Value, ...], digits: int) 
     )
     if relations in ((True, False), (False, True)):  # x = 1, y = 2 against 1, 2: their order is what is left
         return len(golds) == len(answers) and all(
-            same(_right(one), _right(other), digits) for one, other in zip(golds, by_name(answers), strict=True)
+            _same(_right(one), _right(other), digits) for one, other in zip(golds, by_name(answers), strict=True)
         )
     for gold in golds:
-        index = next((index for index, answer in enumerate(rest) if same(gold, answer, digits)), None)
+        index = next((index for index, answer in enumerate(rest) if _same(gold, answer, digits)), None)
         if index is None:
             return False
         del rest[index]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from decimal import Decimal
+from itertools import permutations
 from typing import Any, Final
 
 from reward_service.text.expressions import equivalent
@@ -13,7 +15,11 @@ from reward_service.text.latex.values import Quantity
 _FEW: Final = 3
 """With fewer significant digits a reference's decimal stands for what is within a thousandth; with one, for itself."""
 
-_CONSTANTS: Final = frozenset(("C", "c", "K", "k", "A", *(f"{letter}_{index}" for letter in "CcKk" for index in "01")))
+_ASKED_CONSTANTS: Final = ("C", "C_1", "C_2", "C_3", "c_1", "c_2", "c_3")
+_CONSTANTS: Final = frozenset(
+    ("C", "c", "K", "k", "A", "B", "D", *(f"{letter}_{index}" for letter in "CcKkAB" for index in "0123"))
+)
+_MAX_CONSTANTS: Final = 3
 """Names of what any number may stand for, beside the variables of a formula."""
 _ONE_WORD: Final = ({"lb", "pound sterling"}, {"yuan yen", "yen"}, {"yuan yen", "yuan"})
 """What one word or sign stands for both of."""
@@ -44,13 +50,15 @@ def _with_constant(gold: Quantity, answer: Quantity) -> Quantity:
     theirs, ours = gold.expression, answer.expression
     if theirs.has(sympy.I) and not theirs.free_symbols and ours.free_symbols == {imaginary}:
         return replace(answer, expression=ours.subs(imaginary, sympy.I))
-    wanted, given = theirs.free_symbols - ours.free_symbols, ours.free_symbols - theirs.free_symbols
-    if len(wanted) != 1 or len(given) != 1 or not theirs.free_symbols & ours.free_symbols:
+    if not theirs.free_symbols & ours.free_symbols:
         return answer
-    (constant,), (symbol,) = wanted, given
-    if constant.name not in ("C", "C_1") or symbol.name not in _CONSTANTS:
+    wanted = sorted((one for one in theirs.free_symbols if one.name in _ASKED_CONSTANTS), key=str)
+    given = sorted((one for one in ours.free_symbols if one in wanted or one.name in _CONSTANTS), key=str)
+    given = [one for one in given if one in wanted or one not in theirs.free_symbols]
+    if not len(wanted) == len(given) <= _MAX_CONSTANTS:
         return answer
-    return replace(answer, expression=ours.xreplace({symbol: constant}))
+    named = (ours.xreplace(dict(zip(order, wanted, strict=True))) for order in permutations(given))
+    return replace(answer, expression=next((one for one in named if equivalent(theirs, one) is True), ours))
 
 
 def _in_percent(quantity: Quantity, other: Quantity) -> Quantity:
@@ -59,8 +67,13 @@ def _in_percent(quantity: Quantity, other: Quantity) -> Quantity:
 
 
 def _with_unit(quantity: Quantity, other: Quantity) -> Quantity:
-    """`5 m` beside `5\\text{ m}` or `500\\text{ cm}` has a unit, not a variable."""
-    if quantity.unit or not other.unit or len(names := quantity.expression.free_symbols) != 1:
+    """`5 m` beside `5\\text{ m}` or `500\\text{ cm}` has a unit, not a variable; so has `5mg` beside `5\\text{ mg}`."""
+    if quantity.unit or not other.unit or not (names := quantity.expression.free_symbols):
+        return quantity
+    if "".join(sorted(name.name for name in names)) == "gm" and ratio("mg", other.unit) is not None:
+        number = quantity.expression / math.prod(names)
+        return Quantity(number, quantity.digits, "mg") if number.is_number else quantity
+    if len(names) != 1:
         return quantity
     symbol = next(iter(names))
     name = "L" if symbol.name == "l" else symbol.name

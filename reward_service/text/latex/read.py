@@ -57,6 +57,8 @@ class Reader:
         """What a sign before a number says."""
         self.signs: list[Any] = []
         """Symbols that stand for 1 or -1, of each plus-or-minus."""
+        self.raised = 0
+        """Where the last power ended."""
 
     @property
     def kind(self) -> str:
@@ -96,7 +98,9 @@ class Reader:
             return self._postfix(left)
         if kind in ("^", "**") and binding < POWER:
             self.advance()
-            return power(left, self._script(depth))
+            raised = power(left, self._script(depth))
+            self.raised = self.at
+            return raised
         if kind in ("\\bmod", "\\mod") and binding < PRODUCT:
             self.advance()
             return remainder(left, self.read(PRODUCT, depth + 1))
@@ -117,7 +121,10 @@ class Reader:
         kind = self.kind
         if kind == "[":
             return self.peek().kind in (*_OPENERS, "number", "-")
-        return kind in _OPENERS or (kind == "|" and not self.bars) or (kind == "number" and self.peek(-1).kind == "!")
+        if kind == "number":  # `5!3`, `2^x3^y`; `10^2 3` says nothing
+            raised = self.raised == self.at and self.peek(-1).kind != "number" and self.peek().kind in ("^", "**")
+            return raised or self.peek(-1).kind == "!"
+        return kind in _OPENERS or (kind == "|" and not self.bars)
 
     def _sign(self, kind: str) -> Any:
         import sympy
@@ -288,8 +295,11 @@ class Reader:
             return sympy.E
         elif text == "i":
             return sympy.I
-        probability = text == "P" and self.peek(2).kind == ")"  # P(1 + r) is a product
-        if self.kind == "(" and (text in ("f", "g", "h", "F", "G") or probability or self._takes_several()):
+        probability = text == "P" and self.peek(2).kind == ")"  # P(1 + r) is a product, and mg(1 - x) too
+        if text == "C" and self._takes_several():
+            return binomial(*self._several(depth))
+        function = text in ("f", "g", "h", "F", "G") and not (text == "g" and self.peek(-2).text == "m")
+        if self.kind == "(" and (function or probability or self._takes_several()):
             return self._applied(text, depth)
         return sympy.Symbol(text, real=True)
 
@@ -305,13 +315,17 @@ class Reader:
     def _applied(self, name: str, depth: int) -> Any:
         import sympy
 
-        self.advance()
+        return sympy.Function(name, real=True)(*self._several(depth))
+
+    def _several(self, depth: int) -> list[Any]:
+        """Arguments in brackets."""
+        closing = _CLOSING[self.advance().kind]
         arguments = [self.read(0, depth + 1)]
         while self.kind == ",":
             self.advance()
             arguments.append(self.read(0, depth + 1))
-        self.expect(")")
-        return sympy.Function(name, real=True)(*arguments)
+        self.expect(closing)
+        return arguments
 
     def _index(self) -> str:
         self.advance()
@@ -371,13 +385,7 @@ class Reader:
 
     def _arguments(self, name: str, depth: int) -> list[Any]:
         if self.kind in ("(", "[", "\\lbrace") or (self.kind == "{" and name != "sqrt"):
-            closing = _CLOSING[self.advance().kind]
-            arguments = [self.read(0, depth + 1)]
-            while self.kind == ",":
-                self.advance()
-                arguments.append(self.read(0, depth + 1))
-            self.expect(closing)
-            return arguments
+            return self._several(depth)
         value = self.read(POWER - 1, depth + 1)
         while self.kind in _OPENERS and self.kind not in ("function", "("):
             value = value * self.read(POWER - 1, depth + 1)

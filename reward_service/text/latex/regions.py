@@ -24,7 +24,7 @@ def as_region(value: Value) -> Any:
     if isinstance(value, Sequence) and value.kind == "list" and len(variables(value)) < 2:
         relations = all(isinstance(one, Relation | Chain) for one in value.items)
         signs = {one.sign for one in value.items if isinstance(one, Relation)}
-        if relations and signs != {"="}:
+        if relations and (signs != {"="} or any(isinstance(one, Chain) for one in value.items)):
             shapes = [as_region(one) for one in value.items]
             both = None if value.connector == "or" else _joined(shapes, "and")
             # "x < 1, x > 3" can only mean either; with "and" it is what it says

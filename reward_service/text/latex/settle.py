@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Any, Final
 
+from reward_service.text.latex.forms.naming import names_whole_numbers
 from reward_service.text.latex.forms.number_words import spelled
 from reward_service.text.latex.matrices import every_sign
 from reward_service.text.latex.quantities import same_quantities
@@ -27,6 +27,8 @@ def settled(value: Value) -> Value:
         return _of_member(value.left, value.right) if is_name(value.left) else value
     if isinstance(value, Relation) and value.sign == "=" and _is_list(value.left) and isinstance(value.right, Sequence):
         assert isinstance(value.left, Sequence)
+        if value.right.kind != "tuple" and all(map(_is_list, value.right.items)):  # (x, y) = (1, 2), (2, 1)
+            return value.right
         pairs = tuple(Relation(*pair) for pair in _zipped(value.left.items, value.right.items))
         return Sequence("list", pairs) if pairs else value
     if isinstance(value, Sequence) and value.kind in ("list", "set", "tuple") and value.items:
@@ -157,19 +159,24 @@ def is_asked_for(value: Value) -> bool:
 def same_name(one: Value, other: Value) -> bool:
     if isinstance(one, Words) or isinstance(other, Words):
         return True  # "Area = 5" and "A = 5": words say what is meant, not what it is
-    return one == other or _function_name(one) == _function_name(other) != ""
+    if one == other:
+        return True
+    (name, arguments), (other_name, others) = _function(one), _function(other)
+    if None not in (arguments, others) or not name:  # of x and of t
+        return False
+    return name == other_name or ({name, other_name} == {"y", "f"} and "x" in (arguments, others))
 
 
-def _function_name(value: Value) -> str:
-    """`y` of `y` and of `y(x)`; empty for what names no function."""
+def _function(value: Value) -> tuple[str, str | None]:
+    """`y` and `x` of `y(x)`, `y` and None of `y`; empty for what names no function."""
     from sympy.core.function import AppliedUndef
 
     if not isinstance(value, Quantity) or value.unit:
-        return ""
+        return "", None
     expression = value.expression
     if isinstance(expression, AppliedUndef) and all(one.is_Symbol for one in expression.args):
-        return str(expression.func.__name__)
-    return expression.name if expression.is_Symbol else ""
+        return str(expression.func.__name__), ", ".join(map(str, expression.args))
+    return (expression.name, None) if expression.is_Symbol else ("", None)
 
 
 def without_domain(value: Value, other: Value) -> Value:
@@ -177,46 +184,11 @@ def without_domain(value: Value, other: Value) -> Value:
     if not isinstance(value, Sequence) or value.kind != "list" or len(value.items) < 2:
         return value
     *rest, last = value.items
-    if not _names_whole_numbers(last) or (isinstance(other, Sequence) and any(map(_names_whole_numbers, other.items))):
+    if not names_whole_numbers(last) or (isinstance(other, Sequence) and any(map(names_whole_numbers, other.items))):
         return value
     if not all(variables(last) <= variables(one) for one in rest):
         return value
     return settled(rest[0] if len(rest) == 1 else Sequence("list", tuple(rest), value.connector))
-
-
-def with_counter_of(gold: Value, answer: Value) -> Value:
-    """`\\pi n, n \\in \\mathbb{Z}` beside `\\pi k, k \\in \\mathbb{Z}`: the name of what counts is nobody's choice."""
-    counters = [
-        value.items[-1].left
-        for value in (gold, answer)
-        if isinstance(value, Sequence) and value.items and isinstance(value.items[-1], Relation)
-        if _names_whole_numbers(value.items[-1])
-    ]
-    if len(counters) < 2 or counters[0] == counters[1] or variables(counters[0]) & variables(answer):
-        return answer
-    ours, theirs = (one.expression for one in counters if isinstance(one, Quantity))
-    return _renamed(answer, theirs, ours)
-
-
-def _renamed(value: Value, name: Any, other: Any) -> Value:
-    if isinstance(value, Quantity):
-        return replace(value, expression=value.expression.subs(name, other))
-    if isinstance(value, Sequence):
-        return replace(value, items=tuple(_renamed(item, name, other) for item in value.items))
-    if isinstance(value, Relation):
-        return replace(value, left=_renamed(value.left, name, other), right=_renamed(value.right, name, other))
-    return value
-
-
-def _names_whole_numbers(value: Value) -> bool:
-    import sympy
-
-    return (
-        isinstance(value, Relation)
-        and value.sign == "in"
-        and isinstance(value.right, Region)
-        and value.right.shape == sympy.S.Integers
-    )
 
 
 def as_ratio(value: Value) -> Value:

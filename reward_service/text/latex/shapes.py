@@ -24,6 +24,8 @@ def listed(items: list[Value], connector: str) -> Value:
         and not any(isinstance(one, Relation | Chain) for one in items[1:])
     ):
         return Relation(first.left, "=", Sequence("list", (first.right, *items[1:]), connector))
+    if isinstance(first, Relation) and first.sign == "!=" and all(isinstance(one, Quantity) for one in items[1:]):
+        return Sequence("list", (first, *(Relation(first.left, "!=", one) for one in items[1:])), connector)
     return Sequence("list", tuple(items), connector)
 
 

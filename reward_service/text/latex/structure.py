@@ -30,7 +30,7 @@ from reward_service.text.latex.shapes import (
     with_greek_unit,
 )
 from reward_service.text.latex.surface import surface
-from reward_service.text.latex.tokens import CURRENCIES, RELATIONS, tokens
+from reward_service.text.latex.tokens import CURRENCIES, RELATIONS, Token, tokens
 from reward_service.text.latex.units import folded, unit_name
 from reward_service.text.latex.values import Chain, Matrix, Quantity, Region, Relation, Sequence, Value, Words
 
@@ -70,8 +70,25 @@ class _Structure(Reader):
 
     def top(self) -> Value:
         """Everything: items with commas, `and` or `or` between them."""
+        if (value := self._scaled_tuple()) is not None:
+            return value
         items, connector = self._items(("end",))
         return items[0] if len(items) == 1 else listed(items, connector)
+
+    def _scaled_tuple(self) -> Value | None:
+        r"""`\frac15(3, 4)` and `-(1, 2)`; None where no number stands before one bracket with a comma in it."""
+        kinds = [token.kind for token in self.tokens]
+        if kinds[-1:] != [")"] or kinds.count("(") != 1 or "," not in kinds[(start := kinds.index("(")) :]:
+            return None
+        if start == 0 or {"letter", "name", "function", ",", "text", *_SET_SIGNS, *RELATIONS} & set(kinds[:start]):
+            return None
+        end = start - (kinds[start - 1] in ("\\cdot", "*"))
+        before = [*self.tokens[:end], Token("number", "1")] if kinds[:end] == ["-"] else self.tokens[:end]
+        factor, items = _Structure(before).top(), _Structure(self.tokens[start:]).top()
+        if not isinstance(items, Sequence) or items.kind != "tuple":
+            return None
+        self.at = len(self.tokens)
+        return Sequence("tuple", scaled(factor, Matrix((items.items,))).rows[0])
 
     def _items(self, ends: tuple[str, ...]) -> tuple[list[Value], str]:
         items = [self._relation()]

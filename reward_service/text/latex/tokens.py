@@ -91,7 +91,7 @@ class Token(NamedTuple):
 
 def tokens(text: str, max_tokens: int) -> list[Token]:
     """The tokens of a whole answer; ExpressionError if there is something that is none, or too many."""
-    found = list(_single_digits(_tokens(text)))
+    found = list(_with_letters(list(_single_digits(_tokens(text)))))
     if len(found) > max_tokens:
         raise ExpressionError(f"it has more than {max_tokens} tokens")
     return found
@@ -108,6 +108,27 @@ def _single_digits(found: Iterator[Token]) -> Iterator[Token]:
         else:
             yield token
         before = token.kind
+
+
+_BEFORE_LETTERS: Final = ("", "{", "(", "+", "-", "*", "\\cdot", "\\times", *RELATIONS)
+_BEHIND_LETTERS: Final = ("}", "+", "-", "(", "letter", "name", "function", "\\frac", "\\sqrt", "\\pi")
+_BEHIND_SPACED_LETTERS: Final = ("function", "\\frac", "\\sqrt")
+_BELOW_UNITS: Final = ("h", "s", "L", "l", "m", "d")
+
+
+def _with_letters(found: list[Token]) -> Iterator[Token]:
+    r"""`mg` as m times g, except in `3 mg`; `cm` where no number is before it or a formula goes on: `2cm\sin x`."""
+    for index, token in enumerate(found):
+        before = found[index - 1].kind if index else ""
+        after = [*(found[index + 1 : index + 3]), Token("end", ""), Token("end", "")]
+        goes_on = after[0].kind in (_BEHIND_SPACED_LETTERS if token.spaced else _BEHIND_LETTERS) or (
+            after[0].kind == "/" and after[1].kind in ("number", "letter") and after[1].text not in _BELOW_UNITS
+        )
+        weight = token.text == "mg" and not (token.spaced and before in ("number", "repeating", "scale"))
+        if token.kind == "unit" and len(token.text) == 2 and (weight or before in _BEFORE_LETTERS or goes_on):
+            yield from (Token("letter", letter, token.spaced and not at) for at, letter in enumerate(token.text))
+        else:
+            yield token
 
 
 def _tokens(text: str) -> Iterator[Token]:
