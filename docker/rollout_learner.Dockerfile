@@ -58,7 +58,7 @@ COPY requirements-train.lock /opt/requirements-train.lock
 RUN "${PYTHON}" -m venv /opt/rlvr \
  && /opt/rlvr/bin/python -m pip install --no-deps --require-hashes --requirement /opt/requirements-train.lock
 COPY docker/ray_healthcheck.py /opt/rlvr/ray_healthcheck.py
-COPY docker/cuda_compat.sh /opt/rlvr/cuda_compat.sh
+COPY docker/cuda_compat.sh docker/ray_head.sh /opt/rlvr/
 
 RUN useradd --uid 10001 --home-dir /var/lib/rlvr --no-create-home --shell /bin/bash rlvr \
  && install --directory --owner=10001 --group=10001 /var/lib/rlvr /tmp/ray
@@ -79,5 +79,4 @@ HEALTHCHECK --interval=15s --timeout=6s --start-period=90s --retries=4 \
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "-g", "--", "/opt/rlvr/cuda_compat.sh"]
 # A head for this container alone: Ray runs whatever it is sent, so more than loopback needs a token, as in compose.yaml.
-# Without a port of the agent's, a head that takes over 30 s to start ends.
-CMD ["ray", "start", "--head", "--block", "--disable-usage-stats", "--runtime-env-agent-port=8266"]
+CMD ["/opt/rlvr/ray_head.sh"]

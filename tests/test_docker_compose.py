@@ -21,7 +21,7 @@ from orchestration.monitor import files
 from orchestration.run.metrics import METRICS, OTHER, PHASES
 from reward_service.api.metrics import Metrics
 from tests.dockerfiles import ROOT, Dockerfile
-from tests.test_docker_training import parse_ray_start
+from tests.test_docker_training import parse_head
 
 DOCKER = ROOT / "docker"
 
@@ -126,7 +126,7 @@ class TestServices:
 
     def test_ray_takes_its_command_and_asks_everybody_for_the_token(self, services: dict[str, dict[str, Any]]) -> None:
         head = services["head"]
-        given = parse_ray_start(head["command"])
+        given = parse_head(head["command"])
         assert (given["head"], given["block"], given["dashboard_host"]) == (True, True, "0.0.0.0")
         assert given["runtime_env_agent_port"]
         assert head["environment"]["RAY_AUTH_MODE"] == "token"

@@ -44,6 +44,8 @@ class Head:
     environment: dict[str, str]
     dashboard_port: int
     agent_port: int
+    process: subprocess.Popen[bytes]
+    grace_s: float
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +62,18 @@ def head() -> Iterator[Head]:
             "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
             "RAY_ADDRESS": f"127.0.0.1:{gcs}",
             "PYTHONPATH": str(ROOT),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
-        others = ("--dashboard-host", "--metrics-export-port", "--runtime-env-agent-port")
+        others = ("--dashboard-host", "--metrics-export-port")
         kept = [word for word in service["command"][1:] if not word.startswith(others)]
         words = [*kept, "--dashboard-host=127.0.0.1", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"]
         words += [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
         words += ["--num-cpus=1", "--object-store-memory=80000000", f"--runtime-env-agent-port={environments}"]
         log = stack.enter_context((folder / "log").open("w"))
-        ray = [sys.executable, "-m", "ray.scripts.scripts"]
-        process = subprocess.Popen([*ray, *words], env=environment, stdout=log, stderr=log, start_new_session=True)
+        script = ROOT / "docker" / Path(service["command"][0]).name
+        process = subprocess.Popen([script, *words], env=environment, stdout=log, stderr=log, start_new_session=True)
         stack.callback(end, process)
-        yield Head(folder, environment, dashboard, agent)
+        yield Head(folder, environment, dashboard, agent, process, float(service["stop_grace_period"].rstrip("s")))
 
 
 def free_ports(count: int) -> list[int]:
@@ -142,3 +145,12 @@ def test_grafana_finds_rays_dashboards(head: Head) -> None:
     ][1]
     folder = head.folder / Path(provider["options"]["path"]).relative_to("/tmp/ray")
     eventually(lambda: any(folder.glob("*.json")), head=head)
+
+
+def test_asked_to_stop_it_ends_in_order_and_leaves_nothing(head: Head) -> None:
+    """The last test: by the signal that the image's `tini -g` hands on to the group."""
+    eventually(lambda: is_healthy(head), head=head)
+    started = psutil.Process(head.process.pid).children(recursive=True)
+    os.killpg(head.process.pid, signal.SIGTERM)
+    assert head.process.wait(head.grace_s / 2) == 0  # Ray's own wait for requests to Ray Serve would take longer
+    assert psutil.wait_procs(started, timeout=10)[1] == []

@@ -65,6 +65,7 @@ class TestDockerfile:
             "requirements-train.lock",
             "docker/ray_healthcheck.py",
             "docker/cuda_compat.sh",
+            "docker/ray_head.sh",
         ]  # our code comes with every job
         assert all(let_through(source) for source in sources)
 
@@ -87,9 +88,9 @@ class TestDockerfile:
 
     def test_nobody_but_its_own_container_reaches_a_head_without_a_token(self) -> None:
         (command,) = DOCKERFILE.named("CMD")
-        assert command.words[:4] == ["ray", "start", "--head", "--block"]
-        assert not any("host" in word for word in command.words)  # Ray's default is loopback
-        assert parse_ray_start(command.words)["runtime_env_agent_port"]  # else a slow start is an end
+        given = parse_head(command.words)
+        assert given["dashboard_host"] == "127.0.0.1"
+        assert given["runtime_env_agent_port"]  # else a slow start is an end
 
     def test_signals_reach_it(self) -> None:
         (entry_point,) = DOCKERFILE.named("ENTRYPOINT")
@@ -130,14 +131,16 @@ def test_compatibility_libraries_are_for_older_drivers(
     assert done.stderr == ""
 
 
-def parse_ray_start(words: list[str]) -> dict[str, object]:
-    """The parameters of a `ray start` command line, as Ray's own parser has them."""
+def parse_head(words: list[str]) -> dict[str, object]:
+    """The parameters that the image's script for a head starts Ray with, as Ray's own parser has them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what Ray's command line imports
         from ray.scripts.scripts import start
 
-    assert words[:2] == ["ray", "start"]
-    return dict(start.make_context("start", list(words[2:])).params)
+    script = ROOT / "docker" / "ray_head.sh"
+    assert words[0] == f"/opt/rlvr/{script.name}"
+    (options,) = re.findall(r'^ray start (.*) "\$@" &$', script.read_text(), re.MULTILINE)
+    return dict(start.make_context("start", [*options.split(), *words[1:]]).params)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ NODE_ENVIRONMENT: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Some of Ray's own calls would go through HTTP_PROXY, those on loopback too; empty, it means none to gRPC.
     "grpc_proxy": "",
+    # A node that is asked to stop would wait half a minute for requests to Ray Serve.
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
 """Of every node."""
 

@@ -142,7 +142,6 @@ def ray_environment(*, code: str, token_file: str, python_path: str = "") -> dic
         **NODE_ENVIRONMENT,
         **with_token(Path(token_file)),
         "RAY_JOB_STOP_WAIT_TIME_S": f"{STOP_JOB_S:.0f}",
-        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # the run has ended by then: nothing is left to drain
         "PYTHONPATH": f"{code}:{python_path}" if python_path else code,
         "PYTHONUNBUFFERED": "1",
     }
