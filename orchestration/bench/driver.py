@@ -35,6 +35,7 @@ from orchestration.cluster.reward.beside import BesideScorer
 from orchestration.cluster.reward.deployment import new_restarts, reward_client
 from orchestration.cluster.reward.keeper import RewardKeeper
 from orchestration.cluster.upkeep.garbage import collect_seldom
+from orchestration.cluster.upkeep.lines import Endpoint, Listener
 from orchestration.cluster.upkeep.pool import RolloutPool
 from orchestration.cluster.upkeep.sessions import remove_session
 from orchestration.cluster.upkeep.whereabouts import Whereabouts
@@ -84,12 +85,16 @@ class StubEngines:
     def __init__(self, config: RunConfig) -> None:
         self._steps, self._scorer = 0, BesideScorer(config)
         self._made: dict[tuple[int, int], list[Completion]] = {}
+        self._listener = Listener(self.generate, self.generate_scored, self.heartbeat)
 
     async def here(self) -> Whereabouts:
         return Whereabouts.here(ray.get_runtime_context().get_node_id())
 
     async def start(self) -> None:
         """Has nothing to load."""
+
+    async def listen(self) -> Endpoint | None:
+        return await self._listener.listen(ray.util.get_node_ip_address())
 
     async def generate(self, asked: bytes) -> bytes:
         return pickle.dumps(self._answer(*pickle.loads(asked)), pickle.HIGHEST_PROTOCOL)

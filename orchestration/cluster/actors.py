@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from learner.config import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.cluster.hosted_rank import HostedRank, Rank, fork_server_here
+from orchestration.cluster.upkeep.lines import Endpoint, Listener
 from orchestration.cluster.upkeep.whereabouts import Whereabouts
 from orchestration.concurrency import kept_on
 from orchestration.models.here import model_here
@@ -39,6 +40,8 @@ Gauges = Callable[[str], Callable[[Mapping[str, float]], None]]
 """Makes an actor's metrics sink out of its name."""
 NodeId = Callable[[], str]
 """Ray's name of the calling process' node."""
+NodeIp = Callable[[], str]
+"""The address by which others reach it."""
 Result = TypeVar("Result")
 
 
@@ -54,14 +57,21 @@ class RolloutActor:
     """Hosts a rollout worker; an async actor, so requests overlap."""
 
     def __init__(
-        self, name: str, gauges: Gauges, node_id: NodeId, config: RunConfig, settings: Mapping[str, Any]
+        self,
+        name: str,
+        gauges: Gauges,
+        node_id: NodeId,
+        node_ip: NodeIp,
+        config: RunConfig,
+        settings: Mapping[str, Any],
     ) -> None:
-        self._name, self._gauges, self._node_id = name, gauges(name), node_id
+        self._name, self._gauges, self._node_id, self._node_ip = name, gauges(name), node_id, node_ip
         self._config, self._settings = config, settings
         self._started: RolloutWorker | None = None
         self._probes: dict[int, asyncio.Future[AdapterProbe]] = {}
         self._scorer: BesideScorer | None = None
         self._num_generating = self._num_scoring = self._num_waits = 0
+        self._listener = Listener(self.generate, self.generate_scored, self.heartbeat)
 
     def __repr__(self) -> str:  # Ray puts it in front of log lines
         return self._name
@@ -82,6 +92,10 @@ class RolloutActor:
             name=self._name, metrics_sink=self._gauges, model_path=str(model), **self._settings
         )
         await self._started.start()
+
+    async def listen(self) -> Endpoint | None:
+        """Where groups can be asked for without Ray; None: nowhere."""
+        return await self._listener.listen(self._node_ip())
 
     async def generate(self, asked: bytes) -> bytes:
         """Of a pickled prompt and how it is sampled the pickled completions: what Ray pickles itself, object by object,
@@ -150,7 +164,7 @@ class LearnerActor:
     """Hosts one learner rank. Its work is done one call after the other, in one thread; the heartbeat is answered
     meanwhile."""
 
-    def __init__(self, name: str, gauges: Gauges, node_id: NodeId, node_ip: Callable[[], str]) -> None:
+    def __init__(self, name: str, gauges: Gauges, node_id: NodeId, node_ip: NodeIp) -> None:
         self._name, self._node_id, self._node_ip = name, node_id, node_ip
         self._gauges = gauges(name)
         self._rank: Rank | None = None

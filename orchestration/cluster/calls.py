@@ -9,6 +9,7 @@ for a keyword of ours, `timeout_s`, among the parameters of another function.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from orchestration.cluster.upkeep.lines import Line, RaisedThereError
 from orchestration.cluster.upkeep.whereabouts import Whereabouts
 from orchestration.errors import RemoteTimeoutError, WorkerDiedError, in_a_sentence, one_line
 
@@ -40,6 +42,8 @@ class RemoteActor(Generic[Host]):
     where: str = "not started yet"
     process: Whereabouts | None = None
     """None: not known yet."""
+    line: Line | None = None
+    """By which some of its methods are called, past Ray; None: none are."""
 
     @overload
     def call(
@@ -61,6 +65,7 @@ class RemoteActor(Generic[Host]):
             RemoteTimeoutError: the actor did not answer in time.
             WorkerDiedError: the actor's process or node died.
             RlvrError: the method met an OSError, such as a full disk there.
+            LineCutError: the actor's line was cut meanwhile; whether the actor lives, Ray knows.
             Exception: the method's own, as it was raised there.
         """
 
@@ -84,6 +89,8 @@ class RemoteActor(Generic[Host]):
 
     def _begun(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> _Answer:
         name = method.__name__
+        if self.line is not None and self.line.answers(name):
+            return _Answer(self, name, self.line.ask(name, *args, **kwargs))
         return _Answer(self, name, getattr(self.handle, name).remote(*args, **kwargs))
 
 
@@ -105,7 +112,7 @@ class _Answer:
             raise RemoteTimeoutError(
                 f"{who} did not answer {self.method} within {timeout_s:g} s; its log is in {log_folder()}"
             ) from error
-        except RayTaskError as error:
+        except (RayTaskError, RaisedThereError) as error:
             if isinstance(error.cause, OSError):
                 raise in_a_sentence(f"{who} could not {self.method}", error.cause) from error
             raise error.cause from error
@@ -152,6 +159,11 @@ def shared(value: Result) -> Result:
     """A value in the object store, for calls of several actors; what is returned stands for it as an argument."""
     reference: Result = ray.put(value)
     return reference
+
+
+def ray_is_encrypted() -> bool:
+    """Whether Ray's own connections are, as somebody has set it up."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
 
 
 def log_folder() -> str:

@@ -158,7 +158,15 @@ class Cluster:
             }
             slot = placement.rollout[index]
             actor = self._create(
-                RolloutActor, slot, life, RayGauges, own_node_id, self._config, settings, max_concurrency=10_000
+                RolloutActor,
+                slot,
+                life,
+                RayGauges,
+                own_node_id,
+                ray.util.get_node_ip_address,
+                self._config,
+                settings,
+                max_concurrency=10_000,
             )
             return RayMember(actor, rollout, self._end)
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from orchestration.cluster.actors import RolloutActor
 from orchestration.cluster.adapter import RayAdapter
-from orchestration.cluster.calls import RemoteActor
+from orchestration.cluster.calls import RemoteActor, ray_is_encrypted
 from orchestration.cluster.reward.beside import ServiceAddress, is_of_one_host
 from orchestration.cluster.reward.keeper import RewardKeeper
+from orchestration.cluster.upkeep.lines import Line, LineCutError
 from orchestration.cluster.upkeep.pool import RolloutPool
 from orchestration.concurrency import gather_or_cancel
 from orchestration.run.ports import AdapterHandle, Drawn
@@ -50,6 +51,8 @@ class RayMember:
         self.actor.process = await self.actor.call(RolloutActor.here, timeout_s=timeout_s)()
         self.actor.where = str(self.actor.process)
         await self.actor.call(RolloutActor.start, timeout_s=timeout_s + _MARGIN_S)()
+        if not ray_is_encrypted() and (end := await self.actor.call(RolloutActor.listen, timeout_s=timeout_s)()):
+            self.actor.line = await Line.to(end)
 
     async def generate(self, prompt: Prompt, sampling: SamplingParams) -> Sequence[Completion]:
         asked = prompt, sampling
@@ -74,6 +77,9 @@ class RayMember:
         timeout_s = self._config.generation_limit_s(self._num_sequences) + _MARGIN_S + limit_s
         try:
             answer = await self.actor.call(method, timeout_s=timeout_s)(pickle.dumps(asked, pickle.HIGHEST_PROTOCOL))
+        except LineCutError:
+            await self.heartbeat()  # raises, and says how, where the worker has died
+            raise
         finally:
             self._num_sequences -= num_sequences
         return pickle.loads(answer)
@@ -92,10 +98,15 @@ class RayMember:
         await self.actor.call(RolloutActor.tell_probe, timeout_s=timeout_s)(probe)
 
     async def heartbeat(self) -> int:
-        timeout_s = self._config.stall_timeout_s + _MARGIN_S
-        return await self.actor.call(RolloutActor.heartbeat, timeout_s=timeout_s)()
+        beat = self.actor.call(RolloutActor.heartbeat, timeout_s=self._config.stall_timeout_s + _MARGIN_S)
+        try:
+            return await beat()
+        except LineCutError:
+            return await beat()  # through Ray, as everything from now on
 
     async def end(self) -> None:
+        if self.actor.line is not None:
+            self.actor.line.close()
         await self._end(self.actor)
 
 

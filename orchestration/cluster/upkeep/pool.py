@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from orchestration.cluster.upkeep.heartbeat import BEAT_S, until_stalled
+from orchestration.cluster.upkeep.lines import LineCutError
 from orchestration.cluster.upkeep.members import Place, Worker, in_turn, told
 from orchestration.cluster.upkeep.restarts import Restarts
 from orchestration.concurrency import before, gather_or_cancel
@@ -152,7 +153,7 @@ class RolloutPool(Generic[Worker]):
             place = self._places[index]
             try:
                 return await self._ask(place, self._work(place, work(place.member, asked)))
-            except _LostError:
+            except (_LostError, LineCutError):
                 pass
             except GenerationError:
                 tries += 1

@@ -59,7 +59,9 @@ class Member:
     def __init__(self, node_id: str) -> None:
         self.name, self.actor = "rollout-0", self
         self.process = Whereabouts(host="h", pid=1, mark="m", node_id=node_id)
-        self.worker = RolloutActor("rollout-0", lambda name: lambda values: None, lambda: node_id, CONFIG, {})
+        self.worker = RolloutActor(
+            "rollout-0", lambda name: lambda values: None, lambda: node_id, lambda: "127.0.0.1", CONFIG, {}
+        )
         self.worker._started = cast(Any, Engine())
 
     async def start(self) -> None: ...
