@@ -27,6 +27,8 @@ MANIFEST_NAME = "manifest.json"
 
 _STEP = re.compile(r"step-(\d{6,})")
 _PARTIAL, _REPLACED, _REMOVED = ".partial", ".replaced", ".removed"
+_SAMPLE = 2**16
+"""Bytes at each end of a file of weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,6 +136,32 @@ def check_checkpoint(folder: Path) -> None:
     wrong = _what_is_wrong(folder, checksums=True)
     if wrong is not None:
         raise LearnerError(f"{folder} is not a whole checkpoint: {wrong}")
+
+
+def weights_fingerprint(model: Path) -> str:
+    """Of the weights' files, by name, size and their first and last bytes: cheap, and any training shows in it.
+
+    Args:
+        model: Folder of a base model.
+
+    Returns:
+        SHA-256, hexadecimal.
+
+    Raises:
+        LearnerError: The folder holds no weights.
+    """
+    digest = hashlib.sha256()
+    paths = sorted([*model.glob("*.safetensors"), *model.glob("*.bin")])
+    if not paths:
+        raise LearnerError(f"{model} holds no weights that a checkpoint could name: *.safetensors or *.bin")
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
 
 
 def clear_leftovers(root: Path) -> None:

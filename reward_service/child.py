@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -71,6 +72,24 @@ def start_in_subprocess(
     Raises:
         ServiceStartError: it ended or is not ready in time; the message has the end of the log.
     """
+    service, wait = begin_in_subprocess(settings, log_path=log_path, timeout_s=timeout_s)
+    try:
+        wait()
+    except BaseException:
+        service.stop(timeout_s=1.0)
+        raise
+    return service
+
+
+def begin_in_subprocess(
+    settings: ServiceSettings | None = None, *, log_path: Path | str, timeout_s: float = 30.0
+) -> tuple[RunningService, Callable[[], None]]:
+    """As `start_in_subprocess`, for who may have to break the start off: `stop` of the service ends the wait too.
+
+    Returns:
+        The service, whose URL is not known yet, and what waits until it is and the service is ready; that may be called
+        in another thread, and raises ServiceStartError.
+    """
     settings = ServiceSettings(port=0) if settings is None else settings
     log_path = Path(log_path)
     log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,19 +101,18 @@ def start_in_subprocess(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(), start_new_session=True
         )
     service = RunningService(url="", process=process, log_path=log_path)
-    try:
-        assert process.stdin is not None
-        with process.stdin as stdin:
-            stdin.write(settings.model_dump_json().encode())
+
+    def wait() -> None:
+        try:
+            assert process.stdin is not None
+            with process.stdin as stdin:
+                stdin.write(settings.model_dump_json().encode())
+        except BrokenPipeError:
+            raise ServiceStartError(f"the reward service ended at once; {_log_tail(log_path, offset)}") from None
         service.url = _wait_for_url(service, offset, deadline)
         _wait_until_ready(service, offset, deadline)
-    except BrokenPipeError:
-        service.stop(timeout_s=1.0)
-        raise ServiceStartError(f"the reward service ended at once; {_log_tail(log_path, offset)}") from None
-    except BaseException:
-        service.stop(timeout_s=1.0)
-        raise
-    return service
+
+    return service, wait
 
 
 def _environment() -> dict[str, str]:

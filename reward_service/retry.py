@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -76,13 +76,20 @@ def backoff_s(num_tries: int) -> float:
     return random.uniform(0.0, min(_MAX_S, _FIRST_S * 2.0 ** min(num_tries, 30)))
 
 
-def retry_after_s(value: str | None) -> float:
-    """Seconds that a Retry-After header asks to wait (it may be a number or a date); 0 if it does not say."""
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Seconds that an answer's Retry-After asks to wait; 0 if it does not say.
+
+    Args:
+        headers: By names in small letters. The wait may be a number or a date: of the clock that `date` tells, which
+            need not be ours.
+    """
+    value = headers.get("retry-after")
     if value is None:
         return 0.0
     if value.isascii() and value.isdigit():
         return float(value[:9])
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        answered = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
+        return max(0.0, (parsedate_to_datetime(value) - answered).total_seconds())
     except (ValueError, TypeError):
         return 0.0

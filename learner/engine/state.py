@@ -8,7 +8,6 @@ random.safetensors        the random state of every rank
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from learner.checkpoint import check_checkpoint, step_of
+from learner.checkpoint import check_checkpoint, step_of, weights_fingerprint
 from learner.config import LearnerConfig
 from learner.errors import LearnerError
 from rollout_server.types import ADAPTER_WEIGHTS
@@ -157,7 +156,7 @@ def settings_that_bind(model_path: str, config: LearnerConfig) -> dict[str, Any]
     """
     lora = config.lora
     return {
-        "model": {"path": model_path, "weights": _fingerprint(Path(model_path))},
+        "model": {"path": model_path, "weights": weights_fingerprint(Path(model_path))},
         "quantization": config.quantization,
         "lora.r": lora.r,
         "lora.lora_alpha": lora.lora_alpha,
@@ -209,22 +208,3 @@ def refuse_other_parameters(then: Tensors, now: Mapping[str, tuple[int, ...]]) -
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise LearnerError(f"the checkpoint's parameters are others: {'; '.join(sorted(differences)[:3])}{more}")
-
-
-def _fingerprint(model: Path) -> str:
-    """Of the weights' files, by name, size and their first and last bytes: cheap, and any training shows in it."""
-    digest = hashlib.sha256()
-    paths = sorted([*model.glob("*.safetensors"), *model.glob("*.bin")])
-    if not paths:
-        raise LearnerError(f"{model} holds no weights that a checkpoint could name: *.safetensors or *.bin")
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_SAMPLE))
-            file.seek(max(0, size - _SAMPLE))
-            digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()
-
-
-_SAMPLE = 2**16

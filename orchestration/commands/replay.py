@@ -144,7 +144,7 @@ async def _sample(
     problems = config.data.load()
     builder = make_prompt_builder(config, problems, model_path)
     sampling = training_sampling(config, builder)
-    served = await asyncio.to_thread(served_model, model_path, config, device=device, progress=progress)
+    served = await in_thread(partial(served_model, model_path, config, device=device, progress=progress))
     progress("starting the vLLM engine", 0.0)
     async with local_generator(model_path=served, config=config.rollout, device=device, seed=config.seed) as generator:
         if adapter is not None:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from learner.checkpoint import weights_fingerprint
 from learner.errors import LearnerError
 from orchestration.cluster.reward.deployment import reward_client
 from orchestration.cluster.reward.keeper import RewardKeeper
@@ -68,6 +69,8 @@ class Texts:
     builder: PromptBuilder
     source: PromptSource
     held_out: PromptSet
+    weights: str
+    """Fingerprint of those of the model that is asked."""
 
     @classmethod
     def of(cls, config: RunConfig, problems: Problems, model_path: Path) -> Texts:
@@ -80,6 +83,7 @@ class Texts:
             builder=builder,
             source=source,
             held_out=builder.build_all(problems.eval),
+            weights=weights_fingerprint(model_path),
         )
 
 
@@ -113,7 +117,9 @@ async def _train(config: RunConfig) -> int:
         with start.phase("model"):
             model_path = await _unless_stopped(stop, _resolve_model(config, shown))
             texts = await _unless_stopped(stop, in_thread(partial(Texts.of, config, problems, model_path)))
-        folder = RunFolder.create(config, lambda path: where_to_go_on(path, config, texts.source.digest()))
+        folder = RunFolder.create(
+            config, lambda path: where_to_go_on(path, config, texts.source.digest(), texts.weights)
+        )
         try:
             async with AsyncExitStack() as stack:
                 reporter = stack.enter_context(closing(tracked_reporter(config, folder, shown, model_path)))
@@ -235,7 +241,7 @@ async def _start_rooms(
     _tell_of_whole_modules(config, reporter)
     if config.ray_address is None:  # the workers would do it in silence; on other nodes they have to
         progress = _progress_to(reporter)
-        await asyncio.to_thread(served_model, model_path, config, device=placement.device, progress=progress)
+        await in_thread(partial(served_model, model_path, config, device=placement.device, progress=progress))
     reporter.phase("starting", "vLLM engines and learner ranks")
     pool, learner = await cluster.start_both(
         _timed(start, "engines", cluster.start_rollout()), _timed(start, "learner", cluster.start_learner())
@@ -254,6 +260,7 @@ async def _start_rooms(
         source=texts.source,
         held_out=texts.held_out.prompts,
         sampling=training_sampling(config, texts.builder),
+        weights=texts.weights,
         start=start,
     )
 

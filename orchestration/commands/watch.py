@@ -79,7 +79,8 @@ def _of_folder(run_dir: Path, console: Any) -> View:
                 raise
             print(f"rlvr: {error}", file=sys.stderr)
             return last[0]
-        shown = glance(run, since_s=now - latest, silent=now - latest > _SILENT_S, width=console.width)
+        since_s = max(0.0, now - latest)  # of two clocks, or of one that was set
+        shown = glance(run, since_s=since_s, silent=since_s > _SILENT_S, width=console.width)
         last[:] = [(run.status == "under way", shown)]
         return last[0]
 

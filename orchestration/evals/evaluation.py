@@ -8,11 +8,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestration.cluster.local import LocalAdapter, local_generator, read_adapter
 from orchestration.cluster.reward.deployment import reward_client
+from orchestration.concurrency import in_thread
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
 from orchestration.episodes.generator import acting
@@ -88,11 +90,11 @@ async def evaluate(config: RunConfig, wanted: Wanted, store: Store, device: Devi
         check_final_answers(problems.eval)
     if config.data.has_turns() or not has_final_answers(problems.eval):
         wanted = replace(wanted, article_tokens=0)
-    await asyncio.to_thread(check_rewards, config, problems)
+    await in_thread(partial(check_rewards, config, problems))
     progress(f"preparing the model {config.model.name}", 0.0)
     name, revision = config.model.name, config.model.revision
-    model_path = await asyncio.to_thread(resolve_model, name, revision, progress=progress)
-    served = await asyncio.to_thread(served_model, model_path, config, device=device, progress=progress)
+    model_path = await in_thread(partial(resolve_model, name, revision, progress=progress))
+    served = await in_thread(partial(served_model, model_path, config, device=device, progress=progress))
     builder = make_prompt_builder(config, problems, model_path)
     held_out = builder.build_all(problems.eval)
     parts: dict[str, Sequence[BuiltPrompt]] = {HELD_OUT: held_out.prompts}

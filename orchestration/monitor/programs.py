@@ -26,6 +26,7 @@ from orchestration.scratch import outliving
 from orchestration.sockets import LOOPBACK, free_port
 from orchestration.storage.atomic import atomic_write
 from orchestration.storage.state import state_root
+from rollout_server.forking.leftovers import mark
 
 PROMETHEUS_PORT, GRAFANA_PORT, PAGES_PORT = 9090, 3000, 3001
 GET_PROMETHEUS: Final = (
@@ -39,8 +40,8 @@ GET_GRAFANA: Final = (
 _START_S: Final = 20.0
 
 
-Processes = Mapping[str, tuple[int, float]]
-"""By name the ids, and when each began: a number alone may be another's by now."""
+Processes = Mapping[str, tuple[int, str]]
+"""By name the ids, and each's `mark`: a number alone may be another's by now, and a time of day may be set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,11 +95,10 @@ def running() -> Monitor | None:
 
 def _process(processes: Processes, name: str) -> psutil.Process | None:
     """None where it has ended."""
-    with suppress(psutil.NoSuchProcess, KeyError):
+    with suppress(psutil.NoSuchProcess, ProcessLookupError, KeyError):
         pid, began = processes[name]
-        process = psutil.Process(pid)
-        if abs(process.create_time() - began) < 1.0 and process.status() != psutil.STATUS_ZOMBIE:
-            return process
+        if mark(pid) == began:
+            return psutil.Process(pid)
     return None
 
 
@@ -124,7 +124,7 @@ def up(*, scrape_s: float = 5.0) -> Monitor:
 
 
 def _start(folder: Path, scrape_s: float) -> Monitor:
-    processes: dict[str, tuple[int, float]] = {}
+    processes: dict[str, tuple[int, str]] = {}
     try:
         monitor = _started(folder, scrape_s, processes)
         atomic_write(folder / "state.json", json.dumps(asdict(monitor)).encode())
@@ -134,7 +134,7 @@ def _start(folder: Path, scrape_s: float) -> Monitor:
         raise
 
 
-def _started(folder: Path, scrape_s: float, processes: dict[str, tuple[int, float]]) -> Monitor:
+def _started(folder: Path, scrape_s: float, processes: dict[str, tuple[int, str]]) -> Monitor:
     """Begin what is needed, and put it into `processes` at once."""
     program = find_prometheus()
     if program is None:
@@ -181,7 +181,7 @@ def _grafana(folder: Path, port: int) -> dict[str, str]:
     }
 
 
-def _begin(name: str, words: list[str], folder: Path, variables: Mapping[str, str] | None = None) -> tuple[int, float]:
+def _begin(name: str, words: list[str], folder: Path, variables: Mapping[str, str] | None = None) -> tuple[int, str]:
     with (folder / f"{name}.log").open("ab") as log:
         process = subprocess.Popen(
             words,
@@ -191,7 +191,7 @@ def _begin(name: str, words: list[str], folder: Path, variables: Mapping[str, st
             stderr=log,
             start_new_session=True,
         )
-    return process.pid, psutil.Process(process.pid).create_time()
+    return process.pid, mark(process.pid)
 
 
 def _until_ready(name: str, processes: Processes, url: str, folder: Path) -> None:

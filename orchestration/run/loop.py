@@ -45,6 +45,8 @@ class Rooms:
     held_out: Sequence[BuiltPrompt]
     sampling: SamplingParams
     """Of training; held-out answers are greedy."""
+    weights: str = ""
+    """Of the base model: their fingerprint, which a run keeps to its end."""
     start: StartClock = field(default_factory=lambda: StartClock(time.perf_counter()))
     """Runs until the first step is done."""
 
@@ -263,6 +265,7 @@ class TrainingLoop:
             tokens=self._tally.tokens(),
             seconds=self._all_seconds(),
             problems=source.digest(),
+            weights=self._rooms.weights,
             curriculum=source.curriculum,
         )
 

@@ -223,7 +223,7 @@ class RewardClient:
             return bytes(answer)
         message = f"status {status}, {_elsewhere(response) or error_detail(bytes(answer))}"
         if status in _RETRIED_STATUSES or status >= 500:
-            wait_s = retry_after_s(response.headers.get("retry-after"))
+            wait_s = retry_after_s(response.headers)
             raise RetryLaterError(RewardServiceUnavailable(message), wait_s=wait_s)
         raise RequestRefusedError(f"reward service {self._shown_url} refused the request: {message}", status)
 

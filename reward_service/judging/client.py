@@ -126,9 +126,7 @@ class JudgeClient:
         status = response.status_code
         told = f"the judge's endpoint answers with status {status}"
         if status in _RETRIED or status >= 500:
-            return RetryLaterError(
-                JudgeUnavailableError(told), wait_s=retry_after_s(response.headers.get("retry-after"))
-            )
+            return RetryLaterError(JudgeUnavailableError(told), wait_s=retry_after_s(response.headers))
         if status in _OF_THE_ITEM:
             # Most often the input is too long; what the endpoint says of it is about what the requester has sent.
             return BadVoteError(f"{told}: {self._excerpt(answer)}")

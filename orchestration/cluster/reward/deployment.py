@@ -13,12 +13,13 @@ from orchestration.cluster.reward.actor import LOG_NAME, ClusterNode, RewardServ
 from orchestration.cluster.reward.beside import client_for
 from orchestration.cluster.reward.keeper import RewardKeeper, Service, kept
 from orchestration.cluster.upkeep.restarts import Restarts
+from orchestration.concurrency import in_thread
 from orchestration.errors import ConfigError, MachineError, RemoteTimeoutError, WorkerDiedError
 from orchestration.run.reporter import Note
 from orchestration.run.rewards import service_settings
 from orchestration.settings.config import RunConfig
 from orchestration.settings.rewards import ActorDeployment, RewardConfig
-from reward_service.child import RunningService, start_in_subprocess
+from reward_service.child import RunningService, begin_in_subprocess
 from reward_service.clients.asynchronous import RewardClient
 from reward_service.settings import ServiceSettings
 
@@ -132,13 +133,14 @@ def reward_client(
         if run.reward.url is not None:
             return ForeignService(await _ready_client(run.reward, run.reward.url, _api_key(run.reward)))
         settings = ServiceSettings.model_validate(service_settings(run, audit_log=audit_log) | {"port": 0})
-        service = await asyncio.to_thread(
-            start_in_subprocess, settings, log_path=log_folder / LOG_NAME, timeout_s=run.reward.start_timeout_s
+        service, wait = begin_in_subprocess(
+            settings, log_path=log_folder / LOG_NAME, timeout_s=run.reward.start_timeout_s
         )
         try:
+            await in_thread(wait)
             return LocalService(service, await _ready_client(run.reward, service.url, None))
         except BaseException:
-            await asyncio.to_thread(service.stop)
+            await asyncio.to_thread(service.stop, 1.0)
             raise
 
     return kept(RewardKeeper(start, run.reward, restarts=new_restarts(run), note=note))

@@ -14,18 +14,32 @@ from orchestration.run.ledger.names import CONFIG_FILE
 from orchestration.run.ledger.resume import Resumable, find_resumable
 from orchestration.settings.config import RunConfig
 
-BINDING = ("seed", "prompts_per_step", "model", "data", "curriculum", "reward.rewards", "reward.control")
-"""Settings, and sections of them, that a run keeps to its end: its steps mean nothing beside steps with others. What
-binds the adapter besides is compared by the learner."""
+BINDING = (
+    "seed",
+    "prompts_per_step",
+    "model",
+    "data",
+    "curriculum",
+    "reward.rewards",
+    "reward.control",
+    "reward.verifier",
+    "learner.quantization",
+    "learner.lora.r",
+    "learner.lora.lora_alpha",
+    "learner.lora.target_modules",
+    "learner.lora.modules_to_save",
+)
+"""Settings, and sections of them, that a run keeps to its end: its steps mean nothing beside steps with others."""
 
 _SILENT = ("run_dir", "recipe", "resume")
 
 
-def where_to_go_on(run_dir: Path, config: RunConfig, problems: str) -> Resumable | None:
+def where_to_go_on(run_dir: Path, config: RunConfig, problems: str, weights: str = "") -> Resumable | None:
     """Where the run in a folder goes on, None when it has made no step yet.
 
     Args:
         problems: digest of the training problems.
+        weights: fingerprint of the base model's.
 
     Raises:
         ConfigError: it cannot go on so: see `find_resumable`; or it was begun with other settings or problems.
@@ -35,13 +49,20 @@ def where_to_go_on(run_dir: Path, config: RunConfig, problems: str) -> Resumable
     if found is None:
         return None
     same = not found.state.problems or found.state.problems == problems
+    same_model = not found.state.weights or found.state.weights == weights
     then = _settings_then(run_dir)
     changed = changed_settings(then, config.model_dump(mode="json"))
-    bound = {name: values for name, values in changed.items() if _binds(name) and not (same and _is_path(values))}
+    bound = {
+        name: values
+        for name, values in changed.items()
+        if _binds(name) and not (_is_path(values) and (same_model if name == "model.name" else same))
+    }
     differences = _listed(bound)
     if not same and not any(name.startswith("data.") for name in bound):
         others = "its training problems were others, by their files or by the code that makes them"
         differences = "; ".join(filter(None, [differences, others]))
+    if not same_model and not any(name.startswith("model.") for name in bound):
+        differences = "; ".join(filter(None, [differences, f"the weights of {config.model.name} were others"]))
     if differences:
         raise ConfigError(
             f"run_dir={str(run_dir)!r} was begun otherwise: {differences}. Set it back to go on, or choose another "
@@ -78,7 +99,7 @@ def _binds(name: str) -> bool:
 
 
 def _is_path(values: tuple[Any, Any]) -> bool:
-    """The same files may lie elsewhere: what is in them is compared, problems here and weights by the learner."""
+    """The same files may lie elsewhere: what is in them is compared."""
     return all(isinstance(value, str) and "/" in value for value in values)
 
 

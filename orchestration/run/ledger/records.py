@@ -53,6 +53,8 @@ class RunState:
     """Wall time so far, by phase."""
     problems: str = ""
     """Digest of the training problems."""
+    weights: str = ""
+    """Of the base model: their fingerprint."""
     curriculum: CurriculumState | None = None
     """Where their order stands; None: in a record of before there were curricula."""
 

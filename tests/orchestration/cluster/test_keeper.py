@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from orchestration.cluster.reward.deployment import reward_client
@@ -43,6 +44,20 @@ def newest_service(folder: Path) -> int:
 async def score(keeper: RewardKeeper) -> float | None:
     (result,) = await keeper.score([ITEM], SPECS)
     return result.total
+
+
+def services() -> list[psutil.Process]:
+    """Children of this process."""
+    return [child for child in psutil.Process().children() if "reward_service" in child.cmdline()]
+
+
+async def test_a_start_that_is_broken_off_leaves_no_service(tmp_path: Path) -> None:
+    starting = asyncio.create_task(own_service(tmp_path).__aenter__())
+    await until_async(services)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert services() == []
 
 
 async def score_until_it_fails(keeper: RewardKeeper) -> None:

@@ -146,7 +146,7 @@ def empty(url: str) -> list[str]:
 
 
 def test_nothing_stays_of_a_start_that_is_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nobody would find it again."""
+    """Nobody would find it again; also where the machine's clock is set meanwhile, and with it the time of its boot."""
     program = tmp_path / "prometheus"
     program.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid; exec sleep 60\n")
     program.chmod(0o755)
@@ -155,6 +155,8 @@ def test_nothing_stays_of_a_start_that_is_interrupted(monkeypatch: pytest.Monkey
 
     def interrupted(_url: str) -> bytes:
         until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
+        booted = psutil.boot_time()
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 3600)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(programs, "ask", interrupted)

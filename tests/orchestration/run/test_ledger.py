@@ -111,6 +111,7 @@ async def test_steps_that_are_made_again_are_set_aside_first(tmp_path: Path) -> 
         ({"data": {"kind": "copy"}}, "data.kind was arithmetic, is copy"),
         ({"reward": {"rewards": [{"name": "exact"}]}}, "reward.rewards was"),
         ({"reward": {"control": "random"}}, "reward.control was none, is random"),
+        ({"learner": {"lora": {"r": 8}}}, "learner.lora.r was 16, is 8"),  # no checkpoint is there that says so
     ],
 )
 async def test_what_a_run_is_made_of_cannot_be_changed_on_its_way(
@@ -131,6 +132,25 @@ async def test_other_problems_under_the_same_settings_are_noticed(tmp_path: Path
     again.source.digest = lambda: "now"  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="its training problems were others"):
         await again.run()
+
+
+async def test_a_model_may_move_but_not_be_another(tmp_path: Path) -> None:
+    """Before the first checkpoint too."""
+
+    def bench(place: str, weights: str) -> Bench:
+        made = Bench(tmp_path / "run", model={"name": place})
+        made.weights = weights
+        return made
+
+    first = bench("/a/model", "then")
+    first.generator.killed_at = 1
+    with pytest.raises(KilledError):
+        await first.run()
+    with pytest.raises(ConfigError, match="the weights of /a/model were others"):
+        await bench("/a/model", "now").run()
+    with pytest.raises(ConfigError, match=r"model\.name was /a/model, is /b/model"):
+        await bench("/b/model", "now").run()
+    assert (await bench("/b/model", "then").run())["steps"] == 3
 
 
 async def test_what_may_change_is_said(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tests.orchestration.fakes import (
 class Bench:
     """One loop with its fakes."""
 
-    def __init__(self, folder: Path, learner: FakeLearner | None = None, **settings: object) -> None:
+    def __init__(self, folder: Path, learner: FakeLearner | None = None, /, **settings: object) -> None:
         self.config = RunConfig.model_validate(
             {
                 "run_dir": str(folder),
@@ -46,6 +46,7 @@ class Bench:
         self.reporter = RecordingReporter()
         self.stop = asyncio.Event()
         self.source = FakeSource()
+        self.weights = ""
         self.scorer = FakeScorer()
 
     async def run(self) -> Summary:
@@ -59,8 +60,11 @@ class Bench:
             source=self.source,
             held_out=held_out,
             sampling=SamplingParams(num_generations=2),
+            weights=self.weights,
         )
-        folder = RunFolder.create(self.config, lambda path: where_to_go_on(path, self.config, self.source.digest()))
+        folder = RunFolder.create(
+            self.config, lambda path: where_to_go_on(path, self.config, self.source.digest(), self.weights)
+        )
         try:
             return await TrainingLoop(self.config, rooms, folder, self.reporter, self.stop).run()
         finally:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -256,9 +259,12 @@ def test_a_run_at_a_glance(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     events = [{"kind": "evaluation", "step": step, "accuracies": {"strict": step / 4}} for step in (0, 2)]
     (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in [*events, alarm, alarm]))
     (run / "summary.json").unlink()
+    ahead = time.time() + 3600  # of the clock of whoever writes it
+    os.utime(run / "events.jsonl", (ahead, ahead))
     assert main(["watch", str(run)]) == 0
     shown = capsys.readouterr().out
     assert "tiny on copy · under way" in shown
+    assert re.search(r"3/10 · \d", shown)
     assert "3/10" in shown
     assert "strict 0.0 % → 50.0 % (after step 2)" in shown
     assert shown.count("! one_shape, step 2: a word is paid") == 1

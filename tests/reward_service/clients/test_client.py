@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
+from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -231,11 +231,17 @@ async def test_retry_after_beyond_the_deadline_is_not_slept_through() -> None:
 
 
 def test_retry_after_forms() -> None:
-    later = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert 55 < retry_after_s(later) <= 60
-    assert retry_after_s("7") == 7.0
-    for value in (None, "", "soon", "-5", "٧", "Wed, 21 Oct 2015 07:28:00 GMT"):
-        assert retry_after_s(value) == 0.0
+    now = datetime.now(UTC)
+    later = format_datetime(now + timedelta(seconds=60), usegmt=True)
+    assert 55 < retry_after_s({"retry-after": later}) <= 60
+    theirs = format_datetime(now + timedelta(hours=1), usegmt=True)
+    for date, wait_s in (theirs, 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 3.0):  # a clock that is not ours
+        until = format_datetime(parsedate_to_datetime(date) + timedelta(seconds=wait_s), usegmt=True)
+        assert retry_after_s({"retry-after": until, "date": date}) == wait_s
+    assert retry_after_s({"retry-after": "7", "date": theirs}) == 7.0
+    for value in ("", "soon", "-5", "٧", "Wed, 21 Oct 2015 07:28:00 GMT"):
+        assert retry_after_s({"retry-after": value}) == 0.0
+    assert retry_after_s({"retry-after": later, "date": "soon"}) == 0.0
 
 
 def broken(change: Callable[[dict[str, Any]], object]) -> bytes:
