@@ -78,9 +78,14 @@ def nearest(word: str, known: Sequence[str]) -> str:
     Returns:
         `; did you mean 'learner.loss.beta'?`, or nothing when no known key is like it.
     """
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    section, dot, leaf = word.rpartition(".")
+    beside = {key.removeprefix(section + dot): key for key in known if dot and key.startswith(section + dot)}
+    if beside:  # else a long name of the section would outweigh any leaf
+        close = [beside[name] for name in difflib.get_close_matches(leaf, beside, n=1, cutoff=0.5)]
+    else:
+        close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+        close = [key for key in close if not word.startswith(f"{key}.")]
     if not close:  # the right leaf in the wrong section
-        leaf = word.rpartition(".")[2]
         close = [key for key in known if key.rpartition(".")[2] == leaf][:1]
     return f"; did you mean {close[0]!r}?" if close else ""
 

@@ -46,6 +46,7 @@ class SageMakerConfig(Section):
     )
     spot: bool = Field(False, description="Spare capacity: cheaper, and interrupted at two minutes' notice.")
     max_wait_s: int | None = Field(None, ge=1, description="With spot: waiting and running together, seconds.")
+    training_plan: str | None = Field(None, description="ARN of a training plan: the hosts that you have reserved.")
     keep_alive_s: int = Field(
         0, ge=0, le=3600, description="Warm pool: the hosts stay so long, and are paid, for the next job, seconds."
     )
@@ -90,6 +91,6 @@ class SageMakerConfig(Section):
     @classmethod
     def _are_names(cls, secrets: dict[str, str]) -> dict[str, str]:
         for variable, name in secrets.items():
-            if not re.fullmatch(r"(secretsmanager|ssm):[\w/+=.@:-]+", name):
-                raise ValueError(f"{variable} wants the name of a secret, secretsmanager:NAME or ssm:NAME")
+            if not re.fullmatch(r"(secretsmanager|ssm):((?!arn:)|arn:[a-z-]+:\1:[a-z0-9-]+:\d{12}:)[\w/+=.@:-]+", name):
+                raise ValueError(f"{variable} wants a secret's name or ARN, secretsmanager:NAME or ssm:NAME")
         return secrets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -16,8 +17,7 @@ MAX_ATTEMPTS = 4
 """Of one call, the first included; botocore waits between them, longer each time."""
 
 _REMEDIES: Mapping[str, str] = {
-    "AccessDenied": "let your AWS identity do this; to submit it needs sagemaker:CreateTrainingJob, iam:PassRole for "
-    "the role, and s3:PutObject in the bucket",
+    "AccessDenied": "let your AWS identity do this; what it needs in all stands in orchestration/submit/README.md",
     "ResourceLimitExceeded": "raise that quota in the Service Quotas console, or take fewer or other hosts",
     "ResourceInUse": "give another job.name",
     "ExpiredToken": "sign in again, such as by `aws sso login`",
@@ -48,13 +48,13 @@ _ALIASES: Mapping[str, str] = {
 
 
 def configured_region(setting: str | None) -> str | None:
-    """The setting, or the AWS configuration's region, or None.
+    """The setting, AWS_REGION, which boto3 alone of AWS's tools does not know, its configuration's region, or None.
 
     Raises:
         ConfigError: The configuration cannot be read, or AWS_PROFILE names no profile of it.
     """
-    if setting is not None:
-        return setting
+    if (named := setting or os.environ.get("AWS_REGION")) is not None:
+        return named
     require("boto3", by="AWS", extra="sagemaker")
     import boto3
     from botocore.exceptions import BotoCoreError
@@ -144,7 +144,9 @@ def explained(doing: str) -> Iterator[None]:
     except ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
         transient = error_code(error) == "Throttling" or status >= 500
-        raise (UnreachableError if transient else SubmitError)(f"{doing}: {_refusal(error)}") from error
+        raise (UnreachableError if transient else SubmitError)(
+            f"{doing}: {_refusal(error, transient=transient)}"
+        ) from error
     except (ConnectionError, HTTPClientError) as error:
         raise UnreachableError(f"{doing}: {one_line(error, 500).rstrip('.')}{_remedy(error)}") from error
     except EOFError as error:
@@ -163,10 +165,10 @@ def error_code(error: Any) -> str:
     return _ALIASES.get(code, code)
 
 
-def _refusal(error: Any) -> str:
+def _refusal(error: Any, *, transient: bool) -> str:
     message = one_line(error.response.get("Error", {}).get("Message", "")).rstrip(".")
-    code = error_code(error)
-    remedy = _REMEDIES.get(code)
+    code = error.response.get("Error", {}).get("Code", "")
+    remedy = _REMEDIES.get(error_code(error)) or (_REMEDIES["Throttling"] if transient else "")
     return f"AWS refused with {code}: {message}" + (f"; {remedy}" if remedy else "")
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestration.errors import ConfigError, MachineError
 from orchestration.machine.placement import PlacementMode, place, sized
 from orchestration.settings.config import RunConfig
+from orchestration.submit.common.instances import LEAST_CAPABILITY, gpu_kind
 
 LEARNER, ROLLOUT, REWARD = "learner", "rollout", "reward"
 """Roles of hosts that are kept for one room, and the Ray resources that mark them."""
@@ -38,6 +40,36 @@ def sized_on(run: RunConfig, hosts: Mapping[str, Hosts]) -> RunConfig:
         on_a_host=max(group.gpus for group in hosts.values()),
         **{f"{role}_gpus": group.total for role, group in hosts.items() if role != ALL_ROLES},
     )
+
+
+def check_kind(kind: str, run: RunConfig) -> None:
+    """Refuse a run that cannot compute on hosts of a type.
+
+    Args:
+        kind: ml.FAMILY.SIZE.
+        run: As it was submitted.
+
+    Raises:
+        ConfigError: Naming the type, what it lacks, and what to take.
+    """
+    if run.device == "cpu":
+        return
+    if re.match(r"ml\.(trn|inf)", kind):
+        raise ConfigError(f"{kind} has no GPU but AWS's own chips, which nothing here runs on; take ml.g5.xlarge or so")
+    gpu = gpu_kind(kind)
+    if gpu is None:
+        return
+    has = f"{kind} has the GPU {gpu.name} with compute capability {_dotted(gpu.capability)}"
+    if gpu.capability < LEAST_CAPABILITY:
+        raise ConfigError(f"{has}, and the image's CUDA 13 needs {_dotted(LEAST_CAPABILITY)}; take ml.g5.xlarge or so")
+    if gpu.capability < (8, 0) and {run.rollout.dtype, run.learner.dtype} & {"auto", "bfloat16"}:
+        raise ConfigError(
+            f"{has}, and bfloat16 needs 8.0; set rollout.dtype=float16 and learner.dtype=float32, or take another type"
+        )
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
 
 
 def division_of_gpus(run: RunConfig, hosts: Mapping[str, Hosts]) -> str:

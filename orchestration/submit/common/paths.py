@@ -56,7 +56,7 @@ def refuse_what_stays_here(run: RunConfig, *, place: str, is_here: bool = False)
         ConfigError: Naming the setting and what to do instead.
     """
     if run.ray_address not in (None, "auto"):  # auto: the configuration of a run that was submitted before
-        raise ConfigError(f"ray_address={run.ray_address!r} is for `rlvr train`: a submitted run uses {place}'s Ray")
+        raise ConfigError(f"ray_address={run.ray_address!r} is for `rlvr train`: a submitted run uses that of {place}")
     if run.reward.api_key is not None:
         raise ConfigError(
             "reward.api_key would be stored where others can read it; put the key into a file there and set "

@@ -101,7 +101,7 @@ class KubernetesApi:
                 pod, self._namespace, follow=follow, timestamps=True, _preload_content=False, **since, **self._limit
             )
             try:
-                for line in _lines(answer):
+                for line in answer:  # of urllib3, which keeps what is left of one for the next piece
                     stamp, _, text = line.partition(b" ")
                     if stamp > latest:  # what was asked for twice comes once
                         latest = stamp
@@ -161,15 +161,6 @@ class KubernetesApi:
             case _:
                 kind = UnreachableError if status in (429, *range(500, 600)) else SubmitError
                 return kind(f"Kubernetes refused to {what} in {where}, with {status}: {reason}")
-
-
-def _lines(answer: Any) -> Iterator[bytes]:
-    rest = b""
-    for piece in answer.stream():
-        *whole, rest = (rest + piece).split(b"\n")
-        yield from (line + b"\n" for line in whole)
-    if rest:
-        yield rest
 
 
 def _message(body: str | bytes | None) -> str:

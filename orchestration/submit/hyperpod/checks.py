@@ -12,7 +12,7 @@ from orchestration.machine.placement import MARK
 from orchestration.settings.config import RunConfig
 from orchestration.settings.hyperpod import GpuGroup, HyperPodConfig
 from orchestration.settings.rewards import ActorDeployment
-from orchestration.submit.common.hosts import ALL_ROLES, LEARNER, REWARD, ROLLOUT, Hosts, division_of_gpus
+from orchestration.submit.common.hosts import ALL_ROLES, LEARNER, REWARD, ROLLOUT, Hosts, check_kind, division_of_gpus
 from orchestration.submit.common.instances import INSTANCES, Instance
 from orchestration.submit.common.job import JobSpec, check_variables
 from orchestration.submit.common.paths import paths_on_disk, refuse_what_stays_here, with_settings
@@ -128,6 +128,7 @@ def _problems(job: JobSpec, settings: HyperPodConfig) -> Iterator[str]:
     if settings.learner is None:
         yield "hyperpod.learner.instance_type is needed, such as ml.p4d.24xlarge"
     for role, group in gpu_groups(settings).items():
+        check_kind(group.instance_type, job.run)
         memory_gib = host_of(group, role).memory_gib
         if settings.shm_gib * 2 > memory_gib:
             yield (

@@ -136,13 +136,19 @@ def _recording() -> str:
 
 def local_run(run: RunConfig, name: str) -> RunConfig:
     """The run with whole paths, as the job works in another folder. Raises ConfigError for what a job cannot have."""
-    refuse_what_stays_here(run, place="this machine's Ray", is_here=True)
+    refuse_what_stays_here(run, place="this machine", is_here=True)
     if "://" in (run.run_dir or ""):
         raise ConfigError(f"run_dir={run.run_dir!r} is no folder; give one of this machine")
+    paths = {setting: _whole(path) for setting, path in paths_on_disk(run).items()}
+    for setting, path in paths.items():
+        if not os.path.exists(path):
+            raise ConfigError(
+                f"{setting}={path!r} does not exist here; give a file or folder of this machine, or s3://…"
+            )
     changes: dict[str, Any] = {
         "ray_address": "auto",
         "run_dir": _whole(run.run_dir or f"runs/{name}"),
-        **{setting: _whole(path) for setting, path in paths_on_disk(run).items()},
+        **paths,
     }
     if run.reward.settings_file is not None:
         changes["reward.settings_file"] = _whole(str(run.reward.settings_file))

@@ -18,8 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -135,9 +135,12 @@ def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
 
     Returns at once when another process holds the head of this folder. Arguments as of `ensure`.
     """
-    with _locked(folder / LOCK_FILE) as is_ours:
-        if not is_ours:
-            return  # another was quicker
+    lock = FileLock(folder / LOCK_FILE, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return  # another was quicker
+    try:
         (folder / STATE_FILE).unlink(missing_ok=True)
         token_file = folder / TOKEN_FILE
         atomic_write(token_file, secrets.token_hex(32).encode(), private=True)
@@ -155,6 +158,8 @@ def hold(folder: Path, *, linger_s: float, object_store_bytes: int) -> None:
             (folder / STATE_FILE).unlink(missing_ok=True)
             ray.stop()
             shutil.rmtree(ray_folder, ignore_errors=True)
+    finally:
+        lock.release()
 
 
 def _start_ray(port: int, token_file: Path, ray_folder: Path, object_store_bytes: int) -> RayProcess:
@@ -205,21 +210,6 @@ def _until_idle(ray: RayProcess, jobs: RayJobs, linger_s: float) -> None:
             if idle_s > linger_s + _SILENT_S:
                 return
         time.sleep(_POLL_S)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Whether the lock is ours, for as long as the block lasts; it is not waited for."""
-    lock = FileLock(path, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _on_sigterm(_number: int, _frame: object) -> None:

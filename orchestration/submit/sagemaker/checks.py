@@ -61,7 +61,7 @@ def _of_account(settings: SageMakerConfig, region: str | None) -> Iterator[str]:
         missing = "security_group_ids" if settings.subnets else "subnets"
         yield f"sagemaker.{missing} is empty; a VPC takes both subnets and security_group_ids, or neither"
     if region is None:
-        yield "sagemaker.region is not set, and neither is AWS_DEFAULT_REGION; give one, such as us-east-1"
+        yield "sagemaker.region is not set, and neither is AWS_REGION; give one, such as us-east-1"
     elif region not in (known := known_regions("sagemaker")):
         near = nearest(region, sorted(known))
         yield f"sagemaker.region={region!r} is none where this botocore knows SageMaker; install a newer boto3{near}"
@@ -74,6 +74,17 @@ def _of_account(settings: SageMakerConfig, region: str | None) -> Iterator[str]:
         )
     else:
         yield from _of_image(settings, settings.image, region)
+        yield from _of_arns(settings, region)
+    for key in settings.tags:
+        if key.lower().startswith("aws:"):
+            yield f"sagemaker.tags has {key!r}, and names that begin with aws: are AWS's own; choose another"
+
+
+def _of_arns(settings: SageMakerConfig, region: str) -> Iterator[str]:
+    for name in ("kms_key", "volume_kms_key", "registry_credentials", "training_plan"):
+        parts = (getattr(settings, name) or "").split(":")
+        if parts[0] == "arn" and parts[1:4:2] != [partition(region)[0], region]:
+            yield f"sagemaker.{name}={':'.join(parts)!r} is not of {region}, where the job is; give one that is"
 
 
 def _of_image(settings: SageMakerConfig, image: str, region: str) -> Iterator[str]:
@@ -138,6 +149,8 @@ def _of_times(settings: SageMakerConfig) -> Iterator[str]:
         yield exclude.format("spot=true", "spot capacity; leave one out")
     if keep and settings.instance_groups:
         yield exclude.format("instance_groups", "heterogeneous clusters; leave keep_alive_s out")
+    if settings.training_plan and settings.spot:
+        yield "sagemaker.training_plan is capacity that is reserved, and spot=true capacity that is left; leave one out"
     if settings.spot and wait is None:
         yield f"sagemaker.spot=true needs sagemaker.max_wait_s, for waiting and running together; at least {runtime}"
     if wait is not None and not settings.spot:

@@ -8,8 +8,17 @@ from orchestration.errors import ConfigError
 from orchestration.machine.placement import PlacementMode, place
 from orchestration.settings.config import RunConfig
 from orchestration.settings.sagemaker import SageMakerConfig
-from orchestration.submit.common.hosts import ALL_ROLES, LEARNER, REWARD, ROLLOUT, Hosts, division_of_gpus, sized_on
-from orchestration.submit.common.instances import EFA_ENVIRONMENT, INSTANCES, LEAST_CAPABILITY, gpu_kind
+from orchestration.submit.common.hosts import (
+    ALL_ROLES,
+    LEARNER,
+    REWARD,
+    ROLLOUT,
+    Hosts,
+    check_kind,
+    division_of_gpus,
+    sized_on,
+)
+from orchestration.submit.common.instances import EFA_ENVIRONMENT, INSTANCES, gpu_kind
 
 
 def num_gpus(instance_type: str) -> int | None:
@@ -66,8 +75,8 @@ def check_fitting(settings: SageMakerConfig, run: RunConfig) -> str:
     on them.
     """
     for role, (kind, _) in instance_kinds(settings).items():
-        if role != REWARD and run.device != "cpu":
-            _check_kind(kind, run)
+        if role != REWARD:
+            check_kind(kind, run)
     divided = division_of_gpus(run, hosts) if (hosts := _all_hosts(settings)) else ""
     _check_learner(settings, _sized_there(settings, run))
     return divided
@@ -84,6 +93,10 @@ def notes(settings: SageMakerConfig, run: RunConfig) -> tuple[str, ...]:
         f"later by the image's compatibility libraries, which the hosts turn on"
         for kind in sorted({kinds[role][0] for role in expected_gpus(settings, run)})
         if (gpu := gpu_kind(kind)) is not None
+    ]
+    said += [
+        f"what GPUs {kind} has is not known here: who gets which of them, the job's log says"
+        for kind in sorted({kind for kind, _ in kinds.values() if num_gpus(kind) is None})
     ]
     kind, count = kinds.get(REWARD, ("", 1))
     if count > 1:
@@ -110,25 +123,6 @@ def _all_hosts(settings: SageMakerConfig) -> dict[str, Hosts]:
 
 def _sized_there(settings: SageMakerConfig, run: RunConfig) -> RunConfig:
     return sized_on(run, hosts) if (hosts := _all_hosts(settings)) else run
-
-
-def _check_kind(kind: str, run: RunConfig) -> None:
-    if re.match(r"ml\.(trn|inf)", kind):
-        raise ConfigError(f"{kind} has no GPU but AWS's own chips, which nothing here runs on; take ml.g5.xlarge or so")
-    gpu = gpu_kind(kind)
-    if gpu is None:
-        return
-    has = f"{kind} has the GPU {gpu.name} with compute capability {_dotted(gpu.capability)}"
-    if gpu.capability < LEAST_CAPABILITY:
-        raise ConfigError(f"{has}, and the image's CUDA 13 needs {_dotted(LEAST_CAPABILITY)}; take ml.g5.xlarge or so")
-    if gpu.capability < (8, 0) and {run.rollout.dtype, run.learner.dtype} & {"auto", "bfloat16"}:
-        raise ConfigError(
-            f"{has}, and bfloat16 needs 8.0; set rollout.dtype=float16 and learner.dtype=float32, or take another type"
-        )
-
-
-def _dotted(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"
 
 
 def _check_learner(settings: SageMakerConfig, run: RunConfig) -> None:

@@ -98,6 +98,7 @@ def _hosts(settings: SageMakerConfig) -> dict[str, Any]:
         # Of disks that are a type's own no more may be asked for than there is.
         VolumeSizeInGB=min(settings.volume_size_gib, 125) if smallest else settings.volume_size_gib,
         VolumeKmsKeyId=settings.volume_kms_key,
+        TrainingPlanArn=settings.training_plan,
         KeepAlivePeriodInSeconds=settings.keep_alive_s,
     )
 

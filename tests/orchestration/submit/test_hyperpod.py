@@ -103,6 +103,11 @@ class TestWhatIsRefused:
             (["hyperpod.learner=null"], "hyperpod.learner.instance_type is needed"),
             (["hyperpod.namespace=Team_A"], "hyperpod.namespace='Team_A': a name of this kind"),
             (["hyperpod.learner.gpus=9"], "hyperpod.learner.gpus=9 is more than ml.p4d.24xlarge has, 8"),
+            (
+                ["hyperpod.learner.instance_type=ml.g4dn.12xlarge"],
+                "GPU T4 with compute capability 7.5, and bfloat16 needs",
+            ),
+            (["hyperpod.learner.instance_type=ml.trn1.32xlarge"], "has no GPU but AWS's own chips"),
             (["hyperpod.learner.instance_type=ml.x9.large"], "'ml.x9.large' is not in our table"),
             (["learner.num_ranks=9"], "9 learner ranks need at least 9 GPUs but there are 8"),
             (["rollout.num_workers=9"], "hyperpod.learner (8 GPUs): 9 rollout workers"),

@@ -54,6 +54,7 @@ CASES = {
         "sagemaker.subnets=[subnet-1]",
         "sagemaker.security_group_ids=[sg-1]",
         "job.environment={NCCL_DEBUG: INFO, NCCL_SOCKET_IFNAME: eth1}",
+        "sagemaker.training_plan=arn:aws:sagemaker:us-west-2:123456789012:training-plan/reserved",
     ),
     "heterogeneous": (GROUPS, "rollout.num_workers=8", "learner.num_ranks=8", "sagemaker.remote_debug=false"),
     "spot": (*ONE_HOST, "sagemaker.spot=true", "sagemaker.max_wait_s=172800", "sagemaker.resume=rlvr-earlier-1"),
@@ -456,6 +457,7 @@ def test_what_is_paid_for_and_idle_is_said_before_anything_is_sent(code: CodePac
     assert "ml.p4d.24xlarge has the GPU A100" in said
     assert "driver R580" in said
     assert notes(*ONE_HOST).startswith("8 GPUs: 4 rollout workers on 4 GPUs, 4 learner ranks on 4 GPUs | ")
+    assert "what GPUs ml.p6-b300.48xlarge has is not known here" in notes("sagemaker.instance_type=ml.p6-b300.48xlarge")
     groups = GROUPS.replace("ml.c5.4xlarge", "ml.g5.xlarge, instance_count: 3")
     assert "of 3 × ml.g5.xlarge of reward, 2 would be idle | the GPUs of ml.g5.xlarge would be idle" in notes(groups)
     assert "8 learner ranks on 8 GPUs, 4 of 16 idle" in notes(GROUPS, "rollout.num_workers=4", "learner.num_ranks=8")

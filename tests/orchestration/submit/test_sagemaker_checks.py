@@ -127,6 +127,19 @@ def without(name: str) -> tuple[str, ...]:
             "2 groups with role=rollout",
         ),
         ((*ACCOUNT, "sagemaker.instance_type=ml.trn1.32xlarge"), "no GPU but AWS's own chips"),
+        (
+            (*ONE_P4D, "sagemaker.kms_key=arn:aws:kms:us-east-1:123456789012:key/k"),
+            "is not of us-west-2, where the job",
+        ),
+        (
+            (*ONE_P4D, "sagemaker.training_plan=arn:aws-cn:sagemaker:us-west-2:123456789012:training-plan/p"),
+            "is not of",
+        ),
+        (
+            (*ONE_P4D, "sagemaker.training_plan=p", "sagemaker.spot=true", "sagemaker.max_wait_s=100000"),
+            "capacity that is reserved, and spot=true capacity that is left",
+        ),
+        ((*ONE_P4D, "sagemaker.tags={'aws:x': y}"), "names that begin with aws: are AWS's own"),
         ((*ONE_P4D, "sagemaker.volume_kms_key=k"), "ml.p4d.24xlarge has disks of its own, which its hardware encrypts"),
         ((*ONE_P4D, "sagemaker.prefix=a/../b"), "sagemaker.prefix='a/../b'"),
         ((*ONE_P4D, "sagemaker.keep_alive_s=99999"), "keep_alive_s=99999: input should be less than or equal to 3600"),

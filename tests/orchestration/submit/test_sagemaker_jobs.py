@@ -89,7 +89,9 @@ def test_a_stop_that_is_not_allowed_is_said(stubbed: Stubber) -> None:
     stubbed.add_response("describe_training_job", described("InProgress"))
     stubbed.add_client_error("stop_training_job", "AccessDeniedException", "User is not authorized.")
     stubbed.add_response("describe_training_job", described("InProgress"))
-    with pytest.raises(SubmitError, match=r"stopping .*AccessDenied: User is not authorized; let your AWS identity"):
+    with pytest.raises(
+        SubmitError, match=r"stopping .*AccessDeniedException: User is not authorized; let your AWS identity"
+    ):
         a_backend().stop(REFERENCE)
 
 
@@ -140,6 +142,8 @@ def test_a_configuration_of_aws_that_cannot_be_read_is_named(tmp_path: Path, mon
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     with pytest.raises(ConfigError, match=r"Unable to parse config file: .*/config; correct"):
         configured_region(None)
+    monkeypatch.setenv("AWS_REGION", "eu-west-2")  # as all of AWS's tools but boto3 have it
+    assert configured_region(None) == "eu-west-2"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +230,7 @@ def test_a_throttled_look_is_made_again_and_expired_credentials_are_said() -> No
         answers.add_client_error("describe_log_streams", "ThrottlingException", "Rate exceeded.")
         answers.add_client_error("describe_log_streams", "ExpiredTokenException", "Expired.")
         followed = logs_of(client, NAME, ended=lambda: False, sleep=lambda _: None)
-        with pytest.raises(SubmitError, match=r"looking for the logs .*ExpiredToken: Expired; sign in again"):
+        with pytest.raises(SubmitError, match=r"looking for the logs .*ExpiredTokenException: Expired; sign in again"):
             list(followed)
         answers.assert_no_pending_responses()
 

@@ -100,6 +100,7 @@ ELSEWHERE = {
             *("sagemaker.role", "sagemaker.bucket", "sagemaker.region", "sagemaker.image", "sagemaker.instance_type"),
             *("sagemaker.instance_count", "sagemaker.instance_groups", "sagemaker.spot", "sagemaker.max_wait_s"),
             *("sagemaker.keep_alive_s", "sagemaker.remote_debug", "sagemaker.subnets", "sagemaker.security_group_ids"),
+            "sagemaker.training_plan",
             *("sagemaker.kms_key", "sagemaker.resume", "sagemaker.tags", "sagemaker.volume_kms_key"),
             *("sagemaker.encrypt_traffic", "sagemaker.network_isolation", "sagemaker.endpoints"),
             *("sagemaker.registry_credentials", "sagemaker.session_tags"),

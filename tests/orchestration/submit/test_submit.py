@@ -195,6 +195,9 @@ def test_what_stays_here_is_refused(overrides: tuple[str, ...], what: str) -> No
 def test_here_relative_paths_become_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
+    with pytest.raises(ConfigError, match=r"data\.train_file='/.*/a\.jsonl' does not exist here; give a file"):
+        local_run(run("data.train_file=a.jsonl"), "job")
+    (tmp_path / "a.jsonl").touch()
     there = local_run(run("data.train_file=a.jsonl", "data.eval_file=s3://b/c", "model.name=model"), "job")
     with pytest.raises(ConfigError, match="run_dir='s3://b/run' is no folder"):
         local_run(run("run_dir=s3://b/run"), "job")
@@ -204,8 +207,8 @@ def test_here_relative_paths_become_whole(tmp_path: Path, monkeypatch: pytest.Mo
     assert there.run_dir == str(tmp_path / "runs" / "job")
 
 
-def test_a_reward_service_of_this_machine_is_here_for_a_job_that_is(tmp_path: Path) -> None:
-    there = local_run(run(*HERE, "reward.url=http://127.0.0.1:8300"), "job")
+def test_a_reward_service_of_this_machine_is_here_for_a_job_that_is() -> None:
+    there = local_run(load_settings("tiny", ["reward.url=http://127.0.0.1:8300"]).run, "job")
     assert there.reward.url == "http://127.0.0.1:8300"
 
 
@@ -310,7 +313,16 @@ def test_names_of_one_second_differ() -> None:
         ("job.environment={HF_TOKEN: x}", "HF_TOKEN looks like a secret"),
         ("job.environment={AWS_SECRET_ACCESS_KEY: x}", "AWS_SECRET_ACCESS_KEY looks like a secret"),
         ("job.environment={WANDB_API_KEY_2: x}", "WANDB_API_KEY_2 looks like a secret"),
-        ("sagemaker.secrets={HF_TOKEN: hf_abc}", "HF_TOKEN wants the name of a secret"),
+        ("sagemaker.secrets={HF_TOKEN: hf_abc}", "HF_TOKEN wants a secret's name or ARN"),
+        (
+            "sagemaker.secrets={A: 'ssm:arn:aws:secretsmanager:us-west-2:123456789012:secret:x'}",
+            "wants a secret's name",
+        ),
+        ("sagemaker.secrets={A: 'secretsmanager:arn:aws'}", "wants a secret's name or ARN"),
+        ("sagemaker.tags=a=b", "sagemaker.tags='a=b': input should be a mapping, {a: b}"),
+        ("sagemaker.xyz=1", "unknown setting 'sagemaker.xyz'; `rlvr settings` lists all"),
+        ("sagemaker.instance_groups=[{role: learner, instance_type: ml.x.y, count: 2}]", "groups.0.count'; `rlvr"),
+        ("reward.api_key_file=key", "^reward: reward.api_key_file is for a service"),
         ("hyperpod.secrets={HF_TOKEN: hf_abc}", "HF_TOKEN wants the name of a Kubernetes Secret"),
         ("job.environment={OMP_NUM_THREADS: 4}", "job.environment.OMP_NUM_THREADS: .* in quotes of its own"),
         ("job.include=mine.py", "job.include='mine.py': input should be a list"),

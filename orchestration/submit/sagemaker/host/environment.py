@@ -54,7 +54,7 @@ def fetch_secrets(secrets: Mapping[str, str], endpoints: Mapping[str, str]) -> d
     values = {}
     for variable, place in secrets.items():
         service, _, name = place.partition(":")
-        region = name.split(":")[3] if name.startswith("arn:") else configured_region(os.environ.get("AWS_REGION"))
+        region = name.split(":")[3] if name.startswith("arn:") else configured_region(None)
         aws = client(service, str(region), endpoints.get(service))
         with explained(f"fetching {variable} from {place}"):
             if service == "ssm":
