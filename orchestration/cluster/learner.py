@@ -129,6 +129,8 @@ class RayLearner:
     async def _kept_alive(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """What `work` gives, which calls the ranks; as often as ranks die or hang meanwhile, and are there again."""
         while True:
+            if self._failure.done():
+                self._failure.result()  # raises
             try:
                 return await self._unless_failed(work())
             except Exception as error:
@@ -162,7 +164,11 @@ class RayLearner:
         while True:
             if self._no_restart is not None:
                 raise self._no_restart
-            self._restarts.book(why)
+            try:
+                self._restarts.book(why)
+            except WorkerDiedError as error:
+                self.fail(error)  # who still asks is told the same, and nothing is begun again for it
+                raise
             self._note("warning", f"{one_line(why, 1000)}; all learner ranks start again, and rollouts go on meanwhile")
             await self._end()
             self._life += 1

@@ -36,7 +36,7 @@ from orchestration.monitor import programs
 from orchestration.page.card import make_portable
 from orchestration.report import Reporter, make_reporter
 from orchestration.run.ledger.changes import where_to_go_on
-from orchestration.run.ledger.folder import RunFolder
+from orchestration.run.ledger.folder import RunFolder, plain_name
 from orchestration.run.ledger.names import AUDIT_FILE, COMPLETIONS_FOLDER
 from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.run.rewards import check_rewards
@@ -233,7 +233,7 @@ async def _start_rooms(
 
     if config.monitor:
         await asyncio.to_thread(_monitor, reporter)
-    run_id, groups = f"{folder.path.name}-{os.getpid()}", dict[str, int]()
+    run_id, groups = f"{plain_name(folder.path.name)}-{os.getpid()}", dict[str, int]()
     cluster = Cluster(config, run_id=run_id, note=reporter.note, groups=groups)
     stack.push_async_callback(cluster.shutdown)
     placement, keeper = await _connect(stack, cluster, config, folder, reporter, start)
@@ -341,6 +341,8 @@ def signals_set(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+            if num_signals:  # a hurry: libraries that end with the process would print where they were
+                signal.signal(number, lambda *_: os._exit(130))
 
 
 def _leave_terminal() -> None:

@@ -361,7 +361,8 @@ class TrainingLoop:
             )
             self._reporter.note("info", f"kept in {self._folder.path}: start again with run_dir set to it to go on")
         except Exception as error:
-            self._reporter.note("warning", f"the run's state could not be saved: {' '.join(str(error).split())}")
+            why = "for the same reason" if str(error) == str(failure) else " ".join(str(error).split())
+            self._reporter.note("warning", f"the run's state could not be saved: {why}; its records are kept")
         try:
             self._folder.write_summary(self._summary(None, status="failed", reason=str(failure)))
         except RlvrError as error:

@@ -74,7 +74,11 @@ class AdapterStore:
             write_ms = 0.0
             if not target.exists():
                 started = time.perf_counter()
-                _write_folder(target, payload.files)
+                try:
+                    _write_folder(target, payload.files)
+                except OSError as error:
+                    error.filename = error.filename or str(target)  # a write, unlike an open, does not say where
+                    raise
                 write_ms = (time.perf_counter() - started) * 1e3
             if (wrong := _first_difference(target, payload.files)) is not None:
                 raise AdapterCorruptError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 import time
@@ -64,6 +65,18 @@ def test_other_content_under_the_same_version_is_refused(run_root):
         second.place(payload(1, b"others"))
     first.drop(1)
     second.place(payload(1, b"others"))
+
+
+def test_a_full_node_says_which_folder_is_full(run_root):
+    store = AdapterStore(str(run_root), "a")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    try:
+        with pytest.raises(OSError, match="/rlvr-a/v1'"):
+            store.place(payload(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.place(payload(1)).write_ms > 0
 
 
 def test_a_file_name_cannot_leave_the_folder(run_root):

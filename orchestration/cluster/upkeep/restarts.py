@@ -40,9 +40,11 @@ class Restarts:
         while self._failures[0][0] < now - self.window_s:
             self._failures.popleft()
         if len(self._failures) > self.limit:
+            number = len(self._failures)
             raise WorkerDiedError(
-                f"{len(self._failures)} failures within {self.window_s:g} s are more than max_restarts={self.limit} "
-                f"allows: {'; '.join(self._told(now))}"
+                f"{number} {'failure' if number == 1 else 'failures'} within {self.window_s:g} s "
+                f"{'is' if number == 1 else 'are'} more than max_restarts={self.limit} allows: "
+                f"{'; '.join(self._told(now))}"
             )
 
     def _told(self, now: float) -> list[str]:

@@ -272,9 +272,9 @@ def _with_tied_names(content: bytes, tied: Sequence[tuple[str, str]]) -> bytes:
 def _choose_path(config: RunConfig) -> Path:
     """The configured folder, or a new `runs/RECIPE-TIME`, with a number behind it when two runs start in one second."""
     if config.run_dir is not None:
+        _refuse_bytes(config.run_dir)
         return Path(config.run_dir).expanduser()
-    recipe = re.sub(r"[^\w.-]+", "-", config.recipe).strip(".-") or "run"
-    base = Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    base = Path("runs") / f"{plain_name(config.recipe)}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = base, 1
     with _explained(base):
         base.parent.mkdir(parents=True, exist_ok=True)
@@ -287,8 +287,27 @@ def _choose_path(config: RunConfig) -> Path:
                 path = base.with_name(f"{base.name}-{number}")
 
 
+def plain_name(name: str, max_chars: int = 64) -> str:
+    """A name as a part of others: of files, and of labels in Ray, which are ASCII.
+
+    Args:
+        name: Any.
+        max_chars: What is longer is cut.
+    """
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:max_chars].strip(".-") or "run"
+
+
+def _refuse_bytes(run_dir: str) -> None:
+    try:
+        run_dir.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"run_dir={run_dir!r} is no text in UTF-8; choose another run_dir") from None
+
+
 def _refuse_foreign_content(path: Path) -> None:
     content = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    if [entry.name for entry in content] == [METRICS_FILE] and content[0].stat().st_size == 0:
+        return  # of a run that starts just now, which then has it locked, or was killed while it did
     if content and not (path / CONFIG_FILE).is_file():
         raise ConfigError(f"run_dir={str(path)!r} is not empty and not a run's folder; choose another run_dir")
     if not (path / SUMMARY_FILE).is_file():

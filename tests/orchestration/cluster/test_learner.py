@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -178,8 +179,10 @@ async def test_past_the_budget_the_story_is_told(monkeypatch: pytest.MonkeyPatch
     crew = Crew(limit=0)
     await crew.learner.start()
     crew.lives[0][0].fails["update"] = WorkerDiedError("learner-0 died")
-    with pytest.raises(WorkerDiedError, match=r"1 failures within 60 s .*max_restarts=0.*learner-0 died"):
+    with pytest.raises(WorkerDiedError, match=r"1 failure within 60 s .*max_restarts=0.*learner-0 died") as told:
         await crew.update("a")
+    with pytest.raises(WorkerDiedError, match=re.escape(str(told.value))):  # nothing is begun again for it
+        await crew.update("b")
 
 
 async def test_what_waits_ends_when_all_is_lost(crew: Crew) -> None:

@@ -87,6 +87,22 @@ def test_signals_that_end_a_run_in_order(number: signal.Signals, tmp_path: Path)
     assert (tmp_path / "ended").is_file()
 
 
+def test_who_asks_again_at_the_very_end_sees_no_traceback(tmp_path: Path) -> None:
+    """While libraries end with the process."""
+    code = f"{WAITER}\nprint('ends', flush=True)\nimport time\ntime.sleep(60)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "ended")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        until(lambda: process.stdout.readline() == "ends\n", 60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr.read() == ""
+
+
 def test_nohup_is_respected(tmp_path: Path) -> None:
     command = ["nohup", sys.executable, "-c", WAITER, str(tmp_path / "ended")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -13,7 +13,8 @@ from pyarrow import parquet
 
 from learner.types import LogRatios, ScoredCompletion, ScoredGroup
 from orchestration.errors import ConfigError, MachineError, RlvrError
-from orchestration.run.ledger.folder import RunFolder
+from orchestration.run.ledger.folder import RunFolder, plain_name
+from orchestration.run.ledger.rows import RowsFile
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.storage.atomic import atomic_write
 from rollout_server.types import Completion, FinishReason
@@ -112,6 +113,26 @@ def test_a_running_run_is_refused(tmp_path: Path) -> None:
     folder.append_metrics({"step": 1})
     folder.close()
     open_folder(tmp_path)
+
+
+def test_two_runs_that_start_at_once_do_not_meet_and_a_start_that_was_killed_is_none(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()  # all that is there before the settings are
+    starting = RowsFile(tmp_path / "metrics.jsonl")
+    with pytest.raises(ConfigError, match="another run is writing to run_dir="):
+        open_folder(tmp_path)
+    starting.close()
+    open_folder(tmp_path)
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no text in UTF-8; choose another run_dir"):
+        open_folder(tmp_path / "a\udcff")
+
+
+@pytest.mark.parametrize(("name", "plain"), [("run-1", "run-1"), ("ein Lauf über", "ein-Lauf-ber"), ("ü", "run")])
+def test_a_name_in_rays_labels_and_files(name: str, plain: str) -> None:
+    assert plain_name(name) == plain
+    assert len(plain_name("n" * 255)) == 64
 
 
 def test_a_path_through_a_file(tmp_path: Path) -> None:
