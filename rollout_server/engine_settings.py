@@ -44,6 +44,7 @@ def engine_arguments(model_path: str, config: RolloutConfig, device: Device, see
         "tensor_parallel_size": config.tensor_parallel_size,
         "enforce_eager": config.enforce_eager,
         "enable_prefix_caching": True,
+        "language_model_only": True,  # nothing of a model that reads images too is loaded for them
         "enable_lora": True,
         "max_loras": lora_slots,
         "max_cpu_loras": lora_slots,

@@ -27,6 +27,7 @@ def load_base(
         LearnerError: The folder holds no such model.
     """
     import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     if not (Path(model_path) / "config.json").is_file():
         raise LearnerError(f"{model_path!r} is no model folder: it has no config.json")
@@ -36,8 +37,11 @@ def load_base(
         )
         arguments["device_map"] = {"": str(device)}
     try:
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            model_path, dtype=dtype, local_files_only=True, **arguments
-        )
+        config = transformers.AutoConfig.from_pretrained(model_path, local_files_only=True)
+        # Whole, where it reads more than text: its layers have the sampler's names then.
+        sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+        kind: Any = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
+        return kind.from_pretrained(model_path, dtype=dtype, local_files_only=True, **arguments)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise LearnerError(f"cannot load a model from {model_path!r}: {error}") from error
+        said = str(error).partition("\nModel type should be one of")[0]  # and the names of two hundred
+        raise LearnerError(f"cannot load a model from {model_path!r}: {said}") from error

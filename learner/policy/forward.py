@@ -16,6 +16,7 @@ from learner.policy.layers import (
     frequencies_change_beyond,
     kept_in_evaluation,
     logit_scale,
+    logit_softcap,
     positions_per_token,
     rotary_scalings,
 )
@@ -41,10 +42,12 @@ class Policy(nn.Module):
         # Found by a method, not registered twice: parameters keep one name.
         self._base = (base,)
         text = base.config.get_text_config()
-        self._logit_scale = logit_scale(text)
+        self._logit_scale, self._softcap = logit_scale(text), logit_softcap(text)
         self.alone_beyond = frequencies_change_beyond(text)
         self.positions_per_token = positions_per_token(base)
-        self._own_implementation = text._attn_implementation
+        # `transformers` takes PyTorch's attention for Gemma 2, and leaves the soft caps of its scores out.
+        capped = getattr(text, "attn_logit_softcapping", None)
+        self._own_implementation = "eager" if capped else text._attn_implementation
         self.use_tree_attention()
 
     def train(self, mode: bool = True) -> Self:
@@ -92,12 +95,21 @@ class Policy(nn.Module):
         if inputs.attention is not None:  # of rows, positions are what every model counts itself
             arguments |= {"position_ids": inputs.position_ids_SL, "tree_attention": inputs.attention}
         with nullcontext() if use_adapter else self.model.disable_adapter():
-            backbone = getattr(base, base.base_model_prefix, None) or base.model
+            backbone = getattr(base, base.base_model_prefix, None) or getattr(base, "model", None)
+            backbone = backbone or base.language_model.model  # Llama 4, beside what it sees with
             hidden_NE = backbone(**arguments).last_hidden_state.flatten(0, 1)
             head = base.get_output_embeddings()
             weight, bias = head.weight, head.bias  # the trained ones or the base's, as the adapter is on or off
         hidden_RE = hidden_NE.index_select(0, inputs.predictor_R)
-        return token_logprobs(hidden_RE, weight, bias, inputs.target_R, temperature=temperature / self._logit_scale)
+        # Logits are scaled, then capped: what token_logprobs does with them in their own measure.
+        return token_logprobs(
+            hidden_RE,
+            weight,
+            bias,
+            inputs.target_R,
+            temperature=temperature / self._logit_scale,
+            softcap=self._softcap and self._softcap / self._logit_scale,
+        )
 
 
 def _check_supported(base: Any) -> None:
@@ -107,9 +119,6 @@ def _check_supported(base: Any) -> None:
     head = getattr(head, "original_module", head)  # peft's wrapper of a module that is trained whole
     if type(head) is not nn.Linear:
         raise LearnerError(f"the output projection is a {type(head).__name__}; the learner needs a plain nn.Linear")
-    for name in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"):
-        if getattr(text, name, None):
-            raise LearnerError(f"the model's {name}={getattr(text, name)} is not supported by the learner")
     for scaling in rotary_scalings(text):
         if scaling["rope_type"] == "dynamic" and not scaling.get("alpha"):
             raise LearnerError(

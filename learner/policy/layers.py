@@ -56,6 +56,14 @@ def kept_in_evaluation(base: nn.Module) -> list[nn.Module]:
     return [module for module in modules if not getattr(module, "gradient_checkpointing", False)]
 
 
+def text_part(base: Any) -> str:
+    """The name of the module that reads text, beside towers for images and sounds; empty: there are none."""
+    if base.config.get_text_config() is base.config:
+        return ""
+    decoder = base.get_decoder()
+    return next((name for name, module in base.named_modules() if module is decoder), "")
+
+
 def other_layers(base: Any) -> str | None:
     """The kinds of layers that mix tokens by something else than full or sliding attention, or count the tokens before
     one themselves, as far as the configuration names them; None: it names no such."""
@@ -87,13 +95,26 @@ def expected_windows(text: Any) -> list[int | None]:
 
 
 def logit_scale(text: Any) -> float:
-    """What the model multiplies its logits by: Cohere, Falcon-H1; Granite and Inkling divide."""
+    """What the model multiplies its logits by: Cohere, Falcon-H1, HyperCLOVA X; Granite and Inkling divide. MPT has the
+    number and does neither."""
+    if text.model_type == "mpt":
+        return 1.0
+    multiplied, divided = ["logit_scale", "lm_head_multiplier"], ["logits_scaling", "logits_mup_width_multiplier"]
+    if text.model_type.startswith("hyperclovax"):
+        multiplied.append(divided.pop(0))
     scale = 1.0
-    for name in ("logit_scale", "lm_head_multiplier"):
+    for name in multiplied:
         scale *= float(getattr(text, name, None) or 1.0)
-    for name in ("logits_scaling", "logits_mup_width_multiplier"):
+    for name in divided:
         scale /= float(getattr(text, name, None) or 1.0)
     return scale
+
+
+def logit_softcap(text: Any) -> float | None:
+    """The bound of the model's logits, softcap · tanh(logits / softcap); None: it has none."""
+    names = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    caps = (getattr(text, name, None) for name in names)
+    return next((float(cap) for cap in caps if cap), None)
 
 
 def positions_per_token(base: Any) -> int:
@@ -108,7 +129,7 @@ def positions_per_token(base: Any) -> int:
     head = base.get_output_embeddings()
     weights: int = sum(
         module.in_features * module.out_features
-        for module in base.modules()
+        for module in base.get_submodule(text_part(base)).modules()
         if isinstance(module, nn.Linear) and module is not head
     )
     width: int = sum(

@@ -20,7 +20,13 @@ of vocabulary."""
 
 
 def token_logprobs(
-    hidden_RE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, target_R: Tensor, *, temperature: float
+    hidden_RE: Tensor,
+    weight_VE: Tensor,
+    bias_V: Tensor | None,
+    target_R: Tensor,
+    *,
+    temperature: float,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log softmax(logits / temperature)[target] and the distribution's entropy, both float32 of shape (R,).
 
@@ -38,27 +44,37 @@ def token_logprobs(
         weight_VE, bias_V: The output projection.
         target_R: Token ids.
         temperature: Above 0.
+        softcap: Bounds logits l before the temperature: softcap · tanh(l / softcap).
     """
     function = _TrainedHead if torch.is_grad_enabled() and weight_VE.requires_grad else _FrozenHead
-    logprobs_R, entropy_R = function.apply(hidden_RE, weight_VE, bias_V, target_R, temperature)  # type: ignore[no-untyped-call]
+    logprobs_R, entropy_R = function.apply(hidden_RE, weight_VE, bias_V, target_R, temperature, softcap)  # type: ignore[no-untyped-call]
     return logprobs_R, entropy_R
 
 
 class _FrozenHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_RE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, target_R: Tensor, temperature: float
+        ctx: Any,
+        hidden_RE: Tensor,
+        weight_VE: Tensor,
+        bias_V: Tensor | None,
+        target_R: Tensor,
+        temperature: float,
+        softcap: float | None,
     ) -> tuple[Tensor, Tensor]:
         wants_gradient = ctx.needs_input_grad[0]
         logprobs, entropies, directions = [], [], []
         for rows in _chunks(target_R, len(weight_VE)):
             target_c1 = target_R[rows].unsqueeze(1)
-            logprobs_cV = _log_softmax(hidden_RE[rows], weight_VE, bias_V, target_c1, temperature)
+            logprobs_cV, slope_cV = _log_softmax(hidden_RE[rows], weight_VE, bias_V, temperature, softcap)
             logprobs.append(logprobs_cV.gather(1, target_c1).squeeze(1))
             probs_cV = torch.exp(logprobs_cV)
             entropies.append(-torch.linalg.vecdot(probs_cV, logprobs_cV))
             if wants_gradient:
                 others_c1 = _without_target(probs_cV, target_c1)
+                if slope_cV is not None:
+                    probs_cV *= slope_cV
+                    others_c1 = others_c1 * slope_cV.gather(1, target_c1)
                 others_cE = whole_product(probs_cV.to(weight_VE.dtype), weight_VE)
                 directions.append(others_c1 * weight_VE[target_R[rows]] - others_cE)
         if wants_gradient:
@@ -69,26 +85,32 @@ class _FrozenHead(torch.autograd.Function):
         return torch.cat(logprobs), entropy_R
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (direction_RE,) = ctx.saved_tensors
         upstream_R = grads[0] / ctx.temperature
-        return (upstream_R.unsqueeze(1) * direction_RE).to(ctx.dtype), None, None, None, None
+        return (upstream_R.unsqueeze(1) * direction_RE).to(ctx.dtype), None, None, None, None, None
 
 
 class _TrainedHead(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_RE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, target_R: Tensor, temperature: float
+        ctx: Any,
+        hidden_RE: Tensor,
+        weight_VE: Tensor,
+        bias_V: Tensor | None,
+        target_R: Tensor,
+        temperature: float,
+        softcap: float | None,
     ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            logprobs_R, entropy_R = _FrozenHead.apply(hidden_RE, weight_VE, bias_V, target_R, temperature)
+            logprobs_R, entropy_R = _FrozenHead.apply(hidden_RE, weight_VE, bias_V, target_R, temperature, softcap)
         ctx.save_for_backward(hidden_RE, weight_VE, bias_V, target_R)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.softcap = temperature, softcap
         ctx.mark_non_differentiable(entropy_R)
         return logprobs_R, entropy_R
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None]:
         hidden_RE, weight_VE, bias_V, target_R = ctx.saved_tensors
         upstream_R = grads[0].float() / ctx.temperature
         grad_hidden_RE, grad_weight_VE = torch.empty_like(hidden_RE), torch.zeros_like(weight_VE)
@@ -96,16 +118,19 @@ class _TrainedHead(torch.autograd.Function):
         for rows in _chunks(target_R, len(weight_VE)):
             target_c1 = target_R[rows].unsqueeze(1)
             # Of one log-probability towards the logits: onehot(target) − p.
-            towards_cV = _log_softmax(hidden_RE[rows], weight_VE, bias_V, target_c1, ctx.temperature).exp_()
+            logprobs_cV, slope_cV = _log_softmax(hidden_RE[rows], weight_VE, bias_V, ctx.temperature, ctx.softcap)
+            towards_cV = logprobs_cV.exp_()
             others_c1 = _without_target(towards_cV, target_c1)
             towards_cV.scatter_(1, target_c1, -others_c1)
+            if slope_cV is not None:
+                towards_cV *= slope_cV
             towards_cV *= -upstream_R[rows].unsqueeze(1)
             towards_cV = towards_cV.to(weight_VE.dtype)
             grad_hidden_RE[rows] = towards_cV @ weight_VE
             grad_weight_VE.addmm_(towards_cV.T, hidden_RE[rows].to(weight_VE.dtype))
             if grad_bias_V is not None:
                 grad_bias_V += towards_cV.sum(dim=0)
-        return grad_hidden_RE, grad_weight_VE, grad_bias_V, None, None
+        return grad_hidden_RE, grad_weight_VE, grad_bias_V, None, None, None
 
 
 def _chunks(target_R: Tensor, vocabulary: int) -> Iterator[slice]:
@@ -114,15 +139,21 @@ def _chunks(target_R: Tensor, vocabulary: int) -> Iterator[slice]:
 
 
 def _log_softmax(
-    hidden_cE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, target_c1: Tensor, temperature: float
-) -> Tensor:
-    """float32, as the sampler's. A trained head is float32 over hidden states of the base's precision."""
+    hidden_cE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, temperature: float, softcap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """float32, as the sampler's, and with a softcap the derivative of each logit towards itself before that. A trained
+    head is float32 over hidden states of the base's precision."""
     logits_cV = float32_product(hidden_cE.to(weight_VE.dtype), weight_VE.T)
     if bias_V is not None:
         logits_cV += bias_V
+    slope_cV = None
+    if softcap is not None:
+        logits_cV = torch.tanh_(logits_cV / softcap)
+        slope_cV = 1 - logits_cV.square()
+        logits_cV *= softcap
     if temperature != 1.0:
         logits_cV /= temperature
-    return torch.log_softmax(logits_cV, dim=1)
+    return torch.log_softmax(logits_cV, dim=1), slope_cV
 
 
 def _without_target(probs_cV: Tensor, target_c1: Tensor) -> Tensor:

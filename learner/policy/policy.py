@@ -51,6 +51,7 @@ def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device,
         lora_alpha=config.lora.lora_alpha,
         lora_dropout=config.lora.lora_dropout,
         target_modules=list(targets.names),
+        exclude_modules=targets.exclude,
         bias="none",
         modules_to_save=list(config.lora.modules_to_save) or None,
         # Tied embeddings are one tensor: it is trained once, by whichever name, with the gradient of both uses.

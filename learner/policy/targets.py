@@ -11,6 +11,7 @@ from torch import nn
 
 from learner.config import LoraSettings
 from learner.errors import LearnerError
+from learner.policy.layers import text_part
 
 ALL_LINEAR = ("all-linear",)
 _DEFAULT = LoraSettings().target_modules
@@ -25,10 +26,14 @@ class AdapterTargets:
 
     names: tuple[str, ...]
     notes: tuple[str, ...]
+    exclude: str | None
+    """Layers beside the part that reads text, as peft takes them; None: there are none."""
 
 
 def adapter_targets(base: Any, lora: LoraSettings) -> AdapterTargets:
     """Finds the layers that `lora.target_modules` names; `all-linear` names all but the output projection.
+
+    Of a model that reads images or sounds too, only the part that reads text gets adapters.
 
     Experts that are one tensor a layer get no adapter: peft would give it twice the rank where two projections are
     fused, and no sampler was shown to serve it. The default names and `all-linear` leave them out; named, they are
@@ -37,7 +42,12 @@ def adapter_targets(base: Any, lora: LoraSettings) -> AdapterTargets:
     Raises:
         LearnerError: A name matches no layer, or means such experts.
     """
-    layers = {name: module for name, module in base.named_modules() if _takes_adapter(module)}
+    reads, head = text_part(base), base.get_output_embeddings()
+    layers = {
+        name: module
+        for name, module in base.named_modules()
+        if _takes_adapter(module) and (module is head or not reads or name.startswith(f"{reads}."))
+    }
     linear = _every_linear(base, layers)
     named = linear if lora.target_modules == ALL_LINEAR else lora.target_modules
     experts = _experts(base, named)
@@ -60,7 +70,8 @@ def adapter_targets(base: Any, lora: LoraSettings) -> AdapterTargets:
     notes = [f"adapters of rank {lora.r} on " + ", ".join(f"{name} ({counts[name]})" for name in names)]
     if left_out:
         notes.append(f"no adapters on {', '.join(sorted(left_out))}: these are experts, fused into one tensor a layer")
-    return AdapterTargets(names=names, notes=tuple(notes))
+    exclude = rf"(?!{re.escape(reads)}\.|lm_head$).*" if reads else None
+    return AdapterTargets(names=names, notes=tuple(notes), exclude=exclude)
 
 
 def _takes_adapter(module: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,12 +39,22 @@ def multiply_adds(model_path: Path, sequences: Sequence[TokenSequence], *, gradi
             adapter += lora.r * (module.in_features + module.out_features)
     tree = build_tree(sequences)
     text = config.get_text_config()
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    attention = 2 * num_pairs(tree) * head_size * text.num_attention_heads * text.num_hidden_layers
+    attention = 2 * num_pairs(tree) * attention_width(text)
     forward = tree.num_tokens * (base + adapter) + attention
     backward = tree.num_tokens * (base + 2 * adapter) + 2 * attention
     head = 2 * len(np.unique(tree.predictor_R)) * text.hidden_size * text.vocab_size
     return float(forward * (2 if gradient_checkpointing else 1) + backward + head)
+
+
+def attention_width(text: Any) -> int:
+    """Numbers of all heads of all layers; the heads of Gemma 4 are of two sizes."""
+    layers = [text] * text.num_hidden_layers
+    if getattr(text, "per_layer_config", None) is not None:
+        layers = [text.per_layer_config[index] for index in range(text.num_hidden_layers)]
+    return sum(
+        layer.num_attention_heads * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
+        for layer in layers
+    )
 
 
 def num_pairs(tree: PrefixTree) -> int:

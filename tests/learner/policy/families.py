@@ -93,6 +93,15 @@ _COMPRESSED = {
     "hc_mult": 2,
     "sliding_window": 6,
 }
+_TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+_QWEN_TOWER = {"hidden_size": 16, "intermediate_size": 24, "depth": 1, "num_heads": 2, "out_hidden_size": 32}
 _SCALED = {"factor": 4.0, "rope_theta": 10000.0}
 _THREE_AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 _DECODER = {"d_model": 32, "decoder_layers": 12, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
@@ -384,6 +393,17 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "head_dim": 8,
     },
     "xlstm": {"num_heads": 4, "num_blocks": 2},
+    "hyperclovax, scaled": {"logits_scaling": 4.0, "attention_multiplier": 0.4, "embedding_multiplier": 2.0},
+    "mpt, scaled": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256, "logit_scale": 2.0},
+    "gemma4_text, capped": {
+        "head_dim": 8,
+        "global_head_dim": 16,
+        **_WINDOWS,
+        "hidden_size_per_layer_input": 0,
+        "num_kv_shared_layers": 0,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "final_logit_softcapping": 3.0,
+    },
     "laguna": {**_SMALL_EXPERTS, "head_dim": 8},
     "bert": {},
     "roberta": {},
@@ -466,18 +486,58 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "indexer_budget": 8,
         "indexer_compress_ratio": 4,
     },
+    "gemma3": {"text_config": {**_SIZES, "head_dim": 8, **_WINDOWS}, "vision_config": _TOWER, "mm_tokens_per_image": 1},
+    "gemma4": {
+        "text_config": {
+            **_SIZES,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            **_WINDOWS,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+            "vocab_size_per_layer_input": VOCABULARY,
+        },
+        "vision_config": {**_TOWER, "num_key_value_heads": 2, "head_dim": 8},
+        "audio_config": None,
+    },
+    "llama4": {
+        "text_config": {**_SIZES, **_LOCAL_EXPERTS, "head_dim": 8, "intermediate_size_mlp": 48},
+        "vision_config": {**_TOWER, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
+    },
+    "mistral3": {
+        "text_config": {**_SIZES, "model_type": "mistral", "head_dim": 8, "sliding_window": 6},
+        "vision_config": {**_TOWER, "model_type": "pixtral", "head_dim": 8},
+    },
+    "qwen2_5_vl": {
+        "text_config": {**_SIZES, "rope_parameters": _THREE_AXES},
+        "vision_config": {
+            "depth": 1,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "intermediate_size": 24,
+            "out_hidden_size": 32,
+        },
+    },
+    "qwen3_vl": {
+        "text_config": {**_SIZES, "head_dim": 8, "rope_parameters": _THREE_AXES},
+        "vision_config": {**_QWEN_TOWER, "deepstack_visual_indexes": [0]},
+    },
+    "qwen3_5": {"text_config": {**_SIZES, **_DELTA, "head_dim": 8}, "vision_config": _QWEN_TOWER},
 }
 """A kind of `transformers`, with a variant behind a comma → what its configuration has beside `_SIZES`."""
 
 
 def build(family: str, folder: Path, **settings: Any) -> None:
     """Writes a random model whose log-probabilities are spread out; norms, biases and decays are random too."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    config = AutoConfig.for_model(family.partition(",")[0], **{**_SIZES, **FAMILIES[family], **settings})
+    own = {**FAMILIES[family], **settings}
+    reads_images = "vision_config" in own
+    config = AutoConfig.for_model(family.partition(",")[0], **(own if reads_images else {**_SIZES, **own}))
+    kind: Any = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        model = AutoModelForCausalLM.from_config(config).float()
+        model = kind.from_config(config).float()
         for parameter in model.parameters():
             random = torch.randn_like(parameter)
             parameter.data.copy_(0.3 * random if parameter.ndim > 1 else parameter + 0.1 * random)
@@ -528,15 +588,19 @@ def _packed(policy: Policy, sequences: Sequence[TokenSequence]) -> list[Tensor]:
 
 
 def alone(folder: Path, policy: Policy, sequences: Sequence[TokenSequence]) -> Outcome:
-    """By plain transformers and peft, which load the policy's files; in evaluation, as a sampler has it."""
+    """By plain transformers and peft, which load the policy's files; in evaluation, as a sampler has it, and by the
+    attention that is written out in the model."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     tensors = {name.removeprefix("model."): p for name, p in policy.named_parameters() if p.requires_grad}
     with tempfile.TemporaryDirectory() as adapter:
         for name, content in AdapterFormat.of(policy.model, tensors, base_model=str(folder)).files(tensors).files:
             (Path(adapter) / name).write_bytes(content)
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        config = policy.model.get_base_model().config
+        written_out = None if config.model_type == "falcon" else "eager"  # Falcon's own adds ALiBi twice
+        kind: Any = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+        base = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation=written_out)
         model = PeftModel.from_pretrained(base, adapter, is_trainable=True).eval()
     return _outcome([_alone(model, sequence) for sequence in sequences], model, strip="")
 
@@ -609,13 +673,13 @@ def table(rows: Iterable[Row]) -> str:
 
 _REASONS = {
     r"s_aux": "sinks beside the attention",
+    r"with softcap": "soft caps in the attention, which is eager",
     r"kind scaled by": "attention scaled by the place in the row",
     r"calls the attention|needs the keyword|differs|fails": "attention, positions or windows of its own",
     r"looks ahead": "encoders: attention both ways",
     r"back from a file": "peft loses adapters on its shared experts",
     r"rope_type=dynamic": "rotary frequencies that follow the length, of which vLLM has one set",
     r"layers of the kind (\S+)": r"layers: \1",
-    r"(\w*soft_?cap\w*)": r"\1",
 }
 
 

@@ -22,12 +22,23 @@ from tests.learner.policy.families import (
     some_sequences,
 )
 
-SHARED = ("mistral", "gemma4_text", "mixtral", "phi3", "olmo", "longcat_flash", "granite")
-"""A window, two windows and two sizes of heads, jitter, dropout, a clamp in place, latent attention, scaled logits."""
-HYBRIDS = ("qwen3_next", "qwen3_5_text", "lfm2", "falcon_h1", "jamba", "inkling_text")
-OTHER_ATTENTION = ("phimoe", "bloom", "gpt_oss", "llama4_text, whole", "deepseek_v32", "deepseek_v4, sliding")
+SHARED = (
+    "mistral",
+    "gemma4_text, capped",
+    "mixtral",
+    "phi3",
+    "olmo",
+    "longcat_flash",
+    "granite",
+    "hyperclovax, scaled",
+)
+SHARED += ("gemma3", "qwen3_vl")
+"""A window; two windows, two sizes of heads and capped logits; jitter, dropout, a clamp in place, latent attention;
+logits divided and multiplied; with towers for images."""
+HYBRIDS = ("qwen3_next", "qwen3_5", "lfm2", "falcon_h1", "jamba", "inkling_text")
+OTHER_ATTENTION = ("phimoe", "bloom", "gpt_oss", "llama4_text, whole", "deepseek_v32", "deepseek_v4, sliding", "gemma2")
 """A window in the mask alone, ALiBi, sinks, a scale that counts packed tokens beyond the self-test's, an indexer that
-chooses what is attended to, products in groups."""
+chooses what is attended to, products in groups, capped scores."""
 
 
 def readme_says(family: str) -> str:
@@ -49,8 +60,6 @@ def test_a_family_is_one_at_a_time(family: str) -> None:
 @pytest.mark.parametrize(
     ("family", "why"),
     [
-        ("gemma2", "final_logit_softcapping"),
-        ("recurrent_gemma", "logits_soft_cap"),
         ("llama, dynamic", "rope_type=dynamic"),
         ("laguna", "peft does not read the adapters on shared_experts.down_proj, .* back from a file"),
         ("bert", "BertLMHeadModel looks ahead: .* changes by .* nats with the tokens behind it"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,8 +178,9 @@ def test_only_the_adapter_trains_and_it_is_float32(llama: str) -> None:
         assert parameter.requires_grad or parameter.grad is None
 
 
+@pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("trained", [False, True])
-def test_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch, trained: bool) -> None:
+def test_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch, trained: bool, softcap: float | None) -> None:
     monkeypatch.setitem(LOGITS_PER_CHUNK, "cpu", 3 * 11)  # three rows of eleven logits
     torch.manual_seed(0)
     hidden = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
@@ -186,9 +188,10 @@ def test_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch, trained: bool) -> N
     bias = torch.randn(11, dtype=torch.float64, requires_grad=trained)
     wanted = [hidden, weight, bias] if trained else [hidden]
     target, upstream = torch.randint(11, (10,)), torch.randn(10)
-    logprobs, entropy = token_logprobs(hidden, weight, bias, target, temperature=0.5)
+    logprobs, entropy = token_logprobs(hidden, weight, bias, target, temperature=0.5, softcap=softcap)
     gradients = torch.autograd.grad(logprobs, wanted, upstream)
-    expected = ((hidden @ weight.T + bias) / 0.5).log_softmax(-1)
+    logits = hidden @ weight.T + bias
+    expected = ((logits if softcap is None else softcap * (logits / softcap).tanh()) / 0.5).log_softmax(-1)
     expected_gradients = torch.autograd.grad(expected[range(10), target], wanted, upstream.double())
     assert_close(logprobs.double(), expected[range(10), target], rtol=1e-5, atol=1e-5)
     assert_close(entropy.double(), -(expected.exp() * expected).sum(-1), rtol=1e-5, atol=1e-5)
@@ -196,8 +199,11 @@ def test_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch, trained: bool) -> N
         assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_not_supported_is_refused(llama: str, tmp_path: object) -> None:
+def test_what_is_not_supported_is_refused(llama: str, tmp_path: Path) -> None:
     with pytest.raises(LearnerError, match="no model folder"):
+        load_policy(str(tmp_path), LearnerConfig(), device=CPU, seed=0)
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(LearnerError, match=r"Unrecognized configuration class .*AutoModelForCausalLM\.$"):
         load_policy(str(tmp_path), LearnerConfig(), device=CPU, seed=0)
     with pytest.raises(LearnerError, match="output projection"):
         load_policy(llama, LearnerConfig(lora=LoraSettings(target_modules=("lm_head",))), device=CPU, seed=0)

@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 import pytest
+from transformers import Gemma4TextConfig
 
 from learner.config import LoraSettings
 from learner.tree.prefix_tree import TokenSequence
-from orchestration.bench.learner_floor import multiply_adds
+from orchestration.bench.learner_floor import attention_width, multiply_adds
 from tests.models import VOCABULARY, random_model
 
 
@@ -27,6 +28,12 @@ def test_the_floor_of_two_completions_by_hand() -> None:
     forward, backward = tokens * (base + adapter) + attention, tokens * (base + 2 * adapter) + 2 * attention
     assert multiply_adds(model, batch, gradient_checkpointing=False) == forward + backward + 2 * head
     assert multiply_adds(model, batch, gradient_checkpointing=True) == 2 * forward + backward + 2 * head
+
+
+def test_the_floor_knows_heads_of_two_sizes() -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    sizes = {"head_dim": 8, "global_head_dim": 16, "num_attention_heads": 4, "num_hidden_layers": 2}
+    assert attention_width(Gemma4TextConfig(**sizes, layer_types=kinds)) == 4 * 8 + 4 * 16
 
 
 @pytest.mark.slow
