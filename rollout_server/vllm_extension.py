@@ -65,6 +65,7 @@ class FullTensorsExtension:
         """
         for thread in os.listdir("/proc/self/task"):
             os.sched_setaffinity(int(thread), cores)
+        probe_on_one_thread(self.model_runner)  # type: ignore[attr-defined]
         threads = working_threads(len(cores))
         if len(threads) == len(cores) > 1:
             threading.Thread(target=_follow_others, args=(threads, cores), daemon=True).start()
@@ -95,6 +96,30 @@ def place(threads: Sequence[int], cores: Sequence[int], *, apart: bool) -> None:
     """
     for thread, core in zip(threads, cores, strict=True):
         os.sched_setaffinity(thread, {core} if apart else cores)
+
+
+def probe_on_one_thread(runner: Any) -> None:
+    """Have a vLLM model runner compute steps of probes alone on one thread, where it has two or three.
+
+    The learner computes the same tokens beside it. On a core that one of two threads shares with that, each of some
+    thousand small operations waits for it, and the other spins: seen on two cores, 0.21 s of processor instead of 0.09.
+    Of more threads half would have to go for it, and libgomp would make new ones later, all on this thread's core.
+    """
+    execute, threads = runner.execute_model, torch.get_num_threads()
+
+    def executed(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        torch._C.set_num_threads(1 if _holds_probes_alone(scheduled) else threads)  # torch's own is vLLM's by now
+        return execute(scheduled, *args, **kwargs)
+
+    if threads // 2 == 1:
+        runner.execute_model = executed
+
+
+def _holds_probes_alone(scheduled: Any) -> bool:
+    """Whether a step of vLLM's, as its scheduler says, has prompts whose log-probs are asked, and nothing else."""
+    new = [request.sampling_params for request in scheduled.scheduled_new_reqs]
+    asked = [sampling is not None and sampling.prompt_logprobs is not None for sampling in new]
+    return bool(asked) and all(asked) and not scheduled.scheduled_cached_reqs.req_ids
 
 
 def _follow_others(threads: Sequence[int], cores: Sequence[int]) -> None:

@@ -1,4 +1,5 @@
-"""How vLLM's processes wait for each other: asleep, missing no call, and the longer the less there is to do.
+"""How vLLM's processes wait for each other: asleep, missing no call, and the longer the less there is to do; and with
+how many threads they compute.
 
 Slow, as vLLM must be imported: in a process forked from the one that has done so for the other tests.
 """
@@ -19,7 +20,8 @@ import torch
 from rollout_server.forking.client import ForkedProcess
 from rollout_server.forking.hosted import host
 from rollout_server.hosted_engine import start_fork_server
-from rollout_server.vllm_extension import place, wait_asleep, working_threads
+from rollout_server.vllm_extension import place, probe_on_one_thread, wait_asleep, working_threads
+from rollout_server.vllm_types import vllm_probe_parameters
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
@@ -75,6 +77,33 @@ class Conditions:
         place(threads, cores, apart=False)
         return len(set(threads)), apart, [os.sched_getaffinity(thread) for thread in threads]
 
+    def threads_of_steps(self, threads: int) -> list[int]:
+        """How many threads a runner that has so many computes steps with: a probe, a completion's prompt, its next
+        token, both at once, and a probe again."""
+        from vllm import SamplingParams
+        from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+
+        torch.set_num_threads(threads)
+        runner = SimpleNamespace(execute_model=lambda scheduled: torch.get_num_threads())
+        probe_on_one_thread(runner)
+
+        def step(*asked: Any, going_on: tuple[str, ...] = ()) -> int:
+            scheduled = SchedulerOutput.make_empty()
+            scheduled.scheduled_new_reqs = [NewRequestData("0", [1], [], one, None, (), 0, None) for one in asked]
+            scheduled.scheduled_cached_reqs.req_ids = list(going_on)
+            return runner.execute_model(scheduled)
+
+        probe, completion = vllm_probe_parameters(), SamplingParams()
+        return [
+            step(probe, probe),
+            step(completion),
+            step(going_on=("1",)),
+            step(probe, completion),
+            step(probe, going_on=("1",)),
+            step(probe),
+            step(),
+        ]
+
     def shutdown(self) -> None:
         """The process ends, and all with it."""
 
@@ -109,3 +138,8 @@ async def test_threads_that_work_together_are_put_on_a_core_each_and_let_go(cond
     assert number == 2
     assert apart == [{core} for core in sorted(together[0])]
     assert together[0] == together[1]
+
+
+async def test_probes_alone_are_computed_on_one_thread_of_two(conditions: Any) -> None:
+    assert await conditions.call("threads_of_steps", 2) == [1, 2, 2, 2, 2, 1, 2]
+    assert await conditions.call("threads_of_steps", 4) == [4] * 7
