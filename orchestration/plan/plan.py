@@ -49,7 +49,7 @@ class Machines:
             return "as given"
         if self.gpu == CPU:
             return "no price is known: --price DOLLARS"
-        part = "" if self.gpus_per_node == 8 else f", {self.gpus_per_node} eighths of it"
+        part = "" if self.gpus_per_node == 8 else f", {self.gpus_per_node} of its 8 GPUs"
         return f"{GPUS[self.gpu].instance}{part}, {PRICES_OF}"
 
 
