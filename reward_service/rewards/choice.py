@@ -32,7 +32,7 @@ _LABEL: Final = (
 )
 _LABELLED: Final = re.compile(rf"(?i:{_LABEL})(?=\S)")
 _LETTER: Final = re.compile(
-    r"(?P<open>[(\[{])?(?P<letter>[A-Za-z])(?(open)[)\]}]|(?![A-Za-z0-9]))(?P<mark>[.:)]|[ ][-–](?=[ ]))?"
+    r"(?P<open>[(\[{])?(?P<letter>[A-Za-z])(?(open)[)\]}]|(?![A-Za-z0-9]))(?P<mark>[.:),]|[ ][-–](?=[ ]))?"
     r"(?:\s+(?P<text>\S.*))?",
     re.DOTALL,
 )
@@ -46,7 +46,7 @@ _SET_OFF: Final = re.compile(
 _UNSEEN: Final = re.compile(
     r"\\(?:(?:left|right|(?:display|text)style|[lL]arge|LARGE|[hH]uge|checkmark)(?![A-Za-z])|(?:rm|bf|it)(?= ))\s*"
 )
-_QUOTED: Final = re.compile(r"(?s)([\"'_])([^\"'_]+)\1")
+_QUOTED: Final = re.compile(r"(?s)(?:([\"'_])|<)([^\"'_<>]+)(?(1)\1|>)")
 _SPACES: Final = re.compile(r"\\(?:[,;:! ]|q?quad(?![A-Za-z]))|~")
 
 _DOUBT: Final = re.compile(
@@ -90,7 +90,7 @@ def named_option(answer: str, options: Mapping[str, str | None]) -> str | None:
 
 def _unmarked(answer: str) -> tuple[str, bool]:
     """`\\textbf{(B)}\\ 5` as `(B) 5`, and whether LaTeX set a letter off from what follows it."""
-    text = _UNSEEN.sub("", answer)
+    text = _UNSEEN.sub("", answer.replace("\\.", "."))
     marked = _SET_OFF.match(text) is not None
     text = _MARKED.sub(lambda match: f"{next(group for group in match.groups() if group is not None).strip()} ", text)
     text = undecorated(_SPACES.sub(" ", text))

@@ -119,8 +119,10 @@ def apply(name: str, arguments: list[Any], base: Any = None) -> Any:
     if name == "cis":
         return sympy.cos(arguments[0]) + sympy.I * sympy.sin(arguments[0])
     if name == "gcd" or name == "lcm":
-        if not all(one.is_Integer for one in arguments):
+        if any(one.is_number and not one.is_Integer for one in arguments):
             raise ExpressionError(f"{name} is of whole numbers only")
+        if not all(one.is_number for one in arguments):
+            return sympy.Function(name, real=True)(*sorted(arguments, key=str))
         return sympy.Integer(getattr(sympy, name)(arguments))
     try:
         value = getattr(sympy, name)(*arguments)

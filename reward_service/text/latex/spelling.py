@@ -7,6 +7,7 @@ nothing. Pure functions from text to text.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 from reward_service.text.latex.forms.counters import counter_spelled
@@ -57,13 +58,22 @@ _NEGATIVE: Final = re.compile(
     r"(?:\\text *\{ *)?(?:minus|negative)\b *(?:\} *)?(?=[0-9.]|\\(?:frac|sqrt|\$))", re.IGNORECASE
 )
 _AND_A_PART: Final = re.compile(r"([0-9]+) +and +(?:a|one) +(half|third|quarter)")
-_COMMON: Final = tuple(
+
+
+def _event(match: re.Match[str]) -> str:
+    r"""`P(X \le 2) =` as `P_{Xle2} =`."""
+    condition = re.sub(r"(\\[lg]e)q(?:slant)?(?![a-z])", r"\1", match[1])
+    return f"P_{{{re.sub('[^A-Za-z0-9<>]', '', condition)}}} "
+
+
+_COMMON: Final[tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]] = tuple(
     (re.compile(pattern), common)
     for pattern, common in (
         (r"\+ ?/ ?-", r"\\pm "),
         (r"(?<=[-+])( ?)i ?([0-9]+(?:\.[0-9]+)?)$", r"\1\2i"),  # 3 + i4
         (r"^([A-Za-z]) ?(?::|\\colon) ?([a-z]) ?\\(?:mapsto|to) ?", r"\1(\2) = "),
         (r"^([xy]) ?\( ?[a-z] ?\) ?(?==)", r"\1"),
+        (r"^(?:P|Pr|\\Pr|\\mathbb\{P\}) ?[(\[]([^()\[\]]*[<>=|\\][^()\[\]]*)[)\]] ?(?==)", _event),
         (r"(\\in ?)\{?([RZNQ])\}?(?![A-Za-z(_^])", r"\1\\mathbb{\2}"),
         (
             r"^(?:\\text *\{ *)?all (?:real numbers|reals) except(?: for)? *(?:\} *)?([^{}]+?) *\}?$",

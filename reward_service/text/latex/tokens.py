@@ -30,7 +30,15 @@ FUNCTIONS: Final = {
     },
     **{"gcd": "gcd", "lcm": "lcm", "max": "Max", "min": "Min"},
 }
-WORDS: Final = {"sqrt": "sqrt", "pi": "pi", "infinity": "infty", "infty": "infty", "inf": "infty", "oo": "infty"}
+WORDS: Final = {
+    "sqrt": "sqrt",
+    "pi": "pi",
+    "infinity": "infty",
+    "Infinity": "infty",
+    "infty": "infty",
+    "inf": "infty",
+    "oo": "infty",
+}
 GREEK: Final = _words(
     """
     alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau
