@@ -163,10 +163,12 @@ def test_a_job_that_succeeds_with_a_module_of_ones_own(place: Place) -> None:
 
 
 def test_a_job_that_fails_says_why(place: Place) -> None:
-    files = ("data.train_file=/nowhere/a.jsonl", "data.eval_file=/nowhere/b.jsonl", "model.name=tiny")
+    broken = place.folder / "broken.jsonl"
+    broken.write_text("{")
+    files = (f"data.train_file={broken}", f"data.eval_file={RLVR[0]}", "model.name=tiny")
     done = place.rlvr("submit", "gsm8k", *files, "job.name=bad", "--to", "local", "--follow")
     assert done.returncode == 1
-    assert "/nowhere/a.jsonl" in done.stdout
+    assert str(broken) in done.stdout
     assert "bad failed" in done.stderr
 
 
