@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
 
@@ -16,8 +18,11 @@ from learner.policy.inputs import tree_logprobs as tree_logprobs
 from learner.policy.layers import switch_off_randomness
 from learner.policy.lora_linear import fused_lora_layer
 from learner.policy.self_test import first_line, settle
-from learner.policy.targets import adapter_targets
+from learner.policy.targets import AdapterTargets, adapter_targets
 from learner.tree.attention import ATTENTION_NAME, attend
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device, seed: int) -> Policy:
@@ -35,7 +40,7 @@ def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device,
         LearnerError: The folder holds no such model, or the learner would compute it wrongly.
     """
     import transformers
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     transformers.AttentionInterface.register(ATTENTION_NAME, attend)
     dtype = base_dtype(config, device)
@@ -45,22 +50,7 @@ def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device,
     random = switch_off_randomness(base)
     targets = adapter_targets(base, config.lora)
     torch.manual_seed(seed)
-    adapter = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora.r,
-        lora_alpha=config.lora.lora_alpha,
-        lora_dropout=config.lora.lora_dropout,
-        target_modules=list(targets.names),
-        exclude_modules=targets.exclude,
-        bias="none",
-        modules_to_save=list(config.lora.modules_to_save) or None,
-        # Tied embeddings are one tensor: it is trained once, by whichever name, with the gradient of both uses.
-        ensure_weight_tying=bool(config.lora.modules_to_save) and base.config.get_text_config().tie_word_embeddings,
-    )
-    if (
-        config.quantization == "none" and config.zero_stage != 3
-    ):  # ZeRO-3 gathers weights where a layer is called itself
-        adapter._register_custom_module({nn.Linear: fused_lora_layer()})
+    adapter = _lora_config(base, config, targets)
     try:
         model = get_peft_model(base, adapter, autocast_adapter_dtype=False)
     except ValueError as error:
@@ -91,6 +81,27 @@ def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device,
     }
     policy.notes = (*targets.notes, *(note for note, applies in said.items() if applies))
     return policy
+
+
+def _lora_config(base: Any, config: LearnerConfig, targets: AdapterTargets) -> LoraConfig:
+    """peft's settings of the adapter."""
+    from peft import LoraConfig
+
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora.r,
+        lora_alpha=config.lora.lora_alpha,
+        lora_dropout=config.lora.lora_dropout,
+        target_modules=list(targets.names),
+        exclude_modules=targets.exclude,
+        bias="none",
+        modules_to_save=list(config.lora.modules_to_save) or None,
+        # Tied embeddings are one tensor: it is trained once, by whichever name, with the gradient of both uses.
+        ensure_weight_tying=bool(config.lora.modules_to_save) and base.config.get_text_config().tie_word_embeddings,
+    )
+    if config.quantization == "none" and config.zero_stage != 3:  # which gathers weights where a layer is called itself
+        adapter._register_custom_module({nn.Linear: fused_lora_layer()})
+    return adapter
 
 
 def base_dtype(config: LearnerConfig, device: torch.device) -> torch.dtype:
