@@ -85,7 +85,12 @@ async def in_thread(work: Callable[[], Result]) -> Result:
     def run() -> None:
         try:
             news: tuple[Callable[[Any], None], object] = done.set_result, work()
-        except Exception as error:
+        except (
+            StopIteration,
+            SystemExit,
+        ) as error:  # a future takes none of the former, a thread ends mutely by the other
+            news = done.set_exception, RuntimeError(f"{type(error).__name__}: {error}")
+        except BaseException as error:
             news = done.set_exception, error
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(tell, *news)

@@ -15,9 +15,21 @@ Message = Mapping[str, str]
 content is `{"name": …, "arguments": {…}}`."""
 
 
+ROLES = ("system", "developer", "user", "assistant", "tool", "call")
+
+
+def is_message(value: Any) -> bool:
+    """Whether it has one of `ROLES` and a text as its content."""
+    return isinstance(value, Mapping) and value.get("role") in ROLES and isinstance(value.get("content"), str)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """One task item: what is asked, and what a verifier needs to check an answer."""
+    """One task item: what is asked, and what a verifier needs to check an answer.
+
+    Raises:
+        TypeError: A field is of another kind than it says here.
+    """
 
     problem_id: str
     question: str | Sequence[Message]
@@ -32,6 +44,24 @@ class Problem:
     """Difficulty or kind, for reports and for advantages scaled by category."""
     part: str = ""
     """Of a mixture: which of its tasks it comes from."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.problem_id, str):
+            raise TypeError(f"the problem_id {self.problem_id!r:.100} is not a text: write str(…)")
+        if not isinstance(self.reference, Mapping) or not isinstance(self.metadata, Mapping):
+            raise TypeError(f"the problem {self.problem_id!r:.100}: reference and metadata are to be dictionaries")
+        if isinstance(self.question, str):
+            return
+        if not isinstance(self.question, Sequence) or not self.question:
+            raise TypeError(
+                f"the problem {self.problem_id!r:.100}: the question {self.question!r:.100} is neither a text nor a "
+                f"list of messages"
+            )
+        if wrong := [message for message in self.question if not is_message(message)]:
+            raise TypeError(
+                f"the problem {self.problem_id!r:.100} has a message without role ({', '.join(ROLES)}) and content: "
+                f"{wrong[0]!r:.100}"
+            )
 
     @property
     def text(self) -> str:

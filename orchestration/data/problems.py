@@ -34,8 +34,10 @@ class Problems:
     """Worked examples for the prompt, in order."""
 
     def __post_init__(self) -> None:
-        for name, problems in (("training", self.train), ("held-out", self.eval)):
-            if not problems:
+        for name, problems in (("training", self.train), ("held-out", self.eval), ("example", self.shots)):
+            if others := [one for one in problems if not isinstance(one, Problem)]:
+                raise DataError(f"the {name} problems hold {others[0]!r:.100}, which is not a Problem(…)")
+            if not problems and name != "example":
                 raise DataError(
                     f"no {name} problems are left; lower data.num_eval and data.num_shots, or use a larger data set"
                 )

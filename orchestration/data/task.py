@@ -21,11 +21,13 @@ In `orchestration.data.tasks` it is found by its name, `data=doubling`. A class 
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
+import traceback
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
@@ -38,7 +40,7 @@ from orchestration.environments.tools.load import load_tools
 from orchestration.environments.tools.python import RUNS
 from orchestration.environments.tools.tool import Schema, schema_of
 from orchestration.environments.tools.use import ToolUse
-from orchestration.errors import ConfigError
+from orchestration.errors import ConfigError, DataError, RlvrError, one_line
 from orchestration.extras import make_importable
 from orchestration.section import Section
 from reward_service.types import RewardSpec
@@ -107,6 +109,13 @@ class Task(Section):
     corpus: DataFile | None = Field(
         None, description="Where the tool search looks: a text file, a passage a line, or .jsonl with title and text."
     )
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Turns what a task's own code raises, or gives in place of what is wanted, into one sentence about it."""
+        super().__init_subclass__(**options)
+        for name, wanted in _WANTED.items():
+            if inspect.isfunction(method := vars(cls).get(name)):
+                setattr(cls, name, _answering(method, wanted))
 
     @model_validator(mode="before")
     @classmethod
@@ -208,6 +217,59 @@ class Task(Section):
         return {name: value for name in marked if (value := getattr(self, name)) is not None}
 
 
+_WANTED: Mapping[str, type] = {
+    "load": Problems,
+    "layout": PromptLayout,
+    "rewards": tuple,
+    "judges": Judges,
+    "check": type(None),
+}
+"""What the methods give that a task's author writes."""
+
+
+def _answering(method: Callable[[Any], Any], wanted: type) -> Callable[[Any], Any]:
+    """The method, with a sentence for the author in place of a traceback, or of an error elsewhere later on."""
+
+    @wraps(method)
+    def asked(self: Task) -> Any:
+        called = f"data={self.kind!r}: {method.__name__}()"
+        try:
+            given = method(self)
+        except RlvrError:
+            raise
+        except (Exception, SystemExit) as error:  # the latter as of argparse, in a file that was a script
+            if method.__name__ == "check" and isinstance(error, ValueError):
+                raise
+            said = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
+            raise DataError(f"{called} ended with {said}{_line_of(method, error)}; mend the task") from error
+        if wanted is tuple and isinstance(given, list):
+            given = tuple(given)
+        if not isinstance(given, wanted):
+            raise DataError(f"{called} gave {given!r:.100}, where {_written(wanted)} is wanted")
+        others = [spec for spec in given if not isinstance(spec, RewardSpec)] if isinstance(given, tuple) else []
+        if others:
+            raise DataError(f"{called} gave {others[0]!r:.100}, where RewardSpec(name=…) is wanted")
+        if isinstance(given, Problems) and len(given.shots) < self.num_shots:
+            raise DataError(
+                f"data.num_shots={self.num_shots}, and {called} gave {len(given.shots)} examples, Problems.shots; "
+                f"lower it, or have load() take them out, as split(…, num_shots=self.num_shots) does"
+            )
+        return given
+
+    return asked
+
+
+def _written(wanted: type) -> str:
+    return {tuple: "a tuple of RewardSpec", type(None): "None"}.get(wanted, f"a {wanted.__name__}")
+
+
+def _line_of(method: Callable[..., Any], error: BaseException) -> str:
+    """The last line of the method's own file that the error came through."""
+    file = method.__code__.co_filename
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(file).name}, line {lines[-1]})" if lines else ""
+
+
 def _names_a_file(field: FieldInfo) -> bool:
     marks = [*field.metadata]
     for variant in get_args(field.annotation):  # `DataFile | None` keeps the mark inside
@@ -267,14 +329,19 @@ def find_task(kind: str, *, beside: Path | None = None) -> type[Task]:
         return tasks[kind]
     module_name, colon, class_name = kind.partition(":")
     if not colon:
-        raise ConfigError(f"unknown task {kind!r}; tasks are: {', '.join(tasks)}, or module:Class for one of your own")
+        own = f"{':'.join(kind.rsplit('.', 1))}, as module:Class, for" if "." in kind else "module:Class for"
+        raise ConfigError(f"unknown task {kind!r}; tasks are: {', '.join(tasks)}, or {own} one of your own")
     if module_name.endswith(".py"):
         file = Path(module_name)
         beside, module_name = (beside or Path()) / file.parent, file.stem
     module = _imported(module_name, kind, [folder for folder in (beside, Path()) if folder is not None])
-    task = getattr(module, class_name, None)
+    if (task := getattr(module, class_name, None)) is None:
+        found = [name for name, one in vars(module).items() if getattr(one, "__module__", "") == module.__name__]
+        raise ConfigError(f"data={kind!r}: {module_name} has no class {class_name!r}, but {', '.join(found) or 'none'}")
     if not (isinstance(task, type) and issubclass(task, Task)):
         raise ConfigError(f"data={kind!r}: {class_name!r} of {module_name} is not a subclass of {Task.__module__}.Task")
+    if lacks := sorted(task.__abstractmethods__):
+        raise ConfigError(f"data={kind!r}: {class_name} lacks {', '.join(f'{name}()' for name in lacks)}; write them")
     return task
 
 
@@ -291,8 +358,8 @@ def _imported(name: str, kind: str, folders: list[Path]) -> Any:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise ConfigError(f"data={kind!r}: {name} needs {error.name!r}, which is not installed") from error
-        except Exception as error:
-            reason = " ".join(str(error).split())
+        except (Exception, SystemExit) as error:
+            reason = one_line(error, 500)
             raise ConfigError(f"data={kind!r}: {name} does not load: {type(error).__name__}: {reason}") from error
     places = " or ".join(dict.fromkeys(str(folder.resolve()) for folder in folders))
     raise ConfigError(

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from orchestration.data.problems import Problems
-from orchestration.errors import ConfigError, DataError
+from orchestration.errors import ConfigError, DataError, one_line
 from orchestration.extras import is_found, make_importable
 from orchestration.settings.config import RunConfig
 from orchestration.types import Problem
@@ -165,6 +167,14 @@ def _check(
                 f"{problem.problem_id} of the task {config.data.kind!r} gives {given}; choose another reward, or a "
                 f"task that gives it"
             )
+    for problem in problems:
+        try:
+            msgspec.json.encode((problem.reference, problem.metadata))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(
+                f"reference and metadata of the problem {problem.problem_id} of the task {config.data.kind!r} cannot "
+                f"be sent as JSON: {one_line(error)}"
+            ) from error
     if config.reward.url is None and specs:
         _score(config, specs, problems[0], settings)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -67,7 +67,7 @@ class RewardConfig(Section):
         None,
         min_length=1,
         description="Rewards whose weighted sum is learned from, each with name, weight and params, such as "
-        "[{name: math, weight: 2}]; unset: the task's own.",
+        "[{name: math, weight: 2}, repetition]; unset: the task's own.",
     )
     verifier: str | None = Field(
         None,
@@ -101,6 +101,17 @@ class RewardConfig(Section):
     )
     batch_items: int = Field(64, ge=1, description="Most completions of groups that are sent together.")
     start_timeout_s: float = Field(60.0, gt=0, description="Limit on the start of the run's own service, seconds.")
+
+    @field_validator("rewards", mode="before")
+    @classmethod
+    def _by_name(cls, rewards: Any) -> Any:
+        """A reward without weight and parameters may be its name alone."""
+        rewards = [rewards] if isinstance(rewards, str) else rewards
+        return (
+            [{"name": one} if isinstance(one, str) else one for one in rewards]
+            if isinstance(rewards, list)
+            else rewards
+        )
 
     @model_validator(mode="after")
     def _one_service(self) -> RewardConfig:

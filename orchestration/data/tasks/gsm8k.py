@@ -176,7 +176,7 @@ def read_gsm8k_hub(split: str, prefix: str = ANSWER_PREFIX, *, setting: str) -> 
 
 def _lines(path: Path, setting: str) -> Iterator[tuple[int, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also cut at U+2028 inside a text
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+2028 inside a text
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot read {path} ({error.__class__.__name__}); get GSM8K's train.jsonl and test.jsonl from the openai "

@@ -82,13 +82,13 @@ class Mixture(Task):
         """Those of all tasks.
 
         Raises:
-            ValueError: Two tasks have one reward with other weights or parameters.
+            ConfigError: Two tasks have one reward with other weights or parameters.
         """
         found: dict[str, RewardSpec] = {}
         for name, task in self.tasks.items():
             for spec in task.rewards():
                 if found.setdefault(spec.name, spec) != spec:
-                    raise ValueError(
+                    raise ConfigError(
                         f"data.tasks: {name} has the reward {spec.name!r} with another weight or other parameters than "
                         f"a task before it; set reward.rewards"
                     )

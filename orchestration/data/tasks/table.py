@@ -13,7 +13,7 @@ from orchestration.data.rows import Row, cell, read_rows
 from orchestration.data.task import DataFile, Judges, PromptLayout, PromptStyle, Task, register
 from orchestration.errors import DataError
 from orchestration.storage.s3 import local_file
-from orchestration.types import Message, Problem
+from orchestration.types import ROLES, Message, Problem, is_message
 from reward_service.types import ANSWER_PREFIX, RewardSpec
 
 _INSTRUCTIONS = {
@@ -34,7 +34,6 @@ _JUDGES = {
     "text": Judges(strict=RewardSpec(name="exact")),
     "other": Judges(),
 }
-_ROLES = ("system", "user", "assistant")
 
 
 @register
@@ -46,7 +45,7 @@ class Table(Task):
 
     name: ClassVar[str] = "table"
 
-    train_file: DataFile | None = Field(None, description="Training problems: .jsonl, .json, .csv or .parquet.")
+    train_file: DataFile | None = Field(None, description="Training problems: .jsonl, .json, .csv, .tsv or .parquet.")
     eval_file: DataFile | None = Field(None, description="Held-out problems; unset: split off the training problems.")
     dataset: str | None = Field(
         None, description="Instead of files: a data set of the hub, by its id (needs the package `datasets`)."
@@ -58,7 +57,8 @@ class Table(Task):
     reference: dict[str, str] = Field(
         default_factory=lambda: {"final_answer": "answer"},
         min_length=1,
-        description="Which column is which key of the reference that the rewards read; `a.b` reaches into an object.",
+        description="Which column is which key of the reference that the rewards read; `a.b` reaches into an object, "
+        "`a.0` into a list.",
     )
     solution: str | None = Field(
         None, description="Column of a worked solution as the model should write it, for the examples."
@@ -132,13 +132,25 @@ class Table(Task):
             solution = "" if self.solution is None else str(cell(row, self.solution))
             category = "" if self.category is None else str(cell(row, self.category))
         except KeyError as error:
-            columns = ", ".join(map(str, row)) or "none"
+            columns = ", ".join(map(repr, row)) or "none"
             raise DataError(f"{where}: {name} has no column {error}; its columns are: {columns}") from error
         except ValueError as error:
             raise DataError(f"{where}: {name}: column {self.prompt!r} {error}") from error
+        if reference.get("final_answer", "?") in (None, "", []):
+            raise DataError(
+                f"{where}: {name} has no answer in the column {self.reference['final_answer']!r}; fill it, or leave "
+                f"the row out"
+            )
         if not solution and self._kind_of_answer() in ("number", "text"):
-            solution = answer_line(str(reference["final_answer"]))
+            solution = _as_solution(reference["final_answer"])
         return Problem(problem_id=name, question=question, reference=reference, solution=solution, category=category)
+
+
+def _as_solution(final_answer: Any) -> str:
+    """An answer, the first of a list, or GSM8K's working with one behind `####`, as the answer line asks for it."""
+    answer = final_answer[0] if isinstance(final_answer, list) else final_answer
+    working, _, last = str(answer).rpartition("####")
+    return f"{working.strip()}\n{answer_line(last.strip())}".lstrip()
 
 
 def _question(value: Any) -> str | tuple[Message, ...]:
@@ -150,9 +162,8 @@ def _question(value: Any) -> str | tuple[Message, ...]:
     if not isinstance(value, Sequence) or not value:
         raise ValueError(f"holds neither a text nor messages: {value!r:.100}")
     for message in value:
-        well_formed = isinstance(message, dict) and message.get("role") in _ROLES
-        if not well_formed or not isinstance(message.get("content"), str):
-            raise ValueError(f"has a message without role ({', '.join(_ROLES)}) and content: {message!r:.100}")
+        if not is_message(message):
+            raise ValueError(f"has a message without role ({', '.join(ROLES)}) and content: {message!r:.100}")
     if value[-1]["role"] == "assistant":
         raise ValueError("ends with the assistant's turn, and the model would have nothing to answer")
     return tuple({"role": message["role"], "content": message["content"]} for message in value)

@@ -100,14 +100,18 @@ def test_what_the_answers_are_decides_rewards_judges_and_instruction(answers: st
     ("name", "text", "message"),
     [
         ("none.jsonl", None, r"data\.train_file='.*none.jsonl' does not exist"),
-        ("t.txt", "x", r"its name must end with \.jsonl, \.json, \.csv, \.parquet"),
+        ("t.txt", "x", r"its name must end with \.jsonl, \.json, \.csv, \.tsv, \.parquet"),
         ("t.jsonl", "\n", "holds no rows"),
         ("t.jsonl", '{"q": 1}\n{', "line 2 is not JSON"),
         ("t.jsonl", "[1]", "line 1 is not an object"),
         ("t.json", "{}", "not an array"),
         ("t.csv", "q,a\n1\n", "not as many cells"),
+        ("t.csv", "q,a,a\nx,1,2\n", "two columns are called 'a': rename one"),
         ("t.parquet", "no parquet", "cannot be read"),
-        ("t.jsonl", '{"q": "x", "b": 1}', "has no column 'a'; its columns are: q, b"),
+        ("t.jsonl", '{"q": "x", "b": 1}', "has no column 'a'; its columns are: 'q', 'b'"),
+        ("t.csv", "q, a\nx, 1\n", "has no column 'a'; its columns are: 'q', ' a'"),
+        ("t.csv", "q,a\nx,1\ny,\n", "table/train/2 has no answer in the column 'a'; fill it, or leave the row out"),
+        ("t.jsonl", '{"q": "x", "a": null}', "table/train/1 has no answer in the column 'a'"),
         ("t.jsonl", '{"q": " ", "a": 1}', "column 'q' is empty"),
         ("t.jsonl", '{"q": 3, "a": 1}', "neither a text nor messages"),
         ("t.jsonl", '{"q": [{"role": "x", "content": "y"}], "a": 1}', "without role"),
@@ -151,6 +155,37 @@ def test_a_data_set_of_the_hub_is_read_by_its_splits(tmp_path: Path) -> None:
         Table(dataset=str(folder), prompt="q", reference={"final_answer": "a"}, train_split="no_such").load()
 
 
-def test_a_byte_order_mark_is_no_part_of_a_column(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("\ufeffq,a\nx,1\n", encoding="utf-8")
-    assert read_rows(tmp_path / "t.csv", "data.train_file") == [{"q": "x", "a": "1"}]
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "\ufeffq,a\r\nx,1\r\n"),
+        ("t.csv", "q;a\nx;1\n"),
+        ("t.tsv", "q\ta\nx\t1\n"),
+        ("t.jsonl", '\ufeff{"q": "x", "a": "1"}\r\n\r\n'),
+        ("t.json", '\ufeff[{"q": "x", "a": "1"}]'),
+        ("t.json", '{"q": "x", "a": "1"}\n{"q": "x", "a": "1"}\n'),
+    ],
+)
+def test_a_table_is_read_as_programs_write_it(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+    assert read_rows(tmp_path / name, "data.train_file")[0] == {"q": "x", "a": "1"}
+
+
+def test_a_text_may_be_long_and_must_be_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"q,a\n{'x' * 200_000},1\n")
+    assert len(read_rows(tmp_path / "t.csv", "data.train_file")[0]["q"]) == 200_000
+    (tmp_path / "t.csv").write_text("q,a\ncafé,1\n", encoding="latin-1")
+    with pytest.raises(DataError, match="is not UTF-8 text: save it as UTF-8"):
+        read_rows(tmp_path / "t.csv", "data.train_file")
+
+
+@pytest.mark.parametrize(
+    ("answer", "solution"),
+    [("7", "#### The final answer is 7"), (["7", "VII"], "#### The final answer is 7"),
+     ("3 + 4 = 7\n#### 7", "3 + 4 = 7\n#### The final answer is 7")],
+)  # fmt: skip
+def test_an_example_ends_with_one_answer_line(answer: Any, solution: str, tmp_path: Path) -> None:
+    rows = [{"q": f"{n}?", "a": {"all": [answer]}} for n in range(5)]
+    words = ["data=table", f"data.train_file={write(tmp_path / 't.jsonl', rows)}", "data.num_eval=1", "data.prompt=q"]
+    problems = load_config("tiny", [*words, "data.reference={final_answer: a.all.0}"]).data.load()
+    assert problems.train[0].solution == solution

@@ -15,7 +15,7 @@ import yaml
 from orchestration.data.problems import Problems
 from orchestration.data.prompts import PromptBuilder
 from orchestration.data.task import Judges, PromptLayout, Task, find_task, register, registered_tasks
-from orchestration.errors import ConfigError
+from orchestration.errors import ConfigError, DataError
 from orchestration.extras import own_file
 from orchestration.run.rewards import own_modules
 from orchestration.settings.config import dump_config, flat_keys, load_config
@@ -162,17 +162,59 @@ def packed_files(said: str) -> int:
             "no_such_module:Task",
             "there is no module 'no_such_module', installed or in .*; install it, or put",
         ),
-        ("json:Nothing", "'Nothing' of json is not a subclass of"),
+        ("json.JSONDecoder", "or json:JSONDecoder, as module:Class, for one of your own"),
+        ("json:Nothing", "json has no class 'Nothing', but dump, dumps"),
+        ("orchestration.data.task:Task", r"Task lacks layout\(\), load\(\), rewards\(\); write them"),
         ("json:JSONDecoder", "'JSONDecoder' of json is not a subclass of"),
         ("broken_task:Task", "broken_task does not load: ZeroDivisionError"),
+        ("leaving_task:Task", "leaving_task does not load: SystemExit: 2"),
         ("needy_task:Task", "needy_task needs 'no_such_library', which is not installed"),
     ],
 )
 def test_what_is_no_task_is_said(kind: str, message: str, beside: Path) -> None:
     (beside / "broken_task.py").write_text("1 / 0")
+    (beside / "leaving_task.py").write_text("import sys; sys.exit(2)")
     (beside / "needy_task.py").write_text("import no_such_library")
     with pytest.raises(ConfigError, match=message):
         find_task(kind, beside=beside)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def load(self): {}['x']", r"load\(\) ended with KeyError: 'x' \(doubling_task.py, line 34\); mend the task"),
+        ("def load(self): raise StopIteration", r"load\(\) ended with StopIteration \(doubling_task.py, line 34\)"),
+        ("def load(self): exit(3)", r"load\(\) ended with SystemExit: 3"),
+        ("def load(self): pass", r"load\(\) gave None, where a Problems is wanted"),
+        ("def load(self): return Problems(train=({},), eval=())", r"training problems hold {}, which is not a Problem"),
+        ("def load(self): Problem(problem_id=1, question='', reference={})", "problem_id 1 is not a text"),
+        ("def load(self): Problem(problem_id='1', question=3, reference={})", "'1': the question 3 is neither a text"),
+        (
+            "def load(self): Problem(problem_id='1', question='', reference='7')",
+            "reference and metadata are to be dict",
+        ),
+        (
+            "def load(self): Problem(problem_id='1', question=[{'role': 'human', 'content': ''}], reference={})",
+            r"'1' has a message without role \(system, developer, user, assistant, tool, call\) and content: {'role'",
+        ),
+        ("num_shots: int = 2", r"data.num_shots=2, and .* load\(\) gave 0 examples, Problems.shots; lower it"),
+        ("def layout(self): return 'Solve.'", r"layout\(\) gave 'Solve.', where a PromptLayout is wanted"),
+        ("def rewards(self): return RewardSpec(name='x')", "where a tuple of RewardSpec is wanted"),
+        ("def rewards(self): return ['last_number']", r"gave 'last_number', where RewardSpec\(name=…\) is wanted"),
+        ("def judges(self): 1 / 0", r"judges\(\) ended with ZeroDivisionError: division by zero"),
+        ("def check(self): {}['n']", r"check\(\) ended with KeyError: 'n'"),
+        ("def check(self): raise ValueError('n is odd')", "^n is odd$"),
+    ],
+)
+def test_a_mistake_in_a_task_is_one_sentence(body: str, message: str, beside: Path) -> None:
+    (beside / "doubling_task.py").write_text(f"{OWN_TASK}\n    {body}")
+    with pytest.raises((ConfigError, DataError), match=message):
+        _ask_all_of_it(beside / "double.yaml")
+
+
+def _ask_all_of_it(recipe: Path) -> None:
+    config = load_config(str(recipe))
+    config.data.load(), config.data.layout(), config.judges
 
 
 def test_every_registered_task_is_in_the_settings_with_all_its_fields() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from orchestration.cluster.reward.deployment import reward_client
+from orchestration.concurrency import in_thread
 from orchestration.data.problems import Problems
 from orchestration.data.task import registered_tasks
 from orchestration.errors import ConfigError, DataError
@@ -172,6 +173,28 @@ def test_a_reference_that_no_verifier_understands_is_found() -> None:
     broken = replace(problems.train[0], reference={"final_answer": "many"})
     with pytest.raises(DataError, match=r"'gsm8k_correctness' cannot score .*'many' is not a finite number"):
         check_rewards(config, Problems(train=(broken,), eval=problems.eval))
+
+
+def test_a_reference_that_json_does_not_have_is_found() -> None:
+    first = Problem(problem_id="1", question="?", reference={"final_answer": "3"})
+    other = Problem(problem_id="2", question="?", reference={"final_answer": "3"}, metadata={"world": object()})
+    problems = Problems(train=(first, other), eval=(replace(first, problem_id="3", question="!"),))
+    with pytest.raises(DataError, match=r"problem 2 of the task 'arithmetic' cannot be sent as JSON: .* type object"):
+        check_rewards(load_config("arithmetic"), problems)
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), StopIteration(3)])
+async def test_whatever_a_thread_ends_with_is_heard(raised: BaseException) -> None:
+    def leave() -> None:
+        raise raised
+
+    with pytest.raises(RuntimeError, match="3"):
+        await in_thread(leave)
+
+
+@pytest.mark.parametrize("written", ["length", "[length]", "[{name: length}]"])
+def test_a_reward_may_be_its_name_alone(written: str) -> None:
+    assert load_config("tiny", [f"reward.rewards={written}"]).rewards == (RewardSpec(name="length"),)
 
 
 def test_of_a_service_that_runs_already_only_what_is_known_here_is_checked() -> None:
