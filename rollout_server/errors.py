@@ -32,7 +32,7 @@ class RolloutTimeoutError(RolloutError):
 
 
 class AdapterCorruptError(RolloutError):
-    """The files of an adapter version are not the ones its checksum promises."""
+    """The files of an adapter version are damaged, or not those that were sent."""
 
 
 class AdapterMismatchError(RolloutError):

@@ -4,9 +4,12 @@ only."""
 from __future__ import annotations
 
 import hashlib
+import pickle
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, SupportsIndex
 
 from rollout_server.arrays import Logprobs, TokenIds
 from rollout_server.pickling import pickled_by_fields
@@ -263,6 +266,8 @@ class AdapterProbe:
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """The files of a peft folder."""
+_SMALL_BYTES = 1 << 16
+"""What is no larger is copied: a configuration is read as bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -270,9 +275,9 @@ class AdapterPayload:
     """An adapter on its way from the learner to the rollout workers: the files of a peft folder, as bytes."""
 
     version: int
-    files: tuple[tuple[str, bytes], ...]
+    files: tuple[tuple[str, bytes | memoryview], ...]
     """(file name, content) of `ADAPTER_CONFIG` and `ADAPTER_WEIGHTS`. Modules trained whole (peft's `modules_to_save`)
-    are in the latter."""
+    are in the latter. Where it was unpickled a content may be a view of what it came in, of unsigned bytes."""
     tied: tuple[tuple[str, str], ...] = ()
     """(name, the name its tensor is stored under): a tied tensor travels once, though plain peft wants each name."""
     probe_token_ids: tuple[int, ...] = ()
@@ -281,6 +286,12 @@ class AdapterPayload:
     @property
     def num_bytes(self) -> int:
         return sum(len(content) for _, content in self.files)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        """Contents go beside the pickle where somebody takes them so: megabytes are not copied for it."""
+        wrap: Any = pickle.PickleBuffer if protocol.__index__() >= 5 else bytes
+        files = tuple((name, wrap(content)) for name, content in self.files)
+        return _payload, (self.version, files, self.tied, self.probe_token_ids)
 
     def checksum(self) -> str:
         """SHA-256 over names and contents, hexadecimal."""
@@ -291,13 +302,24 @@ class AdapterPayload:
         return digest.hexdigest()
 
 
+def _payload(version: int, files: Sequence[tuple[str, Any]], tied: Any, probe_token_ids: Any) -> AdapterPayload:
+    contents = [(name, one if isinstance(one, bytes) else memoryview(one).cast("B")) for name, one in files]
+    return AdapterPayload(
+        version=version,
+        files=tuple((name, one if len(one) > _SMALL_BYTES else bytes(one)) for name, one in contents),
+        tied=tied,
+        probe_token_ids=probe_token_ids,
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterVersion:
     """An adapter as it lies on a node."""
 
     number: int
     path: str
-    checksum: str
+    key: str
+    """Of this content alone: what the engine has cached under it is of no other."""
     num_bytes: int
 
 

@@ -15,11 +15,11 @@ from rollout_server.types import AdapterVersion, Completion, FinishReason, Promp
 def lora_request(version: AdapterVersion) -> Any:
     """An adapter as vLLM knows it.
 
-    The name is part of vLLM's prefix-cache key: with the checksum in it, no two adapters ever share a prefix.
+    The name is part of vLLM's prefix-cache key: with the version's own key in it, no two adapters ever share a prefix.
     """
     from vllm.lora.request import LoRARequest
 
-    return LoRARequest(f"v{version.number}-{version.checksum[:16]}", version.number, version.path)
+    return LoRARequest(f"v{version.number}-{version.key}", version.number, version.path)
 
 
 def vllm_sampling_parameters(prompt: Prompt, sampling: SamplingParams, max_model_len: int) -> Any:

@@ -18,14 +18,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from rollout_server.config import Device, RolloutConfig
 from rollout_server.counters import EngineLoad, MetricsSink, push_metrics
 from rollout_server.engine import VllmEngine
-from rollout_server.errors import EngineSpoiledError, RolloutError, RolloutTimeoutError
+from rollout_server.errors import AdapterCorruptError, EngineSpoiledError, RolloutError, RolloutTimeoutError
 from rollout_server.forking.leftovers import end_orphans, remove_leftovers
 from rollout_server.hosted_engine import HostedEngine
 from rollout_server.hosted_engine import start_fork_server as start_fork_server  # part of this door
@@ -275,17 +275,19 @@ class RolloutWorker:
                 f"{self._name} has served: all versions of a run have the same"
             )
         await self._departures.place(self._config.max_adapter_versions)
-        placed = await asyncio.to_thread(self._running_store().place, payload)
+        store = self._running_store()
+        placed = await asyncio.to_thread(store.place, payload)
         async with self._undone_on_failure(placed.version), self._drained() if names else contextlib.nullcontext():
             started = time.perf_counter()
             asked = payload.probe_token_ids if probe is not None else ()
-            loaded = await self._prover.load(
-                placed.version,
-                asked,
-                self._table.version(previous),
-                served_before=await self._replace_tensors(asked, placed.version, names) if names else None,
-                alike=self._layout is not None,
-            )
+            async with _beside(asyncio.to_thread(store.check, payload) if placed.write_ms else None):
+                loaded = await self._prover.load(
+                    placed.version,
+                    asked,
+                    self._table.version(previous),
+                    served_before=await self._replace_tensors(asked, placed.version, names) if names else None,
+                    alike=self._layout is not None,
+                )
             self._layout = layout
             found = None if probe is None else await self._prover.prove(loaded, await _ready(probe))
             probe_ms = (time.perf_counter() - started) * 1e3 - loaded.load_ms
@@ -324,11 +326,12 @@ class RolloutWorker:
     ) -> PublishReport:
         version = self._table.version(payload.version)
         assert version is not None
-        if version.checksum != payload.checksum():
+        try:
+            await asyncio.to_thread(self._running_store().check, payload)
+        except AdapterCorruptError as error:
             raise ValueError(
-                f"worker {self._name} already serves another adapter as version {payload.version}: "
-                f"checksum {version.checksum[:16]}, not {payload.checksum()[:16]}"
-            )
+                f"worker {self._name} already serves another adapter as version {payload.version}: {error}"
+            ) from None
         started = time.perf_counter()
         found = None
         if probe is not None:
@@ -373,6 +376,17 @@ def _clear_node() -> None:
     """End and remove what killed workers have left here."""
     end_orphans()
     remove_leftovers()
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None] | None) -> AsyncIterator[None]:
+    """What goes on meanwhile, if anything, and has ended well when the block has."""
+    task = None if work is None else asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        if task is not None:
+            await task
 
 
 async def _ready(probe: AdapterProbe | Awaitable[AdapterProbe]) -> AdapterProbe:

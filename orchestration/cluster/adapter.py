@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from orchestration.cluster.calls import Pending
@@ -41,4 +42,6 @@ class RayAdapter:
         return await kept_on(self._probe)
 
     async def fetch(self) -> AdapterPayload:
-        return await self._exported.result(timeout_s=self._timeout_s)
+        """Copied out of Ray's memory, which may go before the caller is done."""
+        payload = await self._exported.result(timeout_s=self._timeout_s)
+        return replace(payload, files=tuple((name, bytes(content)) for name, content in payload.files))

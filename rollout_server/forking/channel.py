@@ -1,13 +1,16 @@
 """What client, server and forked process say to each other, over a Unix socket: pickles, each after its length.
 
 A socket holds some 200 kB: what is larger would go in as many pieces, each waiting until the other process runs. It
-goes as a file instead, whose name is sent, and whose reader removes it.
+goes as a file instead, whose name is sent, and whose reader removes it. Large bytes that a pickle lets go beside it
+(`pickle.PickleBuffer`) are written as they are, and are views of the file where they are read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import mmap
 import os
 import pickle
 import socket
@@ -45,26 +48,46 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class _InFile:
-    """Stands for a large message."""
+    """Stands for a large message: its pickle and what goes beside it, one behind the other."""
 
     path: str
+    sizes: tuple[int, ...]
 
 
 def packed(message: Any, exchange: str | None = None) -> bytes:
     """A message as it goes over the wire; a large one, if there is a folder for it, as a file."""
-    body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    if exchange is not None and len(body) > _LARGE_BYTES and (path := _written(body, exchange)) is not None:
-        body = pickle.dumps(_InFile(path))
+    if exchange is not None:
+        beside: list[memoryview] = []
+        body = pickle.dumps(message, protocol=5, buffer_callback=lambda buffer: not _goes_beside(buffer, beside))
+        if not beside and len(body) <= _LARGE_BYTES:
+            return _framed(body)
+        pieces = (memoryview(body), *beside)
+        if (path := _written(pieces, exchange)) is not None:
+            return _framed(pickle.dumps(_InFile(path, tuple(piece.nbytes for piece in pieces))))
+    return _framed(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+
+
+def _goes_beside(buffer: pickle.PickleBuffer, beside: list[memoryview]) -> bool:
+    """Large bytes do. What can be written to does not: a view of a file could not be."""
+    raw = buffer.raw()
+    if not raw.readonly or raw.nbytes < _LARGE_BYTES:
+        return False
+    beside.append(raw)
+    return True
+
+
+def _framed(body: bytes) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def _written(body: bytes, folder: str) -> str | None:
+def _written(pieces: Sequence[memoryview], folder: str) -> str | None:
     """The path of a new file; None if it cannot be written, as on a full disk."""
     path = None
     try:
         descriptor, path = tempfile.mkstemp(prefix="message-", dir=folder)
         with open(descriptor, "wb") as file:
-            file.write(body)
+            for piece in pieces:
+                file.write(piece)
     except OSError:
         if path is not None:
             os.unlink(path)
@@ -72,10 +95,13 @@ def _written(body: bytes, folder: str) -> str | None:
     return path
 
 
-def _taken(path: str) -> Any:
-    with open(path, "rb") as file:
-        os.unlink(path)
-        return pickle.load(file)
+def _taken(message: _InFile) -> Any:
+    with open(message.path, "rb") as file:
+        os.unlink(message.path)
+        whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    ends = list(itertools.accumulate(message.sizes))
+    head, *beside = (whole[end - size : end] for size, end in zip(message.sizes, ends, strict=True))
+    return pickle.loads(head, buffers=beside)
 
 
 async def read_message(reader: asyncio.StreamReader) -> Any:
@@ -87,7 +113,7 @@ async def read_message(reader: asyncio.StreamReader) -> Any:
         (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
         message = pickle.loads(await reader.readexactly(length))
         if isinstance(message, _InFile):
-            message = _taken(message.path)
+            message = _taken(message)
     except (asyncio.IncompleteReadError, ConnectionError, FileNotFoundError) as error:
         raise EOFError from error
     return message

@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,9 @@ from rollout_server.types import AdapterPayload, AdapterVersion
 _PREFIX = "rlvr-"
 _CHUNK = 1 << 20
 """Bytes read at once: they stay in the processor's cache."""
+
+Files = tuple[tuple[str, bytes | memoryview], ...]
+"""(name, content)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +64,8 @@ class AdapterStore:
         self._version_locks: dict[int, _FileLock] = {}
 
     def place(self, payload: AdapterPayload) -> PlacedAdapter:
-        """Make sure that the payload's files lie on this node, whole, and hold them there until `drop`.
+        """Make sure that the payload's files lie on this node, and hold them there until `drop`. What another worker
+        has written is held against the payload; what was written here is, by `check`, when the caller likes.
 
         Blocks while another worker writes or deletes a version.
 
@@ -69,8 +73,7 @@ class AdapterStore:
             AdapterCorruptError: What lies there is not what the payload says.
         """
         target = self.folder / f"v{payload.version}"
-        with ThreadPoolExecutor(1) as beside, self._guard.held():
-            checksum = beside.submit(payload.checksum)  # takes as long as the rest
+        with self._guard.held():
             write_ms = 0.0
             if not target.exists():
                 started = time.perf_counter()
@@ -80,18 +83,27 @@ class AdapterStore:
                     error.filename = error.filename or str(target)  # a write, unlike an open, does not say where
                     raise
                 write_ms = (time.perf_counter() - started) * 1e3
-            if (wrong := _first_difference(target, payload.files)) is not None:
-                raise AdapterCorruptError(
-                    f"adapter version {payload.version} in {target} is not what the learner sent, by its {wrong}: "
-                    f"remove the folder, or give the run another id"
-                )
+            else:
+                self.check(payload)
             if payload.version not in self._version_locks:
                 lock = self._version_locks[payload.version] = _FileLock(self._lock_path(payload.version))
                 lock.acquire_shared()
-        version = AdapterVersion(
-            number=payload.version, path=str(target), checksum=checksum.result(), num_bytes=payload.num_bytes
-        )
+        key = secrets.token_hex(8)
+        version = AdapterVersion(number=payload.version, path=str(target), key=key, num_bytes=payload.num_bytes)
         return PlacedAdapter(version=version, write_ms=write_ms)
+
+    def check(self, payload: AdapterPayload) -> None:
+        """Hold the files that lie here under a payload's number against it, byte for byte.
+
+        Raises:
+            AdapterCorruptError: They are others.
+        """
+        folder = self.folder / f"v{payload.version}"
+        if (wrong := _first_difference(folder, payload.files)) is not None:
+            raise AdapterCorruptError(
+                f"adapter version {payload.version} in {folder} is not what the learner sent, by its {wrong}: "
+                f"remove the folder, or give the run another id"
+            )
 
     def drop(self, number: int) -> None:
         """Let go of a version; its files are deleted if no other worker of the node holds them."""
@@ -235,7 +247,7 @@ class AdapterTable:
         del self._versions[number]
 
 
-def _write_folder(target: Path, files: tuple[tuple[str, bytes], ...]) -> None:
+def _write_folder(target: Path, files: Files) -> None:
     """Write beside and rename: whoever sees the folder sees all of it."""
     beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -249,18 +261,25 @@ def _write_folder(target: Path, files: tuple[tuple[str, bytes], ...]) -> None:
         raise
 
 
-def _first_difference(folder: Path, files: tuple[tuple[str, bytes], ...]) -> str | None:
+def _first_difference(folder: Path, files: Files) -> str | None:
     """The name of a file in which a folder differs from what was sent; None if they are the same, byte for byte."""
     sent = dict(files)
     names = sent.keys() | {path.name for path in folder.iterdir()}
     return next((name for name in sorted(names) if not _holds(folder / name, sent.get(name))), None)
 
 
-def _holds(path: Path, content: bytes | None) -> bool:
+def _holds(path: Path, content: bytes | memoryview | None) -> bool:
     if content is None or not path.is_file() or path.stat().st_size != len(content):
         return False
-    with path.open("rb") as file:
-        return all(file.read(_CHUNK) == content[at : at + _CHUNK] for at in range(0, len(content), _CHUNK))
+    # One buffer, so that no memory is new. A bytearray compares all at once, a view of bytes each by itself.
+    sent, read = memoryview(content), bytearray(min(_CHUNK, len(content)))
+    with path.open("rb", buffering=0) as file:
+        for at in range(0, len(content), _CHUNK):
+            wanted = sent[at : at + _CHUNK]
+            del read[len(wanted) :]
+            if file.readinto(read) != len(wanted) or read != wanted:
+                return False
+    return True
 
 
 class _FileLock:

@@ -31,12 +31,12 @@ def as_served(payload: AdapterPayload) -> AdapterPayload:
     if ADAPTER_CONFIG not in files or ADAPTER_WEIGHTS not in files:
         return payload
     try:
-        config = json.loads(files[ADAPTER_CONFIG])
+        config = json.loads(bytes(files[ADAPTER_CONFIG]))
         if not config.get("modules_to_save"):
             return payload
         from safetensors.torch import load, save  # loads torch, which takes seconds and is not needed otherwise
 
-        tensors = load(files[ADAPTER_WEIGHTS])
+        tensors = load(bytes(files[ADAPTER_WEIGHTS]))
     except (ValueError, AttributeError, SafetensorError) as error:
         raise AdapterCorruptError(f"the files of adapter version {payload.version} cannot be read: {error}") from error
     matrices = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
@@ -59,4 +59,4 @@ def full_tensor_names(payload: AdapterPayload) -> frozenset[str]:
     content = dict(payload.files).get(FULL_TENSORS_NAME)
     if content is None:
         return frozenset()
-    return frozenset(name for name, _ in deserialize(content))  # type: ignore[no-untyped-call]
+    return frozenset(name for name, _ in deserialize(bytes(content)))  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from rollout_server.types import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterPayload
 
 _LENGTH = struct.Struct("<Q")
 
-Layout = tuple[bytes | None, Mapping[str, tuple[str, tuple[int, ...]]]]
+Layout = tuple[bytes | memoryview | None, Mapping[str, tuple[str, tuple[int, ...]]]]
 """The adapter's configuration, and of each tensor (name →) its dtype and shape. Adapters with equal ones load alike."""
 
 
@@ -30,9 +30,9 @@ def adapter_layout(payload: AdapterPayload) -> Layout:
         ) from error
 
 
-def _tensors(content: bytes) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _tensors(content: bytes | memoryview) -> dict[str, tuple[str, tuple[int, ...]]]:
     (length,) = _LENGTH.unpack_from(content)
-    head = json.loads(content[_LENGTH.size : _LENGTH.size + length])
+    head = json.loads(bytes(content[_LENGTH.size : _LENGTH.size + length]))
     head.pop("__metadata__", None)
     end = max((entry["data_offsets"][1] for entry in head.values()), default=0)
     if (size := len(content) - _LENGTH.size - length) != end:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rollout_server.forking.channel import packed, read_message
 from rollout_server.forking.client import (
     ForkedProcess,
     ForkedProcessEndedError,
@@ -22,6 +24,7 @@ from rollout_server.forking.client import (
     start_fork_server,
 )
 from rollout_server.forking.server import GRACE_S
+from rollout_server.types import AdapterPayload
 from tests.waiting import until_async
 
 HOSTED = """
@@ -146,6 +149,21 @@ async def test_large_messages_go_as_files_and_leave_none(server, exchange):
     assert reversed_contents == [content[::-1] for content in contents]
     assert list(Path(server.address).parent.glob("message-*")) == []
     await process.close()
+
+
+@pytest.mark.parametrize("exchange", ["there", "full or gone"])
+async def test_an_adapter_is_a_view_of_the_file_it_came_in(tmp_path, exchange):
+    weights = os.urandom(3 << 20)
+    files = (("adapter_config.json", b"{}"), ("adapter_model.safetensors", weights))
+    sent = AdapterPayload(version=3, files=files, tied=(("a", "b"),), probe_token_ids=(1, 2))
+    reader = asyncio.StreamReader()
+    reader.feed_data(packed((1, True, sent), str(tmp_path if exchange == "there" else tmp_path / "gone")))
+    number, well, received = await read_message(reader)
+    assert (number, well, received) == (1, True, sent)
+    assert [type(content) for _, content in received.files] == [bytes, memoryview if exchange == "there" else bytes]
+    assert list(tmp_path.iterdir()) == []
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(received, protocol)) == sent
 
 
 async def test_errors_and_news_arrive(server):

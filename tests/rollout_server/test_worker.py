@@ -22,6 +22,7 @@ from rollout_server.errors import (
     RolloutTimeoutError,
     StaleAdapterError,
 )
+from rollout_server.publishing import adapters
 from rollout_server.types import (
     AdapterPayload,
     AdapterProbe,
@@ -287,6 +288,23 @@ async def test_a_payload_that_is_not_whole_never_reaches_the_engine(worker, engi
     with pytest.raises((AdapterCorruptError, ValueError), match="adapter version 2"):
         await worker.publish(bad)
     assert engine.loaded == [1]
+
+
+async def test_files_that_lie_otherwise_than_they_were_sent_are_not_served(worker, engine, run_root, monkeypatch):
+    await worker.publish(payload(1))
+
+    def write_one_bit_wrong(target, files):
+        ((name, content),) = files
+        target.mkdir()
+        (target / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    monkeypatch.setattr(adapters, "_write_folder", write_one_bit_wrong)
+    with pytest.raises(AdapterCorruptError, match=r"version 2 in .* is not what the learner sent, by its adapter"):
+        await worker.publish(payload(2))
+    assert engine.loaded == [1]
+    assert sorted(path.name for path in (run_root / "rlvr-r").iterdir()) == ["guard.lock", "v1", "v1.lock"]
+    engine.let_go.set()
+    assert (await worker.generate(PROMPT, SamplingParams()))[0].adapter_version == 1
 
 
 async def test_a_version_that_does_not_load_leaves_no_trace(worker, engine, run_root):

@@ -161,7 +161,9 @@ class RunFolder:
             path.parent.mkdir(exist_ok=True)
             atomic_write(path, content)
 
-    def write_adapter(self, files: Sequence[tuple[str, bytes]], tied: Sequence[tuple[str, str]] = ()) -> Path:
+    def write_adapter(
+        self, files: Sequence[tuple[str, bytes | memoryview]], tied: Sequence[tuple[str, str]] = ()
+    ) -> Path:
         """Replace `adapter/` by a payload's files, as plain peft loads them.
 
         After a crash the folder is whole: the old or the new.
@@ -179,8 +181,8 @@ class RunFolder:
             new.mkdir()
             try:
                 for name, content in files:
-                    whole = _with_tied_names(content, tied) if tied and name == ADAPTER_WEIGHTS else content
-                    atomic_write(new / name, whole)
+                    whole = _with_tied_names(bytes(content), tied) if tied and name == ADAPTER_WEIGHTS else content
+                    atomic_write(new / name, bytes(whole))
             except BaseException:
                 shutil.rmtree(new, ignore_errors=True)
                 raise

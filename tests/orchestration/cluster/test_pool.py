@@ -86,7 +86,7 @@ class ScriptedMember:
             raise self.publish_failure
         self.versions.append(adapter.version)
         self.on_published()
-        version = AdapterVersion(number=adapter.version, path="", checksum="", num_bytes=0)
+        version = AdapterVersion(number=adapter.version, path="", key="", num_bytes=0)
         return PublishReport(
             worker=self.name, version=version, write_ms=0, load_ms=0, probe_ms=0, probe_difference=None
         )
