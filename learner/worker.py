@@ -192,7 +192,7 @@ class LearnerRank:
                 self._policy, microbatch, plan, config, temperature=self._temperature, entropy_threshold=threshold
             ).loss
 
-        with without_dropout(self._policy):
+        with without_dropout(self._policy.dropouts):
             found = gradient_share(
                 lambda: loss_of(self._microbatches(plan, [indices])[0]),
                 (partial(loss_of, microbatch) for microbatch in microbatches),
@@ -359,7 +359,7 @@ class LearnerRank:
 
     def _without_gradient(self, microbatch: Microbatch, *, use_adapter: bool = True) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies (B, T); without the adapter, the base model's: the reference of the KL term."""
-        with without_dropout(self._policy), torch.no_grad():
+        with without_dropout(self._policy.dropouts), torch.no_grad():
             result = tree_logprobs(
                 self._engine, microbatch.inputs, temperature=self._temperature, use_adapter=use_adapter
             )
@@ -374,7 +374,7 @@ class LearnerRank:
         tokens = TokenIds(self._probes.tokens)
         context = max(1, len(tokens) - NUM_PREDICTIONS)
         sequence = TokenSequence(prompt_token_ids=tokens[:context], completion_token_ids=tokens[context:])
-        with without_dropout(self._policy), torch.no_grad(), on_half_the_threads():
+        with without_dropout(self._policy.dropouts), torch.no_grad(), on_half_the_threads():
             inputs = tree_inputs(build_tree([sequence]), self._device, self._config.attention)
             logprobs_BT, _ = tree_logprobs(self._engine, inputs, temperature=1.0, use_adapter=use_adapter)
         return tuple(logprobs_BT.squeeze(0).tolist())

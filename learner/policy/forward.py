@@ -39,6 +39,7 @@ class Policy(nn.Module):
         base = model.get_base_model()
         _check_supported(base)
         self._kept_in_evaluation = kept_in_evaluation(base)
+        self.dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
         # Found by a method, not registered twice: parameters keep one name.
         self._base = (base,)
         text = base.config.get_text_config()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,9 +37,8 @@ def switch_off_randomness(base: nn.Module) -> list[str]:
 
 
 @contextmanager
-def without_dropout(policy: nn.Module) -> Iterator[None]:
+def without_dropout(dropouts: Sequence[nn.Module]) -> Iterator[None]:
     """Not `policy.eval()`: bitsandbytes then repacks a 4-bit base on CPUs, with its scales rounded to bfloat16."""
-    dropouts = [module for module in policy.modules() if isinstance(module, nn.Dropout)]
     try:
         for module in dropouts:
             module.eval()

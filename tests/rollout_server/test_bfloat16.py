@@ -106,7 +106,7 @@ async def test_the_smallest_updates_are_served_and_nothing_passes_for_them(pair:
 def training_logprobs(rank: LearnerRank, completion: Completion) -> list[float]:
     sequence = TokenSequence(prompt_token_ids=PROMPT.token_ids, completion_token_ids=completion.token_ids)
     inputs = tree_inputs(build_tree([sequence]), rank._device, rank._config.attention)
-    with without_dropout(rank._policy), torch.no_grad():
+    with without_dropout(rank._policy.dropouts), torch.no_grad():
         logprobs_BT, _ = tree_logprobs(rank._engine, inputs, temperature=1.0)
     row: list[float] = logprobs_BT[0].tolist()
     return row
