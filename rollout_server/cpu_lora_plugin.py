@@ -21,6 +21,7 @@ import inspect
 import logging
 import os
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 KNOWN_CODE = frozenset({"5bc753d0b1402ca2"})
 """`code_fingerprint` of what is replaced, in vLLM 0.26 to 0.32."""
+KNOWN_SCALING = frozenset({"a1ebd4122102aa49"})
+"""The same of `LoRALayerWeights.optimize`, in vLLM 0.32."""
 
 _GROUPS_OF_TOKENS = "_rlvr_groups_of_tokens"
 _GROUPS_OF_SAMPLES = "_rlvr_groups_of_samples"
@@ -141,6 +144,7 @@ def register() -> None:
         name_shared_memory()
     if not current_platform.is_cpu():
         return
+    from vllm.lora.lora_weights import LoRALayerWeights
     from vllm.lora.ops.torch_ops import lora_ops
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
     from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
@@ -160,6 +164,15 @@ def register() -> None:
         )
         return
     install(PunicaWrapperCPU)
+    if _hash_of([LoRALayerWeights.optimize]) in KNOWN_SCALING:
+        LoRALayerWeights.optimize = _scaled_beside
+
+
+def _scaled_beside(self: Any) -> Any:
+    """B is a part of the adapter's file, mapped: to scale it there, as vLLM does, copies each page of it first."""
+    if self.scaling != 1:
+        self.lora_b, self.scaling = self.lora_b * self.scaling, 1
+    return self
 
 
 def install(wrapper_class: Any) -> None:
@@ -295,9 +308,13 @@ _OPERATIONS: dict[str, Any] = {
 
 def code_fingerprint(wrapper_class: Any, operations_module: Any) -> str:
     """A hash of the code that is replaced and of what it calls; blind to comments, docstrings and annotations."""
-    sources = [inspect.getsource(getattr(wrapper_class, name)) for name in _OPERATIONS]
     called = ("bgmv_shrink", "bgmv_expand_slice", "bgmv_expand")
-    sources += [inspect.getsource(getattr(operations_module, name)) for name in called]
+    replaced = [getattr(wrapper_class, name) for name in _OPERATIONS]
+    return _hash_of([*replaced, *(getattr(operations_module, name) for name in called)])
+
+
+def _hash_of(functions: Iterable[Any]) -> str:
+    sources = map(inspect.getsource, functions)
     return hashlib.sha256("\n".join(_bare(source) for source in sources).encode()).hexdigest()[:16]
 
 

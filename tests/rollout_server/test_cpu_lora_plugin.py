@@ -178,6 +178,30 @@ def test_this_vllm_is_known_and_registering_twice_is_registering_once(fresh_wrap
     assert fresh_wrapper_class.update_metadata is first
 
 
+def test_an_adapter_is_scaled_without_a_change_to_its_file(fresh_wrapper_class, monkeypatch):
+    from vllm.lora.lora_weights import LoRALayerWeights
+
+    monkeypatch.setattr(LoRALayerWeights, "optimize", _stock_optimize())
+    a, b = torch.randn(4, 6), torch.randn(5, 4)
+    theirs = LoRALayerWeights("layer", 4, 8, a, b.clone()).optimize()
+    cpu_lora_plugin.register()
+    assert LoRALayerWeights.optimize is cpu_lora_plugin._scaled_beside
+    ours = LoRALayerWeights("layer", 4, 8, a, b)
+    before = b.clone()
+    assert torch.equal(ours.optimize().lora_b, theirs.lora_b)
+    assert torch.equal(ours.optimize().lora_b, 2 * before)  # once
+    assert torch.equal(b, before)
+
+
+def _stock_optimize():
+    from vllm.lora import lora_weights
+
+    spec = importlib.util.spec_from_file_location("vllm.lora.fresh_lora_weights", lora_weights.__file__)
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    return fresh.LoRALayerWeights.optimize
+
+
 def test_a_gpu_is_left_alone(fresh_wrapper_class, monkeypatch):
     from vllm.platforms import current_platform
 
