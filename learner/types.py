@@ -184,6 +184,8 @@ class UpdateMetrics:
     log_ratios: tuple[tuple[LogRatios | None, ...], ...] = ()
     """log_ratios[p][g] of group p's member g, one for each of its tokens; None where this rank computed none of it.
     `together` has those of all ranks: there None is a completion that had no part in the loss."""
+    computed_by: str = ""
+    """What an update's last bits depend on: how many ranks, of how many threads, on which processor."""
 
     @property
     def tokens_per_s(self) -> float | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from learner.checkpoint import write_checkpoint
 from learner.config import LearnerConfig
+from learner.engine.computers import computers
 from learner.engine.device import device_called, make_ready, on_half_the_threads, random_state, restore_random_state
 from learner.engine.engine import TrainingEngine
 from learner.engine.state import LearnerState, TrainingState, read_state, settings_that_bind, state_files
@@ -167,6 +168,7 @@ class LearnerRank:
             seconds=time.perf_counter() - begun,
             warnings=() if warning is None else (warning,),
             log_ratios=log_ratios(groups, plan, microbatches),
+            computed_by=computers(self._device, self._world_size),
         )
         return self._last_update
 

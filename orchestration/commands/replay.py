@@ -90,7 +90,8 @@ async def _replay(options: ReplayOptions, config: RunConfig, record: StepRecord,
 
     run_dir, step = options.run_dir, options.step
     start = starting_point(run_dir, step)
-    device = place(config, num_gpus=len(collect().gpus)).device
+    placement = place(config, num_gpus=len(collect().gpus))
+    device = placement.device
     progress(f"preparing the model {config.model.name}", 0.0)
     model_path = await in_thread(partial(resolve_model, config.model.name, config.model.revision, progress=progress))
     progress("starting the learner", 0.0)
@@ -117,11 +118,13 @@ async def _replay(options: ReplayOptions, config: RunConfig, record: StepRecord,
                 "adapter": digest,
                 "recorded_adapter": record.adapter or None,
                 "equal": digest == record.adapter and not changed and update.advantages == record.update.advantages,
+                "computed_by": update.computed_by,
+                "recorded_by": record.update.computed_by,
                 "values": update.values,
                 "different": {name: list(pair) for name, pair in changed.items()},
             }
     sampled = await _sample(config, record, model_path, adapter, device=device, progress=progress)
-    return figures | compare_rollouts(record, sampled)
+    return figures | compare_rollouts(record, sampled) | {"recorded_workers": len(placement.rollout)}
 
 
 async def _sample(
@@ -191,17 +194,31 @@ def in_words(result: Mapping[str, Any]) -> str:
         f"from {'the beginning' if not result['from_step'] else 'the checkpoint of step ' + str(result['from_step'])}"
     )
     if "same_tokens" in result:
-        return (
+        said = (
             f"step {step} sampled again, {begun}: of {result['num_completions']} completions {result['same_tokens']} "
             f"have the recorded tokens and {result['same_logprobs']} the recorded log-probabilities, bit for bit"
         )
+        workers = result["recorded_workers"]
+        return said if result["equal"] or workers == 1 else f"{said}\n  {_as_many(f'{workers} workers', '1')}"
     if result["equal"]:
         return f"step {step} learned again, {begun}: figures and adapter are the recorded ones, bit for bit"
     lines = [f"step {step} learned again, {begun}: the {'adapter' if not result['different'] else 'step'} is another"]
     lines += [f"  {name} was {then}, is {now}" for name, (then, now) in result["different"].items()]
     if not result["before_equal"]:
-        lines.append("  so is the adapter that it began from: settings, threads or the machine are others")
+        lines.append("  so is the adapter that it began from")
+    then, now = result["recorded_by"], result["computed_by"]
+    if then and then != now:
+        lines.append(f"  {_as_many(then, now)}")
+    elif then:
+        lines.append(f"  it was made by {now} both times: settings, the code or its libraries are others")
     return "\n".join(lines)
+
+
+def _as_many(then: str, now: str) -> str:
+    return (
+        f"it was made by {then}, and again by {now}: the same bits are promised to as many workers, ranks and threads "
+        f"on the same kind of processor"
+    )
 
 
 def _checked_step(options: ReplayOptions) -> int:

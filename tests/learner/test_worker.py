@@ -83,6 +83,7 @@ def test_an_update_moves_the_adapter_and_says_so(tiny_model: str) -> None:
         metrics = update(rank, random_groups(0))
         assert difference(adapter(rank), before) > 0
     assert metrics.step == 1
+    assert re.fullmatch(r"1 rank of \d+ threads? on \w.*", metrics.computed_by)
     assert [len(row) for row in metrics.advantages] == [4, 4, 4]
     assert 0 < metrics.num_distinct_tokens < metrics.num_tokens
     names = {"loss", "grad_norm", "learning_rate", "clip_fraction", "kl_to_sampler", "entropy"}

@@ -63,7 +63,8 @@ def test_figures_that_differ() -> None:
 
 
 def result(**changes: Any) -> dict[str, Any]:
-    return {"step": 4, "from_step": 0, "before_equal": True, "equal": True, "different": {}} | changes
+    same = {"step": 4, "from_step": 0, "before_equal": True, "equal": True, "different": {}}
+    return same | {"recorded_by": "1 rank of 2 threads on Z", "computed_by": "1 rank of 2 threads on Z"} | changes
 
 
 def test_in_words() -> None:
@@ -73,9 +74,19 @@ def test_in_words() -> None:
     other = in_words(result(equal=False, from_step=2, before_equal=False, different={"loss": [1.0, 2.0]}))
     assert "from the checkpoint of step 2: the step is another" in other
     assert "loss was 1.0, is 2.0" in other
-    assert "threads or the machine are others" in other
-    sampled = {"num_completions": 8, "same_tokens": 7, "same_logprobs": 6}
+    assert "so is the adapter that it began from" in other
+    assert "made by 1 rank of 2 threads on Z both times: settings, the code or its libraries are others" in other
+    sampled = {"num_completions": 8, "same_tokens": 7, "same_logprobs": 6, "recorded_workers": 2}
     assert "of 8 completions 7 have the recorded tokens and 6 the recorded" in in_words(result(**sampled))
+
+
+def test_who_computed_it_then_is_named_where_it_is_another() -> None:
+    other = in_words(result(equal=False, recorded_by="2 ranks of 1 thread on Z"))
+    assert "made by 2 ranks of 1 thread on Z, and again by 1 rank of 2 threads on Z: the same bits are prom" in other
+    sampled = {"num_completions": 8, "same_tokens": 7, "same_logprobs": 6, "recorded_workers": 2, "equal": False}
+    assert "made by 2 workers, and again by 1: the same bits are promised to as many workers" in in_words(
+        result(**sampled)
+    )
 
 
 def test_no_groups_are_the_same() -> None:
