@@ -122,7 +122,7 @@ async def _train(config: RunConfig) -> int:
         )
         try:
             async with AsyncExitStack() as stack:
-                reporter = stack.enter_context(closing(tracked_reporter(config, folder, shown, model_path)))
+                reporter = stack.enter_context(closing(tracked_reporter(config, folder, shown)))
                 rooms = await _unless_stopped(
                     stop, _start_rooms(stack, config, folder, reporter, start, model_path, texts)
                 )
@@ -131,22 +131,21 @@ async def _train(config: RunConfig) -> int:
                         "warning", f"{len(skipped)} held-out prompts are longer than the context and were skipped"
                     )
                 collect_seldom()
-                summary = await TrainingLoop(config, rooms, folder, reporter, stop).run()
+                give_away = partial(_give_away, folder, model_path, config, shown)
+                summary = await TrainingLoop(config, rooms, folder, reporter, stop, give_away).run()
         finally:
             _seal(folder, shown)
             folder.close()
     return 0 if summary["status"] == "finished" else 130
 
 
-def tracked_reporter(config: RunConfig, folder: RunFolder, reporter: Reporter, model_path: Path) -> TrackingReporter:
-    """A reporter that tells the run's trackers too. At the end it makes the adapter portable and then writes the page,
-    which cuts tokens by the tokenizer beside the adapter."""
+def tracked_reporter(config: RunConfig, folder: RunFolder, reporter: Reporter) -> TrackingReporter:
+    """A reporter that tells the run's trackers too. At the end it writes the page."""
     settings = flat_settings(config.model_dump(mode="json"))
     name = config.run_name or folder.path.name
     run = Tracked(project=config.project, name=name, folder=folder.path, settings=settings)
 
     def kept(summary: Mapping[str, Any]) -> list[Path]:
-        _give_away(folder, model_path, config, summary, reporter)
         try:
             page = [write_report([folder.path])]
             reporter.note("info", f"the run's page is {page[0]}")
@@ -160,7 +159,7 @@ def tracked_reporter(config: RunConfig, folder: RunFolder, reporter: Reporter, m
 
 
 def _give_away(
-    folder: RunFolder, model_path: Path, config: RunConfig, summary: Mapping[str, Any], reporter: Reporter
+    folder: RunFolder, model_path: Path, config: RunConfig, reporter: Reporter, summary: Mapping[str, Any]
 ) -> None:
     try:
         make_portable(folder.adapter_path, model_path, config, summary)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from learner.types import ScoredGroup, UpdateMetrics
@@ -52,23 +52,27 @@ class Rooms:
 
 
 class TrainingLoop:
-    """One run from start to end. `run()` may be called once."""
+    """One run from start to end. `run()` may be called once; `give_away` hears of its end before that is recorded."""
 
     def __init__(
-        self, config: RunConfig, rooms: Rooms, folder: RunFolder, reporter: Reporter, stop: asyncio.Event
+        self,
+        config: RunConfig,
+        rooms: Rooms,
+        folder: RunFolder,
+        reporter: Reporter,
+        stop: asyncio.Event,
+        give_away: Callable[[Summary], None] = lambda summary: None,
     ) -> None:
         self._config, self._rooms, self._folder = config, rooms, folder
-        self._reporter, self._stop = reporter, stop
-        self._clock = PhaseClock()
+        self._reporter, self._stop, self._give_away = reporter, stop, give_away
+        self._clock, self._tally = PhaseClock(), Tally()
         self._strict = {part: config.judges_of(part)[next(iter(config.judges))].name for part in config.parts()}
         self._best_total = sum(spec.weight for spec in config.rewards if spec.weight > 0)
-        self._tally = Tally()
         self._ledger = Ledger(config, folder, rooms.learner, reporter, stop)
         self._before: dict[str, tuple[float | None, ...]] | None = None
         self._adapter: AdapterHandle | None = None
         self._learning: Batch | None = None
-        self._first_step = 0
-        self._finished: tuple[ScoredGroup, ...] = ()
+        self._first_step, self._finished = 0, tuple[ScoredGroup, ...]()
         self._seconds_before: dict[str, float] = {}
 
     async def run(self) -> Summary:
@@ -98,6 +102,7 @@ class TrainingLoop:
 
     def _ended(self, after: Evaluation | None) -> Summary:
         summary = self._summary(after)
+        self._give_away(summary)  # a run that is killed meanwhile has not ended, and its next start does this again
         self._folder.write_summary(summary)
         self._reporter.finish(summary)
         return summary

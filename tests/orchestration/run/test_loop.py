@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow.parquet
@@ -48,6 +48,7 @@ class Bench:
         self.source = FakeSource()
         self.weights = ""
         self.scorer = FakeScorer()
+        self.give_away: Callable[[Summary], None] = lambda summary: None
 
     async def run(self) -> Summary:
         held_out: list[BuiltPrompt] = [FakeSource().next()]
@@ -66,7 +67,7 @@ class Bench:
             self.config, lambda path: where_to_go_on(path, self.config, self.source.digest(), self.weights)
         )
         try:
-            return await TrainingLoop(self.config, rooms, folder, self.reporter, self.stop).run()
+            return await TrainingLoop(self.config, rooms, folder, self.reporter, self.stop, self.give_away).run()
         finally:
             folder.close()
 
@@ -96,6 +97,24 @@ async def test_a_run_writes_its_folder(tmp_path: Path) -> None:
     assert table.num_rows == 4
     assert set(table["adapter_version"].to_pylist()) == {1}
     assert bench.learner.seen == [["p0", "p1"], ["p2", "p3"], ["p4", "p5"]]
+
+
+async def test_a_run_that_is_killed_before_its_adapter_can_be_given_away_has_not_finished(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(summary: Summary) -> None:
+        raise Killed
+
+    bench = Bench(tmp_path / "run")
+    bench.give_away = killed
+    with pytest.raises(Killed):
+        await bench.run()
+    again = Bench(tmp_path / "run")
+    told: list[Summary] = []
+    again.give_away = told.append
+    assert told == [await again.run()]
+    assert (told[0]["status"], told[0]["steps"], again.learner.seen) == ("finished", 3, [])
 
 
 @pytest.mark.parametrize(("every", "shown"), [(0, 0), (1, 3), (2, 2)])

@@ -176,14 +176,11 @@ def test_a_run_is_tracked_by_its_settings(tmp_path: Path, monkeypatch: pytest.Mo
     words = ["report_to=[mlflow]", "project=ours", "run_name=mine", f"track_adapter={track_adapter}"]
     folder = RunFolder.create(config := load_config("tiny", [*words, f"run_dir={tmp_path}/run"]))
     folder.write_adapter([("adapter_config.json", b"{}")])
-    (model := tmp_path / "model").mkdir()
-    (model / "tokenizer.json").write_text("{}")
-    reporter = tracked_reporter(config, folder, inner := SilentReporter(), model)  # type: ignore[arg-type]
+    reporter = tracked_reporter(config, folder, inner := SilentReporter())  # type: ignore[arg-type]
     reporter.finish({"status": "finished"})
     reporter.close()
     folder.close()
     assert [(run.project, run.name, run.folder) for run in told] == [("ours", "mine", folder.path)]
     assert sink.kept == ["report.html", *(["adapter"] if track_adapter else [])]
     assert sink.closed == [True]
-    assert (folder.adapter_path / "tokenizer.json").is_file()  # before the page, whose tokens it cuts
     assert inner.notes == [f"info: the run's page is {folder.path}/report.html"]
