@@ -6,12 +6,14 @@ real reward service about them as a worker's actor does. One stub for all ranks 
 what is measured is the driver and nothing else; `scored_beside` is the share of groups that came with their scores.
 Its processor time is that of its whole process, Ray's threads included; `tokens_per_s` is completion tokens over it:
 what one core can carry. The stubs share the machine, so wall time says less.
+
+Then adapters of two sizes are published to all workers, which look at their bytes where they lie: what that takes the
+driver must not grow with them. At last an eighth of the workers is lost at once, and as many come in their places.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import pickle
 import tempfile
@@ -21,11 +23,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 
-from learner.types import ScoredCompletion, ScoredGroup, UpdateMetrics
+from learner.types import UpdateMetrics
 from orchestration.bench.machine import machine_line
+from orchestration.bench.runs.driver_stubs import CountingScorer, NewProblems, StubRank, random_completion
 from orchestration.cluster.calls import RemoteActor, session_folder
 from orchestration.cluster.generator import RayMember, ScoringPool
 from orchestration.cluster.joining import join_ray
@@ -39,6 +41,7 @@ from orchestration.cluster.upkeep.lines import Endpoint, Listener
 from orchestration.cluster.upkeep.pool import RolloutPool
 from orchestration.cluster.upkeep.sessions import remove_session
 from orchestration.cluster.upkeep.whereabouts import Whereabouts
+from orchestration.errors import WorkerDiedError
 from orchestration.run.flow import Batch, FlowSettings, RolloutFlow
 from orchestration.run.ledger.records import (
     RunState,
@@ -50,21 +53,28 @@ from orchestration.run.ledger.records import (
 )
 from orchestration.run.ledger.tables import table_bytes
 from orchestration.run.metrics import PhaseClock, step_row
-from orchestration.run.ports import Generator, Scorer
+from orchestration.run.ports import Generator
 from orchestration.run.scorer import make_scorers
 from orchestration.settings.config import RunConfig, load_config
 from orchestration.storage.atomic import atomic_write
 from orchestration.storage.cache import Progress
-from orchestration.types import BuiltPrompt, Problem
-from rollout_server.arrays import Logprobs, TokenIds
-from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
+from orchestration.types import BuiltPrompt
+from rollout_server.types import (
+    AdapterPayload,
+    AdapterProbe,
+    AdapterVersion,
+    Completion,
+    Prompt,
+    PublishReport,
+    SamplingParams,
+)
 
 _NUM_ACTORS = 2
-_PROMPT_TOKENS = 200
-_VOCABULARY = 150_000
-_SEED = 0
 _RUN = "bench-driver"
 _MAX_STALENESS = 1
+_ADAPTER_MB = 1, 80
+"""A 7B model's adapter of rank 16 has 40 to 160."""
+_PUBLISHES = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,13 +89,24 @@ class DriverBench:
     """A step: processor time a group each, at the shortest length."""
 
 
+class _Mortal(RayMember):
+    """A worker whose process only seems to die."""
+
+    is_dead = False
+
+    async def heartbeat(self) -> int:
+        if self.is_dead:
+            raise WorkerDiedError(f"{self.name} died")
+        return await super().heartbeat()
+
+
 class StubEngines:
     """Answers for many rollout workers."""
 
     def __init__(self, config: RunConfig) -> None:
         self._steps, self._scorer = 0, BesideScorer(config)
         self._made: dict[tuple[int, int], list[Completion]] = {}
-        self._listener = Listener(self.generate, self.generate_scored, self.heartbeat)
+        self._listener = Listener(self.generate, self.generate_scored, self.tell_probe, self.heartbeat)
 
     async def here(self) -> Whereabouts:
         return Whereabouts.here(ray.get_runtime_context().get_node_id())
@@ -109,69 +130,20 @@ class StubEngines:
         self._steps += 1
         key = sampling.num_generations, sampling.max_completion_length
         if key not in self._made:
-            self._made[key] = [_completion(sampling.max_completion_length, index) for index in range(key[0])]
+            self._made[key] = [random_completion(sampling.max_completion_length, index) for index in range(key[0])]
         return [replace(completion, prompt_id=prompt.prompt_id) for completion in self._made[key]]
 
-    async def heartbeat(self) -> int:
-        return self._steps
+    async def publish(self, payload: AdapterPayload) -> PublishReport:
+        version = AdapterVersion(number=payload.version, path="", key="", num_bytes=payload.num_bytes)
+        return PublishReport(
+            worker="stub", version=version, write_ms=0.0, load_ms=0.0, probe_ms=0.0, probe_difference=0.0
+        )
 
-
-def _completion(length: int, seed: int) -> Completion:
-    random = np.random.default_rng(seed)
-    return Completion(
-        prompt_id="",
-        token_ids=TokenIds(random.integers(0, _VOCABULARY, length).tolist()),
-        sampling_logprobs=Logprobs((-random.exponential(size=length).astype(np.float32)).tolist()),
-        text="".join(random.choice(list("abcdefghij klmnop"), 4 * length).tolist()),
-        finish_reason=FinishReason.STOP,
-        adapter_version=0,
-    )
-
-
-class StubRank:
-    """Answers for the learner."""
-
-    def __init__(self) -> None:
-        self._steps = 0
-
-    async def update(self, batch: bytes, max_staleness: int, step: int) -> UpdateMetrics:
-        del max_staleness
-        groups: Sequence[ScoredGroup] = pickle.loads(batch)
-        self._steps += 1
-        tokens = sum(len(member.completion.token_ids) for group in groups for member in group.members)
-        advantages = tuple(tuple(member.total for member in group.members) for group in groups)
-        return UpdateMetrics(step=step, num_tokens=tokens, advantages=advantages, seconds=1.0)
+    async def tell_probe(self, probe: AdapterProbe) -> None:
+        """Is proven nothing."""
 
     async def heartbeat(self) -> int:
         return self._steps
-
-
-class CountingScorer:
-    """The driver's scorer, and how many groups it was left."""
-
-    def __init__(self, inner: Scorer) -> None:
-        self._inner, self.reward_names, self.num_groups = inner, inner.reward_names, 0
-
-    async def score(
-        self, problem: Problem, prompt_text: str, completions: Sequence[Completion]
-    ) -> Sequence[ScoredCompletion]:
-        self.num_groups += 1
-        return await self._inner.score(problem, prompt_text, completions)
-
-
-class NewProblems:
-    """Prompts that are ready, of which few share their tokens."""
-
-    def __init__(self) -> None:
-        self._numbers = itertools.count()
-        random = np.random.default_rng(_SEED)
-        self._tokens = [TokenIds(random.integers(0, _VOCABULARY, _PROMPT_TOKENS).tolist()) for _ in range(256)]
-
-    def next(self) -> BuiltPrompt:
-        number = next(self._numbers)
-        name, tokens = f"problem-{number}", self._tokens[number % len(self._tokens)]
-        problem = Problem(problem_id=name, question=name, reference={"final_answer": "1"})
-        return BuiltPrompt(problem=problem, prompt=Prompt(prompt_id=name, token_ids=tokens), text=name)
 
 
 def run(options: DriverBench, progress: Progress) -> dict[str, Any]:
@@ -224,6 +196,13 @@ async def _measured(driver: _Driver, options: DriverBench, progress: Progress) -
     progress("groups scored from here", 0.9)
     found = await driver.steps(groups=base, length=shortest, at_least=2048, generator=driver.pool)
     figures[f"cpu_us_a_group_{shortest}_scored_from_the_driver"] = found.cpu_us
+    for size in _ADAPTER_MB:
+        progress(f"publishing {size} MB", 0.9)
+        cost = await driver.publishes(size)
+        figures[f"publish_cpu_ms_{size}_mb"], figures[f"publish_wall_ms_{size}_mb"] = cost
+    leaving = max(1, options.num_workers // 8)
+    progress(f"{leaving} workers leave, and others come", 0.95)
+    figures[f"cpu_ms_a_worker_of_{leaving}_replaced"] = await driver.replaced(leaving)
     await driver.close()
     settings = {
         "workers": options.num_workers,
@@ -250,7 +229,7 @@ class _Driver:
     def __init__(self, config: RunConfig, options: DriverBench, keeper: RewardKeeper) -> None:
         self._config, self._options, self._keeper = config, options, keeper
         self._scorer = CountingScorer(make_scorers(config, keeper, run_id=_RUN)[0])
-        self._num_groups = 0
+        self._num_groups, self._members = 0, list[_Mortal]()
         engines, rank = ray.remote(StubEngines), ray.remote(StubRank)
         self._engines = [engines.options(num_cpus=0, max_concurrency=10_000).remote(config) for _ in range(_NUM_ACTORS)]
         self._rank: RemoteActor[Any] = RemoteActor("stub-rank", rank.options(num_cpus=0, max_concurrency=16).remote())
@@ -263,6 +242,7 @@ class _Driver:
             num_workers=self._options.num_workers,
             stall_timeout_s=600.0,
             new_restarts=lambda: new_restarts(self._config),
+            max_num_seqs=self._config.rollout.max_num_seqs,
         )
         await self.pool.start()
         self._generator = ScoringPool(self.pool, self._keeper, self._config, run_id=_RUN, node_id=own_node_id())
@@ -270,9 +250,9 @@ class _Driver:
         await self._learner.start()
 
     def _member(self, index: int, life: int) -> RayMember:
-        del life
-        actor: RemoteActor[Any] = RemoteActor(f"stub-{index}", self._engines[index % _NUM_ACTORS])
-        return RayMember(actor, self._config.rollout, self._nothing)
+        actor: RemoteActor[Any] = RemoteActor(f"stub-{index}.{life}", self._engines[index % _NUM_ACTORS])
+        self._members.append(_Mortal(actor, self._config.rollout, self._nothing))
+        return self._members[-1]
 
     async def _ranks(self, life: int) -> Sequence[RemoteActor[Any]]:
         del life
@@ -288,6 +268,27 @@ class _Driver:
 
     async def close(self) -> None:
         await self.pool.close()
+
+    async def publishes(self, megabytes: int) -> tuple[float, float]:
+        """An adapter of so many megabytes to all workers: milliseconds of the driver's processor, and of wall time."""
+        await self._rank.call(StubRank.grow, timeout_s=60.0)(megabytes << 20)
+        cpu, wall = time.process_time(), time.perf_counter()
+        for _ in range(_PUBLISHES):
+            reports = await self.pool.publish(await self._learner.export_adapter())
+            assert [report.version.num_bytes for report in reports] == [megabytes << 20] * self._options.num_workers
+        each = 1e3 / _PUBLISHES
+        return (time.process_time() - cpu) * each, (time.perf_counter() - wall) * each
+
+    async def replaced(self, number: int) -> float:
+        """So many workers die at once: milliseconds of the driver's processor a worker until as many others serve the
+        adapter; the watch over the rest goes on meanwhile."""
+        leaving = self._members[:number]
+        cpu = time.process_time()
+        for member in leaving:
+            member.is_dead = True
+        while len(self.pool.members) < self._options.num_workers or set(leaving) & set(self.pool.members):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        return (time.process_time() - cpu) * 1e3 / number
 
     async def steps(self, *, groups: int, length: int, at_least: int, generator: Generator | None = None) -> _Cost:
         """Steps of so many groups until there were `at_least` groups, all from the first asked for to the last in the

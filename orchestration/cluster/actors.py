@@ -71,7 +71,7 @@ class RolloutActor:
         self._probes: dict[int, asyncio.Future[AdapterProbe]] = {}
         self._scorer: BesideScorer | None = None
         self._num_generating = self._num_scoring = self._num_waits = 0
-        self._listener = Listener(self.generate, self.generate_scored, self.heartbeat)
+        self._listener = Listener(self.generate, self.generate_scored, self.tell_probe, self.heartbeat)
 
     def __repr__(self) -> str:  # Ray puts it in front of log lines
         return self._name

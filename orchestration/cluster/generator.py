@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestration.cluster.actors import RolloutActor
 from orchestration.cluster.adapter import RayAdapter
@@ -22,6 +22,7 @@ from rollout_server.config import RolloutConfig
 from rollout_server.types import Completion, Prompt, PublishReport, SamplingParams
 
 _Method = Callable[[RolloutActor, bytes], Coroutine[Any, Any, bytes]]
+Result = TypeVar("Result")
 _MARGIN_S = 15.0
 """What a call takes longer than the worker's own limit, which says more."""
 
@@ -95,19 +96,26 @@ class RayMember:
     async def _tell_probe(self, adapter: RayAdapter, timeout_s: float) -> None:
         """The worker loads the adapter while the learner still probes it."""
         probe = await adapter.probe()
-        await self.actor.call(RolloutActor.tell_probe, timeout_s=timeout_s)(probe)
+        tell = self.actor.call(RolloutActor.tell_probe, timeout_s=timeout_s)
+        await _though_cut(lambda: tell(probe))
 
     async def heartbeat(self) -> int:
-        beat = self.actor.call(RolloutActor.heartbeat, timeout_s=self._config.stall_timeout_s + _MARGIN_S)
-        try:
-            return await beat()
-        except LineCutError:
-            return await beat()  # through Ray, as everything from now on
+        return await _though_cut(
+            self.actor.call(RolloutActor.heartbeat, timeout_s=self._config.stall_timeout_s + _MARGIN_S)
+        )
 
     async def end(self) -> None:
         if self.actor.line is not None:
             self.actor.line.close()
         await self._end(self.actor)
+
+
+async def _though_cut(ask: Callable[[], Awaitable[Result]]) -> Result:
+    """The answer to what may be asked twice: through Ray, as everything from then on, where the line is cut."""
+    try:
+        return await ask()
+    except LineCutError:
+        return await ask()
 
 
 class ScoringPool:

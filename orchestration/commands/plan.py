@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,8 @@ def _run(arguments: argparse.Namespace) -> int:
         measured=arguments.measured,
         texts=StatedTexts(completion_tokens=arguments.completion_tokens, prompt_tokens=arguments.prompt_tokens),
     )
-    print(json.dumps(plan_as_dict(plan), indent=2) if arguments.json else plan_in_words(plan))
+    width = shutil.get_terminal_size().columns
+    print(json.dumps(plan_as_dict(plan), indent=2) if arguments.json else plan_in_words(plan, width=width))
     return 0
 
 

@@ -118,7 +118,7 @@ def make_plan(
     outcomes = best_split(config, splits, rates, lengths)
     best = outcomes[0]
     memory, needs = memory_of(config, best.split, gpu_bytes)
-    as_set = _as_set(config, best.split, splits, rates, lengths)
+    as_set = _as_set(config, best.split, machines, rates, lengths)
     run_hours = config.max_steps * best.step_s / 3600
     dollars = machines.dollars_an_hour
     return Plan(
@@ -183,16 +183,24 @@ def _size(config: RunConfig) -> ModelSize:
     return size
 
 
-def _as_set(config: RunConfig, best: Split, splits: Sequence[Split], rates: Rates, lengths: Lengths) -> Outcome | None:
-    """Where the settings say both numbers, their own split."""
+def _as_set(config: RunConfig, best: Split, machines: Machines, rates: Rates, lengths: Lengths) -> Outcome | None:
+    """Where the settings say both numbers, their own split, if it is another and there are GPUs for it."""
+    own = _own_split(config, best, machines)
+    if own is None or own == best or gpus_of(config, own) > machines.num_gpus:
+        return None
+    return simulate(config, own, rates, lengths)
+
+
+def _own_split(config: RunConfig, best: Split, machines: Machines) -> Split | None:
+    """What the settings say; as in a run, the GPUs are shared where they are too few and nothing says otherwise."""
     workers, ranks = config.rollout.num_workers, config.learner.num_ranks
     if workers is None or ranks is None:
         return None
-    own = Split(workers=workers, ranks=ranks, shared=best.cpu or config.placement == "colocated", cpu=best.cpu)
-    most = max(split.workers + split.ranks for split in splits)
-    if own == best or (not best.cpu and workers + ranks > most):
-        return None
-    return simulate(config, own, rates, lengths)
+    width = config.rollout.tensor_parallel_size
+    too_few = config.placement == "auto" and width == 1 and workers + ranks > machines.num_gpus
+    return Split(
+        workers=workers, ranks=ranks, shared=best.cpu or too_few or config.placement == "colocated", cpu=best.cpu
+    )
 
 
 def _why(
@@ -201,9 +209,15 @@ def _why(
     best = outcomes[0]
     yield from _limit(config, best)
     split = best.split
+    own = _own_split(config, split, machines)
+    if own is not None and gpus_of(config, own) > machines.num_gpus:
+        there = f"{machines.num_gpus} {'is' if machines.num_gpus == 1 else 'are'} there"
+        yield f"the settings' own {_shape(own)} need {gpus_of(config, own)} GPUs, and {there}"
+    if not split.cpu and config.placement == ("split" if split.shared else "colocated"):
+        yield f"the settings say placement={config.placement}: change it for this split"
     for more, words in ((1, "more"), (-1, "fewer")):
         for other in outcomes[1:]:
-            if not other.split.shared and other.split.ranks == split.ranks + more:
+            if not (split.shared or other.split.shared) and other.split.ranks == split.ranks + more:
                 yield f"with one rank {words} ({_shape(other.split)}) it would make {other.steps_an_hour:.0f} steps/h"
     if split.shared and not split.cpu and len(outcomes) > 1:
         yield f"GPUs of their own ({_shape(outcomes[1].split)}) would make {outcomes[1].steps_an_hour:.0f} steps/h"

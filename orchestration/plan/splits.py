@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -124,10 +124,26 @@ def fitting(config: RunConfig, splits: Iterable[Split], gpu_bytes: int) -> list[
         least = min((memory for _, memory in judged), key=lambda memory: max(memory.rollout, memory.learner))
         raise MachineError(
             f"no split fits: a rollout GPU needs {_gib(least.rollout)} and a learner GPU {_gib(least.learner)} of "
-            f"{_gib(gpu_bytes)}; take larger GPUs, learner.quantization=nf4, learner.gradient_checkpointing=true, "
-            f"learner.zero_stage=3 or rollout.tensor_parallel_size=2"
+            f"{_gib(gpu_bytes)}; take larger GPUs{''.join(_remedies(config, least))}"
         )
     return kept
+
+
+def _remedies(config: RunConfig, least: Memory) -> Iterator[str]:
+    """Settings that make the side smaller that is too large, of those that are not set yet."""
+    learner = config.learner
+    if least.learner > least.has:
+        if learner.quantization == "none" and learner.zero_stage != 3:
+            yield ", or learner.quantization=nf4"
+            yield ", or learner.zero_stage=3"
+        if not learner.gradient_checkpointing:
+            yield ", or learner.gradient_checkpointing=true"
+    if least.rollout > least.has:
+        width = config.rollout.tensor_parallel_size
+        wider = next(
+            n for n in (2**power for power in range(1, 64)) if n > width and least.rollout * width <= n * least.has
+        )
+        yield f", and rollout.tensor_parallel_size={wider} for the workers"
 
 
 def best_split(

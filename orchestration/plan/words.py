@@ -12,13 +12,38 @@ from orchestration.plan.plan import Plan
 from orchestration.plan.rates import Rates
 from orchestration.plan.simulate import Outcome, Split
 
-_WIDTH = 110
+_WIDEST = 110
 _SHOWN = 4
 
 
-def plan_in_words(plan: Plan) -> str:
-    """A plan as a few paragraphs and a table."""
-    return "\n".join([*_head(plan), "", *_table(plan), "", *_reasons(plan), "", *_sources(plan)])
+def plan_in_words(plan: Plan, *, width: int) -> str:
+    """A plan as a few paragraphs and a table.
+
+    Args:
+        width: Of the terminal, characters.
+    """
+    head, *others = _head(plan)
+    wrapped = [_wrapped(head, "", width), *(_wrapped(line, "  ", width) for line in others)]
+    listed = {"Why": plan.why, "From": _sources(plan)}
+    lists = [
+        line
+        for title, items in listed.items()
+        for line in ("", title, *(_wrapped(one, "  - ", width) for one in items))
+    ]
+    return "\n".join([*wrapped, "", *_table(plan), *lists])
+
+
+def _wrapped(text: str, begin: str, width: int) -> str:
+    """Addresses are not broken."""
+    follow = " " * max(len(begin), 2)
+    return textwrap.fill(
+        text,
+        min(width, _WIDEST),
+        initial_indent=begin,
+        subsequent_indent=follow,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _head(plan: Plan) -> Iterator[str]:
@@ -28,25 +53,25 @@ def _head(plan: Plan) -> Iterator[str]:
         where = f"{_counted(machines.nodes, 'node')} of {machines.gpus_per_node} {machines.gpu}"
     yield f"{plan.recipe} on {where}: {split_in_words(split)}"
     yield (
-        f"  {best.steps_an_hour:.0f} steps/h ({best.step_s:.3g} s a step), "
+        f"{best.steps_an_hour:.0f} steps/h ({best.step_s:.3g} s a step), "
         f"{best.generated_tokens / best.step_s:,.0f} tokens/s generated; engines at work {best.rollout_busy:.0%}, "
         f"learner {best.learner_busy:.0%}; completions {best.age:.1f} updates old"
     )
     if plan.memory.has:
         vllm = ", of which vLLM takes its share" if split.shared else ""
         yield (
-            f"  memory of a GPU, {_gib(plan.memory.has)}: rollout at least {_gib(plan.memory.rollout)}{vllm}, learner "
+            f"memory of a GPU, {_gib(plan.memory.has)}: rollout at least {_gib(plan.memory.rollout)}{vllm}, learner "
             f"{_gib(plan.memory.learner)}; of a node's processor, {_gib(plan.node_memory)}"
         )
     else:
-        yield f"  memory: {_gib(plan.node_memory)}"
+        yield f"memory: {_gib(plan.node_memory)}"
     if plan.dollars_an_hour is not None:
         yield (
-            f"  ${plan.dollars_an_hour:,.2f}/h, ${plan.dollars_an_hour / best.steps_an_hour * 1000:,.2f} for 1,000 "
+            f"${plan.dollars_an_hour:,.2f}/h, ${plan.dollars_an_hour / best.steps_an_hour * 1000:,.2f} for 1,000 "
             f"steps; the run: {plan.run_hours:.2g} h, ${plan.dollars_a_run or 0:,.2f}, without start and evaluations"
         )
     else:
-        yield f"  the run: {plan.run_hours:.2g} h, without start and evaluations"
+        yield f"the run: {plan.run_hours:.2g} h, without start and evaluations"
 
 
 def _table(plan: Plan) -> Iterator[str]:
@@ -62,21 +87,11 @@ def _table(plan: Plan) -> Iterator[str]:
         )
 
 
-def _reasons(plan: Plan) -> Iterator[str]:
-    yield "Why"
-    for reason in plan.why:
-        yield textwrap.fill(reason, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
-
-
 def _sources(plan: Plan) -> Iterator[str]:
-    yield "From"
-    for line in (
-        f"rates {plan.rates.source}",
-        _rates_in_words(plan.rates),
-        f"lengths {plan.lengths}",
-        f"price {plan.machines.price_source}",
-    ):
-        yield textwrap.fill(line, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
+    yield f"rates {plan.rates.source}"
+    yield _rates_in_words(plan.rates)
+    yield f"lengths {plan.lengths}"
+    yield f"price {plan.machines.price_source}"
 
 
 def _rates_in_words(rates: Rates) -> str:
@@ -93,7 +108,11 @@ def split_in_words(split: Split) -> str:
     workers, ranks = _counted(split.workers, "rollout worker"), _counted(split.ranks, "learner rank")
     if split.cpu:
         return f"{workers} and {ranks} on the processor"
-    return f"{workers} and {ranks}" + (" share the GPUs" if split.shared else " with GPUs of their own")
+    return f"{workers} and {ranks}" + (
+        f" share {'a GPU' if split.workers == split.ranks == 1 else 'the GPUs'}"
+        if split.shared
+        else " with GPUs of their own"
+    )
 
 
 def checks_in_words(checks: Iterable[Check]) -> str:

@@ -98,7 +98,7 @@ class RolloutPool(Generic[Worker]):
     @property
     def max_sequences(self) -> int | None:
         """Twice what the workers compute at once: of a group all are counted until its last has ended."""
-        return None if self._max_num_seqs is None else 2 * self._max_num_seqs * max(len(self.members), 1)
+        return None if self._max_num_seqs is None else 2 * self._max_num_seqs * max(len(self._takers), 1)
 
     async def start(self) -> None:
         """Start all workers that there is room for; returns when each can generate. The first that cannot ends the

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from orchestration.cluster.actors import RolloutActor
-from orchestration.cluster.calls import RemoteActor
+from orchestration.cluster.adapter import RayAdapter
+from orchestration.cluster.calls import Pending, RemoteActor, _Answer
 from orchestration.cluster.generator import RayMember
 from orchestration.cluster.upkeep.lines import Endpoint, Line, Listener
 from orchestration.cluster.upkeep.pool import RolloutPool
 from orchestration.cluster.upkeep.restarts import Restarts
 from orchestration.errors import RemoteTimeoutError, RlvrError
 from orchestration.settings.config import load_config
-from rollout_server.types import Completion, FinishReason, Prompt, SamplingParams
+from rollout_server.types import AdapterPayload, AdapterProbe, Completion, FinishReason, Prompt, SamplingParams
 from tests.waiting import until_async
 
 CONFIG = load_config("tiny")
@@ -131,6 +132,9 @@ class Engine:
         )
         return [one] * sampling.num_generations
 
+    async def publish(self, payload: AdapterPayload, probe: asyncio.Future[AdapterProbe]) -> int:
+        return (await probe).version
+
     async def heartbeat(self) -> int:
         return len(self.asked)
 
@@ -142,12 +146,25 @@ class Actor(RolloutActor):
         super().__init__("rollout-0", lambda name: lambda values: None, lambda: "node", lambda: "127.0.0.1", CONFIG, {})
         self.engine: Any = Engine()
         self.called: list[str] = []
+        self.before_told: Callable[[], None] = lambda: None
+
+    async def tell_probe(self, probe: AdapterProbe) -> None:
+        self.before_told()
+        await super().tell_probe(probe)
 
     async def start(self) -> None:
         self._started = self.engine
 
     def __getattribute__(self, name: str) -> Any:
-        if name not in ("here", "start", "listen", "generate", "heartbeat") or "called" not in vars(self):
+        if name not in (
+            "here",
+            "start",
+            "listen",
+            "generate",
+            "publish",
+            "tell_probe",
+            "heartbeat",
+        ) or "called" not in vars(self):
             return super().__getattribute__(name)
         method, called = super().__getattribute__(name), self.called
 
@@ -188,3 +205,30 @@ async def test_a_group_whose_line_is_cut_is_asked_again_and_the_worker_stays() -
     assert counts == {"started": 1, "finished": 1, "asked_again": 1}
     assert actor.called == ["here", "start", "listen", "heartbeat", "generate"], "through Ray from then on"
     await pool.close()
+
+
+async def test_a_probe_is_told_by_the_line_and_through_ray_where_that_is_cut() -> None:
+    actor = Actor()
+
+    async def ended(_: object) -> None:
+        raise AssertionError("it lives")
+
+    member = RayMember(RemoteActor("rollout-0", actor), CONFIG.rollout, ended)
+    await member.start()
+
+    async def published(version: int) -> object:
+        async def probed() -> AdapterProbe:
+            return AdapterProbe(
+                version=version, training_logprobs=(-1.0,), base_training_logprobs=(-1.0,), tolerance=1.0
+            )
+
+        payload = AdapterPayload(version=version, files=(), probe_token_ids=(1,))
+        answer = _Answer(member.actor, "export_adapter", payload)
+        return await member.publish(RayAdapter(Pending(answer=answer, receipt=answer), probed, 60.0))
+
+    assert await published(1) == 1
+    assert actor.called == ["here", "start", "listen", "publish"]
+    assert member.actor.line is not None
+    actor.before_told = member.actor.line.close
+    assert await published(2) == 2
+    assert actor.called[4:] == ["publish", "tell_probe"]

@@ -234,6 +234,9 @@ def test_a_roofline_counts_what_papers_count() -> None:
 
 # --- the command
 
+ONE_EACH = ("rollout.num_workers=1", "learner.num_ranks=1")
+QLORA = ("learner.quantization=nf4", "learner.gradient_checkpointing=true", "prompts_per_step=1")
+
 
 def test_plans_for_one_node_and_for_many(capsys: pytest.CaptureFixture[str]) -> None:
     began = time.process_time()
@@ -258,6 +261,31 @@ def test_plans_for_one_node_and_for_many(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
+    ("words", "what", "never"),
+    [
+        (["--gpus-per-node", "7"], "the settings' own 4 + 4 need 8 GPUs, and 7 are there", "as set"),
+        (["rollout.num_workers=3"], "(as set)", "settings' own"),
+        (["max_staleness=0"], "the settings say placement=split: change it for this split", "with one rank"),
+        (
+            ["placement=auto", "--gpus-per-node", "1", *ONE_EACH],
+            "1 rollout worker and 1 learner rank share a GPU",
+            "own",
+        ),
+    ],
+)
+def test_a_terminal_of_80_columns_shows_a_plan_that_the_gpus_allow(
+    words: list[str], what: str, never: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["plan", "gsm8k-7b-p4d", "prompts_per_step=8", "rollout.max_completion_length=64", *words]) == 0
+    said = capsys.readouterr().out
+    assert max(len(line) for line in said.splitlines()) <= 80
+    one_line = " ".join(said.split())
+    assert what in one_line
+    assert never not in one_line
+
+
+@pytest.mark.parametrize(
     ("words", "what"),
     [
         (["tiny", "--gpu", "cpu"], "--measured RUN_DIR"),
@@ -266,7 +294,9 @@ def test_plans_for_one_node_and_for_many(capsys: pytest.CaptureFixture[str]) -> 
         (["gsm8k", "--check", "{tmp}"], "leave the recipe out"),
         (["--check", "{tmp}/none"], "not a run's folder"),
         (["gsm8k", "model.name=somebody/model"], "how large the model is"),
-        (["gsm8k", "model.name=Qwen/Qwen2.5-72B"], "no split fits"),
+        (["gsm8k", "model.name=Qwen/Qwen2.5-72B"], "larger GPUs, or learner.quantization=nf4"),
+        (["gsm8k", "model.name=Qwen/Qwen2.5-72B"], "and rollout.tensor_parallel_size=4 for"),
+        (["gsm8k", "model.name=Qwen/Qwen2.5-72B", *QLORA], "take larger GPUs, and rollout.tensor_parallel_size=4 for"),
         (["gsm8k", "rollout.tensor_parallel_size=16"], "more than the 8 GPUs of a node"),
         (["gsm8k", "rollout.tensor_parallel_size=8"], "leaves no GPU to learn on"),
         (["gsm8k", "--completion-tokens", "1000000"], "more than rollout.max_completion_length"),
