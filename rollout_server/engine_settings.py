@@ -99,6 +99,9 @@ def import_environment(device: Device) -> dict[str, str]:
     environment = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if device != "cpu":
         environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # its own is a fork, in processes with Ray's threads too
+        # FlashInfer's sampler gives no processed log-probs, which all our requests want. Model runner V2 loads it all
+        # the same, and cannot start without the library.
+        environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     if device == "cpu":
         # With LoRA vLLM compiles no model on CPUs, but still helpers of its sampler: seconds of a first request's time,
         # or twenty where a C++ compiler has not left its results yet, for work that takes a millisecond uncompiled.

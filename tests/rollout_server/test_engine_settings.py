@@ -36,6 +36,7 @@ def test_an_engine_of_several_devices_starts_its_own_processes() -> None:
 def test_processes_on_gpus_are_spawned() -> None:
     """vLLM forks where it sees neither CUDA nor an actor, as in the driver of a benchmark, full of Ray's threads."""
     assert import_environment("cuda")["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+    assert import_environment("cuda")["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
     assert "VLLM_WORKER_MULTIPROC_METHOD" not in import_environment("cpu")
 
 
