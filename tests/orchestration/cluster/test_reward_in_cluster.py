@@ -100,7 +100,7 @@ async def test_it_goes_to_the_node_without_gpus_and_another_starts_when_it_dies(
     cluster = Cluster(settings, run_id=f"test-{os.getpid()}", note=lambda level, message: notes.append(message))
     try:
         cluster.connect()
-        assert sorted(node.resources.get("GPU", 0) for node in alive_nodes()) == [0, 1]
+        await until_async(lambda: sorted(node.resources.get("GPU", 0) for node in alive_nodes()) == [0, 1])
         async with cluster.reward_client(tmp_path) as keeper:
             item = RewardItem(id="0", completion="#### The final answer is 7", reference={"final_answer": "7"})
             (result,) = await keeper.score([item], [RewardSpec(name="gsm8k_correctness")])

@@ -23,7 +23,14 @@ from reward_service.sandbox.bubblewrap import arguments
 from reward_service.sandbox.inside import clock, seccomp
 from reward_service.sandbox.layout import outermost
 from reward_service.sandbox.probe import resolve
-from reward_service.sandbox.run import SandboxUnavailableError, TestOutcome, _outcomes, run_tests
+from reward_service.sandbox.run import (
+    START_S,
+    SandboxUnavailableError,
+    TestOutcome,
+    _outcomes,
+    _TimeLimit,
+    run_tests,
+)
 from reward_service.sandbox.settings import SandboxSettings
 from tests.waiting import until
 
@@ -405,8 +412,10 @@ def test_an_endless_loop_runs_out_of_processor_time(backend: Any) -> None:
     assert outcome.status == -signal.SIGXCPU
 
 
-def test_time_without_a_processor_is_not_the_tests_fault(backend: Any) -> None:
-    """One processor, and four others who want it: more than the second of a test's time for less than one of work."""
+def test_time_without_a_processor_is_not_the_tests_fault(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One processor, and four others who want it: more than the second of a test's time for less than one of work.
+
+    They want it as soon as the sandbox is ready: beside others yet, all five might not let it come up in time."""
     before = os.sched_getaffinity(0)
     settings = SETTINGS.model_copy(update={"wall_s": 1.0})
     code = """
@@ -420,6 +429,14 @@ def test_time_without_a_processor_is_not_the_tests_fault(backend: Any) -> None:
         """
     os.sched_setaffinity(0, {min(before)})
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    start_again = _TimeLimit.set
+
+    def when_ready(limit: _TimeLimit, seconds: float) -> None:
+        for other in others:
+            other.send_signal(signal.SIGSTOP if seconds == START_S else signal.SIGCONT)
+        start_again(limit, seconds)
+
+    monkeypatch.setattr(_TimeLimit, "set", when_ready)
     try:
         assert value(attack(backend, code, settings=settings)) == "done"
         assert attack(backend, code, settings=settings, then="g()").broken == "timeout"
