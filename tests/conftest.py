@@ -44,6 +44,7 @@ ENGINES = tuple(
 """Files whose engines are forked from a process that has imported vLLM: by one server, where one process runs them."""
 
 LONGEST = (
+    "orchestration/cluster/test_soak.py",
     "orchestration/submit/test_sagemaker_emulated.py",
     "orchestration/cluster/test_end_to_end.py",
     "orchestration/submit/test_local.py",

@@ -176,7 +176,10 @@ def _bench_monkey(arguments: argparse.Namespace) -> int:
     from orchestration.bench.runs import monkey
 
     def measure(progress: Progress) -> dict[str, Any]:
-        return monkey.run(arguments.seconds, arguments.every, arguments.steps, arguments.seed, progress)
+        plan = monkey.Plan(
+            seconds=arguments.seconds, every_s=arguments.every, steps=arguments.steps, seed=arguments.seed
+        )
+        return monkey.run(plan, progress)
 
     return run_bench("monkey", measure, as_json=arguments.json)
 

@@ -1,22 +1,27 @@
 """`rlvr bench monkey`: trains the tiny model while something kills or stops a random process of the run every so often.
 
-Whatever happens, the run has to make exactly the planned updates and to learn from each prompt exactly as often as
-planned. Where the run itself ends, as without its driver or without Ray, the same command starts it again.
+Whatever happens, the run has to make exactly the planned updates, to learn from each prompt exactly as often as
+planned, to earn what a run earns that nobody disturbs, and to leave no shared memory behind. Where the run itself ends,
+as without its driver or without Ray, the same command starts it again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
@@ -49,6 +54,9 @@ SIGNALS: Final = {
     "driver": (signal.SIGKILL, signal.SIGTERM),
 }
 """What is sent to whom; to the others SIGKILL or SIGSTOP."""
+FAULTS: Final = tuple(
+    (kind, number) for kind in KINDS.values() for number in SIGNALS.get(kind, (signal.SIGKILL, signal.SIGSTOP))
+)
 _SETTINGS: Final = (
     "dashboard=false",
     "rollout.num_workers=2",
@@ -63,6 +71,10 @@ _SETTINGS: Final = (
 )
 _POLL_S: Final = 0.2
 _START_S: Final = 600.0
+_TOO_BUSY: Final = "the machine is too busy: try again"
+"""Of what is said when Ray was not up within a half minute of its own; it is tried again."""
+_FLAT_MIB: Final = 64.0
+"""What abandoned shared memory may grow by: other programs leave some too, but an engine leaves more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,100 +86,126 @@ class Victim:
     pid: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How long a run is disturbed, and how often."""
+
+    every_s: float
+    """Between two faults, at least."""
+    seconds: float = math.inf
+    num_faults: float = math.inf
+    """Ends the harm however slow the machine is."""
+    steps: int
+    seed: int
+    """Of the faults."""
+    servers: Sequence[int] = ()
+    """Processes that fork the run's engines and ranks and are not below its driver."""
+
+
 @dataclass(slots=True)
 class Mischief:
     """What was done to a run, and what came of it."""
 
-    faults: Counter[str] = field(default_factory=Counter)
+    faults: Counter[tuple[str, signal.Signals]] = field(default_factory=Counter)
     starts: int = 0
-    exit_codes: list[int] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def over(self, plan: Plan) -> bool:
+        """Whether all is done that was planned."""
+        return sum(self.faults.values()) >= plan.num_faults or time.monotonic() - self.began >= plan.seconds
 
 
-def run(seconds: float, every_s: float, steps: int, seed: int, progress: Progress) -> dict[str, Any]:
-    """Train `steps` steps, again and again with other seeds, until so many seconds are over.
-
-    Args:
-        every_s: Between two faults.
+def run(plan: Plan, progress: Progress) -> dict[str, Any]:
+    """Train undisturbed, then disturbed, again and again with other seeds until the planned harm is done.
 
     Returns:
         `machine`, `settings` and `figures`.
 
     Raises:
-        RlvrError: A run made other updates than planned, or learned from other prompts.
+        RlvrError: A run made other updates than planned, learned from other prompts, or earned less or more than the
+            undisturbed one; or shared memory was left behind.
     """
-    draw, mischief, rewards = random.Random(seed), Mischief(), []
-    began, memory = time.monotonic(), _shared_memory_mib()
-    num_runs = 0
+    draw, memory = random.Random(plan.seed), abandoned_mib()
+    rewards: list[float] = []
     with TemporaryDirectory(prefix=owned_prefix("bench")) as name:
-        while not num_runs or time.monotonic() - began < seconds:
-            words = ["tiny", *_SETTINGS, f"max_steps={steps}", f"seed={num_runs}", f"run_dir={name}/run-{num_runs}"]
-            rows = Path(name, f"run-{num_runs}", "metrics.jsonl")
-            _train(words, rows, draw, mischief, until=began + seconds, every_s=every_s, log=Path(name, "log"))
-            rewards.append(checked(load_config("tiny", words[1:])))
-            num_runs += 1
-            progress(f"{num_runs} runs, {sum(mischief.faults.values())} faults", (time.monotonic() - began) / seconds)
+        spread = settled(_train(Path(name, "calm"), 0, replace(plan, num_faults=0), draw, Mischief()))
+        mischief = Mischief()
+        while not rewards or not mischief.over(plan):
+            folder = Path(name, f"run-{len(rewards)}")
+            rewards.append(mean(settled(_train(folder, len(rewards), plan, draw, mischief))))
+            check_reward(rewards[-1], spread, folder)
+            num_faults = sum(mischief.faults.values())
+            share = max(num_faults / plan.num_faults, (time.monotonic() - mischief.began) / plan.seconds)
+            progress(f"{len(rewards)} runs, {num_faults} faults", min(1.0, share))
     remove_leftovers()
+    if (growth := abandoned_mib() - memory) > _FLAT_MIB:
+        raise RlvrError(f"{SHARED_MEMORY} holds {growth:.0f} MiB more than before that no process has in use")
     return {
         "machine": machine_line(),
-        "settings": {"seconds": seconds, "every_s": every_s, "steps": steps, "seed": seed},
+        "settings": {name: value for name, value in asdict(plan).items() if value not in (math.inf, ())},
         "figures": {
-            "runs": num_runs,
-            "updates": num_runs * steps,
+            "runs": len(rewards),
+            "updates": len(rewards) * plan.steps,
             "starts": mischief.starts,
-            **{f"faults: {what}": number for what, number in sorted(mischief.faults.items())},
-            "reward_last_steps": sum(rewards) / len(rewards),
-            "shared_memory_growth_mib": _shared_memory_mib() - memory,
+            **{f"faults: {kind}, {what.name}": number for (kind, what), number in sorted(mischief.faults.items())},
+            "reward": mean(rewards),
+            "reward_undisturbed": mean(spread),
+            "reward_undisturbed_from": min(spread),
+            "reward_undisturbed_to": max(spread),
+            "shared_memory_growth_mib": growth,
         },
     }
 
 
-def _train(
-    words: list[str], rows: Path, draw: random.Random, mischief: Mischief, *, until: float, every_s: float, log: Path
-) -> None:
-    """One run to its end, by as many starts as it takes."""
+def _train(folder: Path, seed: int, plan: Plan, draw: random.Random, mischief: Mischief) -> RunConfig:
+    """One run to its end, by as many starts as it takes; then the check of its folder."""
+    words = [*_SETTINGS, f"max_steps={plan.steps}", f"seed={seed}", f"run_dir={folder}"]
     code = -1
     while code != 0:
         mischief.starts += 1
-        with log.open("ab") as output:
+        log = folder.with_name(f"{folder.name}-{mischief.starts}.log")
+        with log.open("wb") as output:
             driver = subprocess.Popen(
-                [sys.executable, "-m", "orchestration.cli", "train", *words], stdout=output, stderr=output
+                [sys.executable, "-m", "orchestration.cli", "train", "tiny", *words], stdout=output, stderr=output
             )
-        fatal = _disturb(driver, rows, draw, mischief, until=until, every_s=every_s)
-        code = driver.wait(_START_S)
-        mischief.exit_codes.append(code)
-        if code != 0 and not fatal:
-            raise RlvrError(f"the run ended with exit code {code}: {_tail(log)}")
+        try:
+            fatal = _disturb(driver, folder / "metrics.jsonl", plan, draw, mischief)
+            code = driver.wait(_START_S)
+        finally:
+            driver.kill()
+        if code != 0 and not fatal and _TOO_BUSY not in (said := _tail(log)):
+            raise RlvrError(f"after {dict(mischief.faults)} the run ended with exit code {code}: {said}")
+    config = load_config("tiny", words)
+    check_ledger(config)
+    return config
 
 
-def _disturb(
-    driver: subprocess.Popen[bytes],
-    rows: Path,
-    draw: random.Random,
-    mischief: Mischief,
-    *,
-    until: float,
-    every_s: float,
-) -> bool:
-    """Does harm from the first step of this start until the run or the time is over. Returns whether it was of a kind
+def _disturb(driver: subprocess.Popen[bytes], rows: Path, plan: Plan, draw: random.Random, mischief: Mischief) -> bool:
+    """Does harm from the first step of this start until the run or the plan is over. Returns whether it was of a kind
     that ends the run."""
     fatal, next_at = False, 0.0
     before = _num_lines(rows)
     while driver.poll() is None:
         time.sleep(_POLL_S)
-        if fatal or not next_at <= time.monotonic() < until or (next_at == 0 and _num_lines(rows) <= before):
+        if fatal or mischief.over(plan) or time.monotonic() < next_at or (next_at == 0 and _num_lines(rows) <= before):
             continue
-        next_at = time.monotonic() + every_s
-        if victims := list(victims_below([driver.pid])):
-            victim, number = chosen(victims, draw)
-            fatal = strike(victim, number, mischief) and victim.kind in FATAL
+        if (found := chosen(list(victims_below([driver.pid, *plan.servers])), mischief.faults, draw)) is not None:
+            next_at = time.monotonic() + plan.every_s
+            fatal = strike(*found, mischief) and found[0].kind in FATAL
     return fatal
 
 
-def chosen(victims: Sequence[Victim], draw: random.Random) -> tuple[Victim, signal.Signals]:
-    """Who is next, and what is sent to it: any kind is as likely as another, however many there are of it."""
-    kind = draw.choice(sorted({victim.kind for victim in victims}))
-    victim = draw.choice([victim for victim in victims if victim.kind == kind])
-    return victim, draw.choice(SIGNALS.get(kind, (signal.SIGKILL, signal.SIGSTOP)))
+def chosen(
+    victims: Sequence[Victim], faults: Counter[tuple[str, signal.Signals]], draw: random.Random
+) -> tuple[Victim, signal.Signals] | None:
+    """Who is next, and what is sent to it: any of the faults that were caused least often, so that each comes once
+    before any comes again; None while nobody is there for them."""
+    least = min(faults[fault] for fault in FAULTS)
+    there = {victim.kind for victim in victims}
+    if not (left := [fault for fault in FAULTS if faults[fault] == least and fault[0] in there]):
+        return None
+    kind, number = draw.choice(left)
+    return draw.choice([victim for victim in victims if victim.kind == kind]), number
 
 
 def strike(victim: Victim, number: signal.Signals, mischief: Mischief) -> bool:
@@ -176,7 +214,7 @@ def strike(victim: Victim, number: signal.Signals, mischief: Mischief) -> bool:
         os.kill(victim.pid, number)
     except ProcessLookupError:
         return False
-    mischief.faults[f"{victim.kind}, {number.name}"] += 1
+    mischief.faults[victim.kind, number] += 1
     return True
 
 
@@ -200,16 +238,12 @@ def kind_of(line: str, parent: str) -> str | None:
     return None if kind == FORKED and _FORK_SERVER not in parent else kind
 
 
-def checked(config: RunConfig) -> float:
-    """The mean reward of the last steps of a finished run.
-
-    Raises RlvrError if it made other updates, or learned from other prompts, than planned.
-    """
+def check_ledger(config: RunConfig) -> None:
+    """Raises RlvrError if a finished run made other updates, or learned from other prompts, than planned."""
     from pyarrow import parquet
 
     folder = Path(str(config.run_dir))
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    if (made := [row["step"] for row in rows]) != list(range(1, config.max_steps + 1)):
+    if (made := [row["step"] for row in _rows(config)]) != list(range(1, config.max_steps + 1)):
         raise RlvrError(f"{folder}: the updates are {made}, and not 1 to {config.max_steps}")
     learned: Counter[str] = Counter()
     for step in range(1, config.max_steps + 1):
@@ -224,16 +258,40 @@ def checked(config: RunConfig) -> float:
             f"{folder}: learned too often: {dict(learned - planned)}, too seldom: {dict(planned - learned)} "
             f"(completions by prompt)"
         )
-    last = rows[-max(1, len(rows) // 10) :]
-    return float(sum(row["reward_mean"] for row in last) / len(last))
+
+
+def settled(config: RunConfig) -> list[float]:
+    """The mean rewards of the steps of a run's second half."""
+    rows = _rows(config)
+    return [float(row["reward_mean"]) for row in rows[len(rows) // 2 :]]
+
+
+def check_reward(reward: float, spread: Sequence[float], run: object) -> None:
+    """Raises RlvrError if what a run earned on the average of some steps is none of what single steps earned in another
+    run, which scatter more than averages do; or no number."""
+    if not min(spread) <= reward <= max(spread):
+        raise RlvrError(f"{run}: its reward is {reward:.3f}, and undisturbed {min(spread):.3f} to {max(spread):.3f}")
+
+
+def _rows(config: RunConfig) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(str(config.run_dir), "metrics.jsonl").read_text().splitlines()]
 
 
 def _num_lines(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def _shared_memory_mib() -> float:
-    return float(psutil.disk_usage(str(SHARED_MEMORY)).used) / 2**20
+def abandoned_mib() -> float:
+    """Shared memory that has a name, and that no process has in use: the files of killed processes stay for good."""
+    held: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it has just ended, or is another user's
+            held.update(re.findall(rf"{SHARED_MEMORY}/(\S+)", maps.read_text(errors="replace")))
+    total = 0
+    for file in SHARED_MEMORY.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            total += 0 if file.name in held else file.stat().st_blocks * 512
+    return total / 2**20
 
 
 def _tail(log: Path) -> str:

@@ -1,16 +1,16 @@
-"""Workers and ranks are killed and stopped for real, in one cluster: real Ray, vLLM and DeepSpeed on the tiny model."""
+"""Workers and ranks are killed and stopped for real, in one cluster: real Ray, vLLM and DeepSpeed on the tiny model.
+
+Each at a moment that matters; `test_soak` does it at random ones."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import random
 import re
 import signal
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,17 @@ import pytest_asyncio
 import ray
 
 from learner.types import ScoredCompletion, ScoredGroup
-from orchestration.bench.runs import monkey
 from orchestration.cluster.cluster import Cluster
 from orchestration.cluster.generator import RayMember
 from orchestration.cluster.learner import RayLearner
 from orchestration.cluster.upkeep.pool import RolloutPool
-from orchestration.commands.train import Texts
 from orchestration.errors import MachineError
-from orchestration.models.prompting import training_sampling
-from orchestration.models.resolve import resolve_model
-from orchestration.run.ledger.folder import RunFolder
-from orchestration.run.loop import Rooms, TrainingLoop
 from orchestration.settings.config import load_config
 from rollout_server.arrays import TokenIds
 from rollout_server.forking import leftovers
 from rollout_server.forking.client import ADDRESS
 from rollout_server.forking.leftovers import remove_leftovers
 from rollout_server.types import Completion, Prompt, SamplingParams
-from tests.orchestration.fakes import FakeScorer, RecordingReporter
 from tests.waiting import until_async
 
 pytestmark = [
@@ -176,50 +169,6 @@ def has_metrics_of(*workers: str) -> bool:
         text = answer.read().decode()
     names = ("rollout_tokens_per_s", "running_requests", "waiting_requests", "adapter_version")
     return all(re.search(rf'rlvr_{name}\{{[^}}]*worker="{worker}"', text) for name in names for worker in workers)
-
-
-STRIKES = (
-    ("engine, core or rank", signal.SIGKILL),
-    ("rollout actor", signal.SIGSTOP),
-    ("engine, core or rank", signal.SIGSTOP),
-    ("learner actor", signal.SIGSTOP),
-)
-"""Of the monkey, after a step each; the other signals to these actors have tests of their own below."""
-
-
-async def test_a_training_that_the_monkey_strikes_makes_the_planned_updates_of_the_planned_prompts(
-    site: Site, tmp_path: Path
-) -> None:
-    """`rlvr bench monkey`'s own search for victims, its signals and its accounts."""
-    words = (f"run_dir={tmp_path}/run", f"max_steps={len(STRIKES) + 1}", "prompts_per_step=4", "eval_at_ends=false")
-    config = load_config("tiny", [*words, "rollout.num_generations=4"])
-    texts = Texts.of(config, config.data.load(), resolve_model(config.model.name, None))
-    reporter, mischief, draw = RecordingReporter(), monkey.Mischief(), random.Random(0)
-
-    def strike() -> None:
-        if len(reporter.rows) <= len(STRIKES):
-            kind, number = STRIKES[len(reporter.rows) - 1]
-            there = monkey.victims_below([os.getpid(), fork_server().pid])
-            victim = draw.choice([victim for victim in there if victim.kind == kind])
-            print(f"{time.monotonic():.1f} {number.name} to {victim}")
-            assert monkey.strike(victim, number, mischief)
-
-    reporter.on_step = strike
-    rooms = Rooms(
-        generator=site.pool,
-        learner=site.learner,
-        scorer=FakeScorer(),
-        judges={},
-        source=texts.source,
-        held_out=(),
-        sampling=training_sampling(config, texts.builder),
-    )
-    with closing(RunFolder.create(config)) as folder:
-        summary = await TrainingLoop(config, rooms, folder, reporter, asyncio.Event()).run()
-    site.version = config.max_steps
-    assert (summary["status"], sum(mischief.faults.values())) == ("finished", len(STRIKES))
-    assert monkey.checked(config) == 1.5  # of four completions that earn 0, 1, 2 and 3
-    await site.whole_again()
 
 
 async def test_a_killed_actor_is_replaced_by_one_with_the_current_adapter(site: Site) -> None:
