@@ -78,13 +78,17 @@ class OneShape:
     def _compare(self, samples: Sequence[Sample], words: Mapping[str, set[str]], paid: set[str]) -> None:
         """Adds what each word's completions earned beside those of the same group that lack it."""
         for group in grouped(samples):
-            everywhere = set.intersection(*(words[sample.completion_id] for sample in group))
-            for word in set.union(*(words[sample.completion_id] for sample in group)) - everywhere:
-                if word not in self._with and len(self._with) >= _MOST_WORDS:
+            words_G, paid_G = [words[s.completion_id] for s in group], [s.completion_id in paid for s in group]
+            shown = Counter(word for found in words_G for word in found)
+            earned = Counter(word for found, is_paid in zip(words_G, paid_G, strict=True) if is_paid for word in found)
+            for word, number in shown.items():
+                if number == len(group) or (word not in self._with and len(self._with) >= _MOST_WORDS):
                     continue
-                for sample in group:
-                    side = self._with if word in words[sample.completion_id] else self._without
-                    side[word] = side.get(word, Moments()) + Moments.of([float(sample.completion_id in paid)])
+                for side, num_of, num_paid in (
+                    (self._with, number, earned[word]),
+                    (self._without, len(group) - number, sum(paid_G) - earned[word]),
+                ):
+                    side[word] = side.get(word, Moments()) + Moments(num_of, float(num_paid), float(num_paid))
 
     def _trick(self, facts: StepFacts, now: _Shares, paid: set[str]) -> Alarm | None:
         for trick, pattern in TRICKS.items():
