@@ -55,7 +55,7 @@ class RolloutConfig(BaseModel):
         None, ge=16, description="Tokens of one engine step; unset: on CPUs 256, elsewhere vLLM's choice."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the served base; auto: float32 on CPUs, bfloat16 on GPUs."
+        "auto", description="Precision of the served base; auto: float32, which is for CPUs alone, or bfloat16 on GPUs."
     )
     gpu_memory_utilization: float = Field(0.85, gt=0.0, le=1.0, description="Share of a GPU's memory vLLM may take.")
     kv_cache_gib: float = Field(1.0, gt=0.0, description="Key-value cache of a CPU engine, GiB.")

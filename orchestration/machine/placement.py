@@ -173,7 +173,8 @@ def place(config: RunConfig, *, num_gpus: int) -> Placement:
     open are those of `sized`.
 
     Raises:
-        MachineError: there are fewer GPUs than the configuration needs; the message says how many.
+        MachineError: there are fewer GPUs than the configuration needs; the message says how many. Or what it asks of
+            them cannot be had.
     """
     config = sized(config, num_gpus=num_gpus)
     (workers, ranks), width = _numbers(config), config.rollout.tensor_parallel_size
@@ -183,6 +184,11 @@ def place(config: RunConfig, *, num_gpus: int) -> Placement:
         raise MachineError("device=cuda, but this machine has no GPU that Ray can see; use device=cpu or device=auto")
     if config.device == "cpu" or num_gpus == 0:
         return _on_cpu(config)
+    if config.rollout.dtype == "float32":  # its kernels assert so, at the first pass
+        raise MachineError(
+            "rollout.dtype=float32 cannot be served on GPUs, where vLLM multiplies adapters in 16 bits: use auto "
+            "(bfloat16) or float16"
+        )
     needs_split = workers * width + ranks
     if elastic or config.placement == "split" or (config.placement == "auto" and num_gpus >= needs_split):
         if num_gpus < needs_split:

@@ -103,6 +103,13 @@ def test_a_machine_has_to_hold_as_many_of_an_elastic_runs_workers_as_may_be_on_i
     assert on_gpus.gpu_division.startswith("1 to 64 rollout workers")
 
 
+def test_gpus_serve_in_16_bits_alone() -> None:
+    whole = RunConfig.model_validate({"rollout": {"dtype": "float32"}})
+    assert place(whole, num_gpus=0).mode is PlacementMode.CPU
+    with pytest.raises(MachineError, match=r"rollout.dtype=float32 .* use auto"):
+        place(whole, num_gpus=2)
+
+
 def test_marked_nodes_are_asked_for() -> None:
     marked = config(2, 1, rollout_nodes="rollout", learner_nodes="learner")
     for num_gpus in (0, 3):
