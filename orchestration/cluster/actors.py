@@ -17,7 +17,7 @@ from learner.config import CPU_ENVIRONMENT
 from learner.types import ScoredGroup, UpdateMetrics
 from orchestration.cluster.hosted_rank import HostedRank, Rank, fork_server_here
 from orchestration.cluster.upkeep.lines import Endpoint, Listener
-from orchestration.cluster.upkeep.whereabouts import Whereabouts
+from orchestration.cluster.upkeep.whereabouts import Whereabouts, hear_sigterm
 from orchestration.concurrency import kept_on
 from orchestration.models.here import model_here
 from orchestration.settings.config import RunConfig
@@ -87,6 +87,7 @@ class RolloutActor:
     async def start(self) -> None:
         from rollout_server.worker import RolloutWorker  # loads torch and vllm: only in this process
 
+        hear_sigterm()  # vLLM ends its processes by it
         model = await asyncio.to_thread(model_here, self._config, device=self._settings["device"], served=True)
         self._started = RolloutWorker(
             name=self._name, metrics_sink=self._gauges, model_path=str(model), **self._settings

@@ -22,7 +22,7 @@ from orchestration.cluster.bundles import Bundles
 from orchestration.cluster.calls import Host, RemoteActor, log_folder, session_folder
 from orchestration.cluster.gauges import RayGauges
 from orchestration.cluster.generator import RayMember
-from orchestration.cluster.joining import join_ray
+from orchestration.cluster.joining import join_ray, leave_ray
 from orchestration.cluster.learner import RayLearner
 from orchestration.cluster.local_learner import learner_settings
 from orchestration.cluster.nodes import (
@@ -361,7 +361,7 @@ class Cluster:
     def _leave(self) -> None:
         if self._bundles is not None:
             self._bundles.free()
-        ray.shutdown()
+        leave_ray()
 
 
 def _ended(dead: Sequence[str]) -> MachineError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -100,7 +101,10 @@ class HostedRank:
 
 
 def host_rank(connection: socket.socket, settings: Mapping[str, Any]) -> None:
-    """In the forked process: make the rank, and answer calls until the actor leaves."""
+    """In the forked process: make the rank, and answer calls until the actor leaves.
+
+    It hears no SIGTERM: where that goes to all processes of a run, it still has the update to end, and state to save.
+    """
     from learner.worker import LearnerRank  # imported by the server already
     from rollout_server.forking.hosted import host
 
@@ -109,4 +113,5 @@ def host_rank(connection: socket.socket, settings: Mapping[str, Any]) -> None:
         rank.start()
         return rank
 
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     host(connection, make)

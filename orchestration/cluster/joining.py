@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from orchestration.cluster.actors import actor_environment
@@ -56,11 +57,11 @@ def join_ray(config: RunConfig, *, namespace: str) -> Any:
 
 def _init(where: str, tries: int, **options: Any) -> Any:
     try:
-        with _signal_handlers_kept():
+        with _signal_handlers_kept(), _sigterm_blocked():
             return ray.init(**options)
     except Exception as error:  # it raises all kinds, plain ones too
         with suppress(Exception):
-            ray.shutdown()
+            leave_ray()
         if tries > 1:
             return _init(where, tries - 1, **options)
         slow = "; the machine is too busy: try again when it has less to do" if "timed out" in str(error) else ""
@@ -95,6 +96,33 @@ def _signal_handlers_kept() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():  # no other may
         for number, handler in kept.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _sigterm_blocked() -> Iterator[None]:
+    """For this thread and what is started from it. Where SIGTERM goes to all processes of a run, as systemd and SLURM
+    send it, Ray's own would end before the run can, and with them, at once and by exit code 1, this process. Ray does
+    the same with SIGINT."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def leave_ray() -> None:
+    """End what `join_ray` began. What Ray started on this host is killed, since it does not hear SIGTERM; and so are
+    the agents that a raylet ends only if it does."""
+    node, agents = ray._private.worker.global_worker.node, list[psutil.Process]()
+    for started in [] if node is None else node.all_processes.values():
+        for each in started:
+            with suppress(psutil.Error):
+                agents += psutil.Process(each.process.pid).children()
+            each.process.terminate = each.process.kill
+    ray.shutdown()
+    for agent in agents:
+        with suppress(psutil.Error):
+            agent.kill()
 
 
 def take_back_sigterm() -> None:

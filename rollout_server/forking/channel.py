@@ -35,6 +35,10 @@ ENDED = -1
 """Number of the server's own message: the process ended, with this exit code."""
 
 
+HURRY = b"!"
+"""On the server's standard input, before that closes: nobody needs its processes any more."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
     """What a forked process is to be."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollout_server.forking.channel import ENDED, EXCHANGE, NEWS, READY, Order, packed, read_message, send_order
+from rollout_server.forking.channel import ENDED, EXCHANGE, HURRY, NEWS, READY, Order, packed, read_message, send_order
 from rollout_server.forking.ends import describe_exit
 from rollout_server.forking.leftovers import own_folder
 
@@ -42,7 +42,9 @@ class ForkServerHandle:
     def stop(self, timeout_s: float = 15.0) -> None:
         """End the server and the processes that it forked; harmless a second time."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(HURRY)
+            self._process.stdin.close()
         self._process.terminate()  # in the middle of its imports it looks at nothing else
         try:
             self._process.wait(timeout_s)

@@ -57,17 +57,18 @@ class ForkServer:
         self._signal_end = wakeup
         self._stopping = self._told = False
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # not ignored: it shall write to the socket
-        signal.signal(signal.SIGTERM, self._on_sigterm)
+        # Where it is sent to all processes of a run at once, ranks are to end their update, and then the run them.
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
         signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
         for fd in (_STDIN, listener.fileno(), self._wakeup.fileno()):
             self._poll.register(fd, select.POLLIN)
 
     def run(self) -> None:
-        """Serve until standard input closes, or SIGTERM comes."""
+        """Serve until standard input closes; what comes before that is the word to hurry."""
         while not self._stopping:
             for fd, _ in self._poll.poll(self._poll_ms()):
                 if fd == _STDIN:
-                    self._stopping = True
+                    self._stopping, self._told = True, bool(os.read(_STDIN, 1))
                 elif fd == self._listener.fileno():
                     self._fork()
                 elif fd != self._wakeup.fileno():
@@ -77,9 +78,6 @@ class ForkServer:
             self._kill_overdue()
             self._reap()
         self._end_all()
-
-    def _on_sigterm(self, number: int, frame: object) -> None:
-        self._stopping = self._told = True
 
     def _poll_ms(self) -> int | None:
         times = [child.kill_at for child in self._children.values() if child.kill_at is not None]

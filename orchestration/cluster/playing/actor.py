@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from orchestration.cluster.upkeep.whereabouts import Whereabouts
+from orchestration.cluster.upkeep.whereabouts import Whereabouts, hear_sigterm
 from orchestration.environments.asking import begun, stepped
 from orchestration.environments.environment import Environment, Observation, Step
 from orchestration.errors import EnvironmentLostError
@@ -34,6 +34,7 @@ class EnvironmentActor:
 
     async def reset(self, number: int, problem: Problem) -> Observation | None:
         """Make an environment, by a number that nobody else has, and begin."""
+        hear_sigterm()
         environment = self._config.data.part(problem.part).environment()
         assert environment is not None, "a task has one for all its problems or for none"
         self._open[number] = environment

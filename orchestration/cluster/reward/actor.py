@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestration.cluster.upkeep.whereabouts import Whereabouts
+from orchestration.cluster.upkeep.whereabouts import Whereabouts, hear_sigterm
 from reward_service.child import RunningService, start_in_subprocess
 from reward_service.errors import KeysError, ServiceStartError, describe_validation
 from reward_service.keys import add_key
@@ -87,6 +87,7 @@ class RewardServiceActor:
 
         Its log goes into the run's log folder on the driver's node, and to this process' output elsewhere.
         """
+        hear_sigterm()
         node = self._here()
         self._folder = folder = own_folder("reward", longest_name=len(LOG_NAME))
         if node.node_id == order.driver_node_id:

@@ -40,6 +40,12 @@ def claim_node() -> None:
     end_here(None)
 
 
+def hear_sigterm() -> None:
+    """What this thread starts from now on hears SIGTERM, which Ray's processes, and so its actors, do not: see
+    `joining`. Such processes are ended by it."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
 def end_ray_here() -> None:
     """Kill what is left of the actors of a Ray that this process started and has ended: one that is stopped does not
     notice that its raylet is gone. Ray's agents are called as actors are, and a raylet that lives ends without them."""

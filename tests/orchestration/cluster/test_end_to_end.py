@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -206,9 +206,9 @@ def test_a_claim_of_the_run_and_lm_evals_own_model_on_the_same_prompts(trained: 
 
 
 def test_a_run_that_is_ended_again_and_again_makes_the_same_steps_bit_for_bit(trained: Path, tmp_path: Path) -> None:
-    """SIGKILL as soon as a step is recorded, before its row is written; Ctrl-C as soon as one is written, in the next
-    step's generation; and SIGKILL in the middle of a checkpoint, beside a step that was asked for twice. The other run
-    was never disturbed, and had its rewards elsewhere."""
+    """SIGKILL as soon as a step is recorded, before its row is written; SIGTERM to all processes as soon as one is
+    written, in the next step's generation; and SIGKILL in the middle of a checkpoint, beside a step that was asked for
+    twice. The other run was never disturbed, and had its rewards elsewhere."""
     run = tmp_path / "run"
     words = ("tiny", "dashboard=false", "save_every=4", *CURRICULUM)
     with training(run, words) as process:
@@ -216,7 +216,9 @@ def test_a_run_that_is_ended_again_and_again_makes_the_same_steps_bit_for_bit(tr
         process.kill()
     with training(run, words) as process:
         wait_until(lambda: (run / "metrics.jsonl").is_file() and len(rows(run)) >= 3, process)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+        for each in (newest_rank(), *psutil.Process(process.pid).children(recursive=True), process):  # as systemd does
+            with suppress(psutil.NoSuchProcess):
+                each.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     stopped_after = json.loads((run / "summary.json").read_text())["steps"]
