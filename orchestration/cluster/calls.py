@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
 from orchestration.cluster.upkeep.lines import Line, RaisedThereError
 from orchestration.cluster.upkeep.whereabouts import Whereabouts
-from orchestration.errors import RemoteTimeoutError, WorkerDiedError, in_a_sentence, one_line
+from orchestration.errors import NoRoomError, RemoteTimeoutError, WorkerDiedError, in_a_sentence, one_line
 
 Host = TypeVar("Host")
 """The actor's class."""
@@ -115,7 +115,11 @@ class _Answer:
         except (RayTaskError, RaisedThereError) as error:
             if isinstance(error.cause, OSError):
                 raise in_a_sentence(f"{who} could not {self.method}", error.cause) from error
+            if isinstance(error.cause, FULL):
+                raise _no_room(f"{who} could not {self.method}", error.cause) from error
             raise error.cause from error
+        except FULL as error:
+            raise _no_room(f"{who} could not {self.method}", error) from error
         except RayError as error:
             died = f"{who} died during {self.method}: {_detail(error)}. Its log is in {log_folder()}"
             raise WorkerDiedError(died) from error
@@ -144,6 +148,15 @@ class Pending(Generic[Receipt, Result]):
         return answer
 
 
+FULL = (ObjectStoreFullError, OutOfDiskError)
+"""Of a node's object store, and of the disk that it spills to."""
+
+
+def _no_room(what: str, error: BaseException) -> NoRoomError:
+    reason = one_line(error).partition(". ")[0].rstrip(".")
+    return NoRoomError(f"{what}: Ray's object store is full, and so is the disk it spills to, on its node ({reason})")
+
+
 _EXIT = re.compile(r"Worker exit type: (\w+) Worker exit detail: (.*)", re.DOTALL)
 
 
@@ -155,9 +168,15 @@ def _detail(error: RayError) -> str:
     return detail.partition(" Some common causes include")[0].rstrip(". ")
 
 
-def shared(value: Result) -> Result:
-    """A value in the object store, for calls of several actors; what is returned stands for it as an argument."""
-    reference: Result = ray.put(value)
+async def shared(value: Result) -> Result:
+    """A value in the object store, for calls of several actors; what is returned stands for it as an argument.
+
+    Raises NoRoomError where there is none for it.
+    """
+    try:
+        reference: Result = await asyncio.to_thread(ray.put, value)  # a store that spills lets it wait
+    except FULL as error:
+        raise _no_room("the driver could not hand out what it had", error) from error
     return reference
 
 

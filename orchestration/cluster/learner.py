@@ -24,6 +24,7 @@ from orchestration.cluster.upkeep.heartbeat import BEAT_S, until_stalled
 from orchestration.cluster.upkeep.restarts import Restarts
 from orchestration.concurrency import before, gather_or_cancel
 from orchestration.errors import RemoteTimeoutError, RlvrError, WorkerDiedError, one_line
+from orchestration.run.ledger.room import when_there_is_room
 from orchestration.run.reporter import Note
 from orchestration.settings.config import RunConfig
 from rollout_server.types import AdapterPayload, AdapterProbe
@@ -88,7 +89,8 @@ class RayLearner:
 
     async def update(self, groups_P: Sequence[ScoredGroup]) -> UpdateMetrics:
         step = self._step + 1
-        batch = shared(pickle.dumps(tuple(groups_P), pickle.HIGHEST_PROTOCOL))
+        content = pickle.dumps(tuple(groups_P), pickle.HIGHEST_PROTOCOL)
+        batch = await self._given_room(lambda: shared(content))
         metrics = await self._kept_alive(lambda: self._update(batch, step))
         self._step, self._since[step] = step, batch
         return metrics
@@ -107,7 +109,7 @@ class RayLearner:
             probes = await self._kept_alive(lambda: self._all(LearnerActor.probe_adapter, timeout_s))
             return probes[0]
 
-        return RayAdapter(await self._kept_alive(exported), probed, timeout_s)
+        return RayAdapter(await self._given_room(lambda: self._kept_alive(exported)), probed, timeout_s)
 
     async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         self._checkpoints, step = Path(folder), self._step
@@ -125,6 +127,10 @@ class RayLearner:
         self._step = await self._kept_alive(lambda: self._load(folder))
         self._since.clear()
         return self._step
+
+    async def _given_room(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """What `work` gives, which puts something into the object store of a node, where there may be no room yet."""
+        return await when_there_is_room(work, retry_io_s=self._config.retry_io_s, note=self._note)
 
     async def _kept_alive(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """What `work` gives, which calls the ranks; as often as ranks die or hang meanwhile, and are there again."""

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from grpc import RpcError
+from ray.exceptions import ObjectStoreFullError, RayTaskError
 
+from orchestration.cluster import calls
 from orchestration.cluster.adapter import RayAdapter
 from orchestration.cluster.calls import RemoteActor
 from orchestration.cluster.showing import actor_text as actor_texts
-from orchestration.errors import MachineError, RemoteTimeoutError
+from orchestration.errors import MachineError, NoRoomError, RemoteTimeoutError
 from tests.waiting import others_run, until_async
 
 
@@ -81,6 +83,15 @@ async def test_who_does_not_answer_is_named_with_what_it_was_asked() -> None:
 async def test_an_actors_own_error_arrives_as_it_is() -> None:
     with pytest.raises(KeyError, match="no such thing"):
         await ACTOR.call(Counter.fail, timeout_s=5)()
+
+
+async def test_a_full_object_store_is_no_death() -> None:
+    full = ObjectStoreFullError("Failed to put object 00ff. It is 9 bytes. Some hints follow")
+    for error in (full, RayTaskError("wait", "its traceback", full)):
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_exception(error)
+        with pytest.raises(NoRoomError, match=r"counter-0 .* could not wait: Ray's object store is full"):
+            await calls._Answer(ACTOR, "wait", answer).result(timeout_s=5)
 
 
 async def test_a_probe_that_fails_when_nobody_waits_for_it_any_more_is_not_told_by_asyncio() -> None:

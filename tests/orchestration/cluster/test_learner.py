@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError
 
 from learner.checkpoint import checkpoint_steps, write_checkpoint
 from learner.errors import NonFiniteLossError
 from learner.types import UpdateMetrics
+from orchestration.cluster import calls
 from orchestration.cluster.actors import LearnerActor
 from orchestration.cluster.learner import RayLearner
 from orchestration.cluster.upkeep.restarts import Restarts
@@ -104,9 +106,13 @@ class Crew:
         return [["".join(batch) for batch in rank.policy] for rank in self.lives[-1]]
 
 
+async def as_it_is(value: Any) -> Any:
+    return value
+
+
 @pytest.fixture
 async def crew(monkeypatch: pytest.MonkeyPatch) -> Crew:
-    monkeypatch.setattr("orchestration.cluster.learner.shared", lambda value: value)
+    monkeypatch.setattr("orchestration.cluster.learner.shared", as_it_is)
     crew = Crew()
     await crew.learner.start()
     return crew
@@ -124,6 +130,23 @@ async def test_calls_have_the_limits_of_the_settings(crew: Crew, tmp_path: Path)
         ("save_checkpoint", 11.0, (str(tmp_path), {})),
     ]
     assert [rank.asked for rank in crew.lives[0]] == [expected, expected]
+
+
+async def test_a_batch_waits_for_room_in_the_object_store(crew: Crew, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [ObjectStoreFullError("too full. Ray ..."), OutOfDiskError("so is the disk")]
+
+    def put(value: Any) -> Any:
+        if failures:
+            raise failures.pop(0)
+        return value
+
+    monkeypatch.setattr(calls.ray, "put", put)
+    monkeypatch.setattr("orchestration.cluster.learner.shared", calls.shared)
+    monkeypatch.setattr("orchestration.run.ledger.room.POLL_S", 0.001)
+    assert (await crew.update("a")).step == 1
+    assert crew.policies == [["a"], ["a"]]
+    assert "object store is full" in crew.notes[0]
+    assert crew.notes[1:] == ["there is room again"]
 
 
 async def test_before_the_first_checkpoint_all_is_learned_again_from_the_seed(crew: Crew) -> None:
@@ -175,7 +198,7 @@ async def test_what_the_learner_itself_refuses_is_no_reason_to_start_again(crew:
 
 
 async def test_past_the_budget_the_story_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestration.cluster.learner.shared", lambda value: value)
+    monkeypatch.setattr("orchestration.cluster.learner.shared", as_it_is)
     crew = Crew(limit=0)
     await crew.learner.start()
     crew.lives[0][0].fails["update"] = WorkerDiedError("learner-0 died")
