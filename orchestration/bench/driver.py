@@ -30,7 +30,7 @@ from orchestration.bench.machine import machine_line
 from orchestration.bench.runs.driver_stubs import CountingScorer, NewProblems, StubRank, random_completion
 from orchestration.cluster.calls import RemoteActor, session_folder
 from orchestration.cluster.generator import RayMember, ScoringPool
-from orchestration.cluster.joining import join_ray
+from orchestration.cluster.joining import join_ray, leave_ray
 from orchestration.cluster.learner import RayLearner
 from orchestration.cluster.nodes import own_node_id
 from orchestration.cluster.reward.beside import BesideScorer
@@ -170,7 +170,7 @@ async def _measure(options: DriverBench, progress: Progress) -> dict[str, Any]:
                 return await _measured(_Driver(config, options, keeper), options, progress)
     finally:
         session = session_folder()
-        ray.shutdown()
+        leave_ray()
         if session is not None:
             remove_session(session)
 
