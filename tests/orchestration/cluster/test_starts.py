@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+
 import pytest
 
+from orchestration.cluster import joining
 from orchestration.cluster.cluster import Cluster
+from orchestration.cluster.upkeep.whereabouts import hear_sigterm
 from orchestration.machine.placement import place
 from orchestration.settings.config import RunConfig
 from tests.waiting import others_run
@@ -32,6 +37,20 @@ async def test_engines_are_up_before_ranks_on_a_shared_gpu(num_gpus: int, order:
 
     assert await cluster_on(num_gpus).start_both(engines(), ranks()) == ("generator", "learner")
     assert seen == order
+
+
+def test_what_ray_starts_does_not_hear_sigterm_and_what_its_actors_start_does() -> None:
+    with joining._sigterm_blocked():
+        deaf = subprocess.Popen(["sleep", "600"])
+        hear_sigterm()
+        hearing = subprocess.Popen(["sleep", "600"])
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
+    deaf.terminate()
+    hearing.terminate()
+    assert hearing.wait(60) == -signal.SIGTERM
+    assert deaf.poll() is None
+    deaf.kill()
+    assert deaf.wait(60) == -signal.SIGKILL
 
 
 async def test_ranks_do_not_start_when_the_engines_fail() -> None:
