@@ -70,7 +70,11 @@ class RemoteActor(Generic[Host]):
         """
 
         async def called(*args: Any, **kwargs: Any) -> Any:
-            return await self._begun(method, *args, **kwargs).result(timeout_s=timeout_s)
+            try:
+                answer = self._begun(method, *args, **kwargs)
+            except FULL as error:  # large arguments are put there
+                raise _no_room(f"{self.name} ({self.where}) could not be asked to {method.__name__}", error) from error
+            return await answer.result(timeout_s=timeout_s)
 
         return called
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from grpc import RpcError
-from ray.exceptions import ObjectStoreFullError, RayTaskError
+from ray.exceptions import OutOfDiskError, RayTaskError
 
 from orchestration.cluster import calls
 from orchestration.cluster.adapter import RayAdapter
@@ -85,8 +85,15 @@ async def test_an_actors_own_error_arrives_as_it_is() -> None:
         await ACTOR.call(Counter.fail, timeout_s=5)()
 
 
-async def test_a_full_object_store_is_no_death() -> None:
-    full = ObjectStoreFullError("Failed to put object 00ff. It is 9 bytes. Some hints follow")
+async def test_a_full_object_store_is_no_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OutOfDiskError("Local disk is full")
+
+    def remote(handle: Handle, *args: Any) -> Any:
+        raise full
+
+    monkeypatch.setattr(Handle, "remote", remote)  # of large arguments
+    with pytest.raises(NoRoomError, match=r"could not be asked to add: Ray's object store is full"):
+        await ACTOR.call(Counter.add, timeout_s=5)(3)
     for error in (full, RayTaskError("wait", "its traceback", full)):
         answer = asyncio.get_running_loop().create_future()
         answer.set_exception(error)
