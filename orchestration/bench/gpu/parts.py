@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 _LEARNER = ("torch", "transformers", "peft", "pydantic", "msgspec", "deepspeed")
 _ROLLOUT = (*_LEARNER, "ray", "vllm")
-_RUN = (*_ROLLOUT, "fastapi", "uvicorn", "sqlalchemy")
+_RUN = (*_ROLLOUT, "fastapi", "fastapi_offline", "uvicorn", "sqlalchemy")
 
 _PACKAGE = "orchestration.bench.gpu"
 
