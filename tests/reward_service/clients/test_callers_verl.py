@@ -50,14 +50,11 @@ def paths(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_manager_that_calls_it_itself(verl: Path, service: RunningService, paths: list[str]) -> None:
-    found = run_script(verl, "verl_calls.py", service.url, "here", *paths)
-    for path in paths:
-        assert len(found[path]) == 12
-        assert {manager: scores for manager, scores in found[path].items() if scores != SCORES} == {}
-
-
-@pytest.mark.slow
 @pytest.mark.cluster
-def test_the_manager_that_sends_it_to_ray_actors(verl: Path, service: RunningService, paths: list[str]) -> None:
-    assert run_script(verl, "verl_calls.py", service.url, "ray", *paths) == dict.fromkeys(paths, SCORES)
+def test_every_manager_that_calls_it_itself_or_in_rays_actors(
+    verl: Path, service: RunningService, paths: list[str]
+) -> None:
+    found = run_script(verl, "verl_calls.py", service.url, *paths)
+    for path in paths:
+        assert len(found[path]) == 13
+        assert {manager: scores for manager, scores in found[path].items() if scores != SCORES} == {}

@@ -1,7 +1,6 @@
 """Run by test_callers_verl.py beside the installed verl: its own configuration, loader and reward managers.
 
-    verl_calls.py URL here PATH…    prints JSON: path → manager → what it made of three completions
-    verl_calls.py URL ray PATH…     path → what the manager `remote` made of them
+    verl_calls.py URL PATH…    prints JSON: path → manager → what it made of three completions
 
 The tokenizer alone is ours: a token is a character.
 """
@@ -113,15 +112,22 @@ def by_the_old_managers(url: str, path: str) -> dict[str, list[float]]:
     return {f"{name} of old": scores_of_legacy(name, config) for name, config in named.items()}
 
 
-def main(url: str, where: str, *paths: str) -> None:
-    if where == "ray":
-        import ray
+def by_ray_actors(url: str, path: str) -> dict[str, list[float]]:
+    """By the manager that sends the function to other processes of Ray's."""
+    return {"remote": scores_of(config_of(path, "compute_score", url, "remote"))}
 
-        ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False, log_to_driver=False)
-        print(json.dumps({path: scores_of(config_of(path, "compute_score", url, "remote")) for path in paths}))
-    else:
-        found = {path: by_the_reward_loop(url, path) for path in paths}
-        print(json.dumps({path: found[path] | by_the_old_managers(url, path) for path in paths}))
+
+def main(url: str, *paths: str) -> None:
+    import ray
+
+    ray.init("local", num_cpus=1, include_dashboard=False, configure_logging=False, log_to_driver=False)
+    found = {path: by_ray_actors(url, path) for path in paths}
+    ray.shutdown()
+    for path in paths:
+        found[path] |= by_the_reward_loop(url, path)
+    for path in paths:
+        found[path] |= by_the_old_managers(url, path)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
