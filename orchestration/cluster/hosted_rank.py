@@ -103,7 +103,8 @@ class HostedRank:
 def host_rank(connection: socket.socket, settings: Mapping[str, Any]) -> None:
     """In the forked process: make the rank, and answer calls until the actor leaves.
 
-    It hears no SIGTERM: where that goes to all processes of a run, it still has the update to end, and state to save.
+    It hears neither SIGTERM nor SIGHUP: where those go to all processes of a run, it still has the update to end, and
+    state to save.
     """
     from learner.worker import LearnerRank  # imported by the server already
     from rollout_server.forking.hosted import host
@@ -113,5 +114,5 @@ def host_rank(connection: socket.socket, settings: Mapping[str, Any]) -> None:
         rank.start()
         return rank
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     host(connection, make)

@@ -57,7 +57,7 @@ def join_ray(config: RunConfig, *, namespace: str) -> Any:
 
 def _init(where: str, tries: int, **options: Any) -> Any:
     try:
-        with _signal_handlers_kept(), _sigterm_blocked():
+        with _signal_handlers_kept(), _ends_blocked():
             return ray.init(**options)
     except Exception as error:  # it raises all kinds, plain ones too
         with suppress(Exception):
@@ -99,11 +99,11 @@ def _signal_handlers_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_blocked() -> Iterator[None]:
+def _ends_blocked() -> Iterator[None]:
     """For this thread and what is started from it. Where SIGTERM goes to all processes of a run, as systemd and SLURM
-    send it, Ray's own would end before the run can, and with them, at once and by exit code 1, this process. Ray does
-    the same with SIGINT."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    send it, or SIGHUP, as a terminal's end does, Ray's own would end before the run can, and with them, at once and by
+    exit code 1, this process. Ray does the same with SIGINT."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

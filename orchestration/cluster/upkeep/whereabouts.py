@@ -41,9 +41,9 @@ def claim_node() -> None:
 
 
 def hear_sigterm() -> None:
-    """What this thread starts from now on hears SIGTERM, which Ray's processes, and so its actors, do not: see
-    `joining`. Such processes are ended by it."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    """What this thread starts from now on hears SIGTERM and SIGHUP, by which it is ended. Ray's processes do not, nor
+    do its actors: see `joining`."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGHUP})
 
 
 def end_ray_here() -> None:

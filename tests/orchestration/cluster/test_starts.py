@@ -40,12 +40,13 @@ async def test_engines_are_up_before_ranks_on_a_shared_gpu(num_gpus: int, order:
 
 
 def test_what_ray_starts_does_not_hear_sigterm_and_what_its_actors_start_does() -> None:
-    with joining._sigterm_blocked():
+    with joining._ends_blocked():
         deaf = subprocess.Popen(["sleep", "600"])
         hear_sigterm()
         hearing = subprocess.Popen(["sleep", "600"])
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
     deaf.terminate()
+    deaf.send_signal(signal.SIGHUP)
     hearing.terminate()
     assert hearing.wait(60) == -signal.SIGTERM
     assert deaf.poll() is None
