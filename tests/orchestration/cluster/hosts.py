@@ -101,6 +101,15 @@ class Node:
         ip("link", "set", f"{self.name}p", "down")
         self.end()
 
+    @contextmanager
+    def unplugged(self) -> Iterator[None]:
+        """Without its cable: what is sent to it and by it is lost, and nobody is told."""
+        ip("link", "set", f"{self.name}p", "down")
+        try:
+            yield
+        finally:
+            ip("link", "set", f"{self.name}p", "up")
+
     def end(self) -> None:
         for pid in self.pids():
             with suppress(ProcessLookupError):

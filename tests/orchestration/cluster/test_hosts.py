@@ -37,6 +37,8 @@ WORDS = (
     "learner.lora.r=64",
     "rollout.max_lora_rank=64",
 )
+CUT_S = 6.0
+"""Half of what Ray's head waits for a node here, and less than `stall_timeout_s`."""
 LONG = SamplingParams(num_generations=4, max_completion_length=96, ignore_end_token=True)
 
 
@@ -92,9 +94,34 @@ async def assert_each_gets_it_once(site: Site, samplers: Sequence[Node]) -> None
     assert all(size < number < 1.5 * size for number in received)
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["samples", "learns"])
+async def test_a_host_without_its_network_for_some_seconds_goes_on(site: Site, network: Hosts, which: int) -> None:
+    """Shorter than what Ray and the watch take for a loss: nobody is replaced, and nothing is lost or there twice."""
+    before = processes(site)
+    asked = [asyncio.create_task(site.pool.generate(prompt_called(f"cut-{which}-{n}"), LONG)) for n in range(6)]
+    step = asyncio.create_task(site.step())
+    await asyncio.sleep(0.2)
+    with network.nodes[which].unplugged():
+        await asyncio.sleep(CUT_S)
+    began = time.monotonic()
+    answers = await asyncio.gather(*asked)
+    await step
+    print(f"{CUT_S:g} s without its network: all there {time.monotonic() - began:.1f} s after it is back")
+    assert [answer[0].prompt_id for answer in answers] == [f"cut-{which}-{n}" for n in range(6)]
+    assert processes(site) == before
+
+
+def processes(site: Site) -> list[object]:
+    return [each.process for each in (*(member.actor for member in site.pool.members), *site.learner._ranks)]
+
+
+def prompt_called(name: str) -> Prompt:
+    return Prompt(prompt_id=name, token_ids=TokenIds((1, 2, 3)))
+
+
 async def test_a_host_is_lost_and_another_joins(site: Site, network: Hosts) -> None:
     lost = network.nodes[0]
-    prompts = [Prompt(prompt_id=f"p{n}", token_ids=TokenIds((1, 2, 3))) for n in range(6)]
+    prompts = [prompt_called(f"p{n}") for n in range(6)]
     asked = [asyncio.create_task(site.pool.generate(prompt, LONG)) for prompt in prompts]
     await asyncio.sleep(0.3)
     began = time.monotonic()
