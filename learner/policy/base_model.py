@@ -24,9 +24,10 @@ def load_base(
         arguments: More for `from_pretrained`.
 
     Raises:
-        LearnerError: The folder holds no such model.
+        LearnerError: The folder holds no such model, or not all of it.
     """
     import transformers
+    from safetensors import SafetensorError
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     if not (Path(model_path) / "config.json").is_file():
@@ -41,7 +42,25 @@ def load_base(
         # Whole, where it reads more than text: its layers have the sampler's names then.
         sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         kind: Any = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-        return kind.from_pretrained(model_path, dtype=dtype, local_files_only=True, **arguments)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        model, found = kind.from_pretrained(
+            model_path, dtype=dtype, local_files_only=True, output_loading_info=True, **arguments
+        )
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
         said = str(error).partition("\nModel type should be one of")[0]  # and the names of two hundred
         raise LearnerError(f"cannot load a model from {model_path!r}: {said}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise LearnerError(
+            f"the files in {model_path!r} lack {len(missing)} of the model's weights ({', '.join(missing[:3])}"
+            f"{', …' if missing[3:] else ''}), which transformers would draw at random: is the copy whole, and is "
+            f"config.json this model's?"
+        )
+    return model

@@ -9,11 +9,13 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestration.errors import DataError
 from orchestration.models.random_shapes import RANDOM_PREFIX, random_names, random_shape
 from orchestration.storage.cache import Progress, cache_root, cached_folder, ignore_progress, settings_hash
 from orchestration.storage.s3 import SCHEME, fetch_folder
+from rollout_server.types import ADAPTER_CONFIG
 
 SMOLLM2 = "smollm2-135m-instruct"
 TINY = "tiny"
@@ -78,23 +80,49 @@ def resolve_model(
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse a folder that lacks configuration, weights or tokenizer.
+    """Refuse a folder that lacks configuration, weights or tokenizer, or whose model is not the whole weights alone.
 
     Raises:
-        DataError: names the first thing missing.
+        DataError: names the first thing missing or too much.
     """
+    adapter = (folder / ADAPTER_CONFIG).is_file()
     if not (folder / "config.json").is_file():
-        raise DataError(f"model folder {folder} has no config.json; is it a Hugging Face model folder?")
+        raise DataError(
+            f"model folder {folder} holds an adapter and no model; merge it into its base (peft's merge_and_unload)"
+            if adapter
+            else f"model folder {folder} has no config.json; is it a Hugging Face model folder?"
+        )
     try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"model folder {folder} has a broken config.json: {error}") from error
+    if (method := _quantised_by(config)) is not None:
+        raise DataError(
+            f"model folder {folder} is quantised already ({method}), and an adapter is trained over a model's whole "
+            f"weights here: give the model that it was made from, with learner.quantization=nf4 for a base of 4 bits"
+        )
+    if adapter:
+        raise DataError(
+            f"model folder {folder} holds an adapter beside the model, whose base transformers would load instead: move "
+            f"{ADAPTER_CONFIG} away, or merge the adapter (peft's merge_and_unload)"
+        )
     if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         raise DataError(f"model folder {folder} has no weights (*.safetensors or pytorch_model*.bin); copy them there")
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise DataError(
             f"model folder {folder} has no tokenizer ({' or '.join(_TOKENIZERS[:2])}); copy the base model's there"
         )
+
+
+def _quantised_by(config: Any) -> str | None:
+    """The method by which a checkpoint's weights are quantised, as its config.json says; None: they are not."""
+    parts = [config, config.get("text_config")] if isinstance(config, dict) else []
+    for part in parts:
+        for name in ("quantization_config", "compression_config"):
+            said = part.get(name) if isinstance(part, dict) else None
+            if said:
+                return str(said.get("quant_method", name)) if isinstance(said, dict) else name
+    return None
 
 
 def embedded_model_ready(name: str) -> bool:

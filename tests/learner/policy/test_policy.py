@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -197,6 +200,20 @@ def test_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch, trained: bool, soft
     assert_close(entropy.double(), -(expected.exp() * expected).sum(-1), rtol=1e-5, atol=1e-5)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_is_there_in_part_is_refused(llama: str, tmp_path: Path) -> None:
+    """transformers draws what is missing at random, and warns."""
+    folder = shutil.copytree(llama, tmp_path / "part")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    lost = next(name for name in tensors if name.endswith("o_proj.weight"))
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, file, {"format": "pt"})
+    with pytest.raises(LearnerError, match=f"lack 1 of the model's weights .{re.escape(lost)}., which transformers"):
+        load_policy(str(folder), LearnerConfig(), device=CPU, seed=0)
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(LearnerError, match="cannot load a model from"):
+        load_policy(str(folder), LearnerConfig(), device=CPU, seed=0)
 
 
 def test_what_is_not_supported_is_refused(llama: str, tmp_path: Path) -> None:

@@ -37,6 +37,31 @@ def test_what_a_folder_lacks_is_named(tmp_path: Path, missing: str, complaint: s
         resolve_model(str(model_folder(tmp_path / "m", without=missing)))
 
 
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        (
+            {"config.json": '{"quantization_config": {"quant_method": "gptq", "bits": 4}}'},
+            r"quantised already \(gptq\)",
+        ),
+        ({"config.json": '{"text_config": {"quantization_config": {"quant_method": "fp8"}}}'}, r"already \(fp8\)"),
+        ({"config.json": '{"compression_config": {"format": "int"}}'}, r"quantised already \(compression_config\)"),
+        ({"adapter_config.json": "{}"}, r"an adapter beside the model, .*move adapter_config\.json away"),
+        ({"adapter_config.json": "{}", "config.json": None}, "an adapter and no model; merge it"),
+    ],
+)
+def test_what_is_not_a_models_whole_weights_alone_is_refused(
+    tmp_path: Path, files: dict[str, str | None], complaint: str
+) -> None:
+    folder = model_folder(tmp_path / "m")
+    for name, content in files.items():
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_text(content)
+    with pytest.raises(DataError, match=complaint):
+        check_model_folder(folder)
+
+
 def test_a_broken_config_is_named(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "m")
     (folder / "config.json").write_text("{")
