@@ -103,8 +103,8 @@ def check_model_folder(folder: Path) -> None:
         )
     if adapter:
         raise DataError(
-            f"model folder {folder} holds an adapter beside the model, whose base transformers would load instead: move "
-            f"{ADAPTER_CONFIG} away, or merge the adapter (peft's merge_and_unload)"
+            f"model folder {folder} holds an adapter beside the model, whose base transformers would load instead: "
+            f"move {ADAPTER_CONFIG} away, or merge the adapter (peft's merge_and_unload)"
         )
     if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         raise DataError(f"model folder {folder} has no weights (*.safetensors or pytorch_model*.bin); copy them there")
@@ -183,6 +183,8 @@ def _from_hub(name: str, revision: str | None, progress: Progress) -> Path:
     progress(f"fetching {name} from the hub", 0.0)
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_FILES)))
+        if not any(folder.glob(_WEIGHTS[0])):  # older ones; of many a model the hub has both
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*_HUB_FILES, _WEIGHTS[1]]))
     except Exception as error:  # the hub client raises its own, httpx's and OS errors; all mean "not got"
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(

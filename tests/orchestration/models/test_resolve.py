@@ -102,6 +102,18 @@ def test_a_hub_model_without_weights_is_refused(monkeypatch: pytest.MonkeyPatch,
         resolve_model("owner/name")
 
 
+def test_older_weights_are_fetched_where_there_are_no_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "m", without="model.safetensors")
+
+    def snapshot(*_: object, allow_patterns: list[str], **__: object) -> str:
+        if "pytorch_model*.bin" in allow_patterns:
+            (folder / "pytorch_model.bin").touch()
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert resolve_model("owner/name") == folder
+
+
 def test_the_hub_is_asked_for_the_revision_of_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder, asked = model_folder(tmp_path / "m"), []
 
