@@ -21,7 +21,7 @@ from learner.engine.state import LearnerState, TrainingState, read_state, settin
 from learner.engine.together import all_or_none
 from learner.errors import LearnerError, NonFiniteLossError
 from learner.loss.entropy_selection import step_entropy_threshold
-from learner.policy.adapter_files import AdapterFiles, AdapterFormat, stored_names
+from learner.policy.adapter_files import AdapterFiles, AdapterFormat
 from learner.policy.layers import without_dropout
 from learner.policy.policy import Policy, base_dtype, load_policy, tree_inputs, tree_logprobs
 from learner.probe import NUM_PREDICTIONS, ProbeHistory, probe_tolerance
@@ -246,11 +246,11 @@ class LearnerRank:
                 rank, and nothing has moved then.
         """
         with self._engine.full_parameters() as parameters:
-            stored = stored_names(self._policy.model, _as_in_model(parameters))
-            names = {name: f"{_MODEL}{own}" for name, own in stored.items()}
+            made = self._format_of(_as_in_model(parameters))
+        names = {name: f"{_MODEL}{own}" for name, own in made.names}
         with all_or_none(self._engine.gather_objects):
             binding = settings_that_bind(self._model_path, self._config)
-            state = read_state(Path(folder), binding, adapter_names=names, num_iterations=self._config.num_iterations)
+            state = read_state(Path(folder), binding, names, made.config, num_iterations=self._config.num_iterations)
         self._engine.load_training_state(state.training)
         self._step, self._last_update = state.step, None
         self._probes = ProbeHistory(state.probe_token_ids)
@@ -383,9 +383,12 @@ class LearnerRank:
 
     def _files(self, parameters: dict[str, Tensor], *, tied_once: bool = False) -> AdapterFiles:
         own = _as_in_model(parameters)
+        return self._format_of(own).files(own, tied_once=tied_once)
+
+    def _format_of(self, own: Mapping[str, Tensor]) -> AdapterFormat:
         if self._format is None:
             self._format = AdapterFormat.of(self._policy.model, own, base_model=self._model_path)
-        return self._format.files(own, tied_once=tied_once)
+        return self._format
 
 
 _MODEL = "model."

@@ -19,7 +19,7 @@ from torch import Tensor
 from learner.checkpoint import check_checkpoint, step_of, weights_fingerprint
 from learner.config import LearnerConfig
 from learner.errors import LearnerError
-from rollout_server.types import ADAPTER_WEIGHTS
+from rollout_server.types import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 LEARNER_NAME = "learner.json"
 
@@ -84,23 +84,30 @@ def state_files(state: LearnerState, made_with: Mapping[str, Any]) -> Iterator[t
 
 
 def read_state(
-    folder: Path, made_with: Mapping[str, Any], *, adapter_names: Mapping[str, str], num_iterations: int
+    folder: Path,
+    made_with: Mapping[str, Any],
+    adapter_names: Mapping[str, str],
+    adapter_config: bytes,
+    *,
+    num_iterations: int,
 ) -> LearnerState:
     """The state that `state_files` gave, from a checkpoint's folder; where there is none, what its adapter tells.
 
     Args:
         adapter_names: Name in a peft folder → name of the parameter.
+        adapter_config: Of this run's adapter, as peft writes it.
         num_iterations: Optimizer steps of a batch.
 
     Raises:
-        LearnerError: The folder is not a whole checkpoint, or was made with other settings than `made_with`; the
-            message names each difference.
+        LearnerError: The folder is not a whole checkpoint, or was made with other settings than `made_with`, or is
+            another kind of adapter; the message names each difference.
     """
     from safetensors.torch import load_file
 
     check_checkpoint(folder)
     if not (folder / LEARNER_NAME).is_file():
         if (folder / ADAPTER_WEIGHTS).is_file():
+            _refuse_other_adapter(folder, json.loads(adapter_config))
             return _state_of_adapter(folder, adapter_names, num_iterations)
         raise LearnerError(f"{folder} holds no learner's state: {LEARNER_NAME} is missing")
     plain = json.loads((folder / LEARNER_NAME).read_bytes())
@@ -140,6 +147,34 @@ def _state_of_adapter(folder: Path, names: Mapping[str, str], num_iterations: in
         probe_token_ids=(),
         probe_logprobs=None,
     )
+
+
+_MAKE = (
+    *("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "bias", "lora_bias", "use_qalora"),
+    *("fan_in_fan_out", "layer_replication", "trainable_token_indices", "target_parameters", "arrow_config"),
+)
+"""Fields of peft's LoraConfig by which the same matrices are another policy."""
+
+
+def _refuse_other_adapter(folder: Path, own: Mapping[str, Any]) -> None:
+    """The matrices of an adapter say neither its scale nor what else they mean; its configuration does.
+
+    Raises:
+        LearnerError: It is not made as this run's is; the message names each difference.
+    """
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+    except (OSError, ValueError) as error:
+        raise LearnerError(f"the adapter's {ADAPTER_CONFIG} in {folder} cannot be read: {error}") from error
+    differences = [
+        f"{name} was {config[name]}, is {own.get(name)}"
+        for name in _MAKE
+        if name in config and (config[name] or None) != (own.get(name) or None)
+    ]
+    if isinstance(start := config.get("init_lora_weights"), str) and start not in ("gaussian", "orthogonal"):
+        differences.append(f"it was begun by {start}, which may have changed its base")
+    if differences:
+        raise LearnerError(f"the adapter in {folder} is not made as this run's: {'; '.join(differences)}")
 
 
 def settings_that_bind(model_path: str, config: LearnerConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from learner.engine.state import refuse_other_parameters
 from learner.errors import LearnerError, NonFiniteLossError
 from learner.types import UpdateMetrics
 from learner.worker import LearnerRank
+from rollout_server.types import ADAPTER_CONFIG
 from tests.learner.helpers import make_rank, random_groups, run_ranks
 from tests.models import random_model
 
@@ -532,3 +534,14 @@ def test_an_adapter_alone_is_gone_on_from_with_a_new_optimizer(
         rate = update(other, 3).values["learning_rate"]
         assert rate == update(rank, 3).values["learning_rate"]  # the schedule goes on where it was
         assert apart(dict(other.export_adapter().files), dict(rank.export_adapter().files)) > 0  # AdamW begins anew
+        config = json.loads(trained[ADAPTER_CONFIG])
+        for changed, complaint in (
+            ({"lora_alpha": 12}, "lora_alpha was 12, is 6"),
+            ({"use_rslora": True}, "use_rslora was True, is False"),
+            ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern was {'q_proj': 8}, is {}"),
+            ({"init_lora_weights": "pissa"}, "it was begun by pissa"),
+        ):
+            foreign = trained | {ADAPTER_CONFIG: json.dumps(config | changed).encode()}
+            folder = write_checkpoint(tmp_path / complaint[:5], 2, foreign.items(), keep=1)
+            with pytest.raises(LearnerError, match=f"is not made as this run's: {re.escape(complaint)}"):
+                other.load_checkpoint(str(folder))
