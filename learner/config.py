@@ -107,6 +107,9 @@ class LossSettings(BaseModel):
     top_entropy_quantile: float = Field(
         1.0, gt=0.0, le=1.0, description="Only the tokens in the top so much of the entropies carry the policy loss."
     )
+    entropy_coef: float = Field(
+        0.0, description="Weight of the mean entropy of a step's completion tokens, which is taken off the loss."
+    )
     sapo_temperature_pos: float = Field(1.0, gt=0.0, description="sapo: temperature where the advantage is positive.")
     sapo_temperature_neg: float = Field(1.05, gt=0.0, description="sapo: temperature where it is not.")
     vespo_k_pos: float = Field(2.0, description="vespo: exponent k where the advantage is 0 or more.")
@@ -115,11 +118,16 @@ class LossSettings(BaseModel):
     vespo_lambda_neg: float = Field(2.0, description="vespo: lambda where the advantage is negative.")
 
     @model_validator(mode="after")
-    def _check_sampler_bounds(self) -> Self:
+    def _check_together(self) -> Self:
         low, high = self.vllm_importance_sampling_clip_min, self.vllm_importance_sampling_clip_max
         if low is not None and high is not None and low >= high:
             raise ValueError(
                 f"vllm_importance_sampling_clip_min={low} must be less than vllm_importance_sampling_clip_max={high}"
+            )
+        if self.entropy_coef != 0 and self.top_entropy_quantile < 1.0:
+            raise ValueError(
+                f"entropy_coef={self.entropy_coef} and top_entropy_quantile={self.top_entropy_quantile}: the bonus is "
+                "of all tokens here, so one of the two has to stay at its default (0 and 1)"
             )
         truncates = self.vllm_importance_sampling_correction and "truncate" in self.vllm_importance_sampling_mode
         if truncates and low is None and high is None:

@@ -17,7 +17,7 @@ class LossInputs:
     """The terms of a loss; None: not given. Outside the mask every tensor holds 0."""
 
     logprobs_BT: Tensor
-    """The one that carries the gradient."""
+    """It carries the gradient."""
     old_BT: Tensor
     mask_BT: Tensor
     """1 on completion tokens of scored sequences, else 0; of the log-probs' dtype."""
@@ -28,6 +28,7 @@ class LossInputs:
     sampling_BT: Tensor | None
     """NaN where the sampler could not say."""
     entropies_BT: Tensor | None
+    """It may carry a gradient too."""
 
 
 def loss_inputs(
@@ -78,7 +79,7 @@ def loss_inputs(
         scored_B=scored_B,
         ref_BT=clean_constant(ref_logprobs_BT),
         sampling_BT=clean_constant(sampling_logprobs_BT),
-        entropies_BT=clean_constant(entropies_BT),
+        entropies_BT=None if entropies_BT is None else clean(entropies_BT),
     )
 
 

@@ -41,7 +41,7 @@ def policy_loss(
     ℓ = w·s·h·ℓ₀ + beta·KL·r for each token: ℓ₀ that of `config.loss_type` (`token_losses`), r the ratio exp(lp − old)
     (on the KL only with `use_bias_correction_kl`), w the sampler's weight (`sampler_weights`; vespo has it inside ℓ₀),
     s 0 on sequences that are too far off policy (`on_policy_B1`), h 0 on tokens below the entropy threshold. Added up
-    as `loss_type` says (`reduce_losses`).
+    as `loss_type` says (`reduce_losses`); less entropy_coef·(Σ entropies / num_items), whatever the type.
 
     Args:
         logprobs_BT: The learner's now, which carry the gradient.
@@ -54,7 +54,7 @@ def policy_loss(
             policy" is measured against `old`.
         num_items, num_sequences: Completion tokens and scored sequences of the whole optimizer step, over all ranks
             and micro-batches, whose losses then add up to the step's (bnpo's do not); None: those given here.
-        entropies_BT: Needed where `top_entropy_quantile` < 1.
+        entropies_BT: Needed where `top_entropy_quantile` < 1, and with an `entropy_coef`.
         entropy_threshold: The step's (`step_entropy_threshold`); None: that of the tokens given here.
 
     Returns:
@@ -76,14 +76,20 @@ def policy_loss(
     metrics = LossMetrics(inputs.mask_BT)
     if inputs.entropies_BT is not None:
         metrics.mean("entropy", inputs.entropies_BT)
+    if num_items is None:
+        num_items = inputs.mask_BT.sum().clamp(min=1)
     loss = reduce_losses(
         _losses(inputs, config, metrics, entropy_threshold),
         inputs.mask_BT,
         config.loss_type,
-        num_items=inputs.mask_BT.sum().clamp(min=1) if num_items is None else num_items,
+        num_items=num_items,
         num_sequences=inputs.scored_B.sum().clamp(min=1) if num_sequences is None else num_sequences,
         max_completion_length=config.max_completion_length,
     )
+    if config.entropy_coef != 0:
+        if inputs.entropies_BT is None:
+            raise ValueError(f"entropy_coef is {config.entropy_coef}, so entropies_BT is needed")
+        loss = loss - config.entropy_coef * (inputs.entropies_BT * inputs.mask_BT).sum() / num_items
     return loss, metrics.values()
 
 

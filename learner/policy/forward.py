@@ -32,6 +32,8 @@ class Policy(nn.Module):
     """What is to be said of it at start."""
     own_attention = False
     """The base takes one sequence a row, by its own attention, instead of a tree."""
+    entropy_gradient = False
+    """Entropies carry a gradient, for a loss that wants it."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -81,7 +83,7 @@ class Policy(nn.Module):
             use_adapter: False switches it off: the base model's, the reference of the KL term.
 
         Returns:
-            Log-probabilities, nats, and entropies without gradient; shape (R,) each.
+            Log-probabilities and entropies, nats; shape (R,) each.
 
         Raises:
             ValueError: The temperature is not above 0, or the inputs were made for another attention than the policy
@@ -110,6 +112,7 @@ class Policy(nn.Module):
             inputs.target_R,
             temperature=temperature / self._logit_scale,
             softcap=self._softcap and self._softcap / self._logit_scale,
+            entropy_gradient=self.entropy_gradient,
         )
 
 

@@ -70,6 +70,7 @@ def load_policy(model_path: str, config: LearnerConfig, *, device: torch.device,
     if config.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     policy = Policy(model)
+    policy.entropy_gradient = config.loss.entropy_coef != 0
     policy.train()  # without it gradient checkpointing is off
     if config.quantization == "none":
         policy.to(device)

@@ -88,7 +88,8 @@ def plan_step(
             rows[p][g] = _mean_over_tokens(groups[p].members[g], turns)
     masks = config.mask_truncated_completions
     in_loss = [one for one in counted if one.num_sampled and not (masks and one.scored.truncated)]
-    computes_all = config.loss.beta > 0.0 or config.loss.top_entropy_quantile < 1.0
+    loss = config.loss
+    computes_all = loss.beta > 0.0 or loss.top_entropy_quantile < 1.0 or loss.entropy_coef != 0.0
     computed = [one for one in in_loss if computes_all or one.advantage != 0.0]
     return StepPlan(
         sequences=tuple(one.sequence for one in computed),

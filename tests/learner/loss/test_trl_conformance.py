@@ -23,7 +23,7 @@ from torch.testing import assert_close
 from learner.advantages import aggregate_advantages, overlong_penalty
 from learner.config import LossType
 from learner.loss import LossConfig, policy_loss, step_entropy_threshold
-from tests.learner.loss.trl_reference import Batch, Step, TrlReference, double_precision
+from tests.learner.loss.trl_reference import Batch, Step, TrlReference, double_precision, with_gradient
 
 TOLERANCE = 1e-6
 MAX_COMPLETION_LENGTH = 6
@@ -113,6 +113,8 @@ def loss_settings(draw: st.DrawFn, loss_type: LossType) -> dict[str, Any]:
     }
     if some(False, False, True):  # no upper bound: TRL's truncate modes then want a lower one
         chosen |= {"vllm_importance_sampling_clip_max": None, "vllm_importance_sampling_clip_min": 0.8}
+    if chosen["top_entropy_quantile"] == 1.0:
+        chosen["entropy_coef"] = some(0.0, 0.3, -0.1)
     if loss_type == "vespo":  # the only modes with which TRL takes it
         chosen["vllm_importance_sampling_mode"] = some("token_truncate", "token_mask")
     return chosen
@@ -165,7 +167,7 @@ def our_step(
             sampling_logprobs_BT=batch.sampling_BT[rows] if use_vllm else None,
             num_items=float(mask_BT.sum().clamp(min=1)),
             num_sequences=len(batch.lengths),
-            entropies_BT=batch.entropies_BT[rows],
+            entropies_BT=with_gradient(batch.entropies_BT, leaf_BT)[rows],
         )
         if config.loss_type == "bnpo":  # a mean of local means, see test_bnpo_of_a_step
             loss = loss / len(microbatches)
@@ -195,6 +197,8 @@ def test_a_step(trl: TrlReference, loss_type: LossType, data: st.DataObject) -> 
         "mask_truncated_completions": data.draw(st.booleans()),
     }
     accumulation = data.draw(st.sampled_from([n for n in (1, 2, 3) if len(batch.lengths) % n == 0]))
+    if accumulation > 1:  # of each micro-batch theirs takes the mean entropy, ours the step's, however it is cut
+        chosen["entropy_coef"] = 0.0
     theirs = trl.step(batch, accumulation=accumulation, **chosen)
     assert_same(our_step(batch, theirs.microbatches, **chosen), theirs)
 

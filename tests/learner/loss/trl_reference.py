@@ -157,6 +157,11 @@ class TrlReference:
         return trainer
 
 
+def with_gradient(values_BT: Tensor, leaf_BT: Tensor) -> Tensor:
+    """The same values, whose gradient a leaf sees."""
+    return values_BT + leaf_BT - leaf_BT.detach()
+
+
 def _reward_function(batch: Batch, index: int) -> Callable[..., list[float | None]]:
     def reward(**_: Any) -> list[float | None]:
         return [row[index] for row in batch.rewards]
@@ -192,7 +197,7 @@ def _logprobs_of(
         rows = input_ids[:, 0] - FIRST_ROW
         if compute_entropy:
             microbatches.append(tuple(rows.tolist()))
-            return leaf_BT[rows], batch.entropies_BT[rows], None
+            return leaf_BT[rows], with_gradient(batch.entropies_BT, leaf_BT)[rows], None
         return (batch.ref_BT if model is trainer.ref_model else batch.old_BT)[rows], None, None
 
     return logprobs

@@ -181,23 +181,29 @@ def test_only_the_adapter_trains_and_it_is_float32(llama: str) -> None:
         assert parameter.requires_grad or parameter.grad is None
 
 
+@pytest.mark.parametrize("bonus", [False, True])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("trained", [False, True])
-def test_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch, trained: bool, softcap: float | None) -> None:
+def test_the_head_in_chunks(monkeypatch: pytest.MonkeyPatch, trained: bool, softcap: float | None, bonus: bool) -> None:
     monkeypatch.setitem(LOGITS_PER_CHUNK, "cpu", 3 * 11)  # three rows of eleven logits
     torch.manual_seed(0)
     hidden = torch.randn(10, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=trained)
     bias = torch.randn(11, dtype=torch.float64, requires_grad=trained)
     wanted = [hidden, weight, bias] if trained else [hidden]
-    target, upstream = torch.randint(11, (10,)), torch.randn(10)
-    logprobs, entropy = token_logprobs(hidden, weight, bias, target, temperature=0.5, softcap=softcap)
-    gradients = torch.autograd.grad(logprobs, wanted, upstream)
+    target, upstream, of_entropy = torch.randint(11, (10,)), torch.randn(10), torch.randn(10)
+    logprobs, entropy = token_logprobs(
+        hidden, weight, bias, target, temperature=0.5, softcap=softcap, entropy_gradient=bonus
+    )
+    assert entropy.requires_grad == bonus
+    gradients = torch.autograd.grad((upstream * logprobs).sum() + (of_entropy * entropy).sum(), wanted)
     logits = hidden @ weight.T + bias
     expected = ((logits if softcap is None else softcap * (logits / softcap).tanh()) / 0.5).log_softmax(-1)
-    expected_gradients = torch.autograd.grad(expected[range(10), target], wanted, upstream.double())
+    expected_entropy = -(expected.exp() * expected).sum(-1)
+    expected_loss = (upstream * expected[range(10), target]).sum() + bonus * (of_entropy * expected_entropy).sum()
+    expected_gradients = torch.autograd.grad(expected_loss, wanted)
     assert_close(logprobs.double(), expected[range(10), target], rtol=1e-5, atol=1e-5)
-    assert_close(entropy.double(), -(expected.exp() * expected).sum(-1), rtol=1e-5, atol=1e-5)
+    assert_close(entropy.double(), expected_entropy, rtol=1e-5, atol=1e-5)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
 
