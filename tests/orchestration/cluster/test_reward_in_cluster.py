@@ -52,9 +52,9 @@ def two_nodes(ray_folder: Path) -> Iterator[Any]:
     from ray.cluster_utils import Cluster as TwoNodes
 
     claim_node()
-    nodes = TwoNodes(
-        initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 1, "object_store_memory": 80 * 2**20}
-    )
+    # Its dashboard would take the port that another test's has asked for, and is about to take.
+    head = {"num_cpus": 4, "num_gpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+    nodes = TwoNodes(initialize_head=True, head_node_args=head)
     nodes.add_node(num_cpus=2, num_gpus=0, resources={"reward": 1}, object_store_memory=80 * 2**20)
     yield nodes
     nodes.shutdown()

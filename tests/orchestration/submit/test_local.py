@@ -89,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     assert not agent.endswith(":0")  # it would wait for the node to register, and end a head that is slow to start
     assert not open_to_others(family)
     until(lambda: local_head.find(place.folder / "state" / "head") is None, timeout_s=LINGER_S + 60)
-    until(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], timeout_s=30)
+    assert not psutil.wait_procs(family, timeout=30)[1]
 
 
 KEEPER = "keeper"
