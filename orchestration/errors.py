@@ -29,6 +29,10 @@ class RemoteTimeoutError(RlvrError):
     """A remote call was not answered in time: who did not answer."""
 
 
+class ValueLostError(RlvrError):
+    """What lay in Ray's object store is gone, with the node that held it."""
+
+
 class EnvironmentLostError(RlvrError):
     """What held an episode's environment is gone, and its state with it: the episode has to begin again."""
 

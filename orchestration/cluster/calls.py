@@ -17,11 +17,18 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import ray
-from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
 from orchestration.cluster.upkeep.lines import Line, RaisedThereError
 from orchestration.cluster.upkeep.whereabouts import Whereabouts
-from orchestration.errors import NoRoomError, RemoteTimeoutError, WorkerDiedError, in_a_sentence, one_line
+from orchestration.errors import (
+    NoRoomError,
+    RemoteTimeoutError,
+    ValueLostError,
+    WorkerDiedError,
+    in_a_sentence,
+    one_line,
+)
 
 Host = TypeVar("Host")
 """The actor's class."""
@@ -65,6 +72,7 @@ class RemoteActor(Generic[Host]):
             RemoteTimeoutError: the actor did not answer in time.
             WorkerDiedError: the actor's process or node died.
             RlvrError: the method met an OSError, such as a full disk there.
+            ValueLostError: an argument or the answer is gone with the node that held it.
             LineCutError: the actor's line was cut meanwhile; whether the actor lives, Ray knows.
             Exception: the method's own, as it was raised there.
         """
@@ -121,9 +129,13 @@ class _Answer:
                 raise in_a_sentence(f"{who} could not {self.method}", error.cause) from error
             if isinstance(error.cause, FULL):
                 raise _no_room(f"{who} could not {self.method}", error.cause) from error
+            if isinstance(error.cause, ObjectLostError):
+                raise _value_lost(f"{who} could not {self.method}", error.cause) from error
             raise error.cause from error
         except FULL as error:
             raise _no_room(f"{who} could not {self.method}", error) from error
+        except ObjectLostError as error:
+            raise _value_lost(f"the answer of {who} to {self.method} cannot be had", error) from error
         except RayError as error:
             died = f"{who} died during {self.method}: {_detail(error)}. Its log is in {log_folder()}"
             raise WorkerDiedError(died) from error
@@ -159,6 +171,11 @@ FULL = (ObjectStoreFullError, OutOfDiskError)
 def _no_room(what: str, error: BaseException) -> NoRoomError:
     reason = one_line(error).partition(". ")[0].rstrip(".")
     return NoRoomError(f"{what}: Ray's object store is full, and so is the disk it spills to, on its node ({reason})")
+
+
+def _value_lost(what: str, error: BaseException) -> ValueLostError:
+    reason = one_line(error).partition(". ")[0].rstrip(".")
+    return ValueLostError(f"{what}: what lay in Ray's object store is gone with the node that held it ({reason})")
 
 
 _EXIT = re.compile(r"Worker exit type: (\w+) Worker exit detail: (.*)", re.DOTALL)

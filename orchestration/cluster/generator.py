@@ -88,8 +88,8 @@ class RayMember:
     async def publish(self, adapter: AdapterHandle) -> PublishReport:
         assert isinstance(adapter, RayAdapter), "its bytes must be in the object store the workers read"
         timeout_s = self._config.publish_timeout_s + _MARGIN_S
-        publish = self.actor.call(RolloutActor.publish, timeout_s=timeout_s)(adapter.reference)
-        parts: list[Coroutine[Any, Any, Any]] = [publish, self._tell_probe(adapter, timeout_s)]
+        publish = self.actor.call(RolloutActor.publish, timeout_s=timeout_s)
+        parts: list[Coroutine[Any, Any, Any]] = [adapter.given(publish), self._tell_probe(adapter, timeout_s)]
         report: PublishReport = (await gather_or_cancel(parts))[0]
         return report
 

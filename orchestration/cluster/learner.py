@@ -23,7 +23,7 @@ from orchestration.cluster.calls import Pending, RemoteActor, shared
 from orchestration.cluster.upkeep.heartbeat import BEAT_S, until_stalled
 from orchestration.cluster.upkeep.restarts import Restarts
 from orchestration.concurrency import before, gather_or_cancel
-from orchestration.errors import RemoteTimeoutError, RlvrError, WorkerDiedError, one_line
+from orchestration.errors import RemoteTimeoutError, RlvrError, ValueLostError, WorkerDiedError, one_line
 from orchestration.run.ledger.room import when_there_is_room
 from orchestration.run.reporter import Note
 from orchestration.settings.config import RunConfig
@@ -105,11 +105,18 @@ class RayLearner:
             await gather_or_cancel(export.settled(timeout_s=timeout_s) for export in exports)
             return exports[0]
 
+        async def again() -> Pending[int, AdapterPayload]:
+            pending = await self._given_room(lambda: self._kept_alive(exported))
+            if (found := await pending.settled(timeout_s=timeout_s)) != version:
+                raise ValueLostError(f"adapter version {version} is gone, and the learner is at {found} by now")
+            return pending
+
         async def probed() -> AdapterProbe:
             probes = await self._kept_alive(lambda: self._all(LearnerActor.probe_adapter, timeout_s))
             return probes[0]
 
-        return RayAdapter(await self._given_room(lambda: self._kept_alive(exported)), probed, timeout_s)
+        version = self._step
+        return RayAdapter(await self._given_room(lambda: self._kept_alive(exported)), probed, again, timeout_s)
 
     async def save_checkpoint(self, folder: str, files: Mapping[str, bytes]) -> None:
         self._checkpoints, step = Path(folder), self._step

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from grpc import RpcError
-from ray.exceptions import OutOfDiskError, RayTaskError
+from ray.exceptions import OutOfDiskError, OwnerDiedError, RayTaskError
 
 from orchestration.cluster import calls
 from orchestration.cluster.adapter import RayAdapter
-from orchestration.cluster.calls import RemoteActor
+from orchestration.cluster.calls import Pending, RemoteActor
 from orchestration.cluster.showing import actor_text as actor_texts
-from orchestration.errors import MachineError, NoRoomError, RemoteTimeoutError
+from orchestration.errors import MachineError, NoRoomError, RemoteTimeoutError, ValueLostError
 from tests.waiting import others_run, until_async
 
 
@@ -101,6 +101,35 @@ async def test_a_full_object_store_is_no_death(monkeypatch: pytest.MonkeyPatch) 
             await calls._Answer(ACTOR, "wait", answer).result(timeout_s=5)
 
 
+async def test_an_adapter_that_is_gone_with_its_node_is_exported_once_more_for_all_who_want_it() -> None:
+    exports = [Pending(answer=calls._Answer(ACTOR, "export", name), receipt=None) for name in ("first", "second")]
+    num_exports = 0
+
+    async def again() -> Any:
+        nonlocal num_exports
+        num_exports += 1
+        await others_run()
+        return exports[1]
+
+    async def use(reference: str) -> str:
+        await others_run()
+        if reference in gone:
+            error = RayTaskError("publish", "its traceback", OwnerDiedError("ab", None, "call site"))
+            answer = asyncio.get_running_loop().create_future()
+            answer.set_exception(error)
+            await calls._Answer(ACTOR, "publish", answer).result(timeout_s=5)
+        return reference
+
+    gone = {"first"}
+    adapter = RayAdapter(exports[0], lambda: asyncio.sleep(0), again, timeout_s=5)
+    assert await asyncio.gather(*(adapter.given(use) for _ in range(3))) == ["second"] * 3
+    assert num_exports == 1
+    gone.add("second")
+    with pytest.raises(ValueLostError, match=r"counter-0 .* could not publish: .* is gone with the node that held it"):
+        await adapter.given(use)
+    assert num_exports == 2
+
+
 async def test_a_probe_that_fails_when_nobody_waits_for_it_any_more_is_not_told_by_asyncio() -> None:
     """As when Ray's raylet dies in a publish: the workers are given up first, and then the learner."""
     told: list[object] = []
@@ -111,7 +140,8 @@ async def test_a_probe_that_fails_when_nobody_waits_for_it_any_more_is_not_told_
         await fails.wait()
         raise MachineError("the raylet is gone")
 
-    adapter = RayAdapter(ACTOR.begin(Counter.export)(4), probe, timeout_s=5)
+    exported = ACTOR.begin(Counter.export)(4)
+    adapter = RayAdapter(exported, probe, lambda: asyncio.sleep(0, exported), timeout_s=5)
     waiting = asyncio.create_task(adapter.probe())
     await others_run()
     waiting.cancel()
