@@ -29,7 +29,7 @@ class RemoteTimeoutError(RlvrError):
     """A remote call was not answered in time: who did not answer."""
 
 
-class ValueLostError(RlvrError):
+class ValueLostError(WorkerDiedError):
     """What lay in Ray's object store is gone, with the node that held it."""
 
 

@@ -21,7 +21,7 @@ from orchestration.cluster.upkeep.lines import LineCutError
 from orchestration.cluster.upkeep.members import Place, Worker, in_turn, told
 from orchestration.cluster.upkeep.restarts import Restarts
 from orchestration.concurrency import before, gather_or_cancel
-from orchestration.errors import RemoteTimeoutError, RlvrError, ValueLostError, WorkerDiedError, one_line
+from orchestration.errors import RemoteTimeoutError, RlvrError, WorkerDiedError, one_line
 from orchestration.run.ledger.room import when_there_is_room
 from orchestration.run.ports import AdapterHandle
 from orchestration.run.reporter import Note
@@ -35,7 +35,7 @@ MAX_TRIES = 3
 """Of a group that an engine gives up on without dying."""
 MOST_BEATS = 64
 """Workers that are looked at in each beat: hundreds take turns. One that died under a call is noticed by that."""
-_LOST = (WorkerDiedError, RemoteTimeoutError, ValueLostError, EngineDeadError, EngineSpoiledError)
+_LOST = (WorkerDiedError, RemoteTimeoutError, EngineDeadError, EngineSpoiledError)
 """What a call fails with when its worker is of no use any more."""
 
 

@@ -101,6 +101,10 @@ async def test_a_full_object_store_is_no_death(monkeypatch: pytest.MonkeyPatch) 
             await calls._Answer(ACTOR, "wait", answer).result(timeout_s=5)
 
 
+async def never_again() -> Any:
+    raise AssertionError
+
+
 async def test_an_adapter_that_is_gone_with_its_node_is_exported_once_more_for_all_who_want_it() -> None:
     exports = [Pending(answer=calls._Answer(ACTOR, "export", name), receipt=None) for name in ("first", "second")]
     num_exports = 0
@@ -121,7 +125,7 @@ async def test_an_adapter_that_is_gone_with_its_node_is_exported_once_more_for_a
         return reference
 
     gone = {"first"}
-    adapter = RayAdapter(exports[0], lambda: asyncio.sleep(0), again, timeout_s=5)
+    adapter = RayAdapter(exports[0], never_again, again, timeout_s=5)
     assert await asyncio.gather(*(adapter.given(use) for _ in range(3))) == ["second"] * 3
     assert num_exports == 1
     gone.add("second")
@@ -141,7 +145,7 @@ async def test_a_probe_that_fails_when_nobody_waits_for_it_any_more_is_not_told_
         raise MachineError("the raylet is gone")
 
     exported = ACTOR.begin(Counter.export)(4)
-    adapter = RayAdapter(exported, probe, lambda: asyncio.sleep(0, exported), timeout_s=5)
+    adapter = RayAdapter(exported, probe, never_again, timeout_s=5)
     waiting = asyncio.create_task(adapter.probe())
     await others_run()
     waiting.cancel()

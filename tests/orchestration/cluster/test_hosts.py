@@ -100,7 +100,7 @@ async def test_a_host_without_its_network_for_some_seconds_goes_on(site: Site, n
     before = processes(site)
     asked = [asyncio.create_task(site.pool.generate(prompt_called(f"cut-{which}-{n}"), LONG)) for n in range(6)]
     step = asyncio.create_task(site.step())
-    await asyncio.sleep(0.2)
+    await until_async(lambda: any(place.under_way for place in site.pool._places), 30)
     with network.nodes[which].unplugged():
         await asyncio.sleep(CUT_S)
     began = time.monotonic()

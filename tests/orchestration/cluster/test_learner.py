@@ -20,7 +20,7 @@ from orchestration.cluster import calls
 from orchestration.cluster.actors import LearnerActor
 from orchestration.cluster.learner import RayLearner
 from orchestration.cluster.upkeep.restarts import Restarts
-from orchestration.errors import MachineError, WorkerDiedError
+from orchestration.errors import MachineError, ValueLostError, WorkerDiedError
 from orchestration.settings.config import load_config
 from rollout_server.types import AdapterPayload, AdapterProbe
 from tests.waiting import others_run, until_async
@@ -149,9 +149,12 @@ async def test_a_batch_waits_for_room_in_the_object_store(crew: Crew, monkeypatc
     assert crew.notes[1:] == ["there is room again"]
 
 
-async def test_before_the_first_checkpoint_all_is_learned_again_from_the_seed(crew: Crew) -> None:
+@pytest.mark.parametrize("lost", [WorkerDiedError, ValueLostError])  # its answer may be gone with its node
+async def test_before_the_first_checkpoint_all_is_learned_again_from_the_seed(
+    crew: Crew, lost: type[WorkerDiedError]
+) -> None:
     await crew.update("a")
-    crew.lives[0][1].fails["update"] = WorkerDiedError("learner-1 died during update: by SIGKILL")
+    crew.lives[0][1].fails["update"] = lost("learner-1 died during update: by SIGKILL")
     assert (await crew.update("b")).step == 2
     assert crew.policies == [["a", "b"], ["a", "b"]]
     assert crew.ended == [1]

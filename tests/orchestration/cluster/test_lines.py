@@ -224,8 +224,12 @@ async def test_a_probe_is_told_by_the_line_and_through_ray_where_that_is_cut() -
 
         payload = AdapterPayload(version=version, files=(), probe_token_ids=(1,))
         answer = _Answer(member.actor, "export_adapter", payload)
+
+        async def again() -> Pending[int, AdapterPayload]:
+            raise AssertionError("nothing was lost")
+
         exported = Pending(answer=answer, receipt=answer)
-        return await member.publish(RayAdapter(exported, probed, lambda: asyncio.sleep(0, exported), 60.0))
+        return await member.publish(RayAdapter(exported, probed, again, 60.0))
 
     assert await published(1) == 1
     assert actor.called == ["here", "start", "listen", "publish"]
