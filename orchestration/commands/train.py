@@ -31,7 +31,7 @@ from orchestration.machine import doctor
 from orchestration.machine.placement import Placement
 from orchestration.models.dequantized import served_model
 from orchestration.models.prompting import make_prompt_builder, training_sampling
-from orchestration.models.resolve import resolve_model
+from orchestration.models.resolve import check_trainable, resolve_model
 from orchestration.monitor import programs
 from orchestration.page.card import make_portable
 from orchestration.report import Reporter, make_reporter
@@ -203,7 +203,9 @@ def _monitor(reporter: Reporter) -> None:
 async def _resolve_model(config: RunConfig, reporter: Reporter) -> Path:
     reporter.phase("preparing", f"model {config.model.name}")
     progress = _progress_to(reporter)
-    return await in_thread(partial(resolve_model, config.model.name, config.model.revision, progress=progress))
+    folder = await in_thread(partial(resolve_model, config.model.name, config.model.revision, progress=progress))
+    check_trainable(folder)
+    return folder
 
 
 def _progress_to(reporter: Reporter) -> Progress:

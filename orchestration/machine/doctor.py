@@ -92,7 +92,7 @@ def examine(config: RunConfig) -> tuple[MachineFacts, Needs | None, list[Finding
 def check_model(config: RunConfig) -> Iterator[Finding]:
     """Whether the model is here already, comes with a package, or will be fetched."""
     from orchestration.models.random_shapes import RANDOM_PREFIX, random_names, random_shape
-    from orchestration.models.resolve import EMBEDDED_MODELS, check_model_folder, embedded_model_ready
+    from orchestration.models.resolve import EMBEDDED_MODELS, check_trainable, embedded_model_ready
 
     name, folder = config.model.name, Path(config.model.name).expanduser()
     level, here, remedy = Level.OK, "embedded", ""
@@ -105,7 +105,7 @@ def check_model(config: RunConfig) -> Iterator[Finding]:
             level, here, remedy = Level.MISSING, "an unknown shape", f"take {' or '.join(random_names())}"
     elif folder.is_dir():
         try:
-            check_model_folder(folder)
+            check_trainable(folder)
             here = "a local folder"
         except DataError as error:
             level, here, remedy = Level.MISSING, str(error), "complete the folder"

@@ -80,38 +80,50 @@ def resolve_model(
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse a folder that lacks configuration, weights or tokenizer, or whose model is not the whole weights alone.
+    """Refuse a folder that lacks configuration, weights or tokenizer.
 
     Raises:
-        DataError: names the first thing missing or too much.
+        DataError: names the first thing missing.
     """
-    adapter = (folder / ADAPTER_CONFIG).is_file()
     if not (folder / "config.json").is_file():
         raise DataError(
             f"model folder {folder} holds an adapter and no model; merge it into its base (peft's merge_and_unload)"
-            if adapter
+            if (folder / ADAPTER_CONFIG).is_file()
             else f"model folder {folder} has no config.json; is it a Hugging Face model folder?"
         )
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        _config_of(folder)
     except ValueError as error:
         raise DataError(f"model folder {folder} has a broken config.json: {error}") from error
-    if (method := _quantised_by(config)) is not None:
-        raise DataError(
-            f"model folder {folder} is quantised already ({method}), and an adapter is trained over a model's whole "
-            f"weights here: give the model that it was made from, with learner.quantization=nf4 for a base of 4 bits"
-        )
-    if adapter:
-        raise DataError(
-            f"model folder {folder} holds an adapter beside the model, whose base transformers would load instead: "
-            f"move {ADAPTER_CONFIG} away, or merge the adapter (peft's merge_and_unload)"
-        )
     if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         raise DataError(f"model folder {folder} has no weights (*.safetensors or pytorch_model*.bin); copy them there")
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         raise DataError(
             f"model folder {folder} has no tokenizer ({' or '.join(_TOKENIZERS[:2])}); copy the base model's there"
         )
+
+
+def check_trainable(folder: Path) -> None:
+    """Refuse a folder that is whole, but whose model cannot be the base of an adapter, though it can be evaluated.
+
+    Raises:
+        DataError: says why.
+    """
+    check_model_folder(folder)
+    if (method := _quantised_by(_config_of(folder))) is not None:
+        raise DataError(
+            f"model folder {folder} is quantised already ({method}), and an adapter is trained over a model's whole "
+            f"weights here: give the model that it was made from, with learner.quantization=nf4 for a base of 4 bits"
+        )
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise DataError(
+            f"model folder {folder} holds an adapter beside the model, whose base transformers would load instead: "
+            f"move {ADAPTER_CONFIG} away, or merge the adapter (peft's merge_and_unload)"
+        )
+
+
+def _config_of(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def _quantised_by(config: Any) -> str | None:

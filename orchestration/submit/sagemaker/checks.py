@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from orchestration.errors import ConfigError, DataError
-from orchestration.models.resolve import EMBEDDED_MODELS, check_model_folder
+from orchestration.models.resolve import EMBEDDED_MODELS, check_trainable
 from orchestration.settings.config import RunConfig
 from orchestration.settings.names import nearest
 from orchestration.settings.sagemaker import SageMakerConfig
@@ -205,7 +205,7 @@ def _of_model(run: RunConfig) -> Iterator[str]:
             yield f"model.name={name!r} is not a folder on S3; write s3://BUCKET/FOLDER/"
     elif (folder := local_model_folder(run)) is not None:
         try:
-            check_model_folder(folder)
+            check_trainable(folder)
         except DataError as error:
             yield f"model.name={name!r}: {error}"
     elif name.startswith(("/", ".", "~")):

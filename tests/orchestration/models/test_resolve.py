@@ -10,7 +10,13 @@ import pytest
 from orchestration.errors import DataError
 from orchestration.models import resolve as models
 from orchestration.models.here import model_here
-from orchestration.models.resolve import SMOLLM2, check_model_folder, embedded_model_ready, resolve_model
+from orchestration.models.resolve import (
+    SMOLLM2,
+    check_model_folder,
+    check_trainable,
+    embedded_model_ready,
+    resolve_model,
+)
 from orchestration.settings.config import load_config
 
 FILES = {"config.json": "{}", "model.safetensors": "", "tokenizer.json": "{}"}
@@ -59,7 +65,9 @@ def test_what_is_not_a_models_whole_weights_alone_is_refused(
         if content is not None:
             (folder / name).write_text(content)
     with pytest.raises(DataError, match=complaint):
-        check_model_folder(folder)
+        check_trainable(folder)
+    if files.get("config.json", "{}") is not None:
+        check_model_folder(folder)  # it can be evaluated
 
 
 def test_a_broken_config_is_named(tmp_path: Path) -> None:
